@@ -1,0 +1,1 @@
+"""Image retrieval with one calibrated threshold."""

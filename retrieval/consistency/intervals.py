@@ -1,0 +1,80 @@
+"""What an uncertainty interval is, and the two ways used here to make one.
+
+Percentiles of bootstrap replicates for anything resampled by class; Wilson's interval for a single proportion. What is
+resampled, and why, is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from retrieval.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A closed interval; `value in interval` includes both ends."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:.4g} to {self.high:.4g}"
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return z such that a standard normal variable lies within +-z with the given confidence.
+
+    Raises:
+        InvalidInput: confidence is not strictly between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    return float(ndtri((1 + confidence) / 2))
+
+
+def class_weights(n_classes: int, n_bootstrap: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return how often each class is drawn in each bootstrap replicate: [n_bootstrap, n_classes] float64."""
+    return rng.multinomial(n_classes, np.full(n_classes, 1 / n_classes), size=n_bootstrap).astype(np.float64)
+
+
+def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> Interval:
+    """Return the central interval that holds `confidence` of the replicates: [b] float64.
+
+    Raises:
+        InvalidInput: there is no replicate, or confidence is not strictly between 0 and 1.
+    """
+    if replicates.size == 0 or not 0 < confidence < 1:
+        raise InvalidInput(
+            f"expected replicates and a confidence strictly between 0 and 1, found {replicates.size} and {confidence}"
+        )
+    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """Return Wilson's score interval of a proportion; no trials give 0 to 1.
+
+    Trials are taken as independent. Pairs that share an image or a class are not: for rates over pairs the true
+    interval is wider.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    >>> print(wilson_interval(5, 10))
+    0.2366 to 0.7634
+    """
+    z = normal_quantile(confidence)
+    if trials == 0:
+        return Interval(0.0, 1.0)
+    rate = successes / trials
+    centre = rate + z * z / (2 * trials)
+    half_width = z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return Interval(float(max(0.0, (centre - half_width) / scale)), float(min(1.0, (centre + half_width) / scale)))

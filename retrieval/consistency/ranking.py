@@ -1,0 +1,110 @@
+"""How good the order of the answers is, without any threshold: recall at k and mean average precision at R.
+
+Leave-one-out: every image queries all others. A query whose class has no other image has no right answer and is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+# Scores held at once; a chunk of queries meets all images, so this bounds memory whatever n is.
+_MAX_SCORES = 1 << 22
+
+
+def recall_at_k(
+    query_vectors: Vectors,
+    labels: Sequence[str],
+    *,
+    gallery_vectors: Vectors | None = None,
+    k: Sequence[int] = (1,),
+) -> dict[int, float]:
+    """Return, for each k, the share of queries with an image of their class among the k best-scoring others.
+
+    Ties go to the image with the lower index.
+
+    Raises:
+        InvalidInput: k is empty or holds a value below 1.
+        NotEnoughEvidence: no class has two images, or fewer than two classes.
+        InvalidEmbeddings: see `labelled_vectors`.
+
+    Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
+
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1]], dtype=np.float32)
+    >>> recall_at_k(rows, ["a", "b", "a", "b"], k=(1, 2))
+    {1: 0.0, 2: 0.5}
+    """
+    if not k or min(k) < 1:
+        raise InvalidInput(f"k must hold numbers of at least 1, found {tuple(k)}")
+    vectors = _with_queries(query_vectors, labels, gallery_vectors)
+    depth = min(max(k), len(vectors.codes) - 1)
+    hits = np.zeros(depth, dtype=np.int64)
+    n_queries = 0
+    for relevant, _ in _ranked(vectors, depth):
+        hits += np.logical_or.accumulate(relevant, axis=1).sum(axis=0)
+        n_queries += len(relevant)
+    return {value: float(hits[min(value, depth) - 1] / n_queries) for value in k}
+
+
+def map_at_r(query_vectors: Vectors, labels: Sequence[str], *, gallery_vectors: Vectors | None = None) -> float:
+    """Return mean average precision at R: precision at the ranks of right answers among the R first, divided by R.
+
+    R is the number of other images of the query's class. Ties go to the image with the lower index.
+
+    Raises:
+        NotEnoughEvidence: no class has two images, or fewer than two classes.
+        InvalidEmbeddings: see `labelled_vectors`.
+
+    Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, section 3.2.
+
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    >>> map_at_r(rows, ["a", "a", "b"])
+    1.0
+    """
+    vectors = _with_queries(query_vectors, labels, gallery_vectors)
+    depth = int(vectors.n_images.max()) - 1
+    ranks = np.arange(1, depth + 1)
+    total, n_queries = 0.0, 0
+    for relevant, n_right in _ranked(vectors, depth):
+        counted = relevant & (ranks <= n_right[:, None])
+        precision = counted.cumsum(axis=1) / ranks
+        total += float(((precision * counted).sum(axis=1) / n_right).sum())
+        n_queries += len(relevant)
+    return total / n_queries
+
+
+def _with_queries(query_vectors: Vectors, labels: Sequence[str], gallery_vectors: Vectors | None) -> LabelledVectors:
+    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    if vectors.n_positives == 0:
+        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    return vectors
+
+
+def _ranked(vectors: LabelledVectors, depth: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+    """Yield, for chunks of queries with a right answer, whether each of the best `depth` is right, and how many are."""
+    n = len(vectors.codes)
+    n_right = vectors.n_images[vectors.codes] - 1
+    queries = np.flatnonzero(n_right > 0)
+    step = max(1, _MAX_SCORES // n)
+    for start in range(0, len(queries), step):
+        rows = queries[start : start + step]
+        scores = vectors.query[rows] @ vectors.gallery.T
+        scores[np.arange(len(rows)), rows] = -np.inf
+        best = _best(scores, vectors.order, depth)
+        yield vectors.codes[best] == vectors.codes[rows, None], n_right[rows]
+
+
+def _best(scores: NDArray[np.float32], order: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+    """Return the columns of the `depth` highest scores of each row, best first, ties by the caller's order."""
+    last = np.partition(scores, -depth, axis=1)[:, -depth]
+    rows, columns = np.nonzero(scores >= last[:, None])
+    ranked = np.lexsort((order[columns], -scores[rows, columns], rows))
+    rows, columns = rows[ranked], columns[ranked]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    return columns[place < depth].reshape(len(scores), depth)

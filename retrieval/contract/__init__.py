@@ -1,0 +1,1 @@
+"""What training and serving must do identically: pixels, bundles, scores, operating points, manifests."""

@@ -1,0 +1,142 @@
+"""The model bundle: an ONNX model with everything that must never be separated from it.
+
+Decides what a bundle holds and when it is intact; leaves running the model to `engine/encoder.py` and where bundles
+live to `engine/store.py`.
+
+    model.onnx        pixels [n, 3, h, w] float32 -> embeddings [n, d] float32, unit rows
+    contract.json     format, dimension, preprocessing, input and output names, opset, checksums of the other files
+    evaluation.json   what training measured; free form
+    probe.npz         a few inputs with their expected embeddings, so that anybody can verify a bundle without data
+
+The digest of a bundle is the digest of contract.json, which holds the checksums of everything else.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.contract.canonical import digest_bytes, digest_file, json_bytes
+from retrieval.contract.preprocessing import Preprocessing
+from retrieval.errors import CorruptArtifact, InvalidInput
+
+BundleDigest = NewType("BundleDigest", str)
+
+FORMAT = 1
+MODEL, CONTRACT, EVALUATION, PROBE = "model.onnx", "contract.json", "evaluation.json", "probe.npz"
+BUNDLE_FILES = (MODEL, CONTRACT, EVALUATION, PROBE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """An opened bundle, its checksums verified. `directory` holds its files."""
+
+    digest: BundleDigest
+    directory: Path
+    dimension: int
+    preprocessing: Preprocessing
+    input_name: str
+    output_name: str
+    opset: int
+    evaluation: Mapping[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """Where the ONNX model lies."""
+        return self.directory / MODEL
+
+    def probe(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Inputs [n, 3, h, w] and the embeddings [n, d] that the model gave for them when it was exported."""
+        with np.load(self.directory / PROBE, allow_pickle=False) as arrays:
+            return arrays["inputs"], arrays["embeddings"]
+
+
+def write_bundle(
+    directory: Path,
+    *,
+    onnx_model: bytes,
+    preprocessing: Preprocessing,
+    dimension: int,
+    opset: int,
+    input_name: str,
+    output_name: str,
+    evaluation: Mapping[str, Any],
+    probe_inputs: NDArray[np.float32],
+    probe_embeddings: NDArray[np.float32],
+) -> Bundle:
+    """Write a bundle into `directory`, which must not exist yet or be empty, and open it.
+
+    The directory appears whole or not at all. Raises InvalidInput where it holds something else already.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
+    probe = io.BytesIO()
+    np.savez(probe, inputs=probe_inputs, embeddings=probe_embeddings)
+    files = {MODEL: onnx_model, EVALUATION: json_bytes(evaluation), PROBE: probe.getvalue()}
+    contract = {
+        "format": FORMAT,
+        "dimension": dimension,
+        "unit_norm": True,
+        "preprocessing": preprocessing.to_json(),
+        "input_name": input_name,
+        "output_name": output_name,
+        "opset": opset,
+        "checksums": {name: digest_bytes(content) for name, content in files.items()},
+    }
+    files[CONTRACT] = json_bytes(contract)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        staging.chmod(0o755)
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
+        staging.replace(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return open_bundle(directory)
+
+
+def open_bundle(directory: Path) -> Bundle:
+    """The bundle in `directory`. Raises CorruptArtifact where a file is missing, truncated or not the one written."""
+    contract_path = directory / CONTRACT
+    try:
+        raw = contract_path.read_bytes()
+        contract = json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise CorruptArtifact(f"{directory} is no model bundle: {CONTRACT} cannot be read ({error})") from error
+    if not isinstance(contract, dict) or contract.get("format") != FORMAT:
+        raise CorruptArtifact(f"{contract_path}: expected bundle format {FORMAT}, found {contract!r:.80}")
+    try:
+        _verify_checksums(directory, contract["checksums"])
+        return Bundle(
+            digest=BundleDigest(digest_bytes(raw)),
+            directory=directory,
+            dimension=int(contract["dimension"]),
+            preprocessing=Preprocessing.from_json(contract["preprocessing"]),
+            input_name=str(contract["input_name"]),
+            output_name=str(contract["output_name"]),
+            opset=int(contract["opset"]),
+            evaluation=json.loads((directory / EVALUATION).read_bytes()),
+        )
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise CorruptArtifact(f"{contract_path}: a field is missing or wrong: {error}") from error
+
+
+def _verify_checksums(directory: Path, checksums: Mapping[str, str]) -> None:
+    for name in (MODEL, EVALUATION, PROBE):
+        path = directory / name
+        if not path.is_file():
+            raise CorruptArtifact(f"bundle {directory}: {name} is missing; export or copy the bundle again")
+        if (found := digest_file(path)) != checksums[name]:
+            raise CorruptArtifact(
+                f"bundle {directory}: {name} has checksum {found}, its contract says {checksums[name]}; "
+                "the file was changed or truncated: export or copy the bundle again"
+            )

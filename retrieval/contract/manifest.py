@@ -1,0 +1,123 @@
+"""Manifests: which items there are, where their images lie, what they show.
+
+Decides how a folder per class or a CSV, Parquet or JSON-lines table becomes items; leaves reading the images to others.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet
+
+from retrieval.errors import EmptyCatalog, InvalidManifest
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_COLUMNS = ("id", "uri", "label")
+_SURPLUS = "(surplus)"  # where the CSV reader puts values beyond the last column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One picture: `uri` says where it lies (any fsspec URL), `label` what it shows ("" where unknown)."""
+
+    id: str
+    uri: str
+    label: str = ""
+    attributes: Mapping[str, str]
+
+
+def read_manifest(source: str) -> list[Item]:
+    """The items of a folder (one sub-folder per class) or of a .csv, .parquet or .jsonl table, in their order.
+
+    A table has the columns id and uri, usually label, and any others, which become attributes. Relative uris are
+    relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name.
+    Raises InvalidManifest where the source is missing, a column is missing, or an id is empty or occurs twice;
+    EmptyCatalog where there is no item.
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(source)
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+        raise InvalidManifest(f"{source} cannot be opened: {error}") from error
+    if filesystem.isdir(path):
+        items = _read_folder(filesystem, path)
+    elif filesystem.isfile(path):
+        items = _read_table(filesystem, path)
+    else:
+        raise InvalidManifest(f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there")
+    if not items:
+        raise EmptyCatalog(f"{source}: expected at least one image, found none")
+    _check_ids(source, items)
+    return items
+
+
+def _read_folder(filesystem: Any, folder: str) -> list[Item]:
+    root = PurePosixPath(folder)
+    paths = sorted(p for p in filesystem.find(folder) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
+    items = []
+    for path in paths:
+        inside = PurePosixPath(path).relative_to(root)
+        label = inside.parts[0] if len(inside.parts) > 1 else ""
+        items.append(Item(id=str(inside), uri=filesystem.unstrip_protocol(path), label=label, attributes={}))
+    return items
+
+
+def _read_table(filesystem: Any, path: str) -> list[Item]:
+    columns, rows = _load_rows(filesystem, path)
+    missing = [name for name in ("id", "uri") if name not in columns]
+    if missing:
+        raise InvalidManifest(
+            f"{path}: expected the columns id and uri (and usually label), "
+            f"missing {', '.join(missing)}, found {', '.join(columns) or 'none'}"
+        )
+    parent = PurePosixPath(path).parent
+    items = []
+    for number, row in enumerate(rows, start=1):
+        if _SURPLUS in row:
+            raise InvalidManifest(
+                f"{path}: row {number} has more values than there are columns: put quotes around values with commas"
+            )
+        values = {str(name): "" if value is None else str(value) for name, value in row.items()}
+        if not values.get("id") or not values.get("uri"):
+            raise InvalidManifest(f"{path}: row {number} has an empty id or uri")
+        uri = values["uri"]
+        if "://" not in uri:
+            uri = filesystem.unstrip_protocol(str(parent / uri))
+        attributes = {name: value for name, value in values.items() if name not in _COLUMNS}
+        items.append(Item(id=values["id"], uri=uri, label=values.get("label", ""), attributes=attributes))
+    return items
+
+
+def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Column names and rows. CSV through the standard library: every value stays text, an id of 007 stays 007."""
+    suffix = PurePosixPath(path).suffix.lower()
+    try:
+        with filesystem.open(path, "rb") as file:
+            if suffix == ".csv":
+                reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey=_SURPLUS)
+                return list(reader.fieldnames or ()), list(reader)
+            if suffix == ".parquet":
+                table = pyarrow.parquet.read_table(file)
+                return table.column_names, table.to_pylist()
+            if suffix == ".jsonl":
+                rows = [json.loads(line) for line in file if line.strip()]
+                if not all(isinstance(row, dict) for row in rows):
+                    raise InvalidManifest(f"{path}: expected one JSON object a line")
+                return sorted({name for row in rows for name in row}), rows
+    except (pa.ArrowInvalid, csv.Error, ValueError) as error:
+        raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error
+    raise InvalidManifest(f"{path}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
+
+
+def _check_ids(source: str, items: list[Item]) -> None:
+    repeated = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if repeated:
+        raise InvalidManifest(
+            f"{source}: ids must be unique, {len(repeated)} occur more than once, for instance {repeated[0]!r}"
+        )

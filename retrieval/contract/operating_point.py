@@ -1,0 +1,96 @@
+"""The operating point: the one threshold with its evidence, tied to one bundle and one score.
+
+Decides what is recorded about a threshold and how it is named; leaves choosing it to `flows/calibrate.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NewType
+
+from retrieval.consistency import Certificate, Interval, IsotonicCalibrator, ThresholdChoice
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.canonical import digest_json
+from retrieval.contract.score import ScoreDigest
+from retrieval.errors import CorruptArtifact, InvalidInput
+
+OperatingPointId = NewType("OperatingPointId", str)
+
+FORMAT = 1
+_INTERVALS = ("threshold_interval", "far_interval", "tar_interval")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreComparison:
+    """What one score achieved on the calibration data, at the FAR target and by its consistency over classes.
+
+    `opis_debiased` is on the log-FAR axis, comparable between scores; None where the classes are too small to tell.
+    """
+
+    score_digest: ScoreDigest
+    kind: str
+    k: int
+    tar: float
+    recall_at_1: float
+    opis: float
+    opis_floor: float
+    opis_debiased: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingPoint:
+    """A threshold (`choice.threshold`), how it was chosen and on which data.
+
+    `certificate` is None where the data cannot support one; `certificate_refusal` then says why. `compared`: what each
+    score that was tried achieved, the chosen one included. `data_digest`: labels and images it rests on.
+    """
+
+    bundle_digest: BundleDigest
+    score_digest: ScoreDigest
+    score_kind: str
+    choice: ThresholdChoice
+    certificate: Certificate | None
+    certificate_refusal: str
+    calibrator: IsotonicCalibrator
+    compared: tuple[ScoreComparison, ...]
+    data_digest: str
+    created_at: str
+
+    @property
+    def threshold(self) -> float:
+        """A pair is accepted when its score is at least this."""
+        return self.choice.threshold
+
+    @property
+    def id(self) -> OperatingPointId:
+        """The digest of everything but the time: calibrating twice on the same data gives the same operating point."""
+        content = self.to_json()
+        del content["created_at"]
+        return OperatingPointId(digest_json(content))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON that `from_json` turns back into an equal value."""
+        return {"format": FORMAT, **asdict(self), "calibrator": self.calibrator.to_json()}
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "OperatingPoint":
+        """The inverse of `to_json`, from bytes. Raises CorruptArtifact naming `where`."""
+        try:
+            value = json.loads(data)
+            if value.pop("format") != FORMAT:
+                raise CorruptArtifact(f"{where}: expected operating point format {FORMAT}")
+            return cls(
+                **{
+                    **value,
+                    "choice": _choice(value["choice"]),
+                    "certificate": Certificate(**value["certificate"]) if value["certificate"] else None,
+                    "calibrator": IsotonicCalibrator.from_json(value["calibrator"]),
+                    "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
+            raise CorruptArtifact(f"{where} cannot be read: {error}") from error
+
+
+def _choice(value: Mapping[str, Any]) -> ThresholdChoice:
+    return ThresholdChoice(**{**value, **{name: Interval(**value[name]) for name in _INTERVALS}})

@@ -1,0 +1,159 @@
+"""From the bytes of an image to the model's input, the same in training, indexing and serving.
+
+Decides decoding, orientation, resizing and normalisation; leaves batching to the encoder and augmentation to training.
+One decoder (Pillow) and one path for everybody: two decoders of one JPEG differ by more than a threshold tolerates.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
+
+# Pillow's own guard warns instead of refusing and cannot be set per call; `ImageLimits` replaces it.
+Image.MAX_IMAGE_PIXELS = None
+Image.init()  # registers every format; `formats=` below needs them registered
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What an image may cost; both limits are checked before a pixel is decoded."""
+
+    image_bytes: int = 20 * _MIB
+    pixels: int = 50_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """How a decoded image becomes the model's input; part of every bundle.
+
+    `resize`: shorter side in pixels after resizing; `crop`: side in pixels of the centre square, at most `resize`.
+    `mean`, `std`: per channel (R, G, B), in units of 0..255: the input is `(pixel - mean) / std`.
+    `background`: RGB colour under transparent pixels.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bilinear"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise CorruptArtifact(f"preprocessing: expected 1 <= crop <= resize, found {self.crop} and {self.resize}")
+        if self.interpolation not in _RESAMPLING:
+            raise CorruptArtifact(
+                f"preprocessing: interpolation is one of {sorted(_RESAMPLING)}, not {self.interpolation!r}"
+            )
+        if not len(self.mean) == len(self.std) == len(self.background) == 3:
+            raise CorruptArtifact("preprocessing: expected three values each for mean, std and background")
+        if any(s <= 0 for s in self.std):
+            raise CorruptArtifact(f"preprocessing: every std must be positive, found {self.std}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back into an equal value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`. Raises CorruptArtifact where a field is missing or unknown."""
+        try:
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+            return cls(**fields)
+        except (TypeError, AttributeError) as error:
+            raise CorruptArtifact(f"preprocessing of a bundle: {error}") from error
+
+
+def decode(
+    data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """The image as upright 8-bit RGB.
+
+    Animations give their first frame, EXIF rotation is applied, transparency is laid over `background`, CMYK, palette
+    and 16-bit images are converted. Raises ImageTooLarge before decoding where a limit is exceeded, InvalidImage where
+    the bytes are empty, no known format, or truncated.
+    """
+    if not data:
+        raise InvalidImage("expected an image, found 0 bytes")
+    if len(data) > limits.image_bytes:
+        raise ImageTooLarge(
+            f"the image has {len(data):,} bytes, the limit is {limits.image_bytes:,}: send a smaller one"
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check_size(image, limits)
+        image.load()
+        return _flatten(_to_eight_bits(ImageOps.exif_transpose(image)), background)
+    except (ImageTooLarge, InvalidImage):
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidImage(
+            f"expected one of {', '.join(_FORMATS)}, found {len(data):,} bytes of something else"
+        ) from error
+    except Exception as error:  # on broken files Pillow's plug-ins raise OSError, SyntaxError, struct.error and more
+        raise InvalidImage(f"the image is damaged or truncated ({len(data):,} bytes): {error}") from error
+
+
+def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """`image` (RGB) resized, centre-cropped and normalised: [3, crop, crop] float32."""
+    width, height = image.size
+    scale = preprocessing.resize / min(width, height)
+    # a sliver of 1 x 20,000 pixels must not become a gigabyte: only the part that the crop can see is resized
+    visible = preprocessing.crop / scale
+    left, top = max(0.0, (width - visible) / 2), max(0.0, (height - visible) / 2)
+    box = (left, top, width - left, height - top)
+    side = preprocessing.crop
+    resized = image.resize((side, side), _RESAMPLING[preprocessing.interpolation], box=box, reducing_gap=None)
+    pixels = np.asarray(resized, dtype=np.float32)
+    normalised = (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def preprocess(
+    data: bytes, preprocessing: Preprocessing, *, limits: ImageLimits = DEFAULT_LIMITS
+) -> NDArray[np.float32]:
+    """The bytes of an image as the model's input: [3, crop, crop] float32. Raises as `decode` does."""
+    return to_array(decode(data, limits=limits, background=preprocessing.background), preprocessing)
+
+
+def _check_size(image: Image.Image, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} pixels, the limit is {limits.pixels:,}: send a smaller one"
+        )
+    if width < 1 or height < 1:
+        raise InvalidImage(f"expected at least one pixel, found {width} x {height}")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits; Pillow's own conversion clips at 255 instead."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # 32-bit integers and floats do not tell their range: the values do
+        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
+        top = 65535.0 if is_16_bit else 255.0
+        return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
+    return image
+
+
+def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    flat = Image.new("RGB", rgba.size, background)
+    flat.paste(rgba, mask=rgba.getchannel("A"))
+    return flat

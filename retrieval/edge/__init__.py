@@ -1,0 +1,1 @@
+"""Translation only: settings, wiring, gRPC, Celery, command line, reports."""

@@ -1,0 +1,118 @@
+"""An audit as one HTML page that needs nothing else: no network, no script, no file beside it.
+
+Decides which figures a reader meets first and how they are explained; leaves the drawings to `plots.py` and the layout
+to `templates/report.html.jinja`. Whatever comes from users is escaped there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from retrieval.consistency import GroupRates, Interval
+from retrieval.edge import plots
+from retrieval.flows.audit import AuditReport
+
+_N_WORST = 15
+_N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
+_N_FAILURES = 50
+_N_GROUPS = 40
+_HEADROOM = 1.15  # of a drawn line beyond the highest value on it
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("retrieval.edge"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render_report(report: AuditReport) -> str:
+    """The page of an audit; equal reports give equal pages. A few seconds at most, whatever the number of classes."""
+    ranked = [rates for rates in report.classes if not rates.small] or list(report.classes)
+    worst_far, worst_frr = _worst(ranked, _far), _worst(ranked, _frr)
+    named = list(dict.fromkeys([*worst_far[:_N_NAMED], *worst_frr[:_N_NAMED]]))
+    return _TEMPLATES.get_template("report.html.jinja").render(
+        report=report,
+        point=report.point,
+        choice=report.point.choice,
+        plots=_plots(report, named),
+        named=named,
+        banded=len(report.classes) > plots.MAX_LINES,
+        worst_far=worst_far,
+        worst_frr=worst_frr,
+        n_unranked=len(report.classes) - len(ranked),
+        groups=[_group_rows(column, rates, report) for column, rates in report.groups.items()],
+        far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
+        tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),
+        failures=report.failures[:_N_FAILURES],
+        percent=percent,
+        span=span,
+        digits=digits,
+    )
+
+
+def percent(rate: float | None) -> str:
+    """A share in per cent with three significant digits; a dash where there is none, never "100%" for less than all."""
+    if rate is None:
+        return "-"
+    text = f"{100 * round(rate, 9):.3g}%"  # an interval's end may miss 0 by rounding
+    return ">99.9%" if text == "100%" and rate < 1 else text
+
+
+def span(interval: Interval) -> str:
+    """An interval of shares, in per cent."""
+    return f"{percent(interval.low)} to {percent(interval.high)}"
+
+
+def digits(interval: Interval) -> str:
+    """An interval of plain numbers, to three digits."""
+    return f"{interval.low:.3g} to {interval.high:.3g}"
+
+
+def _plots(report: AuditReport, named: Sequence[GroupRates]) -> dict[str, Markup]:
+    threshold, target = report.point.threshold, report.point.choice.target_far
+    name = "cosine similarity" if report.point.score_kind == "cosine" else f"{report.point.score_kind} score"
+    # Markup: drawn here from numbers alone, no text of a user is in it.
+    return {
+        "histograms": Markup(plots.draw_histograms(report.histograms, threshold, name)),
+        "far": Markup(plots.draw_far_curves(report.curves, threshold, target, name)),
+        "tar": Markup(plots.draw_tar_curves(report.curves, threshold, name)),
+        "scatter": Markup(plots.draw_class_scatter(report.classes, named, target)),
+    }
+
+
+def _far(rates: GroupRates) -> float | None:
+    return rates.far
+
+
+def _frr(rates: GroupRates) -> float | None:
+    return rates.frr
+
+
+def _worst(classes: Sequence[GroupRates], rate_of: Callable[[GroupRates], float | None]) -> list[GroupRates]:
+    """The classes with the highest rates, those without any error left out."""
+    return sorted((rates for rates in classes if rate_of(rates)), key=lambda r: (-(rate_of(r) or 0), r.name))[:_N_WORST]
+
+
+def _group_rows(column: str, rates: Sequence[GroupRates], report: AuditReport) -> dict[str, Any]:
+    """The rows of one grouping, highest FAR first, with what the drawn intervals are scaled by."""
+    rows = sorted(rates, key=lambda r: (r.small, -(r.far or 0), r.name))
+    large = [r for r in rows if not r.small] or rows
+    fars = [r.far_interval.high for r in large if r.far is not None]
+    frrs = [r.frr_interval.high for r in large if r.frr is not None]
+    return {
+        "column": column,
+        "n": len(rows),
+        "rows": rows[:_N_GROUPS],
+        "far_top": min(1.0, _HEADROOM * max([report.point.choice.target_far, *fars])),
+        "frr_top": min(1.0, _HEADROOM * max([1 - report.tar, *frrs])),
+    }
+
+
+def _gauge(value: float, promised: Interval, target: float | None, top: float | None = None) -> dict[str, Any]:
+    """A measured rate on a line from 0 to `top`, with the promised interval behind it."""
+    highest = top or _HEADROOM * max(value, promised.high, target or 0)
+    return {"value": value, "low": promised.low, "high": promised.high, "mark": target, "top": highest}

@@ -1,0 +1,116 @@
+"""The one reader of the environment.
+
+Every setting, its bounds, its default and its meaning. Command line > environment > default; what belongs to a model
+lives in its bundle, never here.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from retrieval.contract.preprocessing import ImageLimits
+from retrieval.errors import InvalidSettings
+
+
+class Settings(BaseSettings):
+    """Settings of every process, each from the environment variable RETRIEVAL_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="RETRIEVAL_", frozen=True, extra="ignore")
+
+    store_url: str = Field(
+        default="", description="Where artefacts live, an fsspec URL or a path; empty: the folder `store` in state_dir."
+    )
+    state_dir: Path = Field(
+        default=Path(".retrieval"), description="Folder of this machine's own state: embedded Valkey, default store."
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr(""), description="Redis or Valkey for jobs; empty: the embedded one that `worker` starts."
+    )
+    address: str = Field(default="127.0.0.1:50051", description="host:port the server listens on and clients call.")
+    catalogs: str = Field(default="", description="Catalogues to serve, separated by commas; empty: all in the store.")
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        default="cpu", description="Where models run; cuda refuses to start without a GPU, auto uses one if present."
+    )
+    threads: int = Field(default=0, ge=0, le=256, description="CPU threads of a process; 0: the machine's cores.")
+    max_batch: int = Field(default=16, ge=1, le=1024, description="Most images in one forward pass.")
+    max_waiting: int = Field(
+        default=256, ge=1, le=100_000, description="Queries that may wait for the model before others are refused."
+    )
+    image_bytes: int = Field(default=20 * 1024 * 1024, ge=1, description="Largest accepted image file, in bytes.")
+    image_pixels: int = Field(default=50_000_000, ge=1, description="Largest accepted image, in pixels.")
+    refresh_s: float = Field(default=2.0, gt=0, le=3600, description="Seconds between looks for a new snapshot.")
+    worker_processes: int = Field(
+        default=0, ge=0, le=256, description="Worker processes; 0: the machine's cores, one with a GPU."
+    )
+    redelivery_s: int = Field(
+        default=900, ge=10, description="Seconds after which a task that a dead worker held is given to another."
+    )
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of the server's Prometheus metrics on its host; 0: none."
+    )
+    shutdown_grace_s: float = Field(default=10.0, ge=0, le=600, description="Seconds a stopping server finishes calls.")
+    audit_every_h: float = Field(
+        default=0.0, ge=0, description="Hours between scheduled audits of audit_catalog; 0: none."
+    )
+    audit_catalog: str = Field(default="", description="Catalogue that scheduled audits look at.")
+    audit_manifest: str = Field(default="", description="Labelled images for scheduled audits: a path or URL.")
+    audit_group_by: str = Field(default="", description="Columns that name groups, separated by commas.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @property
+    def store(self) -> str:
+        """The store's URL; a path is made absolute, so that every process means the same folder."""
+        url = self.store_url or str(self.state_dir / "store")
+        return url if "://" in url else Path(url).resolve().as_uri()
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What an image may cost."""
+        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads a process uses."""
+        return self.threads or os.cpu_count() or 1
+
+    @property
+    def served_catalogs(self) -> tuple[str, ...]:
+        """Names in `catalogs`."""
+        return _names(self.catalogs)
+
+    @property
+    def audit_groups(self) -> tuple[str, ...]:
+        """Names in `audit_group_by`."""
+        return _names(self.audit_group_by)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process; `overrides` (those that are not None) win over the environment.
+
+    Raises InvalidSettings listing every problem at once.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic checks the values
+    except pydantic.ValidationError as error:
+        problems = "; ".join(
+            f"RETRIEVAL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}, found {e['input']!r}"
+            for e in error.errors()
+        )
+        raise InvalidSettings(problems) from error
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment for a child process that must see the same settings, command-line overrides included."""
+    own = {}
+    for name, value in settings:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        own[f"RETRIEVAL_{name.upper()}"] = text
+    return {**os.environ, **own}
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,0 +1,57 @@
+"""Logs and metrics: what operators see.
+
+Decides formats and the names of metrics; leaves when something is noted to the callers. Hides structlog and the
+Prometheus client. Labels have few values: catalogues, methods, statuses; never requests, items or classes.
+"""
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from retrieval.edge.settings import Settings
+
+CALLS = Histogram("retrieval_call_seconds", "Time of gRPC calls", ["method", "status"])
+MATCHES = Histogram(
+    "retrieval_matches",
+    "Matches above the threshold for a query",
+    ["catalog"],
+    buckets=[0, 1, 2, 5, 10, 100, 1000, 10000],
+)
+LIVE = Gauge("retrieval_live_since_seconds", "When the live snapshot went live, Unix time", ["catalog"])
+REFUSED = Counter("retrieval_refused_snapshots", "Snapshots or operating points that could not go live", ["catalog"])
+AUDIT_PASSED = Gauge("retrieval_audit_passed", "1 where the newest audit passed, 0 where it failed", ["catalog"])
+
+
+def setup(settings: Settings) -> None:
+    """Structured logs on stderr: JSON lines, or coloured text on a terminal."""
+    level = getattr(logging, settings.log_level.upper())
+    renderer: structlog.types.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    finish: list[structlog.types.Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        renderer,
+    ]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=finish, foreign_pre_chain=shared))
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+
+
+def serve_metrics(settings: Settings) -> None:
+    """Prometheus metrics over HTTP on the server's host, where a port is set."""
+    if settings.metrics_port:
+        host = settings.address.rsplit(":", 1)[0]
+        start_http_server(settings.metrics_port, addr=host)

@@ -1,0 +1,66 @@
+"""The one composition root: settings become stores, encoders, searchers and job queues."""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from retrieval.contract.bundle import Bundle, BundleDigest
+from retrieval.edge.settings import Settings
+from retrieval.engine.encoder import Encoder, providers_of
+from retrieval.engine.index import n_gpus
+from retrieval.engine.store import Store
+from retrieval.flows.search import Searcher
+
+
+def check_device(settings: Settings) -> None:
+    """Raises DeviceUnavailable where a GPU was asked for and is missing: better no start than a slow service."""
+    providers_of(settings.device)
+
+
+def open_store(settings: Settings) -> Store:
+    """The store of these settings."""
+    return Store(settings.store)
+
+
+def make_searcher(settings: Settings) -> Searcher:
+    """A searcher with nothing live yet: call `refresh`."""
+    return Searcher(
+        open_store(settings),
+        open_encoder=functools.partial(_open_encoder, settings),
+        limits=settings.limits,
+        max_waiting=settings.max_waiting,
+        threads=settings.n_threads,
+        catalogs=settings.served_catalogs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineParts:
+    """What flows outside the server need: store, threads, and encoders opened once for each bundle."""
+
+    store: Store
+    pool: Executor
+    encoder: Callable[[str], Encoder]
+    index_device: str
+
+
+def offline_parts(settings: Settings, *, processes: int = 1) -> OfflineParts:
+    """Parts for this process; the threads are shared out where there are several `processes` on the machine."""
+    threads = max(1, settings.n_threads // processes)
+    store = open_store(settings)
+
+    @functools.cache
+    def encoder(digest: str) -> Encoder:
+        return _open_encoder(settings, store.bundle(BundleDigest(digest)), threads=threads)
+
+    uses_gpu = settings.device == "cuda" or (settings.device == "auto" and n_gpus() > 0)
+    return OfflineParts(
+        store, ThreadPoolExecutor(threads, thread_name_prefix="decode"), encoder, "cuda" if uses_gpu else "cpu"
+    )
+
+
+def _open_encoder(settings: Settings, bundle: Bundle, *, threads: int | None = None) -> Encoder:
+    return Encoder.open(
+        bundle, device=settings.device, threads=threads or settings.n_threads, max_batch=settings.max_batch
+    )

@@ -1,0 +1,224 @@
+"""Celery: a job's steps as tasks of a few lines.
+
+Decides how steps are spread over processes and what happens when one dies. Tasks are acknowledged when done, may be
+delivered twice, and find their own earlier work in the store; the last shard to be embedded starts the build. A worker
+that starts, or finds its lost queue again, takes up every unfinished job, so nothing waits for a broker's redelivery.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery.bootsteps import StartStopStep
+from celery.signals import setup_logging, worker_process_init
+
+from retrieval.edge import telemetry
+from retrieval.edge.embedded import die_with_parent
+from retrieval.edge.jobs import Job, JobId, Jobs, now, redis_url
+from retrieval.edge.queue import (
+    AUDIT,
+    BUILD,
+    EMBED,
+    PLAN,
+    SCHEDULED_AUDIT,
+    make_app,
+    n_processes,
+    send,
+    send_first_step,
+    submit,
+)
+from retrieval.edge.report import render_report
+from retrieval.edge.settings import Settings
+from retrieval.edge.wiring import OfflineParts, check_device, offline_parts
+from retrieval.errors import InvalidSettings, JobsUnavailable, RetrievalError, Unavailable, UnknownJob
+from retrieval.flows import audit, reindex
+
+log = structlog.get_logger()
+
+_MAX_COUNTDOWN_S = 64
+_MAX_ATTEMPTS = 6  # a task that killed its worker, or failed for no known reason, this often gives the job up
+
+
+class Worker:
+    """The tasks, bound to one application. Parts that do not survive a fork are made in each process at first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = make_app(settings)
+        self._settings = settings
+        self._parts: OfflineParts | None = None
+        self.jobs = Jobs(redis_url(settings))
+        for name, step in ((PLAN, self.plan), (EMBED, self.embed), (BUILD, self.build), (AUDIT, self.audit)):
+            self.app.task(name=name, bind=True)(self._guarded(name, step))
+
+        @self.app.task(name=SCHEDULED_AUDIT)
+        def scheduled_audit() -> None:
+            self.start_scheduled_audit()
+
+    @property
+    def parts(self) -> OfflineParts:
+        """Store, encoders and threads of this process."""
+        if self._parts is None:
+            self._parts = offline_parts(self._settings, processes=n_processes(self._settings))
+        return self._parts
+
+    def plan(self, job: Job) -> None:
+        """Split the manifest into shards and send one task for each that is missing."""
+        planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
+        self.jobs.mark_running(job.id, n_total=planned.n_shards)
+        missing = reindex.missing_shards(self.parts.store, job.id, planned)
+        for number in set(range(planned.n_shards)) - set(missing):
+            self.jobs.mark_done(job.id, number)
+        for number in missing:
+            send(self.app, EMBED, job.id, number)
+        if not missing:
+            send(self.app, BUILD, job.id)
+
+    def embed(self, job: Job, number: int) -> None:
+        """Embed one shard; the last one sends the build."""
+        store = self.parts.store
+        planned = _planned(reindex.load_plan(store, job.id), job)
+        encoder = self.parts.encoder(planned.request.bundle_digest)
+        reindex.embed_planned_shard(
+            store, job.id, number, encoder=encoder, limits=self._settings.limits, pool=self.parts.pool
+        )
+        self.jobs.mark_done(job.id, number)
+        if not reindex.missing_shards(store, job.id, planned):
+            send(self.app, BUILD, job.id)
+
+    def build(self, job: Job) -> None:
+        """Build, validate and publish."""
+        store = self.parts.store
+        planned = _planned(reindex.load_plan(store, job.id), job)
+        snapshot = reindex.build_and_publish(store, job.id, planned, created_at=now(), device=self.parts.index_device)
+        self.jobs.succeed(job.id, snapshot)
+        reindex.clear_staging(store, job.id)
+        log.info("snapshot_published", id=snapshot, catalog=job.catalog, items=planned.n_items)
+
+    def audit(self, job: Job) -> None:
+        """Measure, judge, report."""
+        request = audit.AuditRequest(**{**job.request, "group_by": tuple(job.request["group_by"])})
+        report = audit.run_audit(
+            self.parts.store,
+            request,
+            audit_id=job.id,
+            created_at=job.created_at,
+            encoder_of=self.parts.encoder,
+            image_limits=self._settings.limits,
+            limits=audit.AuditLimits(),
+            pool=self.parts.pool,
+            progress=lambda done, total: self.jobs.mark_progress(job.id, done, total),
+            render=render_report,
+        )
+        self.jobs.succeed(job.id, job.id)
+        note = log.info if report.passed else log.error  # a failed audit is an alarm
+        note(
+            "audit_finished",
+            id=job.id,
+            catalog=job.catalog,
+            verdict="passed" if report.passed else "failed",
+            findings=[f.limit for f in report.findings if not f.passed],
+        )
+
+    def start_scheduled_audit(self) -> None:
+        """Start the audit that the settings describe; the running one goes on where it is not finished."""
+        request = audit.AuditRequest(
+            catalog=self._settings.audit_catalog,
+            manifest_uri=self._settings.audit_manifest,
+            group_by=self._settings.audit_groups,
+        )
+        submit(self.app, self.jobs, "audit", request)
+
+    def resume(self) -> None:
+        """Take up every unfinished job."""
+        for job in self.jobs.running():
+            log.info("job_resumed", id=job.id, kind=job.kind, catalog=job.catalog)
+            send_first_step(self.app, job)
+
+    def _give_up(self, job: Job, error: str) -> None:
+        if self.jobs.get(job.id).state.is_final:  # another delivery of this step ended it
+            return
+        log.error("job_failed", id=job.id, kind=job.kind, catalog=job.catalog, error=error)
+        self.jobs.fail(job.id, error)
+        reindex.clear_staging(self.parts.store, job.id)
+
+    def _guarded(self, name: str, step: Callable[..., None]) -> Callable[..., None]:
+        """A task that ends well for known failures and is tried again for unknown ones and for a store that is away."""
+
+        def run(task: Any, job_id: str, *arguments: Any) -> None:
+            label = ":".join([name, *map(str, arguments)])
+            with structlog.contextvars.bound_contextvars(job=job_id, task=label):
+                try:
+                    self._attempt(JobId(job_id), label, step, *arguments)
+                except UnknownJob:
+                    log.exception("task_of_unknown_job")
+                except Exception as error:
+                    log.exception("task_failed")
+                    countdown = min(2 ** (task.request.retries + 1), _MAX_COUNTDOWN_S)
+                    raise task.retry(exc=error, countdown=countdown, max_retries=None) from error
+
+        return run
+
+    def _attempt(self, job_id: JobId, label: str, step: Callable[..., None], *arguments: Any) -> None:
+        """Do a step, unless its job is finished; give the job up for a known failure or after several unknown ones."""
+        job = self.jobs.get(job_id)
+        if job.state.is_final:
+            reindex.clear_staging(self.parts.store, job.id)  # a kill after the end left it
+            return
+        if self.jobs.begin_attempt(job.id, label) > _MAX_ATTEMPTS:
+            self._give_up(job, f"{label} was begun {_MAX_ATTEMPTS} times and never ended: see the worker's log")
+            return
+        try:
+            step(job, *arguments)
+        except Unavailable:
+            raise
+        except RetrievalError as error:
+            self._give_up(job, str(error))
+            return
+        self.jobs.end_attempt(job.id, label)
+
+
+def _planned(found: "reindex.Plan | None", job: Job) -> reindex.Plan:
+    if found is None:
+        raise Unavailable(f"job {job.id} has no plan yet")
+    return found
+
+
+def run_worker(settings: Settings) -> None:
+    """Run a worker in this process until it is told to stop."""
+    check_device(settings)
+    telemetry.setup(settings)
+    setup_logging.connect(lambda **_: telemetry.setup(settings), weak=False)
+    worker = Worker(settings)
+    worker_process_init.connect(lambda **_: die_with_parent(), weak=False)
+    worker.app.steps["consumer"].add(_resuming(worker))
+    worker.app.worker_main(["worker", f"--loglevel={settings.log_level}", "--without-gossip", "--without-mingle"])
+
+
+def _resuming(worker: Worker) -> type[StartStopStep]:
+    """A step of Celery's consumer: takes up unfinished jobs at every connection, as a broken one loses messages."""
+
+    class Resume(StartStopStep):
+        requires = ("celery.worker.consumer:Tasks",)
+
+        def start(self, consumer: Any) -> None:
+            try:
+                worker.resume()
+            except JobsUnavailable:  # the consumer will notice too, and come here again
+                log.exception("resume_failed")
+
+    return Resume
+
+
+def run_beat(settings: Settings) -> None:
+    """Run the scheduler of audits in this process until it is told to stop. Run one, beside any number of workers.
+
+    Raises InvalidSettings where no audit is scheduled.
+    """
+    if not (settings.audit_every_h and settings.audit_catalog and settings.audit_manifest):
+        raise InvalidSettings(
+            "nothing is scheduled: set RETRIEVAL_AUDIT_EVERY_H, RETRIEVAL_AUDIT_CATALOG and RETRIEVAL_AUDIT_MANIFEST"
+        )
+    telemetry.setup(settings)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    app = Worker(settings).app
+    app.Beat(schedule=str(settings.state_dir / "beat-schedule"), loglevel=settings.log_level).run()

@@ -1,0 +1,1 @@
+"""Stateful native parts: models, indexes, storage. Each file hides one library."""

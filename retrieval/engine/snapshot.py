@@ -1,0 +1,107 @@
+"""A snapshot: an index, its items and what they were made from, written once and verified when opened.
+
+Decides the format and the identity of a searchable catalogue; leaves where it lies and which one is live to `store.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NewType
+
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.canonical import digest_file, digest_json
+from retrieval.contract.score import ScoreDigest
+from retrieval.engine.catalog import ItemTable
+from retrieval.engine.index import Index, IndexSpec
+from retrieval.errors import CorruptArtifact
+
+SnapshotId = NewType("SnapshotId", str)
+
+FORMAT = 1
+MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotManifest:
+    """What a snapshot was made from and what it holds.
+
+    `shards`: keys of the stored embeddings, in vector order, so that a new score needs no new embedding.
+    `failures`: id and reason of the first items left out; `n_failed` counts all of them.
+    `files`: names and checksums. `dimension`: columns of the vectors in the index.
+    """
+
+    id: SnapshotId
+    catalog: str
+    bundle_digest: BundleDigest
+    score_digest: ScoreDigest
+    catalog_digest: str
+    index_spec: str
+    dimension: int
+    n_items: int
+    n_failed: int
+    failures: Mapping[str, str]
+    index_recall: float
+    shards: tuple[str, ...]
+    files: Mapping[str, str]
+    created_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back into an equal value."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "SnapshotManifest":
+        """The inverse of `to_json`, from bytes. Raises CorruptArtifact naming `where`."""
+        try:
+            value = json.loads(data)
+            if value.pop("format") != FORMAT:
+                raise CorruptArtifact(f"{where}: expected snapshot format {FORMAT}")
+            return cls(**{**value, "shards": tuple(value["shards"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifact(f"{where} is no snapshot manifest: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """An opened snapshot."""
+
+    manifest: SnapshotManifest
+    index: Index
+    items: ItemTable
+
+
+def snapshot_id(*, bundle: BundleDigest, score: ScoreDigest, catalog_digest: str, index_spec: IndexSpec) -> SnapshotId:
+    """The same input gives the same id, so that a repeated job finds its own work."""
+    return SnapshotId(digest_json([bundle, score, catalog_digest, str(index_spec)]))
+
+
+def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
+    """The snapshot whose files lie in `directory`. Raises CorruptArtifact where one is missing or was changed."""
+    for name, checksum in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise CorruptArtifact(f"snapshot {manifest.id}: {name} is missing; reindex the catalogue")
+        if digest_file(path) != checksum:
+            raise CorruptArtifact(
+                f"snapshot {manifest.id}: {name} does not have the checksum of its manifest; it was truncated or "
+                "changed: roll back or reindex the catalogue"
+            )
+    index = Index.load(
+        directory / _named(manifest, INDEX),
+        IndexSpec.parse(manifest.index_spec),
+        dimension=manifest.dimension,
+        n_items=manifest.n_items,
+    )
+    items = ItemTable.load(directory / _named(manifest, ITEMS))
+    if len(items) != manifest.n_items:
+        raise CorruptArtifact(f"snapshot {manifest.id}: expected {manifest.n_items} items, found {len(items)}")
+    return Snapshot(manifest=manifest, index=index, items=items)
+
+
+def _named(manifest: SnapshotManifest, kind: str) -> str:
+    """File names carry a checksum, so that two builders of one snapshot never overwrite each other's files."""
+    for name in manifest.files:
+        if name.endswith(kind):
+            return name
+    raise CorruptArtifact(f"snapshot {manifest.id}: its manifest names no {kind}")

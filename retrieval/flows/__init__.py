@@ -1,0 +1,1 @@
+"""One file, one user story: calibrate, reindex, search, audit. No gRPC, no Celery."""

@@ -1,0 +1,257 @@
+"""A query: which items of a catalogue show the same thing?
+
+Decides what a reply is made of, all from one snapshot and one operating point, and when a new pair goes live. Leaves
+the protocol to the edge.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.contract.bundle import Bundle
+from retrieval.contract.manifest import Item
+from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
+from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.score import Score, check_unit_rows
+from retrieval.engine.batcher import Batcher
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.snapshot import Snapshot, SnapshotId
+from retrieval.engine.store import Store
+from retrieval.errors import (
+    BundleMismatch,
+    InvalidEmbeddings,
+    InvalidInput,
+    NotReady,
+    Overloaded,
+    RetrievalError,
+    UnknownCatalog,
+)
+
+DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What answers queries of one catalogue; replaced as a whole, never changed."""
+
+    batcher: Batcher
+    bundle: Bundle
+    snapshot: Snapshot
+    point: OperatingPoint
+    point_id: OperatingPointId  # of `point`, which would digest its whole content for every reply
+    score: Score
+
+    @property
+    def key(self) -> tuple[SnapshotId, OperatingPointId]:
+        """What the pointers said when this went live."""
+        return self.snapshot.manifest.id, self.point_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """One accepted item: `similarity` its cosine, `score` what the threshold was applied to."""
+
+    item: Item
+    similarity: float
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """Accepted items, best first; `n_total` counts also those that the limit cut off."""
+
+    matches: tuple[Match, ...]
+    n_total: int
+    live: Live
+
+
+@dataclass(frozen=True, slots=True)
+class QueryEmbedding:
+    """A query that was embedded elsewhere, by the bundle of this digest: `values` [d] float32."""
+
+    values: NDArray[np.float32]
+    bundle_digest: str
+
+
+class Searcher:
+    """Answers queries from the live pair of each catalogue.
+
+    `refresh` may run on any thread, one at a time; it replaces entries of `_live`, which queries read once each.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        open_encoder: Callable[[Bundle], Encoder],
+        limits: ImageLimits,
+        max_waiting: int,
+        threads: int,
+        catalogs: Sequence[str] = (),
+    ) -> None:
+        """`catalogs`: the ones to serve; all in the store where empty. `threads`: for decoding and index search."""
+        self._store = store
+        self._open_encoder = open_encoder
+        self._limits = limits
+        self._max_waiting = max_waiting
+        self._catalogs = tuple(catalogs)
+        self._n_waiting = 0
+        # two pools: what is embedded must not queue behind what still has to be decoded
+        self._decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
+        self._live: dict[str, Live] = {}
+        self._problems: dict[str, str] = {}
+
+    @property
+    def live(self) -> dict[str, Live]:
+        """What is live now, by catalogue."""
+        return dict(self._live)
+
+    async def search(self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT) -> SearchResult:
+        """Everything in the catalogue whose score against the query reaches the threshold.
+
+        Raises InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
+        """
+        if not 1 <= limit <= MAX_LIMIT:
+            raise InvalidInput(f"limit: expected 1 to {MAX_LIMIT}, found {limit}")
+        live = self._live_of(catalog)
+        if isinstance(query, bytes):
+            embedding = await self._embed(query, live)
+        else:
+            embedding = _checked_embedding(query, live)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
+
+    def refresh(self) -> list["Change"]:
+        """Look at the pointers and open what is new beside the old, then swap. Returns what changed or could not.
+
+        A pair that cannot be served leaves the old one serving; the same problem is reported once.
+        """
+        changes = []
+        for catalog in self._catalogs or self._store.catalogs():
+            try:
+                changed = self._refresh_one(catalog)
+            except RetrievalError as error:
+                if self._problems.get(catalog) != str(error):
+                    self._problems[catalog] = str(error)
+                    changes.append(Change(catalog=catalog, live=None, problem=error))
+                continue
+            self._problems.pop(catalog, None)
+            if changed is not None:
+                changes.append(Change(catalog=catalog, live=changed, problem=None))
+        return changes
+
+    def _live_of(self, catalog: str) -> Live:
+        live = self._live.get(catalog)
+        if live is not None:
+            return live
+        if catalog in self._problems:
+            raise NotReady(f"catalogue {catalog!r} is not live: {self._problems[catalog]}")
+        served = ", ".join(sorted(self._live)) or "none yet; make one with `retrieval reindex`"
+        raise UnknownCatalog(f"catalogue {catalog!r} is not served here; served are: {served}")
+
+    async def _embed(self, image: bytes, live: Live) -> NDArray[np.float32]:
+        if self._n_waiting >= self._max_waiting:  # decoding may be slower than the model: count those who wait for it
+            raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
+        self._n_waiting += 1
+        try:
+            pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, image, live)
+            return await live.batcher.embed(pixels)
+        finally:
+            self._n_waiting -= 1
+
+    def _prepare(self, image: bytes, live: Live) -> NDArray[np.float32]:
+        return preprocess(image, live.bundle.preprocessing, limits=self._limits)
+
+    def _refresh_one(self, catalog: str) -> Live | None:
+        old = self._live.get(catalog)
+        snapshot_id = self._store.current(catalog)
+        manifest = self._store.snapshot_manifest(catalog, snapshot_id)
+        active = self._store.active_id(manifest.bundle_digest)
+        if old is not None and old.key == (snapshot_id, active):
+            return None
+        new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+        find_matches(new, probe_embedding(new), 1)  # touches every page once before the first query does
+        self._live[catalog] = new
+        return new
+
+    def _batcher_for(self, bundle: Bundle) -> Batcher:
+        for live in self._live.values():
+            if live.bundle.digest == bundle.digest:
+                return live.batcher
+        encoder = self._open_encoder(bundle)
+        return Batcher(encoder.embed, max_batch=encoder.max_batch, max_waiting=self._max_waiting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A catalogue that went live (`live`) or could not (`problem`)."""
+
+    catalog: str
+    live: Live | None
+    problem: RetrievalError | None
+
+
+def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
+    """Open a snapshot with the bundle, operating point and score that belong to it.
+
+    Raises UnknownBundle, UnknownOperatingPoint, CorruptArtifact, and BundleMismatch where the active operating point
+    uses another score than the snapshot.
+    """
+    manifest = store.snapshot_manifest(catalog, snapshot_id)
+    bundle = store.bundle(manifest.bundle_digest)
+    point = store.active_operating_point(bundle.digest)
+    if point.score_digest != manifest.score_digest:
+        raise BundleMismatch(
+            f"catalogue {catalog!r}: snapshot {snapshot_id} was built with score {manifest.score_digest}, the active "
+            f"operating point {point.id} uses {point.score_digest}: reindex the catalogue"
+        )
+    score = store.score(bundle.digest, point.score_digest)
+    if manifest.dimension != score.dimension(bundle.dimension):
+        raise BundleMismatch(
+            f"catalogue {catalog!r}: snapshot {snapshot_id} has vectors of dimension {manifest.dimension}, bundle "
+            f"{bundle.digest} with its {score.kind} score makes {score.dimension(bundle.dimension)}"
+        )
+    snapshot = store.open_snapshot(catalog, snapshot_id)
+    return Live(batcher_for(bundle), bundle, snapshot, point, point.id, score)
+
+
+def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> SearchResult:
+    """Search the live index with one embedding [d] float32 and describe the best `limit` of what it accepts."""
+    row = embedding[None, :]
+    (hits,) = live.snapshot.index.above(live.score.query_vectors(row), live.point.threshold)
+    positions, scores = hits.positions[:limit], hits.scores[:limit]
+    densities = live.snapshot.items.densities[positions]
+    similarities = scores + (live.score.density(row)[0] + densities) / 2
+    probabilities = live.point.calibrator.probability(scores)
+    matches = tuple(
+        Match(item=item, similarity=float(np.clip(s, -1, 1)), score=float(score), probability=float(p))
+        for item, s, score, p in zip(
+            live.snapshot.items.take(positions), similarities, scores, probabilities, strict=True
+        )
+    )
+    return SearchResult(matches=matches, n_total=len(hits.positions), live=live)
+
+
+def probe_embedding(live: Live) -> NDArray[np.float32]:
+    """An embedding [d] that the live bundle itself made."""
+    embedding: NDArray[np.float32] = live.bundle.probe()[1][0]
+    return embedding
+
+
+def _checked_embedding(query: QueryEmbedding, live: Live) -> NDArray[np.float32]:
+    if query.bundle_digest != live.bundle.digest:
+        raise BundleMismatch(
+            f"the embedding was made by bundle {query.bundle_digest or '(none stated)'}, live is {live.bundle.digest}"
+        )
+    if query.values.shape != (live.bundle.dimension,):
+        raise InvalidEmbeddings(
+            f"expected an embedding of {live.bundle.dimension} values, found {query.values.size} "
+            f"in shape {query.values.shape}"
+        )
+    check_unit_rows(query.values[None, :], "the query's embedding")
+    return query.values

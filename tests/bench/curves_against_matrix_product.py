@@ -1,0 +1,140 @@
+"""What do operating curves and OPIS cost beside the similarity matrix product alone, and beside scikit-learn?
+
+One thread, CPU time. The product is of all n x n pairs in blocks of rows; curves need each unordered pair once.
+scikit-learn's roc_curve is called for each class at a smaller n, and its rates must equal the curves' exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
+from retrieval.consistency import OperatingCurves, operating_curves, opis, threshold_grid
+from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
+
+_FAR_LOW, _FAR_HIGH = 1e-2, 1e-1  # the band of OPIS, by default
+_GRAIN = 2.0**-11  # products of multiples of it add up to cosines without rounding in float32, in any order
+_BLOCK = 1024  # rows of the product, as many as the curves' tile
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Labelled rows of unit norm up to _GRAIN: vectors [n, d] float32; codes [n] int64; labels: n strings."""
+
+    vectors: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    labels: list[str]
+
+
+def make_data(n: int, d: int, n_classes: int) -> Data:
+    """Clusters of unequal width, so that classes differ."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(n) % n_classes
+    widths = rng.uniform(1, 3, n_classes)
+    rows = rng.normal(size=(n_classes, d))[codes] + widths[codes, None] * rng.normal(size=(n, d))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    vectors = (np.round(unit / _GRAIN) * _GRAIN).astype(np.float32)
+    return Data(vectors, codes, [f"class {code}" for code in codes])
+
+
+def main() -> None:
+    parser = option_parser(__doc__)
+    parser.add_argument("--n", type=int, help="images (default 4000, quick 1000)")
+    parser.add_argument("--n-roc", type=int, help="images beside roc_curve (default 1500, quick 500)")
+    parser.add_argument("--d", type=int, default=128, help="dimension")
+    parser.add_argument("--per-class", type=int, default=20, help="images a class")
+    options = parser.parse_args()
+    n, n_roc = options.n or (1000 if options.quick else 4000), options.n_roc or (500 if options.quick else 1500)
+    with threadpool_limits(1):
+        large, value = beside_product(make_data(n, options.d, n // options.per_class), options)
+        small = beside_roc_curve(make_data(n_roc, options.d, n_roc // options.per_class), options)
+    show(__doc__, options, [large, small], {"OPIS, equal with all thresholds": value, "equal to roc_curve": True})
+
+
+def beside_product(data: Data, options: argparse.Namespace) -> tuple[Group, float]:
+    """Curves on three sets of thresholds; all must give one OPIS, which is returned too."""
+    grid = threshold_grid(data.vectors, data.labels)
+    whole = operating_curves(data.vectors, data.labels, thresholds=grid)
+    band = band_of(whole)
+
+    def opis_on(thresholds: NDArray[np.float64] | None) -> float:
+        return value_of(operating_curves(data.vectors, data.labels, thresholds=thresholds))
+
+    value = opis_on(band)
+    assert value == opis_on(grid) == opis_on(None), "thresholds outside the band changed OPIS"
+    cases = {
+        "matrix product": cpu_of(lambda: product(data.vectors)),
+        "curves on the band, OPIS": cpu_of(lambda: opis_on(band)),
+        "curves on a given grid, OPIS": cpu_of(lambda: opis_on(grid)),
+        "curves on no given grid, OPIS": cpu_of(lambda: opis_on(None)),
+        "OPIS of given curves": cpu_of(lambda: value_of(whole)),
+    }
+    title = (
+        f"n = {len(data.vectors)}, d = {options.d}, {len(whole.classes)} classes, {len(band)} of {len(grid)} in band"
+    )
+    return in_turns(title, cases, n_rounds=options.rounds), value
+
+
+def beside_roc_curve(data: Data, options: argparse.Namespace) -> Group:
+    """Curves on a given grid against one roc_curve per class on the finished matrix."""
+    grid = threshold_grid(data.vectors, data.labels)
+    curves = operating_curves(data.vectors, data.labels, thresholds=grid)
+    tar, far = rates_of_roc_curve(data, grid)
+    np.testing.assert_array_equal(tar, curves.tar)
+    np.testing.assert_array_equal(far, curves.far)
+    cases = {
+        "matrix product": cpu_of(lambda: product(data.vectors)),
+        "curves on a given grid": cpu_of(lambda: operating_curves(data.vectors, data.labels, thresholds=grid)),
+        "product, roc_curve per class": cpu_of(lambda: rates_of_roc_curve(data, grid)),
+    }
+    title = f"n = {len(data.vectors)}, d = {options.d}, {len(curves.classes)} classes"
+    return in_turns(title, cases, n_rounds=options.rounds)
+
+
+def product(vectors: NDArray[np.float32]) -> None:
+    """All similarities, each block written over the one before."""
+    block = np.empty((min(_BLOCK, len(vectors)), len(vectors)), dtype=np.float32)
+    for start in range(0, len(vectors), _BLOCK):
+        rows = vectors[start : start + _BLOCK]
+        np.matmul(rows, vectors.T, out=block[: len(rows)])
+
+
+def band_of(curves: OperatingCurves) -> NDArray[np.float64]:
+    """The thresholds that OPIS integrates over, with a neighbour on either side to interpolate the ends."""
+    far = curves.pooled_far
+    inside = np.flatnonzero((far >= _FAR_LOW) & (far <= _FAR_HIGH))
+    return curves.thresholds[max(inside[0] - 1, 0) : inside[-1] + 2]
+
+
+def value_of(curves: OperatingCurves) -> float:
+    return opis(curves, far_low=_FAR_LOW, far_high=_FAR_HIGH, rng=np.random.default_rng(0)).value
+
+
+def rates_of_roc_curve(data: Data, thresholds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """TAR and FAR of each class at each threshold, both [T, m], classes in the order of their names."""
+    similarities = data.vectors @ data.vectors.T
+    order = np.argsort([f"class {code}" for code in range(data.codes.max() + 1)])
+    rates = [_class_rates(similarities, data.codes == code, thresholds) for code in order]
+    tar, far = zip(*rates, strict=True)
+    return np.stack(tar), np.stack(far)
+
+
+def _class_rates(
+    similarities: NDArray[np.float32], member: NDArray[np.bool_], thresholds: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    inside = similarities[np.ix_(member, member)]
+    positives = inside[np.triu_indices(len(inside), k=1)]
+    negatives = similarities[np.ix_(member, ~member)].ravel()
+    matches = np.repeat([True, False], [len(positives), len(negatives)])
+    far, tar, descending = roc_curve(matches, np.concatenate([positives, negatives]), drop_intermediate=False)
+    last_reached = np.searchsorted(-descending, -thresholds, side="right") - 1
+    return tar[last_reached], far[last_reached]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from retrieval.consistency import Interval, wilson_interval
+from retrieval.consistency.intervals import class_weights, percentile_interval
+from retrieval.errors import InvalidInput
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 7), (7, 7), (3, 1000), (50, 99)])
+def test_wilson_agrees_with_scipy(successes: int, trials: int) -> None:
+    expected = binomtest(successes, trials).proportion_ci(0.9, method="wilson")
+    found = wilson_interval(successes, trials, 0.9)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_no_trials_say_nothing_and_bad_confidence_is_refused() -> None:
+    assert wilson_interval(0, 0) == Interval(0, 1)
+    with pytest.raises(InvalidInput, match="confidence"):
+        wilson_interval(1, 2, 1.0)
+    with pytest.raises(InvalidInput, match="replicates"):
+        percentile_interval(np.zeros(0), 0.9)
+
+
+def test_percentiles_hold_the_central_share_and_both_ends() -> None:
+    interval = percentile_interval(np.arange(101.0), 0.9)
+    assert (interval.low, interval.high) == pytest.approx((5, 95))
+    assert interval.low in interval
+    assert interval.high in interval
+    assert 4.9 not in interval
+
+
+def test_bootstrap_draws_as_many_classes_as_there_are() -> None:
+    weights = class_weights(7, 50, np.random.default_rng(0))
+    assert weights.shape == (50, 7)
+    assert (weights.sum(axis=1) == 7).all()

@@ -1,0 +1,130 @@
+"""A bundle is whole or refused, and named by its content."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.contract.bundle import (
+    BUNDLE_FILES,
+    CONTRACT,
+    EVALUATION,
+    MODEL,
+    PROBE,
+    Bundle,
+    open_bundle,
+    write_bundle,
+)
+from retrieval.errors import CorruptArtifact, InvalidInput
+from tests import tiny_bundle as tiny
+from tests.tiny_bundle import write_tiny_bundle
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the tiny bundle that may be damaged."""
+    return open_bundle(Path(shutil.copytree(tiny_bundle.directory, tmp_path / "bundle")))
+
+
+def test_round_trip(bundle: Bundle) -> None:
+    """What was written is what is opened."""
+    assert (bundle.dimension, bundle.opset) == (tiny.DIMENSION, tiny.OPSET)
+    assert (bundle.input_name, bundle.output_name) == ("pixels", "embedding")
+    assert bundle.preprocessing == tiny.PREPROCESSING
+    assert bundle.evaluation == {"model": "tiny", "seed": 0}
+    assert bundle.model_path.read_bytes() == tiny.onnx_model()
+    inputs, embeddings = bundle.probe()
+    np.testing.assert_array_equal(embeddings, tiny.embed(inputs))
+    assert {path.name for path in bundle.directory.iterdir()} == set(BUNDLE_FILES)
+
+
+def test_the_digest_is_that_of_the_content(tiny_bundle: Bundle, other_bundle: Bundle, tmp_path: Path) -> None:
+    """Written again elsewhere the digest is the same; another model has another."""
+    assert write_tiny_bundle(tmp_path / "again").digest == tiny_bundle.digest
+    assert other_bundle.digest != tiny_bundle.digest
+
+
+@pytest.mark.parametrize("name", [MODEL, EVALUATION, PROBE])
+@pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
+def test_a_damaged_file_is_named(bundle: Bundle, name: str, damage: str) -> None:
+    path = bundle.directory / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CorruptArtifact, match=name):
+        open_bundle(bundle.directory)
+
+
+def test_every_truncation_of_the_contract_is_refused(bundle: Bundle) -> None:
+    path = bundle.directory / CONTRACT
+    content = path.read_bytes()
+    for length in range(0, len(content) - 2, 11):  # the last two are the closing brace and its newline
+        path.write_bytes(content[:length])
+        with pytest.raises(CorruptArtifact, match=CONTRACT):
+            open_bundle(bundle.directory)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"dimension": None},
+        {"dimension": "many"},
+        {"checksums": {}},
+        {"checksums": None},
+        {"preprocessing": {}},
+        {"preprocessing": None},
+    ],
+)
+def test_an_unusable_contract_is_refused(bundle: Bundle, change: dict[str, object]) -> None:
+    path = bundle.directory / CONTRACT
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    with pytest.raises(CorruptArtifact):
+        open_bundle(bundle.directory)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "{}"])
+def test_json_that_is_no_contract_is_refused(bundle: Bundle, content: str) -> None:
+    (bundle.directory / CONTRACT).write_text(content)
+    with pytest.raises(CorruptArtifact, match="expected bundle format 1"):
+        open_bundle(bundle.directory)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifact, match="is no model bundle"):
+        open_bundle(tmp_path / "missing")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    """A folder that holds something stays as it is; an empty one is filled."""
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InvalidInput, match="is not empty"):
+        write_tiny_bundle(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    assert write_tiny_bundle(tmp_path / "empty").directory == tmp_path / "empty"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """What cannot be written as JSON leaves neither the bundle nor a half of it."""
+    inputs, embeddings = tiny_bundle.probe()
+    with pytest.raises(ValueError, match="JSON"):
+        write_bundle(
+            tmp_path / "bundle",
+            onnx_model=b"",
+            preprocessing=tiny.PREPROCESSING,
+            dimension=tiny.DIMENSION,
+            opset=tiny.OPSET,
+            input_name="pixels",
+            output_name="embedding",
+            evaluation={"loss": float("nan")},
+            probe_inputs=inputs,
+            probe_embeddings=embeddings,
+        )
+    assert list(tmp_path.iterdir()) == []

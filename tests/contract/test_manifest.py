@@ -1,0 +1,203 @@
+"""Manifests: a folder, CSV, Parquet or JSON lines say the same; what is unusable is refused by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.contract.manifest import Item, read_manifest
+from retrieval.errors import EmptyCatalog, InvalidManifest
+
+ROWS = [
+    {"id": "007", "uri": "a/1.png", "label": "cup", "maker": "north"},
+    {"id": "8", "uri": "b/2.png", "label": "", "maker": "süd, west"},
+    {"id": "x y", "uri": "c 3.png", "label": 'a "big"\ncup', "maker": ""},
+]
+
+# Any text a spreadsheet may hold; a lone carriage return is read back as a line feed by CSV, so it is left out.
+CELLS = st.text(st.characters(exclude_characters="\r\x00", exclude_categories=["Cs"]), max_size=20)
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    """The rows as a table in the format that the suffix names."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def expected_items(folder: Path, rows: list[dict[str, str]]) -> list[Item]:
+    return [
+        Item(
+            id=row["id"],
+            uri=f"file://{folder}/{row['uri']}",
+            label=row["label"],
+            attributes={name: value for name, value in row.items() if name not in ("id", "uri", "label")},
+        )
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_tables(tmp_path: Path, suffix: str) -> None:
+    """Ids stay text, quotes, commas and line breaks survive, other columns become attributes, order is kept."""
+    path = write(tmp_path / f"items{suffix}", ROWS)
+    assert read_manifest(str(path)) == expected_items(tmp_path, ROWS)
+    assert read_manifest(f"file://{path}") == expected_items(tmp_path, ROWS)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@given(values=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5))
+def test_any_text_survives(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, values: list[tuple[str, str]]
+) -> None:
+    rows = [{"id": f"{i}", "uri": f"{i}.png", "label": label, "a": a} for i, (label, a) in enumerate(values)]
+    path = write(tmp_path_factory.getbasetemp() / f"any{suffix}", rows)
+    assert read_manifest(str(path)) == expected_items(path.parent, rows)
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    """Ids are paths inside the folder, labels the first sub-folder; other files are passed over."""
+    for name in ("cup/b.JPG", "cup/deep/a.png", "plate 1/x.webp", "loose.gif", "cup/notes.txt", "README"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    items = read_manifest(str(tmp_path))
+    assert [(item.id, item.label) for item in items] == [
+        ("cup/b.JPG", "cup"),
+        ("cup/deep/a.png", "cup"),
+        ("loose.gif", ""),
+        ("plate 1/x.webp", "plate 1"),
+    ]
+    assert [item.uri for item in items] == [f"file://{tmp_path}/{item.id}" for item in items]
+    assert read_manifest(f"{tmp_path}/") == items
+
+
+def test_absolute_and_remote_uris_stay(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "uri": uri} for i, uri in enumerate(["/data/1.png", "s3://bucket/2.png", "sub/3.png"])]
+    items = read_manifest(str(write(tmp_path / "items.csv", rows)))
+    assert [item.uri for item in items] == ["file:///data/1.png", "s3://bucket/2.png", f"file://{tmp_path}/sub/3.png"]
+    assert {item.label for item in items} == {""}
+
+
+def test_a_relative_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest named relative to the working directory has absolute uris: a worker elsewhere must find them."""
+    write(tmp_path / "items.csv", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert read_manifest("items.csv") == expected_items(tmp_path, ROWS)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    """Spreadsheets write one."""
+    path = tmp_path / "items.csv"
+    path.write_bytes("﻿id,uri,label\r\n1,a.png,cup\r\n\r\n".encode())
+    assert read_manifest(str(path)) == [Item(id="1", uri=f"file://{tmp_path}/a.png", label="cup", attributes={})]
+
+
+def test_numbers_and_nulls_of_typed_tables_become_text(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(
+        pa.table({"id": [1, 2], "uri": ["a", "b"], "label": [None, "x"], "price": [1.5, None]}), tmp_path / "t.parquet"
+    )
+    (tmp_path / "t.jsonl").write_text('{"id": 1, "uri": "a", "price": 1.5}\n\n{"id": 2, "uri": "b", "label": "x"}\n')
+    parquet, jsonl = (read_manifest(str(tmp_path / name)) for name in ("t.parquet", "t.jsonl"))
+    assert [(item.id, item.label, item.attributes) for item in parquet] == [
+        ("1", "", {"price": "1.5"}),
+        ("2", "x", {"price": ""}),
+    ]
+    assert [(item.id, item.label, item.attributes) for item in jsonl] == [
+        ("1", "", {"price": "1.5"}),
+        ("2", "x", {}),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize("column", ["id", "uri"])
+def test_a_missing_column_is_named(tmp_path: Path, suffix: str, column: str) -> None:
+    rows = [{name: value for name, value in row.items() if name != column} for row in ROWS]
+    with pytest.raises(InvalidManifest, match=rf"missing {column}, found .*label"):
+        read_manifest(str(write(tmp_path / f"items{suffix}", rows)))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_duplicate_ids_are_named(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"items{suffix}", [*ROWS, ROWS[0]])
+    with pytest.raises(InvalidManifest, match="1 occur more than once, for instance '007'"):
+        read_manifest(str(path))
+
+
+@pytest.mark.parametrize("column", ["id", "uri"])
+def test_empty_cells_are_counted_from_one(tmp_path: Path, column: str) -> None:
+    with pytest.raises(InvalidManifest, match="row 2 has an empty id or uri"):
+        read_manifest(str(write(tmp_path / "items.csv", [ROWS[0], ROWS[1] | {column: ""}])))
+
+
+def test_a_row_with_too_many_values_is_refused(tmp_path: Path) -> None:
+    """An unquoted comma shifts every value after it: such a row is refused, not guessed at."""
+    path = tmp_path / "items.csv"
+    path.write_text("id,uri,label\n1,a.png,cup\n2,b,c.png,cup\n")
+    with pytest.raises(InvalidManifest, match="row 2 has more values than there are columns"):
+        read_manifest(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("items.csv", b"\xff\xfe\x00 no UTF-8", "cannot be read as .csv"),
+        ("items.csv", b"", "missing id, uri, found none"),
+        ("items.parquet", b"PAR1 truncated", "cannot be read as .parquet"),
+        ("items.parquet", b"", "cannot be read as .parquet"),
+        ("items.jsonl", b'{"id": 1, "uri"', "cannot be read as .jsonl"),
+        ("items.jsonl", b"[1, 2]\n", "one JSON object a line"),
+        ("items.txt", b"id,uri\n", "found .txt"),
+        ("items", b"id,uri\n", "found no suffix"),
+    ],
+)
+def test_unreadable_tables(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InvalidManifest, match=message):
+        read_manifest(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_empty_table_is_an_empty_catalogue(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"items{suffix}"
+    if suffix == ".csv":
+        path.write_text("id,uri,label\n")
+    else:
+        pyarrow.parquet.write_table(pa.table({"id": pa.array([], pa.string()), "uri": pa.array([], pa.string())}), path)
+    with pytest.raises(EmptyCatalog, match="expected at least one image"):
+        read_manifest(str(path))
+
+
+def test_a_folder_without_images_is_an_empty_catalogue(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(EmptyCatalog):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["/no/such/place", "no-such-file.csv", "nowhere://bucket/items.csv"])
+def test_no_such_place(source: str) -> None:
+    with pytest.raises(InvalidManifest, match=source):
+        read_manifest(source)
+
+
+def test_columns_of_a_csv_keep_their_quotes(tmp_path: Path) -> None:
+    """A quoted line break inside a cell does not split the row."""
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerows([["id", "uri", "label"], ["1", "a,b.png", "two\nlines"]])
+    (tmp_path / "items.csv").write_text(buffer.getvalue())
+    (item,) = read_manifest(str(tmp_path / "items.csv"))
+    assert (item.uri, item.label) == (f"file://{tmp_path}/a,b.png", "two\nlines")

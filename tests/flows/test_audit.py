@@ -1,0 +1,331 @@
+"""An audit measures what a slow count measures, judges by its declared limits, and changes no threshold."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from numpy.typing import NDArray
+
+from retrieval.consistency import Interval, OperatingCurves
+from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.preprocessing import DEFAULT_LIMITS
+from retrieval.contract.score import Score
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.store import Store
+from retrieval.errors import (
+    InvalidInput,
+    InvalidManifest,
+    NotEnoughEvidence,
+    TooManyFailures,
+    UnknownCatalog,
+    UnknownOperatingPoint,
+)
+from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, audits, check_labels, judge, run_audit
+from retrieval.flows.reindex import ReindexRequest
+from tests.pictures import class_picture, encoded, write_class_folders
+from tests.stores import CREATED_AT, activate, reindex
+
+Audit = Callable[..., AuditReport]
+N_CLASSES, N_IMAGES = 30, 4
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 labelled pictures of 30 new classes and one picture alone in its class, with two columns of groups."""
+    folder = tmp_path_factory.mktemp("audit")
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "uri", "label", "half", "camera"])
+        for number in range(3000, 3000 + N_CLASSES + 1):
+            for variant in range(N_IMAGES if number < 3000 + N_CLASSES else 1):
+                name = f"{number}-{variant}.png"
+                (folder / name).write_bytes(encoded(class_picture(number, variant, spread=70)))
+                writer.writerow([name, name, f"class {number}", "first" if number < 3015 else "second", variant % 2])
+    return folder / "manifest.csv"
+
+
+@pytest.fixture
+def audited(calibrated: Store, tiny_encoder: Encoder, pool: Executor, tmp_path: Path) -> Store:
+    """A calibrated store with a live catalogue named shop."""
+    folder = write_class_folders(tmp_path / "shop", n_classes=4, n_images=1)
+    reindex(calibrated, tiny_encoder, pool, ReindexRequest(catalog="shop", manifest_uri=str(folder)))
+    return calibrated
+
+
+@pytest.fixture
+def audit(audited: Store, tiny_encoder: Encoder, pool: Executor, manifest: Path) -> Audit:
+    def run(
+        uri: Path = manifest,
+        *,
+        audit_id: str = "a1",
+        created_at: str = CREATED_AT,
+        limits: AuditLimits | None = None,
+        **options: Any,
+    ) -> AuditReport:
+        return run_audit(
+            audited,
+            replace(AuditRequest(catalog="shop", manifest_uri=str(uri)), **options),
+            audit_id=audit_id,
+            created_at=created_at,
+            encoder_of=lambda digest: tiny_encoder,
+            image_limits=DEFAULT_LIMITS,
+            limits=limits or AuditLimits(),
+            pool=pool,
+            progress=lambda done, total: None,
+            render=lambda report: f"<h1>{report.id}</h1>",
+        )
+
+    return run
+
+
+class Counted:
+    """Every unordered pair of the audit's images, scored and counted one by one."""
+
+    def __init__(self, items: Sequence[Item], encoder: Encoder, score: Score, threshold: float) -> None:
+        embeddings = encoder.embed_images([Path(i.uri.removeprefix("file://")).read_bytes() for i in items])
+        self.scores = score.query_vectors(embeddings) @ score.gallery_vectors(embeddings).T
+        self.labels = np.array([item.label for item in items])
+        self.accepted = self.scores >= np.float32(threshold)
+        upper = np.triu(np.ones_like(self.accepted), 1)
+        self.same = (self.labels[:, None] == self.labels[None, :]) & upper
+        self.different = (self.labels[:, None] != self.labels[None, :]) & upper
+
+    @property
+    def far(self) -> float:
+        return float(self.accepted[self.different].mean())
+
+    @property
+    def tar(self) -> float:
+        return float(self.accepted[self.same].mean())
+
+    @property
+    def recall_at_1(self) -> float:
+        """Share of the images with a partner whose best match is of their class."""
+        scores = self.scores - 9 * np.eye(len(self.scores))
+        has_partner = (self.labels[:, None] == self.labels[None, :]).sum(axis=1) > 1
+        return float((self.labels[scores.argmax(axis=1)] == self.labels)[has_partner].mean())
+
+    def rates_of(self, mask: NDArray[np.bool_]) -> tuple[float, float]:
+        """FAR and FRR among the pairs inside a group."""
+        inside = mask[:, None] & mask[None, :]
+        return float(self.accepted[self.different & inside].mean()), 1 - float(self.accepted[self.same & inside].mean())
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cohort"])
+def test_rates_equal_a_count_of_all_pairs(
+    kind: str,
+    audit: Audit,
+    audited: Store,
+    manifest: Path,
+    tiny_encoder: Encoder,
+    cosine_point: OperatingPoint,
+    cohort_point: OperatingPoint,
+    cohort_score: Score,
+) -> None:
+    """FAR, TAR, recall, the rates of every class and of every group, at the active threshold with its score."""
+    point, score = (cosine_point, Score()) if kind == "cosine" else (cohort_point, cohort_score)
+    activate(audited, point, score)
+    report = audit(group_by=("half", "camera"))
+    items = read_manifest(str(manifest))
+    counted = Counted(items, tiny_encoder, score, point.threshold)
+    # products of other tiles differ in the last digit: one pair may change sides
+    one_negative, one_positive = 1.5 / counted.different.sum(), 1.5 / counted.same.sum()
+    assert report.point == point
+    assert (report.n_images, report.n_classes, report.n_single) == (121, 31, 1)
+    assert report.far == pytest.approx(counted.far, abs=one_negative)
+    assert report.tar == pytest.approx(counted.tar, abs=one_positive)
+    assert report.recall_at_1 == pytest.approx(counted.recall_at_1, abs=1.5 / 120)
+    assert {rates.name for rates in report.classes} == set(counted.labels)
+    assert sum(rates.positives for rates in report.classes) == counted.same.sum()
+    assert sum(rates.negatives for rates in report.classes) == 2 * counted.different.sum(), "each end counts it"
+    for column, groups in report.groups.items():
+        values = np.array([item.attributes[column] for item in items])
+        assert [rates.name for rates in groups] == sorted(set(values))
+        for rates in groups:
+            far, frr = counted.rates_of(values == rates.name)
+            assert rates.far == pytest.approx(far, abs=1.5 / rates.negatives)
+            assert rates.frr == pytest.approx(frr, abs=1.5 / rates.positives)
+
+
+def test_what_is_stored(audit: Audit, audited: Store, cosine_point: OperatingPoint) -> None:
+    """The report as JSON equals the value, the page is the caller's, and the curves come back exactly."""
+    report = audit(group_by=("half",))
+    stored = audited.audit("shop", "a1")
+    assert stored == report.to_json()
+    assert stored["verdict"] == ("passed" if report.passed else "failed")
+    assert (stored["threshold"], stored["operating_point_id"]) == (cosine_point.threshold, cosine_point.id)
+    assert stored["far_promised"] == {"low": report.far_promised.low, "high": report.far_promised.high}
+    assert audited.objects.get("catalogs/shop/audits/a1/report.html") == b"<h1>a1</h1>"
+    curves = audited.objects.get("catalogs/shop/audits/a1/curves.parquet")
+    assert curves is not None
+    table = pyarrow.parquet.read_table(io.BytesIO(curves))
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    again = OperatingCurves.from_table(columns)
+    np.testing.assert_array_equal(again.positives_accepted, report.curves.positives_accepted)
+    assert again.classes == report.curves.classes
+
+
+def test_an_audit_repeated_says_the_same_and_changes_nothing(
+    audit: Audit, audited: Store, cosine_point: OperatingPoint
+) -> None:
+    """The second is found under its own id; neither touched the threshold."""
+    first = audit()
+    second = audit(audit_id="a2", created_at="2027-01-01T00:00:00+00:00")
+    changing = ("id", "created_at")
+    assert {k: v for k, v in first.to_json().items() if k not in changing} == {
+        k: v for k, v in second.to_json().items() if k not in changing
+    }
+    assert [report["id"] for report in audits(audited, "shop")] == ["a2", "a1"], "newest first"
+    assert audited.active_operating_point(cosine_point.bundle_digest) == cosine_point
+
+
+def test_new_classes_like_those_calibrated_on_pass(audit: Audit) -> None:
+    report = audit()
+    assert report.passed
+    assert [finding.limit for finding in report.findings] == ["far_within_promise", "tar_within_promise"]
+    assert report.far in report.far_promised
+
+
+def test_a_threshold_that_lets_too_much_through_fails(
+    audit: Audit, audited: Store, cosine_point: OperatingPoint
+) -> None:
+    """The verdict names the limit that broke."""
+    loose = replace(cosine_point, choice=replace(cosine_point.choice, threshold=-0.5))
+    activate(audited, loose, Score())
+    report = audit()
+    assert not report.passed
+    assert {finding.limit: finding.passed for finding in report.findings} == {
+        "far_within_promise": False,
+        "tar_within_promise": True,
+    }
+    assert audited.audit("shop", "a1")["verdict"] == "failed"
+
+
+def test_a_threshold_that_rejects_too_much_fails(audit: Audit, audited: Store, cosine_point: OperatingPoint) -> None:
+    strict = replace(cosine_point, choice=replace(cosine_point.choice, threshold=0.9999))
+    activate(audited, strict, Score())
+    report = audit()
+    assert {finding.limit: finding.passed for finding in report.findings} == {
+        "far_within_promise": True,
+        "tar_within_promise": False,
+    }
+    assert "stricter than needed" in report.findings[0].explanation
+
+
+PROMISED = Interval(0.005, 0.02), Interval(0.6, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("far", "tar", "passed"),
+    [
+        (0.01, 0.7, [True, True]),
+        (0.02, 0.6, [True, True]),
+        (0.021, 0.7, [False, True]),
+        (0.001, 0.9, [True, True]),
+        (0.01, 0.59, [True, False]),
+    ],
+)
+def test_the_verdict_on_rates(far: float, tar: float, passed: list[bool]) -> None:
+    """Only harm fails: a lower FAR or a higher TAR than promised passes, and is said."""
+    findings = judge(far, PROMISED[0], tar, PROMISED[1], {}, 0.01, AuditLimits())
+    assert [finding.passed for finding in findings] == passed
+    assert ("stricter than needed" in findings[0].explanation) == (far < 0.005)
+    assert ("higher than promised" in findings[1].explanation) == (tar > 0.8)
+
+
+def test_the_verdict_on_groups(audit: Audit) -> None:
+    """A group fails where its FAR is surely above the factor; a small group never does."""
+    groups = audit(group_by=("half",)).groups["half"]
+    worse = [replace(groups[0], far=0.2, far_interval=Interval(0.15, 0.25), small=False), groups[1]]
+    uncertain = [replace(worse[0], far_interval=Interval(0.02, 0.5)), groups[1]]
+    small = [replace(worse[0], small=True), groups[1]]
+
+    def finding(rates: Sequence[Any]) -> tuple[bool, str]:
+        last = judge(0.01, PROMISED[0], 0.7, PROMISED[1], {"half": rates}, 0.01, AuditLimits(group_far_factor=3))[-1]
+        assert last.limit == "group_far:half"
+        return last.passed, last.explanation
+
+    passed, explanation = finding(worse)
+    assert not passed
+    assert "exceeded by first 20.00%" in explanation
+    assert [finding(rates)[0] for rates in (uncertain, small, list(groups))] == [True, True, True]
+
+
+# bad input
+
+
+def test_unlabelled_items_are_refused(audit: Audit, audited: Store, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,uri,label\n1,a.png,cup\n2,b.png,\n3,c.png,\n")
+    with pytest.raises(InvalidManifest, match="every item needs a label here, 2 have none, for instance '2'"):
+        audit(tmp_path / "m.csv")
+    assert audited.audits("shop") == []
+
+
+def test_a_column_of_groups_that_is_missing_is_named(audit: Audit) -> None:
+    with pytest.raises(InvalidManifest, match="expected a column 'maker' to group by, found camera, half"):
+        audit(group_by=("half", "maker"))
+
+
+def test_a_column_of_groups_must_be_there_for_every_item() -> None:
+    items = [
+        Item(id="1", uri="a", label="x", attributes={"maker": "north"}),
+        Item(id="2", uri="b", label="x", attributes={}),
+    ]
+    check_labels(items, "here")
+    with pytest.raises(InvalidManifest, match="here: expected a column 'maker'"):
+        check_labels(items, "here", ["maker"])
+
+
+def test_an_unreadable_image_is_named_and_many_stop_the_audit(audit: Audit, audited: Store, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "new", n_classes=30, n_images=4, first_class=200)
+    broken = sorted(folder.rglob("*.png"))
+    broken[0].write_bytes(b"no image")
+    report = audit(folder)
+    assert [failure.item_id for failure in report.failures] == ["class_200/0.png"]
+    assert list(report.to_json()["failures"]) == ["class_200/0.png"]
+    assert report.n_images == 119
+    broken[1].write_bytes(b"no image")
+    with pytest.raises(TooManyFailures, match="2 of 120 items"):
+        audit(folder, audit_id="a2")
+    assert audit(folder, audit_id="a3", limits=AuditLimits(max_failed_share=0.05)).n_images == 118
+    assert audited.audits("shop") == ["a1", "a3"]
+
+
+@pytest.mark.parametrize(("n_classes", "n_images"), [(1, 4), (4, 1)])
+def test_too_little_to_measure(audit: Audit, audited: Store, tmp_path: Path, n_classes: int, n_images: int) -> None:
+    """One class has no false accepts, and classes of one image no true ones."""
+    folder = write_class_folders(tmp_path / "new", n_classes=n_classes, n_images=n_images)
+    with pytest.raises(NotEnoughEvidence):
+        audit(folder)
+    assert audited.audits("shop") == []
+
+
+def test_unknown_catalogue_and_missing_operating_point(
+    audit: Audit, audited: Store, cosine_point: OperatingPoint
+) -> None:
+    with pytest.raises(UnknownCatalog):
+        audit(catalog="other")
+    with pytest.raises(UnknownCatalog):
+        audits(audited, "other")
+    assert audits(audited, "shop") == []
+    audited.objects.delete(f"bundles/{cosine_point.bundle_digest}/operating_points/ACTIVE")
+    with pytest.raises(UnknownOperatingPoint):
+        audit()
+
+
+@pytest.mark.parametrize("change", [{"catalog": "../shop"}, {"catalog": ""}, {"manifest_uri": ""}])
+def test_requests_that_can_never_work(change: dict[str, Any]) -> None:
+    request = AuditRequest(catalog="shop", manifest_uri="here")
+    request.check()
+    with pytest.raises(InvalidInput):
+        replace(request, **change).check()

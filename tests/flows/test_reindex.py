@@ -1,0 +1,363 @@
+"""Reindexing: every step may be killed or repeated, and what was live stays live until the new snapshot is whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieval.contract.bundle import Bundle
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.preprocessing import DEFAULT_LIMITS
+from retrieval.contract.score import Score
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.snapshot import SnapshotId
+from retrieval.engine.store import Store
+from retrieval.errors import (
+    BundleMismatch,
+    CorruptArtifact,
+    EmptyCatalog,
+    InvalidInput,
+    InvalidManifest,
+    TooManyFailures,
+    UnknownBundle,
+    UnknownCatalog,
+    UnknownOperatingPoint,
+    UnknownSnapshot,
+    ValidationFailed,
+)
+from retrieval.flows.reindex import (
+    ReindexRequest,
+    build_and_publish,
+    embed_planned_shard,
+    measure_recall,
+    missing_shards,
+    plan,
+    roll_back,
+    settle_bundle,
+)
+from tests.pictures import class_picture, encoded, write_class_folders
+from tests.stores import CREATED_AT, Crash, activate, crashing, reindex
+
+LATER, LATEST = "2027-01-01T00:00:00+00:00", "2028-01-01T00:00:00+00:00"
+Reindex = Callable[..., SnapshotId]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 pictures of 60 classes: three shards; read only."""
+    return write_class_folders(tmp_path_factory.mktemp("images"), n_classes=60, n_images=5)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """20 pictures of 10 classes, free to change."""
+    return write_class_folders(tmp_path / "few", n_classes=10, n_images=2)
+
+
+@pytest.fixture
+def request_of(images: Path) -> ReindexRequest:
+    return ReindexRequest(catalog="shop", manifest_uri=str(images))
+
+
+@pytest.fixture
+def run(calibrated: Store, tiny_encoder: Encoder, pool: Executor) -> Reindex:
+    """Reindex a folder into the calibrated store, all steps."""
+
+    def reindex_folder(folder: Path, *, created_at: str = CREATED_AT, **options: Any) -> SnapshotId:
+        request = ReindexRequest(catalog="shop", manifest_uri=str(folder), **options)
+        return reindex(calibrated, tiny_encoder, pool, request, created_at=created_at)
+
+    return reindex_folder
+
+
+def test_the_whole_flow(run: Reindex, calibrated: Store, few: Path, cosine_point: OperatingPoint) -> None:
+    """The snapshot holds every item in order, names what it was made from, is live, and leaves no working files."""
+    snapshot = calibrated.open_snapshot("shop", run(few))
+    manifest = snapshot.manifest
+    assert calibrated.current("shop") == manifest.id
+    assert (manifest.n_items, manifest.n_failed, manifest.index_recall, manifest.failures) == (20, 0, 1.0, {})
+    assert (manifest.bundle_digest, manifest.score_digest) == (cosine_point.bundle_digest, cosine_point.score_digest)
+    assert manifest.created_at == CREATED_AT
+    ids = [item.id for item in snapshot.items.take(np.arange(20))]
+    assert ids == sorted(f"class_{c:03d}/{v}.png" for c in range(10) for v in range(2))
+    assert calibrated.objects.names("staging") == []
+
+
+def test_vectors_and_items_have_one_order(run: Reindex, calibrated: Store, few: Path, tiny_encoder: Encoder) -> None:
+    """Each picture finds itself first, under its own id."""
+    snapshot = calibrated.open_snapshot("shop", run(few))
+    embeddings = tiny_encoder.embed_images([path.read_bytes() for path in sorted(few.rglob("*.png"))])
+    found = [hits.positions[0] for hits in snapshot.index.above(embeddings, 0.99)]
+    assert found == list(range(20))
+
+
+def test_the_cohort_score_is_built_into_the_vectors(
+    run: Reindex, store: Store, few: Path, calibrated: Store, cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """The index has two more dimensions, and the items keep their densities."""
+    activate(store, cohort_point, cohort_score)
+    snapshot = store.open_snapshot("shop", run(few))
+    embeddings = np.concatenate([store.embeddings(key) for key in snapshot.manifest.shards])
+    assert snapshot.manifest.dimension == embeddings.shape[1] + 2
+    np.testing.assert_allclose(snapshot.items.densities, cohort_score.density(embeddings), atol=1e-6)
+
+
+def test_the_same_input_gives_the_same_snapshot(run: Reindex, calibrated: Store, few: Path) -> None:
+    """A repeated job finds its own work; nothing is written twice."""
+    first = run(few)
+    assert run(few, created_at=LATER) == first
+    assert [manifest.created_at for manifest in calibrated.snapshots("shop")] == [CREATED_AT]
+
+
+def test_what_makes_another_snapshot(
+    run: Reindex, calibrated: Store, few: Path, cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """Changed pixels, a new item, another index or another score."""
+    ids = [run(few)]
+    (few / "class_003" / "0.png").write_bytes(encoded(class_picture(500, 0)))
+    ids.append(run(few))
+    (few / "class_003" / "9.png").write_bytes(encoded(class_picture(501, 0)))
+    ids.append(run(few))
+    (few / "class_003" / "9.png").unlink()
+    activate(calibrated, cohort_point, cohort_score)
+    ids.append(run(few))
+    assert len(set(ids)) == 4
+    assert calibrated.current("shop") == ids[-1]
+
+
+def test_another_index_is_another_snapshot(run: Reindex, images: Path) -> None:
+    assert run(images) != run(images, index_spec="IVF4,nprobe=4")
+
+
+# bad images
+
+
+def test_an_unreadable_file_among_a_thousand(run: Reindex, calibrated: Store, tmp_path: Path) -> None:
+    """It is named and counted, the rest is indexed and live."""
+    folder = write_class_folders(tmp_path / "thousand", n_classes=200, n_images=5)
+    (folder / "class_123" / "4.png").write_bytes(b"no image")
+    manifest = calibrated.snapshot_manifest("shop", run(folder))
+    assert (manifest.n_items, manifest.n_failed) == (999, 1)
+    assert list(manifest.failures) == ["class_123/4.png"]
+    assert "expected one of JPEG" in manifest.failures["class_123/4.png"]
+
+
+def test_too_many_unreadable_files_leave_the_old_snapshot(run: Reindex, calibrated: Store, few: Path) -> None:
+    before = run(few)
+    for path in sorted(few.rglob("*.png"))[:3]:
+        path.write_bytes(b"no image")
+    with pytest.raises(TooManyFailures, match=r"3 of 20 items .* class_000/0\.png"):
+        run(few, max_failed_share=0.1)
+    assert calibrated.current("shop") == before
+    assert len(calibrated.snapshots("shop")) == 1
+
+
+def test_an_item_that_becomes_readable_makes_a_new_snapshot(run: Reindex, calibrated: Store, few: Path) -> None:
+    path = few / "class_004" / "1.png"
+    good = path.read_bytes()
+    path.write_bytes(b"no image")
+    first = run(few)
+    path.write_bytes(good)
+    assert run(few) != first
+    assert calibrated.snapshot_manifest("shop", calibrated.current("shop")).n_items == 20
+
+
+# killed and repeated steps
+
+
+def test_a_kill_between_any_two_writes(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path, request_of: ReindexRequest
+) -> None:
+    """After every single write: what was live stays live until the new snapshot is whole, and the job resumes to it."""
+    old = reindex(calibrated, tiny_encoder, pool, replace(request_of, manifest_uri=str(few)), job_id="old")
+    expected = reindex(calibrated, tiny_encoder, pool, replace(request_of, catalog="undisturbed"), job_id="u")
+    embeddings = f"bundles/{tiny_encoder.bundle.digest}/embeddings"
+    # 3 shards and the plan, 3 embeddings and results, index, items, manifest and the pointer
+    n_writes, n_until_live = 0, 14
+    while True:
+        for key in ("staging", f"catalogs/shop/snapshots/{expected}", embeddings):
+            calibrated.objects.delete(key)
+        calibrated.publish("shop", old)
+        try:
+            reindex(crashing(calibrated, n_writes), tiny_encoder, pool, request_of)
+        except Crash:
+            live = calibrated.current("shop")
+            assert live == (old if n_writes < n_until_live else expected)
+            calibrated.open_snapshot("shop", live)
+            assert reindex(calibrated, tiny_encoder, pool, request_of) == expected
+            assert calibrated.current("shop") == expected
+            n_writes += 1
+            continue
+        break
+    assert n_writes == n_until_live + 2, "the plan and then the other working files are removed"
+
+
+def test_steps_repeated_in_any_order(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, request_of: ReindexRequest
+) -> None:
+    """Each shard twice or more, shuffled, on several threads, and two builders at once: one and the same snapshot."""
+    expected = reindex(calibrated, tiny_encoder, pool, replace(request_of, catalog="undisturbed"), job_id="u")
+    calibrated.objects.delete(f"bundles/{tiny_encoder.bundle.digest}/embeddings")
+    planned = plan(calibrated, "job", request_of)
+    assert plan(calibrated, "job", replace(request_of, manifest_uri="/changed/since")) == planned
+    assert missing_shards(calibrated, "job", planned) == [0, 1, 2]
+    deliveries = [0, 1, 2] * 3
+    random.Random(0).shuffle(deliveries)
+
+    def embed(number: int) -> None:
+        embed_planned_shard(calibrated, "job", number, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+
+    with ThreadPoolExecutor(3) as workers:
+        list(workers.map(embed, deliveries))
+        assert missing_shards(calibrated, "job", planned) == []
+        builders = [
+            workers.submit(build_and_publish, calibrated, "job", planned, created_at=CREATED_AT) for _ in range(2)
+        ]
+        assert {builder.result() for builder in builders} == {expected}
+    assert calibrated.current("shop") == expected
+    calibrated.open_snapshot("shop", expected)
+
+
+def test_building_before_all_shards_are_there(calibrated: Store, request_of: ReindexRequest) -> None:
+    planned = plan(calibrated, "job", request_of)
+    with pytest.raises(ValidationFailed, match=r"000000\.result\.json is missing.*start it again"):
+        build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
+    with pytest.raises(UnknownCatalog):
+        calibrated.current("shop")
+
+
+def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few: Path) -> None:
+    """`reindex the catalogue`, as the message of a damaged snapshot says, mends it."""
+    first = run(few)
+    (index,) = Path(calibrated.url.removeprefix("file://")).glob("catalogs/shop/snapshots/*/*.faiss")
+    index.write_bytes(index.read_bytes()[:-10])
+    with pytest.raises(CorruptArtifact, match="roll back or reindex"):
+        calibrated.open_snapshot("shop", first)
+    assert run(few) == first
+    calibrated.open_snapshot("shop", first)
+
+
+# what cannot be built
+
+
+def test_an_empty_catalogue_leaves_the_old_snapshot(run: Reindex, calibrated: Store, few: Path, tmp_path: Path) -> None:
+    before = run(few)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptyCatalog):
+        run(tmp_path / "empty")
+    with pytest.raises(InvalidManifest):
+        run(tmp_path / "nothing there")
+    assert calibrated.current("shop") == before
+
+
+def test_too_few_items_for_the_index_leave_the_old_snapshot(run: Reindex, calibrated: Store, few: Path) -> None:
+    before = run(few)
+    with pytest.raises(InvalidInput, match=r"IVF4,nprobe=4: expected at least 156 items .* found 20"):
+        run(few, index_spec="IVF4,nprobe=4")
+    assert calibrated.current("shop") == before
+
+
+def test_an_index_that_misses_matches_is_not_published() -> None:
+    """Recall of an approximate index is measured at the threshold in use, and a bad one is refused."""
+    rows = np.random.default_rng(0).normal(size=(400, 6))
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    good, bad = IndexSpec.parse("IVF4,nprobe=3"), IndexSpec.parse("IVF4,nprobe=1")
+    found = measure_recall(Index.build(vectors, good), vectors, vectors, Score(), 0.5)
+    assert 0.9 <= found < 1
+    with pytest.raises(ValidationFailed, match=r"IVF4,nprobe=1: it finds .*% .* raise nprobe or use Flat"):
+        measure_recall(Index.build(vectors, bad), vectors, vectors, Score(), 0.5)
+
+
+# which bundle
+
+
+def test_the_only_bundle_is_taken(calibrated: Store, request_of: ReindexRequest, tiny_bundle: Bundle) -> None:
+    assert settle_bundle(calibrated, request_of).bundle_digest == tiny_bundle.digest
+
+
+def test_the_live_snapshots_bundle_is_kept(
+    run: Reindex, calibrated: Store, few: Path, request_of: ReindexRequest, tiny_bundle: Bundle, other_bundle: Bundle
+) -> None:
+    """A second bundle in the store does not change what a running catalogue uses; a new catalogue must say."""
+    run(few)
+    calibrated.add_bundle(other_bundle.directory)
+    assert settle_bundle(calibrated, request_of).bundle_digest == tiny_bundle.digest
+    with pytest.raises(InvalidInput, match="2 bundles, name one of them"):
+        settle_bundle(calibrated, replace(request_of, catalog="new"))
+
+
+def test_unknown_bundle_and_missing_operating_point(
+    calibrated: Store, request_of: ReindexRequest, other_bundle: Bundle
+) -> None:
+    with pytest.raises(UnknownBundle, match="bundle abc"):
+        plan(calibrated, "job", replace(request_of, bundle_digest="abc"))
+    calibrated.add_bundle(other_bundle.directory)
+    with pytest.raises(UnknownOperatingPoint, match="run `retrieval calibrate`"):
+        plan(calibrated, "job", replace(request_of, bundle_digest=other_bundle.digest))
+    assert calibrated.objects.names("staging") == [], "a job that cannot run leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"catalog": "../shop"}, "catalogue: expected"),
+        ({"catalog": ""}, "catalogue: expected"),
+        ({"manifest_uri": ""}, "manifest_uri"),
+        ({"index_spec": "HNSW"}, "index: expected"),
+        ({"max_failed_share": -0.1}, "max_failed_share"),
+        ({"max_failed_share": 1.1}, "max_failed_share"),
+        ({"max_failed_share": float("nan")}, "max_failed_share"),
+    ],
+)
+def test_requests_that_can_never_work(change: dict[str, Any], message: str, request_of: ReindexRequest) -> None:
+    request_of.check()
+    with pytest.raises(InvalidInput, match=message):
+        replace(request_of, **change).check()
+
+
+# rolling back
+
+
+@pytest.fixture
+def three(run: Reindex, few: Path) -> list[SnapshotId]:
+    """Three snapshots, the last one live."""
+    ids = []
+    for number, created_at in enumerate([CREATED_AT, LATER, LATEST]):
+        (few / "class_000" / f"new{number}.png").write_bytes(encoded(class_picture(600 + number, 0)))
+        ids.append(run(few, created_at=created_at))
+    return ids
+
+
+def test_rolling_back(calibrated: Store, three: list[SnapshotId]) -> None:
+    """Step by step to the one before, or to any by its id, also forward again."""
+    assert roll_back(calibrated, "shop", SnapshotId("")).id == three[1] == calibrated.current("shop")
+    assert roll_back(calibrated, "shop", SnapshotId("")).id == three[0] == calibrated.current("shop")
+    with pytest.raises(UnknownSnapshot, match="no snapshot older than the live one"):
+        roll_back(calibrated, "shop", SnapshotId(""))
+    assert roll_back(calibrated, "shop", three[2]).id == three[2] == calibrated.current("shop")
+
+
+def test_rolling_back_to_what_cannot_be_served(
+    calibrated: Store, three: list[SnapshotId], cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """An unknown or damaged snapshot, or one of another score: the live one stays."""
+    with pytest.raises(UnknownSnapshot):
+        roll_back(calibrated, "shop", SnapshotId("abc"))
+    with pytest.raises(UnknownCatalog):
+        roll_back(calibrated, "other", SnapshotId(""))
+    folder = Path(calibrated.url.removeprefix("file://")) / "catalogs" / "shop" / "snapshots" / three[0]
+    next(folder.glob("*.faiss")).write_bytes(b"")
+    with pytest.raises(CorruptArtifact):
+        roll_back(calibrated, "shop", three[0])
+    activate(calibrated, cohort_point, cohort_score)
+    with pytest.raises(BundleMismatch, match="activate an operating point with that score first"):
+        roll_back(calibrated, "shop", three[1])
+    assert calibrated.current("shop") == three[2]

@@ -1,0 +1,106 @@
+"""The commands as a user runs them: result on stdout, the rest on stderr, exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.cli import main
+
+CONFIG = """
+[input]
+resize = 32
+crop = 32
+[model]
+dimension = 16
+frozen = ["stem", "blocks"]
+[schedule]
+steps = 2
+head_steps = 2
+classes = 4
+images = 2
+"""
+
+
+@pytest.fixture
+def training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout, stderr without line breaks."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, " ".join(captured.err.split())
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    return run
+
+
+def test_train_export_evaluate(
+    tmp_path: Path, folders: tuple[Path, Path], training: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The three commands in a row; each prints one JSON object that names what the next one needs."""
+    data, held_out = folders
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG)
+    options = ("--data", data, "--validation", held_out, "--out", tmp_path / "run", "--config", config)
+    code, out, err = training("train", *options, "--json")
+    assert code == 0, err
+    assert "40 images of 8 classes" in err
+    trained = json.loads(out)
+    assert trained["run"] == str(tmp_path / "run")
+
+    code, out, err = training("export", trained["run"], "--out", tmp_path / "bundle", "--json")
+    assert code == 0, err
+    assert json.loads(out)["dimension"] == 16
+
+    code, out, err = training("evaluate", "--bundle", tmp_path / "bundle", "--data", held_out, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    # Two programs, one model: cosines differ by rounding, so at most single pairs change sides.
+    assert found["r_at_1"] == pytest.approx(trained["held_out"]["r_at_1"], abs=0.02)
+    assert found["threshold"] == pytest.approx(trained["held_out"]["threshold"], abs=1e-3)
+
+
+def test_errors_are_one_line_without_a_trace(
+    tmp_path: Path, folders: tuple[Path, Path], training: Callable[..., tuple[int, str, str]]
+) -> None:
+    """2 where the caller must ask differently, 3 where it could not be done."""
+    options = ("--data", folders[0], "--validation", folders[1], "--out", tmp_path / "run")
+    for arguments, expected_code, expected in (
+        (("train", *options, "--config", "emojy"), 2, "did you mean emoji?"),
+        (("train", *options[2:], "--data", tmp_path / "none"), 2, "found nothing there"),
+        (("train", "--data", folders[0]), 2, "--validation"),
+        (("export", tmp_path / "none", "--out", tmp_path / "bundle"), 3, "holds no checkpoint"),
+        (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is no model bundle"),
+    ):
+        code, out, err = training(*arguments)
+        assert code == expected_code, err
+        assert expected in err
+        assert "Traceback" not in err
+        assert out == ""
+
+
+def test_help_needs_no_torch() -> None:
+    """Help of every command answers at once: nothing heavy is imported for it."""
+    program = """
+import sys
+from training.cli import main
+for command in ("emoji", "train", "evaluate", "export"):
+    sys.argv = ["training", command, "--help"]
+    try:
+        main()
+    except SystemExit as left:
+        assert left.code == 0, command
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--json") == 4
+    assert done.stderr.strip() == "False"

@@ -1,0 +1,60 @@
+"""Splits by class: disjoint, complete, reproducible, readable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.contract.manifest import Item, read_manifest
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+from training.split import DEFAULT_SHARES, split_by_class, write_splits
+
+
+def items(n_classes: int, n_images: int = 3) -> list[Item]:
+    return [
+        Item(id=f"{c}/{i}", uri=f"file:///images/{c}/{i}.jpg", label=f"class {c}", attributes={"camera": "ab"[i % 2]})
+        for i in range(n_images)
+        for c in range(n_classes)
+    ]
+
+
+@given(n_classes=st.integers(10, 60), seed=st.integers(0, 5))
+def test_every_class_is_in_exactly_one_part(n_classes: int, seed: int) -> None:
+    """Parts share no class and together hold every item once."""
+    given_items = items(n_classes)
+    parts = split_by_class(given_items, DEFAULT_SHARES, seed=seed)
+    labels = [label for part in parts.values() for label in {item.label for item in part}]
+    assert len(labels) == len(set(labels)) == n_classes
+    assert sorted(item.id for part in parts.values() for item in part) == sorted(item.id for item in given_items)
+    assert len({item.label for item in parts["calibration"]}) == int(0.2 * n_classes)
+
+
+def test_seed_decides() -> None:
+    """The same seed gives the same split, another seed another."""
+    first = split_by_class(items(40), DEFAULT_SHARES, seed=0)
+    assert first == split_by_class(items(40), DEFAULT_SHARES, seed=0)
+    assert first != split_by_class(items(40), DEFAULT_SHARES, seed=1)
+
+
+def test_manifests_can_be_read_again(tmp_path: Path) -> None:
+    """What is written is what was split, attributes included; nothing is overwritten."""
+    parts = split_by_class(items(20), DEFAULT_SHARES, seed=0)
+    summary = write_splits(parts, tmp_path / "splits")
+    for name, part in parts.items():
+        assert read_manifest(str(tmp_path / "splits" / f"{name}.csv")) == part
+    assert summary.n_classes == {"calibration": 4, "cohort": 2, "new": 4, "train": 10}
+    with pytest.raises(InvalidInput, match="there already"):
+        write_splits(parts, tmp_path / "splits")
+
+
+def test_impossible_splits_are_refused() -> None:
+    """Shares of everything, classes for nobody, items without a label."""
+    with pytest.raises(InvalidInput, match="leave some classes"):
+        split_by_class(items(20), {"calibration": 0.5, "new": 0.5}, seed=0)
+    with pytest.raises(NotEnoughEvidence, match="none for cohort"):
+        split_by_class(items(8), DEFAULT_SHARES, seed=0)
+    with pytest.raises(InvalidInput, match="every item needs a label"):
+        split_by_class([Item(id="a", uri="a", label="", attributes={})], DEFAULT_SHARES, seed=0)

@@ -1,0 +1,73 @@
+"""Class-disjoint splits: what is calibrated, indexed or audited must not have been trained on.
+
+Decides which classes are for what and writes a manifest for each purpose; leaves the images where they are.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrieval.contract.manifest import Item
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+TRAIN = "train"
+DEFAULT_SHARES = {"calibration": 0.2, "cohort": 0.1, "new": 0.2}
+_COLUMNS = ("id", "uri", "label")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSummary:
+    """What was written: images and classes of each manifest, by its name."""
+
+    directory: str
+    n_images: Mapping[str, int]
+    n_classes: Mapping[str, int]
+
+
+def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: int) -> dict[str, list[Item]]:
+    """The items of each part: every class is in exactly one; what the `shares` of the classes leave is `train`.
+
+    The items of a part keep their order. Raises InvalidInput where the shares are impossible or an item has no label,
+    NotEnoughEvidence where a part would be without a class.
+    """
+    if any(share <= 0 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise InvalidInput(f"shares must be positive and leave some classes to train on, found {dict(shares)}")
+    if unlabelled := [item.id for item in items if not item.label]:
+        raise InvalidInput(f"every item needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}")
+    labels = np.random.default_rng(seed).permutation(sorted({item.label for item in items}))
+    counts = {name: int(share * len(labels)) for name, share in shares.items()}
+    counts[TRAIN] = len(labels) - sum(counts.values())
+    if empty := [name for name, count in counts.items() if count == 0]:
+        raise NotEnoughEvidence(f"{len(labels)} classes leave none for {', '.join(empty)}: add classes or raise shares")
+    parts, start = {}, 0
+    for name, count in counts.items():
+        chosen = set(labels[start : start + count].tolist())
+        parts[name] = [item for item in items if item.label in chosen]
+        start += count
+    return parts
+
+
+def write_splits(parts: Mapping[str, Sequence[Item]], directory: Path) -> SplitSummary:
+    """Write `directory`/<part>.csv for each part, uris in full. Raises InvalidInput where one is there already."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, items in parts.items():
+        path = directory / f"{name}.csv"
+        attributes = sorted({column for item in items for column in item.attributes})
+        try:
+            with path.open("x", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow([*_COLUMNS, *attributes])
+                writer.writerows(
+                    [item.id, item.uri, item.label, *(item.attributes.get(column, "") for column in attributes)]
+                    for item in items
+                )
+        except FileExistsError as error:
+            raise InvalidInput(f"{path} is there already: name a new folder") from error
+    return SplitSummary(
+        directory=str(directory),
+        n_images={name: len(items) for name, items in parts.items()},
+        n_classes={name: len({item.label for item in items}) for name, items in parts.items()},
+    )
