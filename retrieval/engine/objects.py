@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from retrieval.errors import CorruptArtifact, InvalidSettings, Unavailable
 class Objects:
     """Objects under one URL, named by relative keys such as `bundles/ab12/contract.json`.
 
-    Holds no mutable state besides a local cache of immutable objects; safe for threads and processes.
+    Holds no mutable state besides a local cache of immutable objects, which one thread at a time fills; safe for
+    threads and processes.
     """
 
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
@@ -33,6 +35,7 @@ class Objects:
             raise InvalidSettings(f"the store {url} cannot be opened: {error}") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._cache: Path = cache or Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}"
+        self._fetching = threading.Lock()
 
     def exists(self, key: str) -> bool:
         """True where the object is there."""
@@ -86,14 +89,15 @@ class Objects:
         if self._is_local:
             return Path(path)
         target = self._cached(key)
-        if not target.exists():
-            staging = target.with_name(f".{uuid.uuid4().hex}")
-            staging.parent.mkdir(parents=True, exist_ok=True)
-            self._fetch(path, staging)
-            with contextlib.suppress(OSError):  # another process was first: its copy is the same
-                staging.replace(target)
-            if staging.exists():
-                shutil.rmtree(staging) if staging.is_dir() else staging.unlink()
+        with self._fetching:  # threads that want one model download it once; fsspec's memory files are for one reader
+            if not target.exists():
+                staging = target.with_name(f".{uuid.uuid4().hex}")
+                staging.parent.mkdir(parents=True, exist_ok=True)
+                self._fetch(path, staging)
+                with contextlib.suppress(OSError):  # another process was first: its copy is the same
+                    staging.replace(target)
+                if staging.exists():
+                    shutil.rmtree(staging) if staging.is_dir() else staging.unlink()
         return target
 
     def forget(self, key: str) -> bool:

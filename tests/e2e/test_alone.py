@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -15,8 +14,6 @@ import pytest
 from retrieval.contract.bundle import Bundle
 from retrieval.edge.embedded import embedded_valkey, socket_path
 from retrieval.edge.jobs import Jobs, JobState
-from retrieval.edge.queue import make_app, submit
-from retrieval.edge.settings import load_settings
 from retrieval.engine.store import Store
 from retrieval.flows.reindex import ReindexRequest
 from tests.photos import write_shots
