@@ -117,7 +117,7 @@ def certify(
         )
 
     def n_keeping(curves: OperatingCurves) -> Rates:
-        return np.count_nonzero(_rates(curves, rate, strict) <= alpha, axis=0).astype(np.float64)
+        return np.asarray((_rates(curves, rate, strict) <= alpha).sum(axis=0), dtype=np.float64)
 
     found = _find(vectors, n_keeping, rate, rank, tile)
     if found is None:
@@ -170,7 +170,8 @@ def certify_mean(
         return np.asarray(-(_rates(curves, rate, strict).sum(axis=0) + 1) / (n + 1), dtype=np.float64)
 
     needed = math.ceil((2 if strict else 1) / alpha - 1 - 1e-9)
-    found = None if n < needed else _find(vectors, kept, rate, -alpha, tile)
+    # A mean of exactly alpha may come out a rounding error above it.
+    found = None if n < needed else _find(vectors, kept, rate, -alpha * (1 + 1e-12), tile)
     if found is None:
         raise NotEnoughEvidence(
             f"a mean {rate.upper()} of {alpha:g} is certified by at least {max(needed, n + 1)} classes, found {n}; add "
@@ -199,7 +200,9 @@ def _find(
 def _rates(curves: OperatingCurves, rate: Rate, strict: bool) -> Rates:
     """Return the rate of each class that counts: [n, m]."""
     if rate == "frr":
-        return 1 - curves.tar
+        rows = curves.with_positives  # from counts: 1 - TAR would miss alpha by a rounding error
+        positives = curves.positives[rows, None]
+        return np.asarray((positives - curves.positives_accepted[rows]) / positives, dtype=np.float64)
     if not strict:
         return curves.far
     of_new = (curves.n_images * curves.n_images.max())[:, None]

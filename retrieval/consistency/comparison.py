@@ -70,7 +70,8 @@ class ThresholdComparison:
             f"threshold {self.active:.4f} -> {self.proposed:.4f}: {self.n_changed} of "
             f"{self.positives + self.negatives} decisions change, {abs(self.true_accepts)} matches and "
             f"{abs(self.false_accepts)} others are newly {verb}, in {touched} of {len(self.classes)} classes; "
-            f"TAR {self.active_tar:.4g} -> {self.proposed_tar:.4g}, FAR {self.active_far:.4g} -> {self.proposed_far:.4g}"
+            f"TAR {self.active_tar:.4g} -> {self.proposed_tar:.4g}, "
+            f"FAR {self.active_far:.4g} -> {self.proposed_far:.4g}"
         )
 
 

@@ -19,9 +19,7 @@ _N_COARSE = 512
 _N_FINE = 33
 
 
-def near_optimum(
-    vectors: LabelledVectors, target: Target, best: float, *, confidence: float, tile: int
-) -> Interval:
+def near_optimum(vectors: LabelledVectors, target: Target, best: float, *, confidence: float, tile: int) -> Interval:
     """Return the range of thresholds that are not significantly worse than the best one.
 
     33 thresholds are compared with the best by the difference of what they achieve and its standard error over the draw
@@ -87,7 +85,7 @@ def _of_utility(vectors: LabelledVectors, curves: OperatingCurves, c: float, til
     n_images = vectors.n_images.astype(np.float64)[:, None]
     expected = weights * curves.far * n_images
     sums = _opponent_sums(vectors, curves.thresholds, weights, tile)
-    return influence + sums - n_images * (expected.sum(axis=0) - expected)
+    return np.asarray(influence + sums - n_images * (expected.sum(axis=0) - expected), dtype=np.float64)
 
 
 def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates, tile: int) -> Rates:
@@ -105,6 +103,5 @@ def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates, 
 
 
 def _weighted(first: NDArray[np.int64], second: NDArray[np.int64], weights: Rates, n_classes: int) -> Rates:
-    return np.bincount(first, weights[second], minlength=n_classes) + np.bincount(
-        second, weights[first], minlength=n_classes
-    )
+    ends, others = np.append(first, second), np.append(second, first)
+    return np.bincount(ends, weights[others], minlength=n_classes).astype(np.float64)

@@ -102,10 +102,11 @@ def _residuals(pairs: _ClassPairs, n_images: Rates, rate: float, weights: Rates)
 
 def _log_tar_residuals(curves: OperatingCurves) -> Rates:
     """Return what each class adds to the log of TAR: [T], 0 for a class without positives."""
-    accepted, n_with = curves.positives_accepted[:, 0], np.count_nonzero(curves.with_positives)
+    accepted, n_with = curves.positives_accepted[:, 0], int(np.count_nonzero(curves.with_positives))
     total = max(float(accepted.sum()), 0.5)
-    rate = accepted.sum() / curves.positives.sum()
-    return np.asarray((accepted - rate * curves.positives) / total * math.sqrt(n_with / max(n_with - 1, 1)))
+    rate = float(curves.pooled_tar[0])
+    correction = math.sqrt(n_with / max(n_with - 1, 1))
+    return np.asarray((accepted - rate * curves.positives) / total * correction, dtype=np.float64)
 
 
 def _logit_tar_variance(curves: OperatingCurves) -> float:

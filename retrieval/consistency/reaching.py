@@ -83,7 +83,7 @@ class _Found:
 
 
 def _better(found: _Found, keys: Keys, achieved: Rates, wanted: Wanted) -> _Found:
-    """Return what is best of the grid and of what was found before; grids of later passes lie between its neighbours."""
+    """Return what is best of the grid and of what was found before; later grids lie between earlier neighbours."""
     if wanted.choice == "best":
         best = len(achieved) - 1 - int(np.argmax(achieved[::-1]))
         return _Found(int(keys[best]), float(achieved[best])) if achieved[best] > found.value else found

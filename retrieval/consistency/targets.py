@@ -103,15 +103,19 @@ class Target:
             return math.inf
         if self.kind == "precision":
             return self.value
-        return 1 - self.value if self.kind == "frr" else -(self.far or self.value)
+        # A mean over classes of exactly the target may come out a rounding error above it.
+        return -(self.far or self.value) * (1 + 1e-12 if self.kind == "class-far" else 1)
 
     def achieved(self, curves: OperatingCurves) -> Rates:
         """Return what is to reach `level`, or to be largest, at the thresholds of the curves: [m] float64.
 
-        It never falls where TAR rises, nor rises where FAR does: -FAR, TAR, precision, F-beta or mean utility.
+        It never falls where TAR rises, nor rises where FAR does: -FAR, -FRR, precision, F-beta or mean utility.
         """
         if self.kind == "class-far":
             return -curves.mean_far
+        if self.kind == "frr":  # from counts: 1 - TAR would miss the target by a rounding error
+            total = curves.positives.sum()
+            return np.asarray((curves.positives_accepted.sum(axis=0) - total) / total, dtype=np.float64)
         if self.kind == "utility":
             utilities = utility(curves.tar, curves.far[curves.with_positives], self.value)
             return np.asarray(utilities.mean(axis=0), dtype=np.float64)
@@ -123,7 +127,7 @@ class Target:
         Where nothing is accepted, precision is 0.
         """
         if self.kind == "frr":
-            return tar
+            return tar - 1
         if self.kind in {"far", "false-matches"}:
             return -far
         matches, others = self._at * tar, (1 - self._at) * far

@@ -38,8 +38,9 @@ _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_i
 class ThresholdChoice:
     """A threshold for a target, with its evidence.
 
-    threshold: the float32 value that `target` asks for on the given pairs, see `Target`; far, class_far, tar: pooled
-    FAR, class mean of FAR and pooled TAR achieved on them. Intervals have the stated confidence and are about the
+    threshold: the float32 value that `target` asks for on the given pairs, see `Target`; achieved: the rate, precision,
+    F-beta or utility that the target is about; far, class_far, tar: pooled FAR, class mean of FAR and pooled TAR, all
+    on these pairs. Intervals have the stated confidence and are about the
     population the classes were drawn from: threshold_interval holds the threshold that the target asks for there, the
     others the rates of `threshold`. n_classes: all classes; n_classes_with_positives: those that entered TAR.
     class_variance, pair_variance: the two parts of the variance of log FAR, the first falling with 1 / n_classes, the
@@ -48,6 +49,7 @@ class ThresholdChoice:
 
     target: Target
     threshold: float
+    achieved: float
     far: float
     class_far: float
     tar: float
@@ -178,6 +180,7 @@ def choose_threshold(
     return ThresholdChoice(
         target=target,
         threshold=threshold,
+        achieved=abs(float(target.achieved(curves)[0])),
         far=far,
         class_far=class_far,
         tar=tar,
@@ -243,8 +246,9 @@ def _threshold_interval(
     else:
         variance = variances.tar if target.kind == "frr" else variances.precision
         half_width = student_quantile(n_classes, confidence) * math.sqrt(variance)
-        centre = float(logit(target.level))
-        levels = [float(expit(centre - half_width)), float(expit(centre + half_width))]
+        centre = float(logit(target.value))
+        sign = -1 if target.kind == "frr" else 1
+        levels = [sign * float(expit(centre - half_width)), sign * float(expit(centre + half_width))]
     found = [find_threshold(vectors, Wanted(target.achieved, target.choice, level), tile=tile) for level in levels]
     # A level beyond reach says nothing on that side: no threshold above every score differs from another.
     highest = _at_fars(vectors, [0.0], tile)[0] if None in found else threshold

@@ -4,11 +4,12 @@ Decides what is recorded about a threshold and how it is named; leaves choosing 
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency import Certificate, Interval, IsotonicCalibrator, ThresholdChoice
+from retrieval.consistency import IsotonicCalibrator
+from retrieval.consistency.certificate import Certificate, MeanCertificate
+from retrieval.consistency.thresholds import ThresholdChoice
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import ScoreDigest
@@ -16,20 +17,22 @@ from retrieval.errors import CorruptArtifact, InvalidInput
 
 OperatingPointId = NewType("OperatingPointId", str)
 
-FORMAT = 1
-_INTERVALS = ("threshold_interval", "far_interval", "tar_interval")
+FORMAT = 2  # 1 knew pooled FAR as the only target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
-    """What one score achieved on the calibration data, at the FAR target and by its consistency over classes.
+    """What one score achieved on the calibration data, at the target and by its consistency over classes.
 
-    `opis_debiased` is on the log-FAR axis, comparable between scores; None where the classes are too small to tell.
+    `achieved`: what the target is about, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the log-FAR
+    axis, comparable between scores; None where the classes are too small to tell.
     """
 
     score_digest: ScoreDigest
     kind: str
     k: int
+    achieved: float
+    far: float
     tar: float
     recall_at_1: float
     opis: float
@@ -41,8 +44,9 @@ class ScoreComparison:
 class OperatingPoint:
     """A threshold (`choice.threshold`), how it was chosen and on which data.
 
-    `certificate` is None where the data cannot support one; `certificate_refusal` then says why. `compared`: what each
-    score that was tried achieved, the chosen one included. `data_digest`: labels and images it rests on.
+    `certificate` and `mean_certificate` are None where the data cannot support one; the refusal then says why.
+    `compared`: what each score that was tried achieved, the chosen one included. `data_digest`: labels and images it
+    rests on.
     """
 
     bundle_digest: BundleDigest
@@ -51,6 +55,8 @@ class OperatingPoint:
     choice: ThresholdChoice
     certificate: Certificate | None
     certificate_refusal: str
+    mean_certificate: MeanCertificate | None
+    mean_certificate_refusal: str
     calibrator: IsotonicCalibrator
     compared: tuple[ScoreComparison, ...]
     data_digest: str
@@ -70,27 +76,29 @@ class OperatingPoint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that `from_json` turns back into an equal value."""
-        return {"format": FORMAT, **asdict(self), "calibrator": self.calibrator.to_json()}
+        parts = {"choice": self.choice.to_json(), "calibrator": self.calibrator.to_json()}
+        return {"format": FORMAT, **asdict(self), **parts}
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "OperatingPoint":
         """The inverse of `to_json`, from bytes. Raises CorruptArtifact naming `where`."""
         try:
             value = json.loads(data)
-            if value.pop("format") != FORMAT:
-                raise CorruptArtifact(f"{where}: expected operating point format {FORMAT}")
+            if (found := value.pop("format")) != FORMAT:
+                raise CorruptArtifact(
+                    f"{where}: expected operating point format {FORMAT}, found {found!r}: calibrate again"
+                )
             return cls(
                 **{
                     **value,
-                    "choice": _choice(value["choice"]),
+                    "choice": ThresholdChoice.from_json(value["choice"]),
                     "certificate": Certificate(**value["certificate"]) if value["certificate"] else None,
+                    "mean_certificate": (
+                        MeanCertificate(**value["mean_certificate"]) if value["mean_certificate"] else None
+                    ),
                     "calibrator": IsotonicCalibrator.from_json(value["calibrator"]),
                     "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise CorruptArtifact(f"{where} cannot be read: {error}") from error
-
-
-def _choice(value: Mapping[str, Any]) -> ThresholdChoice:
-    return ThresholdChoice(**{**value, **{name: Interval(**value[name]) for name in _INTERVALS}})

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.consistency.targets import Target, parse_target
 from retrieval.edge import offline
 from retrieval.edge.client import connected
 from retrieval.edge.console import as_dict, err, out, print_json, print_table, progress_bar
@@ -20,7 +21,7 @@ from retrieval.edge.embedded import embedded_valkey
 from retrieval.edge.queries import look_up
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.edge.statuses import EXIT_COULD_NOT_RUN, EXIT_VERDICT_FAILED, exit_code_of
-from retrieval.errors import RetrievalError
+from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.flows.calibrate import COHORT_K, CalibrationTarget
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, operating_points_pb2
 
@@ -72,28 +73,56 @@ def calibrate(
         str, typer.Option(help="Images of further classes of the same kind: also tries the cohort score.")
     ] = "",
     k: Annotated[int, typer.Option(min=1, help="Nearest cohort images that make the density.")] = COHORT_K,
-    far: Annotated[float, typer.Option(help="Target: pooled pairwise false accept rate.")] = 0.01,
+    far: Annotated[
+        float | None, typer.Option(help="Target: pooled pairwise false accept rate, short for --target far=... [0.01]")
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Another target: class-far=0.01 (mean over classes of FAR), frr=0.1 (share of true pairs rejected), "
+            "precision=0.9@0.01 (where a share 0.01 of compared pairs match), f1@0.01 (largest F1 there), utility "
+            "(largest mean over classes of the utility of OPIS), false-matches=1@1000000 (expected for a query in a "
+            "gallery of a million)."
+        ),
+    ] = "",
     prevalence: Annotated[float, typer.Option(help="Share of matches that probabilities assume.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     certified_far: Annotated[float, typer.Option(help="Certificate: FAR that a new class will not exceed ...")] = 0.1,
     certified_delta: Annotated[float, typer.Option(help="... except with this probability.")] = 0.05,
+    certified_mean_far: Annotated[
+        float, typer.Option(help="Certificate: FAR that a new class will not exceed on average.")
+    ] = 0.02,
+    certified_strict: Annotated[
+        bool,
+        typer.Option(
+            "--certified-strict", help="Certificates that hold exactly for few classes too; thresholds are higher."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also put the new threshold into use.")] = False,
     store: Store = None,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Choose one threshold for an error target, on labelled images, with its uncertainty."""
+    """Choose one threshold for an error target, on labelled images, with its uncertainty.
+
+    Says what the target costs in true pairs and, where a threshold is in use for the bundle and score, which decisions
+    on these images would change.
+    """
+    if far is not None and target:
+        raise InvalidInput(f"expected --far or --target, found both: --far {far:g} and --target {target}")
     settings = load_settings(store_url=store, state_dir=state_dir)
-    target = CalibrationTarget(
-        far=far,
+    wanted = CalibrationTarget(
+        target=parse_target(target) if target else Target("far", 0.01 if far is None else far),
         prevalence=prevalence,
         confidence=confidence,
         certified_far=certified_far,
         certified_delta=certified_delta,
+        certified_mean_far=certified_mean_far,
+        certified_strict=certified_strict,
     )
     result = offline.calibrate_and_store(
-        settings, bundle=bundle, data=data, cohort=cohort, k=k, target=target, seed=seed, activate=activate
+        settings, bundle=bundle, data=data, cohort=cohort, k=k, target=wanted, seed=seed, activate=activate
     )
     print_json(result.to_json()) if as_json else result.print()
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from retrieval.consistency.comparison import ThresholdComparison
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
@@ -24,9 +25,10 @@ from retrieval.edge.queue import make_app, submit
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items
-from retrieval.errors import RetrievalError, Unavailable
+from retrieval.engine.store import Store
+from retrieval.errors import CorruptArtifact, RetrievalError, Unavailable, UnknownOperatingPoint
 from retrieval.flows.audit import check_labels
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
+from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, compare_with_active
 from retrieval.flows.reindex import settle_bundle
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
 
@@ -36,15 +38,27 @@ _POLL_S = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """A stored operating point; `active` where it is in use now."""
+    """A stored operating point; `active` where it is in use now.
+
+    `changes`: what is decided otherwise than by the operating point that was in use before; None where that cannot be
+    said, `no_changes` then says why.
+    """
 
     point: OperatingPoint
     active: bool
     store_url: str
+    changes: ThresholdComparison | None
+    no_changes: str
 
     def to_json(self) -> dict[str, Any]:
-        """The operating point as plain JSON, with its id and whether it is active."""
-        return {"id": self.point.id, "active": self.active, **self.point.to_json()}
+        """The operating point as plain JSON, with its id, whether it is active and what it would change."""
+        return {
+            "id": self.point.id,
+            "active": self.active,
+            **self.point.to_json(),
+            "changes": None if self.changes is None else asdict(self.changes),
+            "no_changes": self.no_changes,
+        }
 
     def print(self) -> None:
         """What people want to know of a new threshold."""
@@ -53,6 +67,7 @@ class Calibrated:
             (
                 f"{entry.kind} (in use)" if entry.score_digest == point.score_digest else entry.kind,
                 f"{entry.tar:.3f}",
+                f"{entry.far:.2e}",
                 f"{entry.recall_at_1:.3f}",
                 f"{entry.opis:.2e}",
                 f"{entry.opis_floor:.2e}",
@@ -60,15 +75,19 @@ class Calibrated:
             )
             for entry in point.compared
         ]
-        columns = ("score", f"TAR at FAR {choice.target_far:g}", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
-        print_table(f"{choice.n_classes} calibration classes, {choice.n_images} images", columns, rows)
+        columns = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
+        title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
+        print_table(title, columns, rows)
         level, far, tar = f"{choice.confidence:.0%}", choice.far_interval, choice.tar_interval
         out.print(
-            f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for a pooled pair FAR of "
-            f"{choice.target_far:g}\n"
-            f"FAR {choice.far:.4f} ({level}: {far}), TAR {choice.tar:.3f} ({level}: {tar})"
+            f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
+            f"FAR {choice.far:.4g} ({level}: {far}), mean over classes {choice.class_far:.4g} "
+            f"({level}: {choice.class_far_interval})\n"
+            f"TAR {choice.tar:.3f} ({level}: {tar}): it costs {choice.cost:.1%} of the true pairs"
         )
         out.print(f"certificate: {point.certificate or point.certificate_refusal}")
+        out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
+        out.print(f"against the operating point in use before: {self.changes or self.no_changes}")
         state = "in use" if self.active else "stored, not in use: `retrieval operating-points activate`"
         out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
 
@@ -92,20 +111,32 @@ def calibrate_and_store(
     scores = [Score()]
     if cohort:
         scores.append(Score(cohort=_embed(parts, settings, digest, cohort, labelled=False).embeddings, k=k))
+    images = LabelledEmbeddings(labelled.embeddings, [item.label for item in labelled.items], labelled.content_digest)
     point = calibrate(
-        LabelledEmbeddings(labelled.embeddings, [item.label for item in labelled.items], labelled.content_digest),
-        bundle=digest,
-        scores=scores,
-        target=target,
-        rng=np.random.default_rng(seed),
-        created_at=now(),
+        images, bundle=digest, scores=scores, target=target, rng=np.random.default_rng(seed), created_at=now()
     )
     (chosen,) = (score for score in scores if score.digest == point.score_digest)
+    changes, no_changes = _changes(store, images, chosen, point)
     store.put_score(digest, chosen)
     store.put_operating_point(point)
     if activate:
         store.activate(digest, point.id)
-    return Calibrated(point=point, active=store.active_id(digest) == point.id, store_url=store.url)
+    active = store.active_id(digest) == point.id
+    return Calibrated(point=point, active=active, store_url=store.url, changes=changes, no_changes=no_changes)
+
+
+def _changes(
+    store: Store, images: LabelledEmbeddings, score: Score, point: OperatingPoint
+) -> tuple[ThresholdComparison | None, str]:
+    """What would be decided otherwise, or why that cannot be said: a new operating point is of use all the same."""
+    if store.active_id(point.bundle_digest) is None:
+        return None, "none was"
+    try:
+        active = store.active_operating_point(point.bundle_digest)
+    except (CorruptArtifact, UnknownOperatingPoint) as error:
+        return None, str(error)
+    changes = compare_with_active(images, score, point, active)
+    return changes, "" if changes else f"it is of another score ({active.score_kind}): thresholds do not compare"
 
 
 def _embed(

@@ -59,7 +59,7 @@ def test_every_truncation_is_refused_by_name(cosine_point: OperatingPoint) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"choice": {}},
         {"choice": None},
         {"calibrator": {"kind": "isotonic"}},

@@ -1,0 +1,319 @@
+"""Are the promises about unseen classes kept: certificates, intervals of the threshold, predicted rates?
+
+Over many random splits into calibration classes and new ones: of emoji that no model was trained on (without
+repetition from a few hundred classes), and of a synthetic family drawn afresh each time. A certificate's promise is
+over the draw of everything: for `certify` the share of new classes that keep alpha, for `certify_mean` the mean rate of
+new classes. Pairs of a new class are those with the calibration classes (what `strict` promises exactly) and, beside,
+those with the other new classes. Intervals of the threshold are held against the threshold of a whole population:
+for emoji all classes, of which the calibration classes are a part, which makes it look a little better.
+
+Each figure has the interval of its mean over splits (95 %, Student); emoji splits share classes, so that theirs is
+about this collection of classes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
+from retrieval.consistency.certificate import certify, certify_mean
+from retrieval.consistency.curves import OperatingCurves, operating_curves
+from retrieval.consistency.intervals import Interval
+from retrieval.consistency.targets import Target, parse_target
+from retrieval.consistency.threshold_bootstrap import bootstrap_threshold_interval
+from retrieval.consistency.thresholds import choose_threshold
+from retrieval.errors import NotEnoughEvidence
+from tests.bench.measuring.emoji import emoji
+from tests.consistency.conftest import draw_family
+
+Rows = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+_FAMILY = {"n_images": 4, "dimension": 16, "spread": 0.3, "crowding": 0.8}
+_N_POPULATION = 1500
+_N_NEW = 100  # new classes of a split, or as many as calibration classes
+_ULPS = 1e-6  # products of other shapes differ in the last digits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Rows sorted by class, those of calibration classes first: scores [n, n]; codes [n]; n_calibration classes."""
+
+    rows: Rows
+    codes: NDArray[np.int64]
+    n_calibration: int
+
+    @property
+    def calibration(self) -> tuple[Rows, list[str]]:
+        kept = self.codes < self.n_calibration
+        return self.rows[kept], [f"{code:05d}" for code in self.codes[kept]]
+
+    @property
+    def new(self) -> tuple[Rows, list[str]]:
+        kept = self.codes >= self.n_calibration
+        return self.rows[kept], [f"{code:05d}" for code in self.codes[kept]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One promise: what was promised, what was found on average over splits, and its interval."""
+
+    data: str
+    promise: str
+    promised: str
+    found: float
+    low: float
+    high: float
+    kept: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base+tcm", help="emoji embeddings: frozen, base, base+tcm; none: leave out")
+    parser.add_argument("--splits", type=int, help="for certificates and the FAR target (default 1000, quick 20)")
+    parser.add_argument("--other-splits", type=int, help="for the other targets (default 200, quick 10)")
+    parser.add_argument("--classes", type=int, nargs="+", default=[25, 100], help="calibration classes of certificates")
+    parser.add_argument("--interval-classes", type=int, default=60, help="calibration classes of intervals")
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--delta", type=float, default=0.1)
+    parser.add_argument("--confidence", type=float, default=0.9)
+    parser.add_argument(
+        "--targets", nargs="*", default=["class-far=0.02", "frr=0.3", "precision=0.3@0.01", "f1@0.01", "utility"]
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="few splits: shows that it runs, measures little")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    options = parser.parse_args()
+    options.splits = options.splits or (20 if options.quick else 1000)
+    options.other_splits = options.other_splits or (10 if options.quick else 200)
+    lines, started = [], time.monotonic()
+    with threadpool_limits(1):
+        for name in ["synthetic", *([] if options.model == "none" else [f"emoji {options.model}"])]:
+            data = Population.make(name, options)
+            for n_classes in options.classes:
+                lines += certificates(data, n_classes, options)
+            lines += intervals(data, "far=0.02", options.splits, options)
+            for target in options.targets:
+                lines += intervals(data, target, options.other_splits, options)
+    show(options, lines, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Population:
+    """All classes there are, or a large draw of them, sorted by class, and their curves on a fine grid."""
+
+    name: str
+    rows: Rows
+    by_class: list[NDArray[np.int64]]
+    curves: OperatingCurves
+
+    @classmethod
+    def make(cls, name: str, options: argparse.Namespace) -> Population:
+        if name == "synthetic":
+            rng = np.random.default_rng([options.seed, 1])
+            rows, named = draw_family(rng, n_classes=_N_POPULATION // (10 if options.quick else 1), **_FAMILY)
+            labels = np.array(named)
+        else:
+            parts = [emoji(options.model)[part] for part in ("cohort", "calibration", "audit")]
+            rows = np.concatenate([part.embeddings for part in parts])
+            labels = np.concatenate([part.labels for part in parts])
+        by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        grid = np.linspace(-1, 1.001, 2001)
+        return cls(name, rows, by_class, operating_curves(rows, [str(label) for label in labels], thresholds=grid))
+
+    def threshold(self, target: Target) -> float:
+        """The threshold that the target asks for here, between two of the grid linearly."""
+        grid, achieved = self.curves.thresholds, target.achieved(self.curves)
+        if target.choice == "best":
+            return float(grid[achieved.argmax()])
+        reached = np.flatnonzero(achieved >= target.level)
+        inside = reached[0] if target.choice == "lowest" else reached[-1]
+        outside = inside - 1 if target.choice == "lowest" else inside + 1
+        share = (achieved[inside] - target.level) / (achieved[inside] - achieved[outside])
+        return float(grid[inside] + share * (grid[outside] - grid[inside]))
+
+    def splits(self, n_calibration: int, n_splits: int, seed: int) -> Iterator[Split]:
+        """Draw splits one after another: afresh from the family, without repetition from the emoji."""
+        rng = np.random.default_rng(seed)
+        n_classes = n_calibration + max(_N_NEW, n_calibration)
+        for _ in range(n_splits):
+            if self.name == "synthetic":
+                rows, _ = draw_family(rng, n_classes=n_classes, **_FAMILY)
+                yield Split(rows, np.repeat(np.arange(n_classes), _FAMILY["n_images"]), n_calibration)
+                continue
+            drawn = [self.by_class[code] for code in rng.permutation(len(self.by_class))[:n_classes]]
+            codes = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
+            yield Split(self.rows[np.concatenate(drawn)], codes, n_calibration)
+
+
+def certificates(data: Population, n_classes: int, options: argparse.Namespace) -> list[Line]:
+    """Both certificates, plain and strict, for FAR and FRR, by a computation of their own beside `certify`."""
+    alpha, delta = options.alpha, options.delta
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, split in enumerate(data.splits(n_classes, options.splits, options.seed)):
+        scores = split.rows @ split.rows.T
+        thresholds = certified(scores, split, alpha, delta)
+        if number < 3:
+            check(split, thresholds, alpha, delta)
+        for name, threshold in thresholds.items():
+            for opponents, rates in new_rates(scores, split, threshold, name).items():
+                kept = float(np.mean(rates <= alpha)) if name.startswith("quantile") else float(rates.mean())
+                found.setdefault((name, opponents), []).append(kept)
+    return [
+        _line(
+            f"{data.name}, n = {n_classes}",
+            f"{name} vs {opponents}",
+            f">= {1 - delta:g}" if name.startswith("quantile") else f"<= {alpha:g}",
+            values,
+        )
+        for (name, opponents), values in found.items()
+    ]
+
+
+def certified(scores: Rows, split: Split, alpha: float, delta: float) -> dict[str, float]:
+    """The certified thresholds of a split, class by class from sorted scores."""
+    n, codes = split.n_calibration, split.codes
+    inside = codes < n
+    block, own = scores[np.ix_(inside, inside)], codes[inside]
+    sizes = np.bincount(own)
+    rank = int(np.ceil((n + 1) * (1 - delta) - 1e-9))
+    ends = np.cumsum(sizes)
+    plain, strict, frr = np.empty(n), np.empty(n), np.empty(n)
+    for code, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+        rows = block[end - size : end]
+        negatives = np.sort(np.concatenate([rows[:, : end - size].ravel(), rows[:, end:].ravel()]))[::-1]
+        of_new = size * sizes.max()
+        plain[code] = _above(negatives, int(np.floor(alpha * len(negatives) + 1e-9)))
+        strict[code] = _above(negatives, int(np.floor(alpha * (len(negatives) + of_new) - of_new + 1e-9)))
+        positives = np.sort(rows[:, end - size : end][np.triu_indices(size, 1)])
+        frr[code] = positives[int(np.floor(alpha * len(positives) + 1e-9))]
+    first, second = np.triu_indices(len(own), 1)
+    differs = own[first] != own[second]
+    first, second = first[differs], second[differs]
+    pair_scores = block[first, second]
+    order = np.argsort(-pair_scores, kind="stable")
+    pairs = sizes * (len(own) - sizes)
+    found = {"quantile FAR": np.sort(plain)[rank - 1], "quantile FRR": np.sort(frr)[::-1][rank - 1]}
+    if np.isfinite(np.sort(strict)[rank - 1]):
+        found["quantile FAR, strict"] = np.sort(strict)[rank - 1]
+    for name, of_new in (("mean FAR", np.zeros(n)), ("mean FAR, strict", sizes * sizes.max())):
+        weights = 1 / (pairs + of_new) / (n + 1)
+        start = (of_new * weights).sum() + 1 / (n + 1)
+        risk = start + np.cumsum((weights[own[first]] + weights[own[second]])[order])
+        if start <= alpha:
+            n_accepted = int(np.searchsorted(risk, alpha + 1e-12, side="right"))
+            found[name] = float(np.nextafter(pair_scores[order][n_accepted], np.float32(9)))
+    return {name: float(value) for name, value in found.items()}
+
+
+def _above(descending: NDArray[np.float32], n_allowed: int) -> float:
+    """The lowest threshold that accepts at most n_allowed of the scores."""
+    return float(np.nextafter(descending[n_allowed], np.float32(9))) if n_allowed >= 0 else np.inf
+
+
+def check(split: Split, thresholds: dict[str, float], alpha: float, delta: float) -> None:
+    """Raise unless the library certifies the same thresholds."""
+    rows, labels = split.calibration
+    for name, threshold in thresholds.items():
+        rate, strict = ("frr" if "FRR" in name else "far"), name.endswith("strict")
+        if name.startswith("quantile"):
+            given = certify(rows, labels, alpha=alpha, delta=delta, rate=rate, strict=strict).threshold
+        else:
+            given = certify_mean(rows, labels, alpha=alpha, rate=rate, strict=strict).threshold
+        if abs(given - threshold) > _ULPS:
+            raise SystemExit(f"{name}: the library gives {given!r}, the bench {threshold!r}")
+
+
+def new_rates(scores: Rows, split: Split, threshold: float, name: str) -> dict[str, NDArray[np.float64]]:
+    """Rates of each new class, by whom its pairs are with."""
+    n, codes = split.n_calibration, split.codes
+    is_new = codes >= n
+    own = codes[is_new] - n
+    sizes = np.bincount(own).astype(np.float64)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    accepted = scores[is_new] >= np.float32(threshold)
+    with_calibration = np.add.reduceat(accepted[:, ~is_new].sum(axis=1), starts)
+    ends = np.cumsum(sizes).astype(np.int64)
+    among = accepted[:, is_new]
+    inside = np.array([among[a:b, a:b].sum() for a, b in zip(starts, ends, strict=True)])
+    if "FRR" in name:
+        return {"itself": 1 - (inside - sizes) / (sizes * (sizes - 1))}
+    with_new = np.add.reduceat(among.sum(axis=1), starts) - inside
+    return {
+        "calibration classes": with_calibration / (sizes * np.count_nonzero(~is_new)),
+        "other new classes": with_new / (sizes * (np.count_nonzero(is_new) - sizes)),
+    }
+
+
+def intervals(data: Population, text: str, n_splits: int, options: argparse.Namespace) -> list[Line]:
+    """Coverage of the threshold's two intervals, of the rates' intervals, and of what is predicted for new classes."""
+    target = parse_target(text)
+    true_threshold, grid, curves = data.threshold(target), data.curves.thresholds, data.curves
+    true_rates = {"FAR": curves.pooled_far, "class-mean FAR": curves.mean_far, "TAR": curves.pooled_tar}
+    inside: dict[str, list[float]] = {}
+    n_refused, widths = 0, []
+    rng = np.random.default_rng([options.seed, 2])
+    for split in data.splits(options.interval_classes, n_splits, options.seed):
+        try:
+            choice = choose_threshold(*split.calibration, target=target, confidence=options.confidence)
+        except NotEnoughEvidence:
+            n_refused += 1
+            continue
+        bootstrap = bootstrap_threshold_interval(choice, *split.calibration, rng=rng, n_bootstrap=400)
+        widths.append(_width(bootstrap) / _width(choice.threshold_interval))
+        true = {name: float(np.interp(choice.threshold, grid, rates)) for name, rates in true_rates.items()}
+        met = operating_curves(*split.new, thresholds=[choice.threshold])
+        for name, hit in {
+            "threshold, of the choice": true_threshold in choice.threshold_interval,
+            "threshold, bootstrap": true_threshold in bootstrap,
+            "FAR": true["FAR"] in choice.far_interval,
+            "class-mean FAR": true["class-mean FAR"] in choice.class_far_interval,
+            "TAR": true["TAR"] in choice.tar_interval,
+            "predicted FAR": met.pooled_far[0] in choice.predicted_far(len(met.classes)),
+            "predicted TAR": met.pooled_tar[0] in choice.predicted_tar(len(met.classes)),
+        }.items():
+            inside.setdefault(name, []).append(float(hit))
+    where = f"{data.name}, n = {options.interval_classes}, {text}"
+    lines = [_line(where, f"covers: {name}", f"{options.confidence:g}", hits) for name, hits in inside.items()]
+    for name, values in (("bootstrap width / width of the choice", widths), ("splits refused", [n_refused])):
+        lines.append(Line(where, name, "", *(float(np.quantile(values or [0], q)) for q in (0.5, 0, 1)), True))
+    return lines
+
+
+def _width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+def _line(data: str, promise: str, promised: str, values: Sequence[float]) -> Line:
+    mean = float(np.mean(values))
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values)) * stdtrit(len(values) - 1, 0.975))
+    level = float(promised.split()[-1])
+    kept = mean - error <= level if promised.startswith("<=") else mean + error >= level
+    return Line(data, promise, promised, mean, mean - error, mean + error, bool(kept))
+
+
+def show(options: argparse.Namespace, lines: Sequence[Line], seconds: float) -> None:
+    """Print a table, or one JSON object."""
+    title = __doc__.splitlines()[0]  # type: ignore[union-attr]  # this module has a docstring
+    if options.json:
+        settings = {name: str(value) for name, value in vars(options).items()}
+        print(json.dumps({"question": title, "options": settings, "lines": [asdict(line) for line in lines]}))
+        return
+    print(title, f"({seconds:.0f} s)")
+    for line in lines:
+        verdict = "kept" if line.kept else "BROKEN"
+        print(
+            f"{line.data:42} {line.promise:44} {line.promised:>7}  {line.found:.4f} "
+            f"({line.low:.4f} to {line.high:.4f}) {verdict if line.promised else ''}"
+        )
+
+
+if __name__ == "__main__":
+    main()
