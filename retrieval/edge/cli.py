@@ -91,13 +91,10 @@ def calibrate(
     certified_delta: Annotated[float, typer.Option(help="... except with this probability.")] = 0.05,
     certified_mean_far: Annotated[
         float, typer.Option(help="Certificate: FAR that a new class will not exceed on average.")
-    ] = 0.02,
+    ] = 0.05,
     certified_strict: Annotated[
-        bool,
-        typer.Option(
-            "--certified-strict", help="Certificates that hold exactly for few classes too; thresholds are higher."
-        ),
-    ] = False,
+        bool, typer.Option(help="Certificates that hold exactly; without, they may fall short by about 1 / classes.")
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also put the new threshold into use.")] = False,
     store: Store = None,

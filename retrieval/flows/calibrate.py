@@ -37,8 +37,8 @@ class CalibrationTarget:
     confidence: float = 0.95
     certified_far: float = 0.1
     certified_delta: float = 0.05
-    certified_mean_far: float = 0.02
-    certified_strict: bool = False
+    certified_mean_far: float = 0.05
+    certified_strict: bool = True
 
     def __post_init__(self) -> None:
         for name in ("far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):

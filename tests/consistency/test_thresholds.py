@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from retrieval.consistency import choose_threshold_for_far, operating_curves, threshold_grid
+from retrieval.consistency.curves import operating_curves
+from retrieval.consistency.selection import threshold_grid
+from retrieval.consistency.targets import parse_target
+from retrieval.consistency.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 
@@ -129,7 +134,67 @@ def test_too_little_evidence_is_refused_with_what_would_do(family) -> None:
 @pytest.mark.parametrize("options", [{"target_far": 0.0}, {"target_far": 1.0}, {"target_far": 0.1, "confidence": 1.0}])
 def test_impossible_targets_are_refused(options: dict[str, float], family) -> None:
     rows, labels = family(np.random.default_rng(8), n_classes=20, n_images=2)
-    with pytest.raises(InvalidInput, match="must lie in"):
+    with pytest.raises(InvalidInput, match=r"between 0 and 1|must lie in"):
         choose_threshold_for_far(rows, labels, **options)
     with pytest.raises(InvalidEmbeddings, match="unit"):
         choose_threshold_for_far(rows * np.float32(2), labels, target_far=0.1)
+
+
+TARGETS = ["far=0.02", "class-far=0.02", "frr=0.3", "precision=0.2@0.01", "f1@0.01", "utility", "false-matches=1@50"]
+
+
+@pytest.mark.parametrize("text", TARGETS)
+def test_every_target_comes_with_its_evidence(text: str, family) -> None:
+    """Rates are those of the curves, intervals hold them, predictions work, JSON gives it back equal."""
+    rows, labels = family(np.random.default_rng(9), n_classes=50, n_images=4, dimension=12, spread=0.3, crowding=0.5)
+    rows, labels = rows[3:], labels[3:]
+    choice = choose_threshold(rows, labels, target=parse_target(text), confidence=0.9)
+    curves = operating_curves(rows, labels, thresholds=[choice.threshold])
+    assert (choice.far, choice.tar, choice.class_far) == (
+        curves.pooled_far[0], curves.pooled_tar[0], curves.mean_far[0]
+    )  # fmt: skip
+    assert choice.cost == 1 - choice.tar
+    assert choice.achieved == pytest.approx(abs(choice.target.achieved(curves)[0]))
+    assert choice.threshold_interval.low <= choice.threshold <= choice.threshold_interval.high
+    assert choice.far in choice.far_interval
+    assert choice.class_far in choice.class_far_interval
+    assert choice.tar in choice.tar_interval
+    assert choice.far in choice.predicted_far(40)
+    assert choice.tar in choice.predicted_tar(40)
+    assert choice.target.describe() in str(choice)
+    again = ThresholdChoice.from_json(json.loads(json.dumps(choice.to_json())))
+    assert again == choice
+    wider = choose_threshold(rows, labels, target=parse_target(text), confidence=0.99)
+    assert wider.threshold == choice.threshold
+    assert wider.threshold_interval.low <= choice.threshold_interval.low
+    assert wider.threshold_interval.high >= choice.threshold_interval.high
+
+
+def test_the_far_that_was_asked_for(family) -> None:
+    """Where none was, it is the one achieved: an audit compares with it."""
+    rows, labels = family(np.random.default_rng(10), n_classes=40, n_images=4)
+    chosen = {text: choose_threshold(rows, labels, target=parse_target(text)) for text in ("far=0.02", "frr=0.1")}
+    assert chosen["far=0.02"].target_far == 0.02
+    assert chosen["frr=0.1"].target_far == chosen["frr=0.1"].far
+
+
+def test_thin_evidence_for_other_targets_is_refused(family) -> None:
+    rows, labels = family(np.random.default_rng(11), n_classes=20, n_images=3)
+    with pytest.raises(NotEnoughEvidence, match=r"a FRR target of 0.05 needs at least 200 positive pairs, found 60"):
+        choose_threshold(rows, labels, target=parse_target("frr=0.05"))
+    with pytest.raises(NotEnoughEvidence, match="a FAR target of 1e-06 needs at least 10000000 negative pairs"):
+        choose_threshold(rows, labels, target=parse_target("false-matches=1@1000000"))
+    apart = np.repeat(np.eye(20, dtype=np.float32), 3, axis=0)
+    with pytest.raises(NotEnoughEvidence, match=r"accepts 0 of 1710 negative pairs.*more than 1.7e.04 pairs would do"):
+        choose_threshold(apart, labels, target=parse_target("utility"))
+
+
+@pytest.mark.parametrize("change", [{"target": "eer"}, {"target": None}, {"surprise": 1}, {"far_interval": None}])
+def test_documents_that_are_no_choice_are_refused(change: dict[str, object], family) -> None:
+    rows, labels = family(np.random.default_rng(12), n_classes=20, n_images=3)
+    document = choose_threshold(rows, labels, target=parse_target("far=0.05")).to_json()
+    with pytest.raises(InvalidInput):
+        ThresholdChoice.from_json(document | change)
+    del document["threshold"]
+    with pytest.raises(InvalidInput, match="incomplete or malformed"):
+        ThresholdChoice.from_json(document)

@@ -34,6 +34,12 @@ def test_without_a_certificate(point: OperatingPoint) -> None:
     assert (again.certificate, again.certificate_refusal) == (None, "too few classes")
 
 
+def test_an_older_format_is_refused_by_name(point: OperatingPoint) -> None:
+    """Nothing of it is guessed; the message says what to do."""
+    with pytest.raises(CorruptArtifact, match="expected operating point format 2, found 1: calibrate again"):
+        OperatingPoint.from_json(json_bytes(point.to_json() | {"format": 1}), "here")
+
+
 def test_the_id_does_not_depend_on_the_time(point: OperatingPoint) -> None:
     assert dataclasses.replace(point, created_at="2030-12-31T00:00:00+00:00").id == point.id
 
@@ -66,6 +72,7 @@ def test_every_truncation_is_refused_by_name(cosine_point: OperatingPoint) -> No
         {"calibrator": None},
         {"compared": [{}]},
         {"certificate": {"threshold": 0.1}},
+        {"mean_certificate": {"threshold": 0.1}},
         {"surprise": 1},
     ],
 )

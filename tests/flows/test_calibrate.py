@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from retrieval.consistency.targets import parse_target
 from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.canonical import json_bytes
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, compare
+from retrieval.flows.calibrate import (
+    CalibrationTarget,
+    LabelledEmbeddings,
+    calibrate,
+    compare,
+    compare_with_active,
+)
 from tests.stores import CREATED_AT
 
 
@@ -181,7 +189,9 @@ def test_no_label_and_no_vector_are_refused() -> None:
         run(replace(data, embeddings=poisoned), [Score()])
 
 
-@pytest.mark.parametrize("field", ["far", "prevalence", "confidence", "certified_far", "certified_delta"])
+@pytest.mark.parametrize(
+    "field", ["far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"]
+)
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_targets_are_shares(field: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=f"{field}: expected a number between 0 and 1"):
@@ -195,3 +205,41 @@ def test_comparison_names_the_score() -> None:
     assert 0 < entry.recall_at_1 <= 1
     assert entry.opis_debiased is not None
     assert entry.opis >= entry.opis_floor >= 0
+
+
+@pytest.mark.parametrize("text", ["class-far=0.02", "frr=0.2", "precision=0.2@0.01", "f1@0.2", "utility"])
+def test_every_target_gives_an_operating_point(text: str) -> None:
+    """It comes back from its document, and says what it is for."""
+    target = parse_target(text)
+    point = run(crowded(), [Score(), cohort_of_strangers()], target=CalibrationTarget(target=target))
+    again = OperatingPoint.from_json(json_bytes(point.to_json()), "here")
+    assert (again, again.id) == (point, point.id)
+    assert again.choice.target == target
+    chosen = {entry.score_digest: entry for entry in point.compared}[point.score_digest]
+    merit = {"lowest": "tar", "highest": "far", "best": "achieved"}[target.choice]
+    values = [getattr(entry, merit) for entry in point.compared]
+    assert getattr(chosen, merit) == (min(values) if merit == "far" else max(values))
+
+
+def test_both_certificates_and_their_refusals() -> None:
+    point = run(crowded(), [Score()], target=CalibrationTarget(certified_far=0.2, certified_mean_far=0.001))
+    assert point.certificate is not None
+    assert point.certificate.strict
+    assert point.mean_certificate is None
+    assert "at least 1999 classes, found 60" in point.mean_certificate_refusal
+
+
+def test_what_changes_against_the_active_operating_point() -> None:
+    """Counted on the same pairs; between two scores there is nothing to count."""
+    data, cohort = crowded(), cohort_of_strangers()
+    loose = run(data, [Score()], target=CalibrationTarget(far=0.05))
+    strict = run(data, [Score()], target=CalibrationTarget(far=0.01))
+    changes = compare_with_active(data, Score(), strict, loose)
+    assert changes is not None
+    assert (changes.active_far, changes.proposed_far) == (loose.choice.far, strict.choice.far)
+    scores, same = pairs(data, Score())
+    flipped = (scores >= np.float32(loose.threshold)) & (scores < np.float32(strict.threshold))
+    assert changes.n_changed == pytest.approx(np.count_nonzero(flipped), abs=2)  # float32 products of other tiles
+    assert changes.n_improved == pytest.approx(np.count_nonzero(flipped & ~same), abs=2)
+    other = run(data, [cohort], target=CalibrationTarget(far=0.05))
+    assert compare_with_active(data, Score(), strict, other) is None
