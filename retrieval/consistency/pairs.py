@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.products import one_thread_a_product
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -337,7 +338,8 @@ def scored_pairs(
     bounds = tiles_of(vectors, tile, shard)
     floor = np.float32(lowest)
     for done, (rows, columns) in enumerate(bounds, start=1):
-        scores = vectors.query[rows] @ vectors.gallery[columns].T
+        with one_thread_a_product:
+            scores = vectors.query[rows] @ vectors.gallery[columns].T
         kept = scores >= floor
         for attribute in range(vectors.groups.shape[1]):
             groups = vectors.groups[rows, attribute, None]

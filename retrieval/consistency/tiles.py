@@ -9,13 +9,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from retrieval.consistency.pairs import LabelledVectors, Progress
+from retrieval.consistency.products import one_thread_a_product
 from retrieval.errors import InvalidInput
 
 Tile = tuple[slice, slice]
@@ -65,7 +65,7 @@ def visit_tiles(
                 if progress is not None:
                     progress(done, len(tiles))
 
-    with _one_thread_a_product:
+    with one_thread_a_product:
         if n_threads == 1:
             return [work(0)]
         with ThreadPoolExecutor(n_threads) as pool:
@@ -78,32 +78,3 @@ def sum_of(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     for other in counts[1:]:
         total += other
     return total
-
-
-class _OneThreadAProduct:
-    """Keeps the matrix library to one thread while anybody is inside; its setting is the process's, so they share it.
-
-    Thread rule: every field is read and written under the lock.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_inside = 0
-        self._controller: Any = None
-        self._limits: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._n_inside == 0:
-                self._controller = self._controller or ThreadpoolController()  # slow: it reads the process's maps
-                self._limits = self._controller.limit(limits=1, user_api="blas")
-            self._n_inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0:
-                self._limits.restore_original_limits()
-
-
-_one_thread_a_product = _OneThreadAProduct()
