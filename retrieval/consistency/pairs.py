@@ -279,14 +279,16 @@ def _encode_groups(exclude: Columns, gallery_exclude: Columns, *sizes: int) -> t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBatch:
-    """Pairs of one tile: scores [p] float32, never -0.0; class codes [p] int64 of both ends.
+    """Pairs of one tile: scores [p] float32, never -0.0; class codes and rows, [p] int64 each, of both ends.
 
-    Inside one set of images first <= second.
+    Rows are those of the sorted query and gallery. Inside one set of images first <= second.
     """
 
     scores: NDArray[np.float32]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
+    first: Codes
+    second: Codes
+    first_rows: NDArray[np.int64]
+    second_rows: NDArray[np.int64]
 
     @property
     def matches(self) -> NDArray[np.bool_]:
@@ -348,9 +350,16 @@ def scored_pairs(
             kept = np.triu(kept, k=1)
         i, j = np.nonzero(kept)
         # Adding zero turns -0.0 into 0.0, which would otherwise order differently as bits and as a number.
-        yield PairBatch(scores[i, j] + np.float32(0), vectors.codes[rows][i], vectors.gallery_codes[columns][j])
+        reached = scores[i, j] + np.float32(0)
+        i, j = i + rows.start, j + columns.start
+        yield PairBatch(reached, vectors.codes[i], vectors.gallery_codes[j], i, j)
         if progress is not None:
             progress(done, len(bounds))
+
+
+def accepted_pairs(vectors: LabelledVectors, threshold: float, *, tile: int) -> Iterator[PairBatch]:
+    """Yield every pair that scores at least the threshold, once, one batch per tile."""
+    yield from scored_pairs(vectors, lowest=float32_at_least(np.array([threshold]))[0], tile=tile)
 
 
 def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency import Certificate, Interval, IsotonicCalibrator, ThresholdChoice
+from retrieval.consistency import Certificate, Interval, ThresholdChoice
+from retrieval.consistency.calibrator import Calibrator
+from retrieval.consistency.calibrators import calibrator_from_json
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import ScoreDigest
@@ -51,7 +53,7 @@ class OperatingPoint:
     choice: ThresholdChoice
     certificate: Certificate | None
     certificate_refusal: str
-    calibrator: IsotonicCalibrator
+    calibrator: Calibrator
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: str
@@ -84,7 +86,7 @@ class OperatingPoint:
                     **value,
                     "choice": _choice(value["choice"]),
                     "certificate": Certificate(**value["certificate"]) if value["certificate"] else None,
-                    "calibrator": IsotonicCalibrator.from_json(value["calibrator"]),
+                    "calibrator": calibrator_from_json(value["calibrator"]),
                     "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
                 }
             )

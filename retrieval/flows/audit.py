@@ -4,9 +4,10 @@ Decides what an audit measures and its verdict; leaves the statistics to `consis
 `render`. An audit never changes a threshold.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from retrieval.consistency import (
     ScoreHistograms,
     class_rates,
     consistency_report,
-    group_rates,
     operating_curves,
     recall_at_k,
     score_histograms,
 )
+from retrieval.consistency.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
@@ -78,8 +79,8 @@ class Finding:
 class AuditReport:
     """What an audit found. `opis` is of the score in use; `opis_cosine` of the plain cosine on the paper's axis.
 
-    `classes` and `groups` (by column) hold rates at the threshold; `n_single`: images alone in their class, which have
-    no pair to accept.
+    `classes` holds rates at the threshold, `comparisons` (by column) those of groups and how far they are apart;
+    `n_single`: images alone in their class, which have no pair to accept.
     """
 
     id: str
@@ -94,7 +95,7 @@ class AuditReport:
     opis: OpisResult
     opis_cosine: OpisResult
     classes: Sequence[GroupRates]
-    groups: Mapping[str, Sequence[GroupRates]]
+    comparisons: Mapping[str, GroupComparison]
     curves: OperatingCurves
     histograms: ScoreHistograms
     n_images: int
@@ -102,6 +103,11 @@ class AuditReport:
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+
+    @property
+    def groups(self) -> dict[str, Sequence[GroupRates]]:
+        """The rates of the groups, by column."""
+        return {column: comparison.groups for column, comparison in self.comparisons.items()}
 
     @property
     def passed(self) -> bool:
@@ -134,6 +140,7 @@ class AuditReport:
             "n_single": self.n_single,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
+            "group_comparisons": {name: _differences(found) for name, found in self.comparisons.items()},
             "classes": [asdict(rates) for rates in self.classes],
         }
 
@@ -215,16 +222,18 @@ def measure(
     rng = np.random.default_rng(_SEED)
     curves = operating_curves(queries, labels, gallery_vectors=gallery)
     exact = operating_curves(queries, labels, gallery_vectors=gallery, thresholds=[point.threshold])
-    groups = {
-        column: group_rates(
+    comparisons = {
+        column: compare_groups(
             queries,
             labels,
             [item.attributes[column] for item in embedded.items],
             point.threshold,
             gallery_vectors=gallery,
+            rng=np.random.default_rng(_SEED),
         )
         for column in request.group_by
     }
+    groups = {column: comparison.groups for column, comparison in comparisons.items()}
     n_classes = len(exact.classes)
     far, tar = float(exact.pooled_far[0]), float(exact.pooled_tar[0])
     far_promised = point.choice.predicted_far(n_classes)
@@ -243,7 +252,7 @@ def measure(
         opis=consistency_report(queries, labels, gallery_vectors=gallery, axis="log_far", rng=rng),
         opis_cosine=cosine,
         classes=class_rates(queries, labels, point.threshold, gallery_vectors=gallery),
-        groups=groups,
+        comparisons=comparisons,
         curves=curves,
         histograms=score_histograms(queries, labels, gallery_vectors=gallery),
         n_images=len(labels),
@@ -294,6 +303,14 @@ def judge(
             )
         )
     return findings
+
+
+def _differences(comparison: GroupComparison) -> dict[str, Any]:
+    """How far groups are apart; their rates stand under `groups`."""
+    document = asdict(replace(comparison, groups=()))
+    del document["groups"]
+    plain: dict[str, Any] = json.loads(json_bytes(document))  # tuples become lists
+    return plain
 
 
 def _percent(interval: Interval) -> str:

@@ -14,10 +14,10 @@ from retrieval.consistency import (
     certify,
     choose_threshold_for_far,
     consistency_report,
-    fit_isotonic,
     operating_curves,
     recall_at_k,
 )
+from retrieval.consistency.calibration_choice import fit_best_calibrator
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPoint, ScoreComparison
 from retrieval.contract.score import Score
@@ -75,7 +75,9 @@ def calibrate(
     choice = choose_threshold_for_far(
         queries, data.labels, gallery_vectors=gallery, target_far=target.far, confidence=target.confidence
     )
-    calibrator = fit_isotonic(queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng)
+    calibrator = fit_best_calibrator(
+        queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
+    )
     certificate, refusal = _certificate(queries, gallery, data.labels, target)
     return OperatingPoint(
         bundle_digest=bundle,
