@@ -49,8 +49,8 @@ class AcceptedPairs:
 def accepted_pairs(vectors: LabelledVectors, threshold: float, *, tile: int) -> Iterator[AcceptedPairs]:
     """Yield every unordered pair that scores at least the threshold, once, one batch per tile."""
     lowest = float32_at_least(np.array([threshold]))[0]
-    every_image_its_own_class = replace(vectors, codes=np.arange(len(vectors.codes), dtype=np.int64))
-    for batch in scored_pairs(every_image_its_own_class, lowest=lowest, tile=tile):
+    images = np.arange(len(vectors.codes), dtype=np.int64)
+    for batch in scored_pairs(replace(vectors, codes=images, gallery_codes=images), lowest=lowest, tile=tile):
         yield AcceptedPairs(batch.first, batch.second)
 
 

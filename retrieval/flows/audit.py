@@ -4,7 +4,6 @@ Decides what an audit measures and its verdict; leaves the statistics to `consis
 `render`. An audit never changes a threshold.
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -12,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 
 from retrieval.consistency import (
     GroupRates,
@@ -183,7 +180,7 @@ def run_audit(
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),
-        "curves.parquet": _parquet(report.curves),
+        "curves.parquet": report.curves.to_parquet(),
     }
     store.put_audit(request.catalog, audit_id, files)
     return report
@@ -318,10 +315,3 @@ def _differences(comparison: GroupComparison) -> dict[str, Any]:
 
 def _percent(interval: Interval) -> str:
     return f"{interval.low:.2%} to {interval.high:.2%}"
-
-
-def _parquet(curves: OperatingCurves) -> bytes:
-    buffer = io.BytesIO()
-    table = {name: pa.array(column) for name, column in curves.to_table().items()}
-    pyarrow.parquet.write_table(pa.table(table), buffer)
-    return buffer.getvalue()
