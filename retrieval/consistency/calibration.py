@@ -40,10 +40,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawnPairs:
-    """scores: [n] float32; matches: [n] bool, whether both ends are of one class."""
+    """scores: [n] float32; first, second: [n] int64, class codes of both ends."""
 
     scores: NDArray[np.float32]
-    matches: NDArray[np.bool_]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+    @property
+    def matches(self) -> NDArray[np.bool_]:
+        """Whether both ends are of one class: [n] bool."""
+        return np.equal(self.first, self.second)
+
+    def among(self, chosen: NDArray[np.bool_]) -> DrawnPairs:
+        """Return the pairs with both ends in the chosen classes, [T] bool."""
+        rows = np.flatnonzero(chosen[self.first] & chosen[self.second])
+        return DrawnPairs(self.scores[rows], self.first[rows], self.second[rows])
 
     def weights(self, prevalence: float) -> NDArray[np.float64]:
         """Return weights that sum to 1 and give matches the stated share: [n] float64.
@@ -51,14 +62,15 @@ class DrawnPairs:
         Raises:
             NotEnoughEvidence: no positive or no negative pair.
         """
-        n_positives = np.count_nonzero(self.matches)
-        n_negatives = len(self.matches) - n_positives
+        matches = self.matches
+        n_positives = np.count_nonzero(matches)
+        n_negatives = len(matches) - n_positives
         if n_positives == 0 or n_negatives == 0:
             raise NotEnoughEvidence(
                 f"a prevalence needs pairs of both kinds, found {n_positives} matches, {n_negatives} others; add "
                 "images per class, or draw more pairs"
             )
-        return np.where(self.matches, prevalence / n_positives, (1 - prevalence) / n_negatives)
+        return np.where(matches, prevalence / n_positives, (1 - prevalence) / n_negatives)
 
 
 def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs: int, tile: int) -> DrawnPairs:
@@ -71,12 +83,13 @@ def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs:
         raise InvalidInput(f"max_pairs must be at least 1, found {max_pairs}")
     share_positive = min(1.0, max_pairs / max(vectors.n_positives, 1))
     share_negative = min(1.0, max_pairs / max(vectors.n_negatives, 1))
-    scores, matches = [], []
+    scores, first, second = [], [], []
     for batch in scored_pairs(vectors, tile=tile):
         drawn = rng.random(len(batch.scores)) < np.where(batch.matches, share_positive, share_negative)
         scores.append(batch.scores[drawn])
-        matches.append(batch.matches[drawn])
-    return DrawnPairs(np.concatenate(scores), np.concatenate(matches))
+        first.append(batch.first[drawn])
+        second.append(batch.second[drawn])
+    return DrawnPairs(np.concatenate(scores), np.concatenate(first), np.concatenate(second))
 
 
 def fit_calibrator(

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.calibration import CALIBRATOR_KINDS, draw_pairs, fit_scores
+from retrieval.consistency.calibration import CALIBRATOR_KINDS, DrawnPairs, draw_pairs, fit_scores
 from retrieval.consistency.calibrator import Calibrator
 from retrieval.consistency.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.reliability import Reliability, mean_reliability, reliability
 from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+_N_FOLDS, _N_BINS = 5, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,18 +80,19 @@ def cross_validate_calibrators(
     prevalence: float,
     rng: np.random.Generator,
     kinds: Sequence[str] = CALIBRATOR_KINDS,
-    n_folds: int = 5,
-    max_pairs: int = 200_000,
-    n_bins: int = 10,
+    n_folds: int = _N_FOLDS,
+    max_pairs: int = 2_000_000,
+    n_bins: int = _N_BINS,
     tile: int = 1024,
 ) -> CalibratorComparison:
     """Return how the kinds forecast classes they were not fitted on, best first.
 
     query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors`; labels: n strings; kinds: words of
-    CALIBRATOR_KINDS; max_pairs: pairs of each kind drawn on either side of each fold. Classes are dealt into n_folds at
-    random, those with two images and the others apart, so that every fold has about as many of both.
+    CALIBRATOR_KINDS; max_pairs: pairs of each kind drawn, once for all folds. Classes are dealt into n_folds at random,
+    those with two images and the others apart, so that every fold has about as many of both. Pairs between training
+    and held-out classes are not used.
 
-    Cost: n_folds times the pairs of the data; memory: a few max_pairs, and a tile.
+    Cost: one pass over the pairs; memory: a few max_pairs, and a tile.
 
     Raises:
         NotEnoughEvidence: fewer classes with two images than n_folds, or fewer than two classes in a fold.
@@ -107,27 +110,9 @@ def cross_validate_calibrators(
     (['beta', 'isotonic', 'platt', 'venn-abers'], 0.0)
     """
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if not kinds or n_folds < 2 or not 0 < prevalence < 1:
-        raise InvalidInput(
-            f"expected at least one kind, n_folds >= 2 and prevalence in (0, 1), found {len(kinds)} kinds, {n_folds} "
-            f"and {prevalence}"
-        )
-    fold_of_class = _deal(vectors, n_folds, rng)
-    judged: dict[str, list[Reliability]] = {kind: [] for kind in kinds}
-    for fold in range(n_folds):
-        held_out = fold_of_class[vectors.codes] == fold
-        train = draw_pairs(vectors.subset(np.flatnonzero(~held_out)), rng=rng, max_pairs=max_pairs, tile=tile)
-        test = draw_pairs(vectors.subset(np.flatnonzero(held_out)), rng=rng, max_pairs=max_pairs, tile=tile)
-        weights = test.weights(prevalence)
-        for kind, reports in judged.items():
-            fitted = fit_scores(train.scores, train.matches, kind=kind, prevalence=prevalence)
-            probabilities = fitted.probability(test.scores)
-            reports.append(reliability(probabilities, test.matches, weights=weights, n_bins=n_bins))
-    best = min(judged.values(), key=lambda reports: math.fsum(report.log_loss for report in reports))
-    scores = sorted((_score(kind, reports, best) for kind, reports in judged.items()), key=lambda s: s.log_loss)
-    return CalibratorComparison(
-        scores=tuple(scores), prevalence=prevalence, n_folds=n_folds, n_classes=len(vectors.classes)
-    )
+    folds = _deal(vectors, n_folds, rng)
+    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs, tile=tile)
+    return _compare(pairs, folds, prevalence, kinds, n_bins)
 
 
 def fit_best_calibrator(
@@ -140,27 +125,45 @@ def fit_best_calibrator(
     max_pairs: int = 2_000_000,
     tile: int = 1024,
 ) -> Calibrator:
-    """Return the kind that forecasts held-out classes best, fitted on the pairs of all classes.
+    """Return the kind that forecasts held-out classes best, fitted on the drawn pairs of all classes.
+
+    Cost and memory: as `cross_validate_calibrators`, whose five folds use the same pairs.
 
     Raises:
         NotEnoughEvidence, InvalidInput, InvalidEmbeddings: as `cross_validate_calibrators`.
     """
-    comparison = cross_validate_calibrators(
-        query_vectors,
-        labels,
-        gallery_vectors=gallery_vectors,
-        prevalence=prevalence,
-        rng=rng,
-        max_pairs=max(1, max_pairs // 10),
-        tile=tile,
-    )
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    folds = _deal(vectors, _N_FOLDS, rng)
     pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs, tile=tile)
+    comparison = _compare(pairs, folds, prevalence, CALIBRATOR_KINDS, _N_BINS)
     return fit_scores(pairs.scores, pairs.matches, kind=comparison.best, prevalence=prevalence)
+
+
+def _compare(
+    pairs: DrawnPairs, fold_of_class: NDArray[np.int64], prevalence: float, kinds: Sequence[str], n_bins: int
+) -> CalibratorComparison:
+    if not kinds or not 0 < prevalence < 1:
+        raise InvalidInput(f"expected at least one kind and prevalence in (0, 1), found {len(kinds)} and {prevalence}")
+    n_folds = int(fold_of_class.max()) + 1
+    judged: dict[str, list[Reliability]] = {kind: [] for kind in kinds}
+    for fold in range(n_folds):
+        train, test = pairs.among(fold_of_class != fold), pairs.among(fold_of_class == fold)
+        weights = test.weights(prevalence)
+        for kind, reports in judged.items():
+            fitted = fit_scores(train.scores, train.matches, kind=kind, prevalence=prevalence)
+            probabilities = fitted.probability(test.scores)
+            reports.append(reliability(probabilities, test.matches, weights=weights, n_bins=n_bins))
+    best = min(judged.values(), key=lambda reports: math.fsum(report.log_loss for report in reports))
+    scores = sorted((_score(kind, reports, best) for kind, reports in judged.items()), key=lambda s: s.log_loss)
+    return CalibratorComparison(
+        scores=tuple(scores), prevalence=prevalence, n_folds=n_folds, n_classes=len(fold_of_class)
+    )
 
 
 def _deal(vectors: LabelledVectors, n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the fold of every class: [T] int64."""
+    if n_folds < 2:
+        raise InvalidInput(f"n_folds must be at least 2, found {n_folds}")
     with_pair = vectors.n_images >= 2
     n_with_pair, n_classes = int(np.count_nonzero(with_pair)), len(with_pair)
     if n_with_pair < n_folds or n_classes < 2 * n_folds:

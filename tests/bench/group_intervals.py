@@ -1,8 +1,9 @@
 """Do intervals of group rates hold what they promise, and are groups that are alike seldom called different?
 
 Synthetic classes, crowded and of different spread, from one population whose rates are known from many more of them.
-Groups are drawn without regard to images, so that all have the same rates. Shares with their 95 % binomial interval;
-Wilson's interval over pairs, which takes them as independent, is the baseline.
+Groups are drawn without regard to images, so that all have the same rates. Shares with their 95 % binomial interval,
+somewhat narrow for coverage since groups of one data set share classes. Wilson's interval over pairs, which takes them
+as independent, is the baseline.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def main() -> None:
         if not options.json:
             print(f"\n{setting}")
             for name, value in shares.items():
-                print(f"  {name:<44}{value}")
+                print(f"  {name:<46}{value}")
     if options.json:
         print(json.dumps({"question": __doc__.splitlines()[0], "repeats": repeats, "results": results}))
 
