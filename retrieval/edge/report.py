@@ -16,6 +16,7 @@ from retrieval.flows.audit import AuditReport
 
 _N_WORST = 15
 _N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
+_N_CONFUSED = 15
 _N_FAILURES = 50
 _N_GROUPS = 40
 _HEADROOM = 1.15  # of a drawn line beyond the highest value on it
@@ -44,6 +45,7 @@ def render_report(report: AuditReport) -> str:
         worst_far=worst_far,
         worst_frr=worst_frr,
         n_unranked=len(report.classes) - len(ranked),
+        confused=[pair for pair in report.confusion.pairs if pair.n_accepted][:_N_CONFUSED],
         groups=[_group_rows(column, rates, report) for column, rates in report.groups.items()],
         far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
         tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),
