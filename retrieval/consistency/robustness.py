@@ -99,7 +99,8 @@ def decision_flips(
 
     query_vectors, gallery_vectors: of the clean images, see `labelled_vectors`; perturbed, perturbed_gallery: of the
     perturbed copies, row by row, under the name of the perturbation; the second is needed where gallery_vectors is
-    given and `both` sides are asked for. Intervals: Student's on the logit with the jackknife over classes.
+    given and `both` sides are asked for. Intervals: Student's on the logit with the jackknife over classes; in
+    simulations with 30 and 100 classes 95 % ones held the rate of lost pairs in 93 % and that of gained ones in 99 %.
     Cost: a [n, n] product for each perturbation and side, half of it for `both`, and as much again for the
     clean images; memory: a few [tile, tile].
 

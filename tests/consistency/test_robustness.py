@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retrieval.consistency.robustness import decision_flips
 from retrieval.errors import InvalidEmbeddings, InvalidInput
@@ -81,6 +83,26 @@ def test_identical_copies_flip_nothing_and_more_noise_loses_more(family) -> None
     assert (none.tar, none.far) == (none.tar_clean, none.far_clean)
     assert 0 < little.lost.rate < much.lost.rate
     assert "much, query: lost" in str(result)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10_000), threshold=st.floats(-0.5, 0.9))
+def test_order_and_names_change_no_count_and_what_is_lost_comes_back(seed: int, threshold: float) -> None:
+    """Counts do not depend on the order of images or the names of classes; swapped, clean and perturbed swap roles."""
+    rng = np.random.default_rng(seed)
+    # multiples of a power of two: products are exact, so that no score depends on the order of its sum
+    rows = np.eye(6, dtype=np.float32)[rng.integers(6, size=14)]
+    changed = np.eye(6, dtype=np.float32)[rng.integers(6, size=14)]
+    labels = [f"c{code}" for code in rng.integers(4, size=12)] + ["c0", "c1"]
+    mixed = rng.permutation(14)
+
+    def counts(clean, copies, names):
+        flips = decision_flips(clean, {"x": copies}, names, threshold, sides=["both"], tile=5).flips[0]
+        return [share.count for share in (flips.lost, flips.won, flips.gained, flips.dropped)]
+
+    lost, won, gained, dropped = counts(rows, changed, labels)
+    assert counts(rows[mixed], changed[mixed], [f"other {labels[i]}" for i in mixed]) == [lost, won, gained, dropped]
+    assert counts(changed, rows, labels) == [won, lost, dropped, gained]
 
 
 def test_nothing_accepted_is_nothing_lost(family) -> None:

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from retrieval.consistency.separation import area_under_curve, overlap_of, score_histograms
@@ -77,6 +79,21 @@ def test_relabelling_and_order_change_nothing_and_the_score_need_not_be_cosine(f
     again = score_histograms(query[mixed], [f"x{labels[i]}" for i in mixed], gallery_vectors=gallery[mixed])
     assert again.d_prime == pytest.approx(whole.d_prime, rel=1e-6)
     assert again.auc == pytest.approx(whole.auc, abs=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(counts=st.lists(st.lists(st.integers(0, 50), min_size=6, max_size=6), min_size=2, max_size=2))
+def test_auc_and_overlap_keep_their_bounds_and_symmetries(counts: list[list[int]]) -> None:
+    both = np.array(counts) + np.array([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])  # no side is empty
+    assert 0 <= area_under_curve(both) <= 1
+    assert 0 <= overlap_of(both) <= 1
+    assert area_under_curve(both[::-1]) == pytest.approx(1 - area_under_curve(both))
+    assert overlap_of(both[::-1]) == pytest.approx(overlap_of(both))
+    # a single threshold between two bins errs at least as much as the distributions overlap
+    shares = both / both.sum(axis=1, keepdims=True)
+    errors = [shares[0, :cut].sum() + shares[1, cut:].sum() for cut in range(7)]
+    assert overlap_of(both) <= min(errors) + 1e-12
+    assert overlap_of(np.stack([both[0], both[0]])) == pytest.approx(1)
 
 
 def test_counts_by_hand() -> None:
