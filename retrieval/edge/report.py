@@ -18,6 +18,7 @@ from retrieval.flows.audit import AuditReport
 
 _N_WORST = 15
 _N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
+_N_CONFUSED = 15
 _N_FAILURES = 50
 _N_GROUPS = 40
 _N_ACROSS = 3
@@ -47,6 +48,7 @@ def render_report(report: AuditReport) -> str:
         worst_far=worst_far,
         worst_frr=worst_frr,
         n_unranked=len(report.classes) - len(ranked),
+        confused=[pair for pair in report.confusion.pairs if pair.n_accepted][:_N_CONFUSED],
         groups=[_group_rows(column, comparison, report) for column, comparison in report.comparisons.items()],
         far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
         tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),

@@ -24,6 +24,7 @@ from retrieval.consistency import (
     recall_at_k,
     score_histograms,
 )
+from retrieval.consistency.confusion import ConfusedPair, Confusion, most_confused
 from retrieval.consistency.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item, read_manifest
@@ -80,7 +81,8 @@ class AuditReport:
     """What an audit found. `opis` is of the score in use; `opis_cosine` of the plain cosine on the paper's axis.
 
     `classes` holds rates at the threshold, `comparisons` (by column) those of groups and how far they are apart;
-    `n_single`: images alone in their class, which have no pair to accept.
+    `n_single`: images alone in their class, which have no pair to accept; `item_ids`: of the images, which the rows in
+    `confusion` count.
     """
 
     id: str
@@ -98,6 +100,8 @@ class AuditReport:
     comparisons: Mapping[str, GroupComparison]
     curves: OperatingCurves
     histograms: ScoreHistograms
+    confusion: Confusion
+    item_ids: Sequence[str]
     n_images: int
     n_classes: int
     n_single: int
@@ -135,6 +139,9 @@ class AuditReport:
             "opis": asdict(self.opis),
             "opis_cosine": asdict(self.opis_cosine),
             "d_prime": self.histograms.d_prime,
+            "separation": _separation(self.histograms),
+            "confused_classes": [_confused(pair, self.item_ids) for pair in self.confusion.pairs],
+            "confused_concentration": self.confusion.concentration,
             "n_images": self.n_images,
             "n_classes": self.n_classes,
             "n_single": self.n_single,
@@ -255,6 +262,8 @@ def measure(
         comparisons=comparisons,
         curves=curves,
         histograms=score_histograms(queries, labels, gallery_vectors=gallery),
+        confusion=most_confused(queries, labels, point.threshold, gallery_vectors=gallery),
+        item_ids=tuple(item.id for item in embedded.items),
         n_images=len(labels),
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
@@ -311,6 +320,24 @@ def _differences(comparison: GroupComparison) -> dict[str, Any]:
     del document["groups"]
     plain: dict[str, Any] = json.loads(json_bytes(document))  # tuples become lists
     return plain
+
+
+def _separation(histograms: ScoreHistograms) -> dict[str, Any]:
+    intervals = {
+        "d_prime_interval": histograms.d_prime_interval,
+        "auc_interval": histograms.auc_interval,
+        "overlap_interval": histograms.overlap_interval,
+    }
+    figures = {"d_prime": histograms.d_prime, "auc": histograms.auc, "overlap": histograms.overlap}
+    return figures | {name: asdict(interval) if interval else None for name, interval in intervals.items()}
+
+
+def _confused(pair: ConfusedPair, item_ids: Sequence[str]) -> dict[str, Any]:
+    examples = [
+        {"first_id": item_ids[e.first_row], "second_id": item_ids[e.second_row], "score": e.score}
+        for e in pair.examples
+    ]
+    return asdict(pair) | {"examples": examples}
 
 
 def _percent(interval: Interval) -> str:

@@ -22,7 +22,9 @@ from retrieval.engine.embedding import EmbeddedItems
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
 from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
 
-SECTIONS = ["verdict", "figures", "scores", "curves", "classes", "groups", "worst", "unreadable", "provenance"]
+SECTIONS = [
+    *("verdict", "figures", "scores", "curves", "classes", "groups", "worst", "confused", "unreadable", "provenance"),
+]
 HOSTILE = '<script>alert(1)</script><img src=x onerror="x"> & $\\frac{1}$ 猫'
 MakeReport: TypeAlias = Callable[..., AuditReport]
 
@@ -264,7 +266,7 @@ def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
     alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
     text = Page(render_report(replace(report, comparisons={"maker": alone}))).text
     assert "Fewer than two groups are large enough to be compared" in text
-    assert "taken for each other" not in text
+    assert "most often taken for each other" not in text
 
 
 @pytest.mark.parametrize(
@@ -295,6 +297,20 @@ def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: Ma
     report = make_report(n_classes=40, n_images=2, group_by=())
     assert report.opis.debiased is None
     assert "read the value only against its noise floor" in Page(render_report(report)).text
+
+
+def test_confused_classes_are_listed_with_their_images(report: AuditReport, html: str) -> None:
+    """The worst pair of classes, its share and the ids of the images most alike; none is said to be none."""
+    worst = report.confusion.pairs[0]
+    text = Page(html).text
+    for shown in (
+        f"{worst.n_accepted} of {worst.n_pairs} pairs",
+        f"{worst.examples[0].score:.3f}: {worst.examples[0].first_row}, {worst.examples[0].second_row}",
+        f"{percent(report.histograms.overlap)} of their areas overlap",
+    ):
+        assert shown in text, shown
+    none = replace(report, confusion=replace(report.confusion, pairs=(), n_false_accepts=0, n_confused=0))
+    assert "No pair of different classes is accepted." in Page(render_report(none)).text
 
 
 def test_unreadable_images_are_listed_up_to_a_limit(report: AuditReport) -> None:
