@@ -13,7 +13,7 @@ from retrieval.consistency.noise import variance_inflation
 from retrieval.consistency.utility import Band, utility
 
 # Classes simulated under the null in all; with as many, the floor of eps-OPIS is within a few per cent.
-_SIMULATED_CLASSES = 20_000
+_SIMULATED_CLASSES = 10_000
 _MAX_REPLICATES = 50
 
 

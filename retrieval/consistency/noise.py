@@ -175,12 +175,12 @@ def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple
     # Between two whole numbers, the mixture of both that has the variance of n_trials.
     whole = max(int(n_trials), 1)
     share = np.clip((1 / n_trials - 1 / (whole + 1)) * whole * (whole + 1), 0, 1)
-    masses, drawn = [], []
+    laws, shares_accepted = [], []
     for number, part in ((whole, share), (whole + 1, 1 - share)):
         accepted = np.arange(number + 1)[:, None]
-        masses.append(part * binom.pmf(accepted, number, tar))
-        drawn.append(np.broadcast_to(accepted / number, masses[-1].shape))
-    return _moments(np.concatenate(masses), utility(np.concatenate(drawn), far, c))
+        laws.append(part * binom.pmf(accepted, number, tar))
+        shares_accepted.append(np.broadcast_to(accepted / number, laws[-1].shape))
+    return _moments(np.concatenate(laws), utility(np.concatenate(shares_accepted), far, c))
 
 
 def _moments(masses: Rates, values: Rates) -> tuple[Rates, Rates]:

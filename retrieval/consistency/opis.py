@@ -170,7 +170,7 @@ def opis_of_curves(
     weights = options.weights_of(curves)
     utilities = class_utilities(curves, band, options.c)
     utilities -= weights @ utilities  # differences are all that counts, and small numbers do not cancel
-    shares = band.mean(utilities**2)
+    shares = np.einsum("tp,tp,p->t", utilities, utilities, band.weights)
     thin = band.thinned(_THIN_NODES)
     columns = np.searchsorted(band.nodes, thin.nodes)
     interval, eps_interval = _intervals(shares, utilities[:, columns], thin, weights, options, rng)
