@@ -17,7 +17,7 @@ from retrieval.consistency.noise import MIN_IMAGES_FOR_NOISE
 from retrieval.consistency.opis import OpisOptions, OpisResult, measure_consistency
 from retrieval.consistency.pairs import Vectors, labelled_vectors
 from retrieval.consistency.utility import Axis
-from retrieval.consistency.weighting import Weighting, resampled_weights
+from retrieval.consistency.weighting import Weighting, mean_over_classes, resampled_weights
 from retrieval.errors import NotEnoughEvidence
 
 
@@ -88,7 +88,7 @@ def compare_consistency(
         InvalidInput, InvalidEmbeddings: see `consistency_report`.
         NotEnoughEvidence: fewer than 10 classes with four images; or see `consistency_report`.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval.
+    Source: see `mean_over_classes`.
     """
     options = OpisOptions(
         far_low=far_low,
@@ -125,42 +125,26 @@ def compare_shares(
         )
     weights = first_shares.weights
     apart = first_shares.shares - second_shares.shares
-    difference = float(weights @ apart)
-    error = float(_standard_errors(weights, weights, apart))
-    studentised, ratios = [], []
-    for drawn in resampled_weights(weights, n_bootstrap, rng):
-        errors = _standard_errors(drawn, weights, apart)
-        moved = drawn @ apart - difference
-        studentised.append(np.divide(moved, errors, out=np.zeros_like(moved), where=errors > 0))
-        ratios.append(np.stack([drawn @ first_shares.shares, drawn @ second_shares.shares]))
-    sizes = np.abs(np.concatenate(studentised))
-    reach = float(np.quantile(sizes, first.confidence)) * error
-    beyond = np.count_nonzero(sizes * error >= abs(difference))
-    ratio_interval = _ratio_interval(np.concatenate(ratios, axis=1), first.confidence)
+    difference = mean_over_classes(apart, weights, n_bootstrap=n_bootstrap, confidence=first.confidence, rng=rng)
+    both = np.stack([first_shares.shares, second_shares.shares])
+    replicates = np.concatenate([drawn @ both.T for drawn in resampled_weights(weights, n_bootstrap, rng)])
+    ratio_interval = _ratio_interval(replicates, first.confidence)
     return OpisComparison(
         first=first,
         second=second,
-        difference=difference,
-        difference_interval=Interval(difference - reach, difference + reach),
+        difference=difference.value,
+        difference_interval=difference.interval,
         ratio=first_shares.mean / second_shares.mean if ratio_interval else None,
         ratio_interval=ratio_interval,
-        p_value=(1 + beyond) / (1 + n_bootstrap),
+        p_value=difference.p_value,
         n_classes=len(apart),
         confidence=first.confidence,
     )
 
 
-def _standard_errors(drawn: Rates, weights: Rates, values: Rates) -> Rates:
-    """Of the mean of values [k] by drawn [..., k], which are replicates of weights [k] or these themselves: [...]."""
-    per_draw = (drawn / weights).mean(axis=-1)  # what a single draw of a class of weight 1 weighs
-    mean, own = drawn @ values, drawn * weights
-    squares = own @ values**2 - 2 * mean * (own @ values) + mean**2 * own.sum(axis=-1)
-    return np.asarray(np.sqrt(np.maximum(per_draw * squares, 0)), dtype=np.float64)
-
-
 def _ratio_interval(replicates: Rates, confidence: float) -> Interval | None:
-    """Return the interval of first / second, [2, b]; None where the second is 0 or less too often to leave one."""
-    first, second = replicates
+    """Return the interval of first / second, [b, 2]; None where the second is 0 or less too often to leave one."""
+    first, second = replicates.T
     if np.mean(second <= 0) >= (1 - confidence) / 2 or second.mean() <= 0:
         return None
     ratios = np.divide(first, second, out=np.full_like(first, np.inf), where=second > 0)

@@ -157,6 +157,7 @@ def noise_floor(
     as a share of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T'].
     Where classes differ in FAR, or in TAR, that adds to OPIS, not to the floor: value - floor is what chance leaves.
     """
+    mean_tar = np.clip(mean_tar, 0, 1)  # a weighted mean of ones may round above 1
     sizes, which = np.unique(n_images, return_inverse=True)
     n_independent = sizes * (sizes - 1) / 2 / variance_inflation(sizes, correlation)
     means, variances = zip(*(_utility_moments(n, mean_tar, band.pooled_far, c) for n in n_independent), strict=True)

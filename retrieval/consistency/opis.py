@@ -18,7 +18,7 @@ from retrieval.consistency.noise import measure_agreement, noise_floor, pair_cor
 from retrieval.consistency.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.selection import build_grid
 from retrieval.consistency.utility import Axis, Band, class_utilities, find_band, rates_at_nodes, threshold_limits
-from retrieval.consistency.weighting import Weighting, resampled_weights, weigh_classes
+from retrieval.consistency.weighting import Weighting, mean_over_classes, resampled_weights, weigh_classes
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _BAND_THRESHOLDS = 1000
@@ -273,11 +273,10 @@ def measure_consistency(
     shares = debiased_shares(curves, agreement, thin, weights=weights, c=options.c)
     if shares is None:
         return plain, None
-    replicates = np.concatenate(
-        [drawn @ shares.shares for drawn in resampled_weights(shares.weights, options.n_bootstrap, rng)]
+    found = mean_over_classes(
+        shares.shares, shares.weights, n_bootstrap=options.n_bootstrap, confidence=options.confidence, rng=rng
     )
-    interval = percentile_interval(replicates, options.confidence)
     if shares.method == "bound":
-        bound = Interval(0.0, max(0.0, interval.high))
+        bound = Interval(0.0, max(0.0, found.interval.high))
         return replace(plain, debiased_interval=bound, debiased_method="bound"), shares
-    return replace(plain, debiased=shares.mean, debiased_interval=interval, debiased_method="pairs"), shares
+    return replace(plain, debiased=found.value, debiased_interval=found.interval, debiased_method="pairs"), shares
