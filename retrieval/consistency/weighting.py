@@ -106,7 +106,7 @@ def mean_over_classes(
     Raises:
         InvalidInput: n_bootstrap is not positive, or confidence is not strictly between 0 and 1.
 
-    Source: Hall, "On symmetric bootstrap confidence intervals", Journal of the Royal Statistical Society B 50 (1988).
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
     """
     if not 0 < confidence < 1:
         raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
