@@ -14,7 +14,8 @@ from retrieval.consistency.curves import Rates
 from retrieval.consistency.debiased import MIN_CLASSES, DebiasedShares
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.noise import MIN_IMAGES_FOR_NOISE
-from retrieval.consistency.opis import OpisOptions, OpisResult, measure_consistency
+from retrieval.consistency.opis import OpisResult, measure_consistency
+from retrieval.consistency.opis_options import OpisOptions
 from retrieval.consistency.pairs import Vectors, labelled_vectors
 from retrieval.consistency.utility import Axis
 from retrieval.consistency.weighting import Weighting, mean_over_classes, resampled_weights
@@ -89,6 +90,13 @@ def compare_consistency(
         NotEnoughEvidence: fewer than 10 classes with four images; or see `consistency_report`.
 
     Source: see `mean_over_classes`.
+
+    >>> draw = np.random.default_rng(0)
+    >>> rows = draw.normal(size=(60, 8)).astype(np.float32)
+    >>> rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    >>> same = compare_consistency(rows, rows, [str(row % 12) for row in range(60)], rng=draw, n_bootstrap=100)
+    >>> same.difference == 0 and same.p_value == 1
+    True
     """
     options = OpisOptions(
         far_low=far_low,

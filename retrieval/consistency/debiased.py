@@ -21,6 +21,8 @@ DebiasedMethod: TypeAlias = Literal["pairs", "bound"]
 # A variance over fewer classes says nothing.
 MIN_CLASSES = 10
 _NEGLIGIBLE = 1e-12
+# By which the true variance is multiplied to see what the pull does.
+_STEP = 1.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,20 +75,34 @@ def _shares(tar: Rates, far: Rates, noise: Rates, relative_noise: Rates, weights
     `linear`. For what bends, classes are pulled to the mean until they vary as much as the true ones must; the variance
     of their utilities over that of their linear ones is the factor `bend`, 1 where classes are alike. Many images, no
     noise, no pull: then a share is the squared deviation of utility itself.
+    The mean of the shares is bend times the mean of linear. The rest has mean 0: it is what a class does to bend, by
+    its own utility and by moving the pull, so that the spread of the shares is that of the estimate.
     """
     tar_mean, far_mean = weights @ tar, weights @ far
-    by_tar, by_trr = utility_slopes(tar_mean, far_mean, c)
-    apart, far_apart = tar - tar_mean, far_mean - far  # TRR = 1 - FAR
+    slopes = utility_slopes(tar_mean, far_mean, c)
+    apart = tar - tar_mean
     own = (1 - weights)[:, None] * noise  # a class takes its share of its own noise away with the mean
-    linear = (by_tar * apart + by_trr * far_apart) ** 2 - by_tar**2 * own
-    true_variance = np.maximum(weights @ (apart**2 - own), 0)
-    expected_noise = np.multiply.outer(relative_noise, np.maximum(weights @ noise, 0) / (weights @ relative_noise))
-    total = true_variance + expected_noise
-    pull = np.sqrt(np.divide(true_variance, total, out=np.ones_like(total), where=total > 0))
-    utilities = utility(tar_mean + pull * apart, far, c)
-    bent = (utilities - weights @ utilities) ** 2
-    straight = by_tar * pull * apart + by_trr * far_apart
-    straight = (straight - weights @ straight) ** 2
-    bend = np.ones_like(tar_mean)
+    square, mean_noise = apart**2 - own, np.maximum(weights @ noise, 0)
+    linear = (slopes[0] * apart + slopes[1] * (far_mean - far)) ** 2 - slopes[0] ** 2 * own
+    true_variance = np.maximum(weights @ square, 0)
+    expected_noise = np.multiply.outer(relative_noise, mean_noise / (weights @ relative_noise))
+
+    def pulled(variance: Rates) -> tuple[Rates, Rates, Rates]:
+        total = variance + expected_noise
+        pull = np.sqrt(np.divide(variance, total, out=np.ones_like(total), where=total > 0))
+        return _bend(tar_mean + pull * apart, far, slopes, weights, c)
+
+    bend, bent, straight = pulled(true_variance)
+    known = (true_variance > _NEGLIGIBLE) & (mean_noise > _NEGLIGIBLE)
+    by_pull = np.where(known, (pulled(true_variance * _STEP)[0] - bend) / np.log(_STEP), 0) * (weights @ linear)
+    moved = square / np.where(known, true_variance, 1) - noise / np.where(known, mean_noise, 1)
+    return np.asarray(bent + bend * (linear - straight) + by_pull * (moved - weights @ moved), dtype=np.float64)
+
+
+def _bend(tar: Rates, far: Rates, slopes: tuple[Rates, Rates], weights: Rates, c: float) -> tuple[Rates, Rates, Rates]:
+    """Return the variance of utility over that of its linear part, [p], and the squared deviations of both, [k, p]."""
+    utilities, straight = utility(tar, far, c), slopes[0] * tar - slopes[1] * far
+    bent, straight = ((values - weights @ values) ** 2 for values in (utilities, straight))
+    bend = np.ones_like(slopes[0])
     np.divide(weights @ bent, weights @ straight, out=bend, where=weights @ straight > _NEGLIGIBLE)
-    return np.asarray(bent + bend * (linear - straight), dtype=np.float64)
+    return bend, bent, straight

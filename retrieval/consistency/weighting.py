@@ -118,7 +118,7 @@ def mean_over_classes(
         parts.append(np.divide(np.abs(drawn @ centred), errors, out=np.zeros_like(errors), where=errors > 0))
     sizes = np.concatenate(parts) * _standard_errors(weights, weights, centred)
     reach = float(np.quantile(sizes, confidence))
-    p_value = (1 + np.count_nonzero(sizes >= abs(mean))) / (1 + n_bootstrap)
+    p_value = float((1 + np.count_nonzero(sizes >= abs(mean))) / (1 + n_bootstrap))
     return ClassMean(mean, Interval(mean - reach, mean + reach), p_value)
 
 
