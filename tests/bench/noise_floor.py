@@ -25,7 +25,6 @@ from retrieval.consistency.utility import class_utilities, find_band, utility
 _DIMENSION = 32
 _BAND = {"far_low": 1e-2, "far_high": 1e-1}
 _MIN_TO_HALVE = 4
-_N_SPLITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class Line:
     coverage: float
 
 
-def measure(family: Family, true: float, n_classes: int, n_images: int, n_draws: int, seed: int) -> Line:
+def measure(family: Family, true: float, n_classes: int, n_images: int, n_draws: int, n_splits: int, seed: int) -> Line:
     results: list[OpisResult] = []
     halves: list[float] = []
     for draw in range(n_draws):
@@ -100,8 +99,8 @@ def measure(family: Family, true: float, n_classes: int, n_images: int, n_draws:
         rows = family.draw(rng, rng.normal(size=n_classes), n_images).reshape(-1, _DIMENSION)
         labels = [f"class {code:04d}" for code in range(n_classes) for _ in range(n_images)]
         results.append(consistency_report(rows, labels, **_BAND, rng=rng))
-        if n_images >= _MIN_TO_HALVE:
-            halves.append(from_halves(labelled_vectors(rows, labels), rng))
+        if n_images >= _MIN_TO_HALVE and n_splits:
+            halves.append(from_halves(labelled_vectors(rows, labels), n_splits, rng))
     bound = results[0].debiased is None
     debiased = [result.debiased_interval.high if bound else result.debiased for result in results]
     return Line(
@@ -123,13 +122,13 @@ def spread_of(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
-def from_halves(vectors: LabelledVectors, rng: np.random.Generator) -> float:
-    """Covariance over classes of the utilities of two random halves of each class's images, over 4 splits."""
+def from_halves(vectors: LabelledVectors, n_splits: int, rng: np.random.Generator) -> float:
+    """Covariance over classes of the utilities of two random halves of each class's images."""
     grid = build_grid(vectors, **_BAND, n_band=200, tile=1024)
     band = find_band(count_accepted(vectors, grid, tile=1024), **_BAND, axis="distance", distance_range=None)
     n_classes = len(vectors.classes)
     estimates = []
-    for _ in range(_N_SPLITS):
+    for _ in range(n_splits):
         shuffled = np.lexsort((rng.random(len(vectors.codes)), vectors.codes)).reshape(n_classes, -1)
         size = shuffled.shape[1] // 2
         deviations = []
@@ -146,6 +145,8 @@ def main() -> None:
     parser.add_argument("--reps", type=int, help="draws of up to 10 images a class, fewer above (default 100, quick 4)")
     parser.add_argument("--classes", type=int, help="default 100, quick 30")
     parser.add_argument("--images", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8, 10, 20, 50])
+    parser.add_argument("--families", default="", help="those whose names begin with this (default all)")
+    parser.add_argument("--splits", type=int, default=4, help="splits for the estimate from halves; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures little")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
@@ -156,11 +157,13 @@ def main() -> None:
         print(f"{__doc__}\n{n_classes} classes, seed {options.seed}, OPIS in units of 1e-3, FAR {_BAND}\n\n{_HEAD}")
     with threadpool_limits(1):
         for family in FAMILIES[:: 3 if options.quick else 1]:
+            if not family.name.startswith(options.families):
+                continue
             rng = np.random.default_rng(options.seed)
             true = family.true_opis(rng, n_pairs=2_000 if options.quick else 20_000) * (1 - 1 / n_classes)
             for n_images in options.images[:: 3 if options.quick else 1]:
                 n_draws = max(2, int(reps * min(1, 10 / n_images)))
-                lines.append(measure(family, true, n_classes, n_images, n_draws, options.seed))
+                lines.append(measure(family, true, n_classes, n_images, n_draws, options.splits, options.seed))
                 if not options.json:
                     print(row_of(lines[-1]), flush=True)
     if options.json:
