@@ -81,7 +81,7 @@ def compare_consistency(
     other, so that is for two versions of one model at most.
     Every replicate draws the same classes for both. The interval and the p-value are those of a symmetric studentised
     bootstrap of the mean over classes of their differences in share; the interval of the ratio is of percentiles. In
-    simulations of two equally consistent models it rejected at 0.05 in 3 to 6 % of the cases.
+    simulations of two equally consistent models it rejected at 0.05 in 1 to 5 % of the cases.
 
     Cost: twice that of `consistency_report`.
 

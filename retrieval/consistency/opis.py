@@ -208,7 +208,7 @@ def consistency_report(
     The variance of a class's TAR is measured without bias on its pairs without a common image, which takes four images,
     and taken away; classes of fewer images are left out of the estimate. In a family of classes with a true OPIS of
     0.037 it reads 0.037 and 0.038 with 4 and 5 images a class, where the covariance of halves of the images reads 0.057
-    and 0.053; of 0.0019, 0.0021 and 0.0019 with half of their standard deviation or less. FAR is taken as it is: its
+    and 0.053; of 0.0019, about 0.0022 with half of their standard deviation. FAR is taken as it is: its
     noise is a hundredth of TAR's. Where fewer than 10 classes have four images only a bound exists, see `OpisResult`:
     two images a class make one pair, and a pair accepted half of the time looks alike whether all classes have a TAR of
     1/2 or half of them have 0 and half 1. With fewer than 10 classes nothing is said.
