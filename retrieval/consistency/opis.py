@@ -17,7 +17,7 @@ from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.noise import measure_agreement, noise_floor, pair_correlation
 from retrieval.consistency.opis_options import OpisOptions
 from retrieval.consistency.pairs import LabelledVectors, Vectors, labelled_vectors
-from retrieval.consistency.selection import build_grid
+from retrieval.consistency.selection import one_pass_grid
 from retrieval.consistency.utility import Axis, Band, class_utilities, rates_at_nodes, threshold_limits
 from retrieval.consistency.weighting import Weighting, mean_over_classes, resampled_weights
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -239,7 +239,9 @@ def measure_consistency(
     vectors: LabelledVectors, options: OpisOptions, *, rng: np.random.Generator, tile: int
 ) -> tuple[OpisResult, DebiasedShares | None]:
     """Do what `consistency_report` promises for checked vectors; the shares are those behind the debiased estimate."""
-    grid = build_grid(vectors, far_low=options.far_low, far_high=options.far_high, n_band=_BAND_THRESHOLDS, tile=tile)
+    grid = one_pass_grid(
+        vectors, far_low=options.far_low, far_high=options.far_high, n_band=_BAND_THRESHOLDS, tile=tile
+    )
     if options.distance_range is not None:
         grid = np.union1d(grid, np.linspace(*threshold_limits(options.distance_range), _BAND_THRESHOLDS))
     curves = count_accepted(vectors, grid, tile=tile)
