@@ -296,7 +296,10 @@ def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: Ma
     """With two images a class, true differences cannot be told from chance, and the page says so."""
     report = make_report(n_classes=40, n_images=2, group_by=())
     assert report.opis.debiased is None
-    assert "read the value only against its noise floor" in Page(render_report(report)).text
+    assert report.opis.debiased_interval is not None
+    text = Page(render_report(report)).text
+    assert "read the value only against its noise floor" in text
+    assert f"at most {report.opis.debiased_interval.high:.3g}" in text
 
 
 def test_confused_classes_are_listed_with_their_images(report: AuditReport, html: str) -> None:
