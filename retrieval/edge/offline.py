@@ -26,7 +26,7 @@ from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.errors import RetrievalError, Unavailable
 from retrieval.flows.audit import check_labels
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
+from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, candidate_scores
 from retrieval.flows.reindex import settle_bundle
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
 
@@ -89,9 +89,11 @@ def calibrate_and_store(
     store = parts.store
     digest = store.add_bundle(Path(bundle)).digest if Path(bundle).is_dir() else BundleDigest(bundle)
     labelled = _embed(parts, settings, digest, data, labelled=True)
-    scores = [Score()]
+    scores: tuple[Score, ...] = (Score(),)
     if cohort:
-        scores.append(Score(cohort=_embed(parts, settings, digest, cohort, labelled=False).embeddings, k=k))
+        others = _embed(parts, settings, digest, cohort, labelled=False)
+        names = [item.label for item in others.items]
+        scores = candidate_scores(others.embeddings, names if all(names) else (), k=k)
     point = calibrate(
         LabelledEmbeddings(labelled.embeddings, [item.label for item in labelled.items], labelled.content_digest),
         bundle=digest,
