@@ -26,7 +26,7 @@ from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.errors import RetrievalError, Unavailable
 from retrieval.flows.audit import check_labels
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, candidate_scores
+from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, candidate_scores, check_cohort
 from retrieval.flows.reindex import settle_bundle
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
 
@@ -92,6 +92,7 @@ def calibrate_and_store(
     scores: tuple[Score, ...] = (Score(),)
     if cohort:
         others = _embed(parts, settings, digest, cohort, labelled=False)
+        check_cohort(labelled.items, others.items)
         names = [item.label for item in others.items]
         scores = candidate_scores(others.embeddings, names if all(names) else (), k=k)
     point = calibrate(

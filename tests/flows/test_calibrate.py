@@ -10,10 +10,18 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, candidate_scores, compare
+from retrieval.flows.calibrate import (
+    CalibrationTarget,
+    LabelledEmbeddings,
+    calibrate,
+    candidate_scores,
+    check_cohort,
+    compare,
+)
 from tests.stores import CREATED_AT
 
 
@@ -120,6 +128,19 @@ def test_candidates_depend_on_what_the_cohort_supports() -> None:
     ]  # fmt: skip
     with pytest.raises(InvalidEmbeddings, match="k = 20"):
         candidate_scores(data.embeddings[:9], k=20)
+
+
+def test_a_cohort_of_calibrated_classes_is_refused() -> None:
+    """By name of class or by the picture itself; unknown classes do not count as one."""
+
+    def item(name: str, label: str) -> Item:
+        return Item(id=name, uri=f"file:///{name}", label=label, attributes={})
+
+    calibration = [item("1", "cup"), item("2", "")]
+    check_cohort(calibration, [item("3", "tree"), item("4", "")])
+    for shared in (item("5", "cup"), item("1", "")):
+        with pytest.raises(InvalidInput, match="found 1 of its 2 images among them"):
+            check_cohort(calibration, [item("3", "tree"), shared])
 
 
 @pytest.mark.parametrize(("far", "score"), [(1e-2, Score()), (1e-1, cohort_of_strangers())])
