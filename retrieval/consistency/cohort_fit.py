@@ -85,10 +85,9 @@ def cohort_fit(
     skip: nearest catalogue pictures left out of the agreement's density within the catalogue, the picture itself apart:
     about as many as a picture has of its own class. rng: draws the half. Cost: n * (m + n) products; memory: one tile.
 
-    The test finds a catalogue that lies elsewhere, not every harmful cohort; look at the agreement too. On emoji, brand
-    logos, food photographs and Fashion-MNIST (`tests/bench/cohort_fit.py`) the cohort score raised TAR at FAR 1e-3 where
-    the agreement was above 0.5 and lowered it where it was below; one harmful cohort of twelve cases (agreement 0.4)
-    passed the test about every second time.
+    The test finds a catalogue that lies elsewhere, not every harmful cohort: look at the agreement too. On emoji, brand
+    logos, food photographs and Fashion-MNIST (`tests/bench/cohort_fit.py`) the cohort score raised TAR at FAR 1e-3
+    where the agreement was above 0.5 and lowered it where it was below.
 
     Raises:
         NotEnoughEvidence: fewer than 10 groups in half the cohort or in the catalogue, or no more than k pictures.

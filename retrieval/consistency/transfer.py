@@ -185,14 +185,17 @@ def _estimate(curves: OperatingCurves, prevalence: Interval, tar: Interval, z: f
     # Squared relative spread of the number of pairs an image takes part in; a labelled class counts as its mean image.
     relative = ends / curves.n_images[:, None] / ends.sum(axis=0) * n
     spread = np.average((relative - 1) ** 2, axis=0, weights=curves.n_images)
-    # Of the images at hand as a sample of the domain: whatever is known about them, this is left.
-    sampling = 4 * spread / _independent_images(n, _middle(prevalence)) + 2 / ends.sum(axis=0)
+    # Of the images at hand as a sample of the domain: whatever is known about them, this is left. Two classes that look
+    # alike bring as many accepted pairs at once as they have pairs of images.
+    n_independent = _independent_images(n, _middle(prevalence))
+    at_once = (n / n_independent) ** 2
+    sampling = 4 * spread / n_independent + 2 * at_once / ends.sum(axis=0)
 
     log_far, precision = _from_all_pairs(share, prevalence, expit(tar_logit), tar_variance, z)
     label_share = np.zeros_like(share)
     if k > 0:
         accepted = curves.negatives_accepted[labelled].sum(axis=0) + 0.5  # keeps the logarithm finite
-        of_labels = 1 / (spread / k + 1 / accepted)
+        of_labels = 1 / (spread / k + at_once / accepted)
         label_share = of_labels / (precision + of_labels)
         precision = precision + of_labels
         far = accepted / (curves.negatives[labelled].sum() + 1)

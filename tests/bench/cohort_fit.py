@@ -1,8 +1,8 @@
 """Does `cohort_fit` tell beforehand whether a cohort helps or harms, and how often does it turn a good one down?
 
-Each cohort (emoji, brand logos, food photographs) is tried on each catalogue (also Fashion-MNIST), embedded by the
-model that was trained on emoji; where both are of one set its classes are halved. What a cohort does is the change of TAR at
-FAR 1e-2 and 1e-3 from the cosine to the cohort score.
+Each cohort (emoji, brand logos, food photographs) is tried on each catalogue (also Fashion-MNIST), all embedded by the
+model that was trained on emoji; where both are of one set its classes are halved. What a cohort does is the change of
+TAR at FAR 1e-2 and 1e-3 from the cosine to the cohort score.
 """
 
 from __future__ import annotations

@@ -66,10 +66,11 @@ def far_from_definition(
     matching = math.sqrt(prevalence.low * prevalence.high)
     of_matching = (math.log(prevalence.high / prevalence.low) / (2 * z)) ** 2
     matches_variance = (matching * tar_now) ** 2 * (of_matching + (1 - tar_now) ** 2 * posterior)
-    sampling = 4 * spread * (1 + matching * (n - 1)) / n + 2 / accepted.sum()
+    images_a_class = 1 + matching * (n - 1)
+    sampling = 4 * spread * images_a_class / n + images_a_class**2 * 2 / accepted.sum()
     clean = share - matching * tar_now
     by_all = clean**2 / matches_variance
-    by_labels = 1 / (spread / k + 1 / (false + 0.5))
+    by_labels = 1 / (spread / k + images_a_class**2 / (false + 0.5))
     weight = by_labels / (by_all + by_labels)
     log_far = (1 - weight) * math.log(clean / (1 - matching)) + weight * math.log((false + 0.5) / (negatives + 1))
     return log_far, sampling + 1 / (by_all + by_labels), weight
