@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.drift import MIN_REFERENCE, DriftState, look_for_drift, start_drift
+from retrieval.consistency.drift import MIN_REFERENCE, look_for_drift, start_drift
+from retrieval.consistency.drift_state import DriftState
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 RNG = np.random.default_rng
@@ -172,21 +172,3 @@ def test_scores_that_are_no_numbers_are_refused(scores: NDArray[np.float64]) -> 
 def test_a_small_reference_is_refused() -> None:
     with pytest.raises(NotEnoughEvidence, match=f"at least {MIN_REFERENCE} scores, found 62"):
         start_drift(np.linspace(0, 1, 62), rng=RNG(0))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_an_impossible_level_is_refused(alpha: float) -> None:
-    with pytest.raises(InvalidInput, match="alpha"):
-        two_bins().drifted(alpha)
-
-
-def test_documents_that_are_no_state_are_refused() -> None:
-    document = two_bins().to_json()
-    for broken in ({}, document | {"kind": "isotonic"}, {"kind": "drift"}, document | {"gaps": ["x", 1]}):
-        with pytest.raises(InvalidInput, match=r"kind 'drift'|malformed"):
-            DriftState.from_json(broken)
-    for changed in ({"counts": [0]}, {"gaps": [0, 2]}, {"log_wealth": [0.0]}, {"log_e": float("nan")}):
-        with pytest.raises(InvalidInput, match="start a new one"):
-            DriftState.from_json(document | changed)
-    with pytest.raises(InvalidInput, match="start a new one"):
-        replace(two_bins(), counts=(-1, 0))
