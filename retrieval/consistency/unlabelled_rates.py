@@ -122,8 +122,8 @@ def estimate_rates(
     if best.p_value < min_fit or (moving and not allow_moved):
         raise NotEnoughEvidence(
             f"the new scores are no mixture of the reference's matches and non-matches (p {unchanged.p_value:.2g}); "
-            f"that both moved alike fits with p {best.p_value:.2g} and is {'' if allow_moved else 'not '}allowed: no rates "
-            "without labels; label some pairs and calibrate again"
+            f"that both moved alike fits with p {best.p_value:.2g} and is {'' if allow_moved else 'not '}allowed: no "
+            "rates without labels; label some pairs and calibrate again"
         )
     rates = _rates(samples, best.parameters, threshold)
     again = np.empty((_N_RESAMPLES, 4))
