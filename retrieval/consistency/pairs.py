@@ -126,6 +126,7 @@ def labelled_vectors(
     cosine = gallery_vectors is query_vectors or np.array_equal(gallery_vectors, query_vectors)
     if cosine:
         _check_unit_rows("query_vectors", query_vectors)
+    _check_length(labels, len(query_vectors))
     classes = _class_names(labels)
     unsorted = _encode(labels, classes, len(query_vectors))
     order = np.argsort(unsorted, kind="stable").astype(np.int64)
@@ -174,6 +175,8 @@ def crossed_vectors(
     if cosine:
         _check_unit_rows("query_vectors", query_vectors)
         _check_unit_rows("gallery_vectors", gallery_vectors)
+    _check_length(query_labels, len(query_vectors))
+    _check_length(gallery_labels, len(gallery_vectors))
     classes = _class_names([*query_labels, *gallery_labels])
     query_codes = _encode(query_labels, classes, len(query_vectors))
     gallery_codes = _encode(gallery_labels, classes, len(gallery_vectors))
@@ -240,6 +243,11 @@ def _check_unit_rows(name: str, vectors: Vectors) -> None:
         )
 
 
+def _check_length(labels: Sequence[str], n: int) -> None:
+    if len(labels) != n:
+        raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} labels for {n} rows")
+
+
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(label, str) for label in labels):
         raise InvalidEmbeddings("labels must be strings; convert class numbers to strings first")
@@ -250,8 +258,6 @@ def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _encode(labels: Sequence[str], names: Sequence[str], n: int) -> Codes:
-    if len(labels) != n:
-        raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} labels for {n} rows")
     code_of = {name: code for code, name in enumerate(names)}
     return np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n)
 
