@@ -11,9 +11,10 @@ from retrieval.consistency.calibration import (
     reliability,
 )
 from retrieval.consistency.certificate import Certificate, certify
-from retrieval.consistency.curves import OperatingCurves, operating_curves
+from retrieval.consistency.curves import OperatingCurves, operating_curves, query_gallery_curves
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.opis import OpisResult, consistency_report, opis
+from retrieval.consistency.pair_samples import SampledCurves, judged_curves, sampled_curves
 from retrieval.consistency.ranking import map_at_r, recall_at_k
 from retrieval.consistency.selection import threshold_grid, thresholds_at_far
 from retrieval.consistency.separation import ScoreHistograms, score_histograms
@@ -28,6 +29,7 @@ __all__ = [
     "OperatingCurves",
     "OpisResult",
     "Reliability",
+    "SampledCurves",
     "ScoreHistograms",
     "ThresholdChoice",
     "certify",
@@ -37,11 +39,14 @@ __all__ = [
     "fit_isotonic",
     "fit_isotonic_scores",
     "group_rates",
+    "judged_curves",
     "map_at_r",
     "operating_curves",
     "opis",
+    "query_gallery_curves",
     "recall_at_k",
     "reliability",
+    "sampled_curves",
     "score_histograms",
     "threshold_grid",
     "thresholds_at_far",

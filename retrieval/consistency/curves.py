@@ -6,6 +6,7 @@ a threshold is left to `opis` and `thresholds`.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.counting import count_pairs
-from retrieval.consistency.pairs import LabelledVectors, Progress, Vectors, labelled_vectors
-from retrieval.consistency.selection import build_grid
+from retrieval.consistency.pairs import (
+    Columns,
+    LabelledVectors,
+    Progress,
+    Vectors,
+    crossed_vectors,
+    labelled_vectors,
+)
+from retrieval.consistency.selection import one_pass_grid
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Counts = NDArray[np.int64]
@@ -150,6 +158,32 @@ class OperatingCurves:
             "cosine": np.full(m * len(self.classes), self.cosine),
         }
 
+    def to_parquet(self) -> bytes:
+        """Return a Parquet file of `to_table`, for keeping or for merging on another machine."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        buffer = io.BytesIO()
+        table = {name: pa.array(column) for name, column in self.to_table().items()}
+        pyarrow.parquet.write_table(pa.table(table), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> OperatingCurves:
+        """Undo `to_parquet`.
+
+        Raises:
+            InvalidInput: the bytes are no Parquet file, or not of curves.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(io.BytesIO(data))
+            return cls.from_table({name: table[name].to_numpy() for name in table.column_names})
+        except (pa.ArrowException, KeyError) as error:
+            raise InvalidInput(f"expected a Parquet file of operating curves: {error}") from error
+
     @classmethod
     def from_table(cls, table: Mapping[str, NDArray[np.generic]]) -> OperatingCurves:
         """Undo `to_table`.
@@ -185,22 +219,26 @@ def operating_curves(
     labels: Sequence[str],
     *,
     gallery_vectors: Vectors | None = None,
+    exclude: Columns = (),
     thresholds: Rates | Sequence[float] | None = None,
     tile: int = 1024,
     shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> OperatingCurves:
     """Return exact counts of accepted pairs (score >= threshold, float32 products) per class and threshold.
 
     query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors` for when unit rows are demanded; labels: n
-    strings; thresholds: any order, duplicates dropped; omitted, `threshold_grid` makes them, at the cost of two more
-    passes. shard (index, count) visits a part of the pairs: the sum over all indices equals the whole bit for bit.
+    strings; exclude: columns of n strings, for instance makers: two images that share one make no pair; thresholds: any
+    order, duplicates dropped; omitted, they are chosen to cover the band of OPIS and all above it, from all pairs of
+    up to 10,000 images, else from a sample; the counts are those of all pairs all the same. shard (index, count) visits
+    a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all cores.
 
-    Cost: n^2 / 2 products of D; memory: [T, m] counts and a few [tile, tile].
+    Cost: n^2 / 2 products of D; memory: a [T, m] of counts and a few [tile, tile] for each thread.
 
     Raises:
         InvalidInput: thresholds empty or not finite, or a shard without explicit thresholds.
-        NotEnoughEvidence: fewer than two classes, or no class with two images.
+        NotEnoughEvidence: fewer than two classes, or no pair inside a class.
         InvalidEmbeddings: see `labelled_vectors`.
 
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
@@ -208,18 +246,79 @@ def operating_curves(
     >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, negatives at 0 and 0.6
     (array([1., 1.]), array([0.5, 0. ]))
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
+    grid = _grid(vectors, thresholds, tile, shard, threads)
+    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
+
+
+def query_gallery_curves(
+    query_vectors: Vectors,
+    query_labels: Sequence[str],
+    gallery_vectors: Vectors,
+    gallery_labels: Sequence[str],
+    *,
+    cosine: bool = True,
+    exclude: Columns = (),
+    gallery_exclude: Columns = (),
+    thresholds: Rates | Sequence[float] | None = None,
+    tile: int = 1024,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> OperatingCurves:
+    """Return what `operating_curves` does for the pairs of each query with each image of a gallery.
+
+    query_vectors: [n, D] float32; gallery_vectors: [g, D]; cosine: whether unit rows are meant, and demanded; exclude,
+    gallery_exclude: as many columns of n and of g strings, for instance ids where both sets may hold one image. A
+    positive pair belongs to its class, a negative pair to the classes of both ends.
+
+    Cost: n * g products of D.
+
+    Raises:
+        InvalidInput, NotEnoughEvidence, InvalidEmbeddings: see `operating_curves`.
+
+    >>> query, gallery = np.eye(2, dtype=np.float32), np.array([[0.8, 0.6]], dtype=np.float32)
+    >>> curves = query_gallery_curves(query, ["a", "b"], gallery, ["a"], thresholds=[0.5, 0.7])
+    >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, one negative at 0.6
+    (array([1., 1.]), array([1., 0.]))
+    """
+    vectors = crossed_vectors(
+        query_vectors,
+        query_labels,
+        gallery_vectors,
+        gallery_labels,
+        cosine=cosine,
+        exclude=exclude,
+        gallery_exclude=gallery_exclude,
+    )
+    grid = _grid(vectors, thresholds, tile, shard, threads)
+    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
+
+
+def _grid(
+    vectors: LabelledVectors,
+    thresholds: Rates | Sequence[float] | None,
+    tile: int,
+    shard: tuple[int, int],
+    threads: int | None,
+) -> Rates:
     if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
-    if thresholds is None:
-        if shard != (0, 1):
-            raise InvalidInput("shards must share thresholds; compute them once with threshold_grid and pass them")
-        grid = build_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, tile=tile)
-    else:
-        grid = np.unique(np.asarray(thresholds, dtype=np.float64))
+        raise NotEnoughEvidence(
+            f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
+        )
+    if thresholds is not None:
+        return checked_grid(thresholds)
+    if shard != (0, 1):
+        raise InvalidInput("shards must share thresholds; compute them once with threshold_grid and pass them")
+    return one_pass_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, tile=tile, threads=threads)
+
+
+def checked_grid(thresholds: Rates | Sequence[float]) -> Rates:
+    """Return thresholds sorted, without duplicates. Raises InvalidInput where there are none or one is not finite."""
+    grid = np.unique(np.asarray(thresholds, dtype=np.float64))
     if grid.size == 0 or not np.isfinite(grid).all():
         raise InvalidInput("expected at least one threshold, all finite")
-    return count_accepted(vectors, grid, tile=tile, shard=shard, progress=progress)
+    return grid
 
 
 def count_accepted(
@@ -228,10 +327,11 @@ def count_accepted(
     *,
     tile: int,
     shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> OperatingCurves:
     """Do what `operating_curves` promises for checked vectors and strictly ascending thresholds."""
-    counts = count_pairs(vectors, thresholds, tile=tile, shard=shard, progress=progress)
+    counts = count_pairs(vectors, thresholds, tile=tile, shard=shard, threads=threads, progress=progress)
     return OperatingCurves(
         classes=vectors.classes,
         n_images=vectors.n_images,

@@ -77,4 +77,6 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     centre = rate + z * z / (2 * trials)
     half_width = z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return Interval(float(max(0.0, (centre - half_width) / scale)), float(min(1.0, (centre + half_width) / scale)))
+    low, high = (centre - half_width) / scale, (centre + half_width) / scale
+    # Where the rate is 0 or 1 rounding would leave it outside.
+    return Interval(float(max(0.0, min(low, rate))), float(min(1.0, max(high, rate))))

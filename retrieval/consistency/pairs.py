@@ -1,4 +1,4 @@
-"""Labelled vectors, checked, and the scores of their unordered pairs, tile by tile in bounded memory.
+"""Labelled vectors, checked, and the scores of their pairs, tile by tile in bounded memory.
 
 A pair's score is `query[i] . gallery[j]`, in float32 as a search computes it; for cosine both arrays are the same unit
 rows. What is counted from the scores is decided by the modules above.
@@ -13,9 +13,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.products import one_thread_a_product
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
+Codes: TypeAlias = NDArray[np.int64]
+Groups: TypeAlias = NDArray[np.int32]
+Columns: TypeAlias = Sequence[Sequence[str]]
 Progress: TypeAlias = Callable[[int, int], None]
 
 # float32 rows normalised by any common library are within 1e-6 of unit length; half-precision storage adds 1e-3.
@@ -24,56 +28,89 @@ UNIT_NORM_TOLERANCE = 2e-3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledVectors:
-    """Vectors sorted by class, so that a tile meets few classes.
+    """Vectors sorted by class, so that a tile meets few classes, and which of their pairs are visited.
 
-    query, gallery: [n, D] float32; codes: [n] int64, ascending, index into classes (sorted names);
-    order: [n] int64, the caller's row of each vector; cosine: whether the score is the cosine of unit rows.
+    query: [n, D] float32; gallery: [g, D]; codes, gallery_codes: [n] and [g] int64, ascending, index into classes
+    (sorted names); order: [n] int64, the caller's row of each query; groups, gallery_groups: [n, a] and [g, a] int32,
+    two vectors that share one make no pair, -1 shares with none; positives, negatives: [T] int64, pairs of each class;
+    cosine: whether the score is the cosine of unit rows.
+
+    Where gallery_codes is codes, the pairs are the unordered ones inside one set of images; otherwise every query with
+    every gallery vector.
     """
 
     query: Vectors
     gallery: Vectors
-    codes: NDArray[np.int64]
+    codes: Codes
+    gallery_codes: Codes
     classes: tuple[str, ...]
     order: NDArray[np.int64]
+    groups: Groups
+    gallery_groups: Groups
+    positives: Codes
+    negatives: Codes
     cosine: bool
+
+    @property
+    def one_set(self) -> bool:
+        """Whether queries and gallery are the same images."""
+        return self.gallery_codes is self.codes
 
     @property
     def n_images(self) -> NDArray[np.int64]:
         """Images of each class: [T] int64."""
-        return np.bincount(self.codes, minlength=len(self.classes)).astype(np.int64)
+        counts = np.bincount(self.codes, minlength=len(self.classes))
+        if not self.one_set:
+            counts = counts + np.bincount(self.gallery_codes, minlength=len(self.classes))
+        return counts.astype(np.int64)
 
     @property
     def n_positives(self) -> int:
-        """Number of unordered pairs inside a class."""
-        n_images = self.n_images
-        return int((n_images * (n_images - 1) // 2).sum())
+        """Number of pairs inside a class."""
+        return int(self.positives.sum())
 
     @property
     def n_negatives(self) -> int:
-        """Number of unordered pairs across classes."""
-        n = len(self.codes)
-        return n * (n - 1) // 2 - self.n_positives
+        """Number of pairs across classes."""
+        return int(self.negatives.sum()) // 2
 
     def subset(self, rows: NDArray[np.int64]) -> LabelledVectors:
-        """Return the vectors in the given rows ([k] int64, ascending) with all class names kept."""
+        """Return the vectors of one set in the given rows ([k] int64) with all class names kept."""
+        codes, groups = self.codes[rows], self.groups[rows]
+        positives, negatives = pair_totals(codes, codes, groups, groups, len(self.classes))
         return LabelledVectors(
-            self.query[rows], self.gallery[rows], self.codes[rows], self.classes, self.order[rows], self.cosine
+            query=self.query[rows],
+            gallery=self.gallery[rows],
+            codes=codes,
+            gallery_codes=codes,
+            classes=self.classes,
+            order=self.order[rows],
+            groups=groups,
+            gallery_groups=groups,
+            positives=positives,
+            negatives=negatives,
+            cosine=self.cosine,
         )
 
 
 def labelled_vectors(
-    query_vectors: Vectors, labels: Sequence[str], gallery_vectors: Vectors | None = None
+    query_vectors: Vectors,
+    labels: Sequence[str],
+    gallery_vectors: Vectors | None = None,
+    *,
+    exclude: Columns = (),
 ) -> LabelledVectors:
-    """Check vectors and labels and return them sorted by class.
+    """Check the vectors and labels of one set of images and return them sorted by class.
 
     The score is taken to be cosine, and unit rows are demanded, when gallery_vectors is omitted or equals
     query_vectors; otherwise the two arrays are used as given and only have to be finite.
 
-    query_vectors, gallery_vectors: [n, D] float32; labels: n strings.
+    query_vectors, gallery_vectors: [n, D] float32; labels: n strings; exclude: columns of n strings, two images that
+    have the same one in a column make no pair, the empty string is shared with none.
 
     Raises:
         InvalidEmbeddings: wrong shape or dtype, NaN or infinity, rows that are not unit where cosine is meant, or
-            labels of another length or type.
+            labels or a column of another length or type.
         NotEnoughEvidence: fewer than two classes.
     """
     _check_array("query_vectors", query_vectors)
@@ -88,12 +125,100 @@ def labelled_vectors(
             )
     cosine = gallery_vectors is query_vectors or np.array_equal(gallery_vectors, query_vectors)
     if cosine:
-        _check_unit_rows(query_vectors)
-    codes, classes = _encode_labels(labels, len(query_vectors))
-    order = np.argsort(codes, kind="stable").astype(np.int64)
+        _check_unit_rows("query_vectors", query_vectors)
+    _check_length(labels, len(query_vectors))
+    classes = _class_names(labels)
+    unsorted = _encode(labels, classes, len(query_vectors))
+    order = np.argsort(unsorted, kind="stable").astype(np.int64)
     query = np.ascontiguousarray(query_vectors[order])
-    gallery = query if cosine else np.ascontiguousarray(gallery_vectors[order])
-    return LabelledVectors(query, gallery, codes[order], classes, order, cosine)
+    codes, groups = unsorted[order], _encode_groups(exclude, exclude, len(query))[0][order]
+    positives, negatives = pair_totals(codes, codes, groups, groups, len(classes))
+    return LabelledVectors(
+        query=query,
+        gallery=query if cosine else np.ascontiguousarray(gallery_vectors[order]),
+        codes=codes,
+        gallery_codes=codes,
+        classes=classes,
+        order=order,
+        groups=groups,
+        gallery_groups=groups,
+        positives=positives,
+        negatives=negatives,
+        cosine=cosine,
+    )
+
+
+def crossed_vectors(
+    query_vectors: Vectors,
+    query_labels: Sequence[str],
+    gallery_vectors: Vectors,
+    gallery_labels: Sequence[str],
+    *,
+    cosine: bool = True,
+    exclude: Columns = (),
+    gallery_exclude: Columns = (),
+) -> LabelledVectors:
+    """Check two sets of images, each query of which is paired with each gallery vector, and return them sorted.
+
+    query_vectors: [n, D] float32; gallery_vectors: [g, D]; cosine: whether unit rows are meant, and demanded; exclude,
+    gallery_exclude: as many columns of n and of g strings, as `labelled_vectors` takes them.
+
+    Raises:
+        InvalidEmbeddings, NotEnoughEvidence: see `labelled_vectors`; also columns that do not correspond.
+    """
+    _check_array("query_vectors", query_vectors)
+    _check_array("gallery_vectors", gallery_vectors)
+    if gallery_vectors.shape[1] != query_vectors.shape[1]:
+        raise InvalidEmbeddings(
+            f"expected gallery_vectors of {query_vectors.shape[1]} columns, found {gallery_vectors.shape[1]}"
+        )
+    if cosine:
+        _check_unit_rows("query_vectors", query_vectors)
+        _check_unit_rows("gallery_vectors", gallery_vectors)
+    _check_length(query_labels, len(query_vectors))
+    _check_length(gallery_labels, len(gallery_vectors))
+    classes = _class_names([*query_labels, *gallery_labels])
+    query_codes = _encode(query_labels, classes, len(query_vectors))
+    gallery_codes = _encode(gallery_labels, classes, len(gallery_vectors))
+    groups, gallery_groups = _encode_groups(exclude, gallery_exclude, len(query_codes), len(gallery_codes))
+    order = np.argsort(query_codes, kind="stable").astype(np.int64)
+    gallery_order = np.argsort(gallery_codes, kind="stable")
+    query_codes, gallery_codes = query_codes[order], gallery_codes[gallery_order]
+    groups, gallery_groups = groups[order], gallery_groups[gallery_order]
+    positives, negatives = pair_totals(query_codes, gallery_codes, groups, gallery_groups, len(classes))
+    return LabelledVectors(
+        query=np.ascontiguousarray(query_vectors[order]),
+        gallery=np.ascontiguousarray(gallery_vectors[gallery_order]),
+        codes=query_codes,
+        gallery_codes=gallery_codes,
+        classes=classes,
+        order=order,
+        groups=groups,
+        gallery_groups=gallery_groups,
+        positives=positives,
+        negatives=negatives,
+        cosine=cosine,
+    )
+
+
+def pair_totals(
+    codes: Codes, gallery_codes: Codes, groups: Groups, gallery_groups: Groups, n_classes: int
+) -> tuple[Codes, Codes]:
+    """Return the positives and negatives of each class: two [T] int64; a negative pair belongs to both its classes.
+
+    Pairs are the unordered ones inside one set of images where gallery_codes is codes.
+    """
+    one_set = gallery_codes is codes
+    if groups.shape[1]:
+        from retrieval.consistency import kernels
+
+        counted = np.zeros((2, n_classes), dtype=np.int64)
+        kernels.count_pairs_by_class(codes, gallery_codes, groups, gallery_groups, one_set, *counted)
+        return counted[0], counted[1]
+    above, beside = (np.bincount(side, minlength=n_classes).astype(np.int64) for side in (codes, gallery_codes))
+    if one_set:
+        return above * (above - 1) // 2, above * (above.sum() - above)
+    return above * beside, above * (beside.sum() - beside) + beside * (above.sum() - above)
 
 
 def _check_array(name: str, vectors: Vectors) -> None:
@@ -107,36 +232,69 @@ def _check_array(name: str, vectors: Vectors) -> None:
         )
 
 
-def _check_unit_rows(vectors: Vectors) -> None:
+def _check_unit_rows(name: str, vectors: Vectors) -> None:
     norms = np.linalg.norm(vectors, axis=1)
     wrong = np.abs(norms - 1) > UNIT_NORM_TOLERANCE
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InvalidEmbeddings(
             f"cosine needs unit rows, found {np.count_nonzero(wrong)} that are not, the first is row {row} of norm "
-            f"{norms[row]:.4g}; normalise them, or pass gallery_vectors where the score is not cosine"
+            f"{norms[row]:.4g} in {name}; normalise them, or say by other gallery_vectors that the score is not cosine"
         )
 
 
-def _encode_labels(labels: Sequence[str], n: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _check_length(labels: Sequence[str], n: int) -> None:
     if len(labels) != n:
         raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} labels for {n} rows")
+
+
+def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(label, str) for label in labels):
         raise InvalidEmbeddings("labels must be strings; convert class numbers to strings first")
     classes = tuple(sorted({str(label) for label in labels}))
     if len(classes) < 2:
         raise NotEnoughEvidence(f"false accepts need images of at least 2 classes, found {len(classes)}; add classes")
-    code_of = {name: code for code, name in enumerate(classes)}
-    return np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n), classes
+    return classes
+
+
+def _encode(labels: Sequence[str], names: Sequence[str], n: int) -> Codes:
+    code_of = {name: code for code, name in enumerate(names)}
+    return np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n)
+
+
+def _encode_groups(exclude: Columns, gallery_exclude: Columns, *sizes: int) -> tuple[Groups, ...]:
+    """Number the groups of each column alike in both sets: an [n, a] int32 for each of the sizes."""
+    if len(exclude) != len(gallery_exclude):
+        raise InvalidEmbeddings(
+            f"expected as many columns to exclude by for queries as for the gallery, found {len(exclude)} and "
+            f"{len(gallery_exclude)}"
+        )
+    sides = (exclude, gallery_exclude)[: len(sizes)]
+    encoded = tuple(np.empty((n, len(exclude)), dtype=np.int32) for n in sizes)
+    for attribute in range(len(exclude)):
+        names = sorted({str(name) for side in sides for name in side[attribute]} - {""})
+        code_of = {"": -1} | {name: code for code, name in enumerate(names)}
+        for side, codes, n in zip(sides, encoded, sizes, strict=True):
+            if len(side[attribute]) != n:
+                raise InvalidEmbeddings(
+                    f"expected one value per row to exclude by, found {len(side[attribute])} for {n} rows"
+                )
+            codes[:, attribute] = [code_of[str(name)] for name in side[attribute]]
+    return encoded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBatch:
-    """Pairs of one tile: scores [p] float32, never -0.0; class codes [p] int64 of both ends, first <= second."""
+    """Pairs of one tile: scores [p] float32, never -0.0; class codes and rows, [p] int64 each, of both ends.
+
+    Rows are those of the sorted query and gallery. Inside one set of images first <= second.
+    """
 
     scores: NDArray[np.float32]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
+    first: Codes
+    second: Codes
+    first_rows: NDArray[np.int64]
+    second_rows: NDArray[np.int64]
 
     @property
     def matches(self) -> NDArray[np.bool_]:
@@ -144,8 +302,12 @@ class PairBatch:
         return np.equal(self.first, self.second)
 
 
-def tile_bounds(n: int, tile: int, shard: tuple[int, int] = (0, 1)) -> list[tuple[slice, slice]]:
-    """Return the (rows, columns) of the tiles on and above the diagonal that belong to shard (index, count).
+def tile_bounds(
+    n: int, tile: int, shard: tuple[int, int] = (0, 1), *, n_columns: int | None = None
+) -> list[tuple[slice, slice]]:
+    """Return the (rows, columns) of the tiles that belong to shard (index, count).
+
+    Those on and above the diagonal of the pairs inside one set; with n_columns, all tiles of two sets.
 
     Raises:
         InvalidInput: tile is not positive or the shard does not exist.
@@ -153,11 +315,19 @@ def tile_bounds(n: int, tile: int, shard: tuple[int, int] = (0, 1)) -> list[tupl
     index, count = shard
     if tile < 1 or not 0 <= index < count:
         raise InvalidInput(f"expected tile >= 1 and 0 <= shard index < count, found tile {tile}, shard {shard}")
-    starts = range(0, n, tile)
+    width = n if n_columns is None else n_columns
     every = [
-        (slice(i, min(i + tile, n)), slice(j, min(j + tile, n))) for i in starts for j in starts if j >= i
-    ]  # fmt: skip
+        (slice(i, min(i + tile, n)), slice(j, min(j + tile, width)))
+        for i in range(0, n, tile)
+        for j in range(i if n_columns is None else 0, width, tile)
+    ]
     return every[index::count]
+
+
+def tiles_of(vectors: LabelledVectors, tile: int, shard: tuple[int, int] = (0, 1)) -> list[tuple[slice, slice]]:
+    """Return the tiles of the vectors' pairs that belong to the shard, see `tile_bounds`."""
+    n_columns = None if vectors.one_set else len(vectors.gallery_codes)
+    return tile_bounds(len(vectors.codes), tile, shard, n_columns=n_columns)
 
 
 def scored_pairs(
@@ -168,22 +338,34 @@ def scored_pairs(
     shard: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Iterator[PairBatch]:
-    """Yield every unordered pair that scores at least `lowest`, once, one batch per tile.
+    """Yield every pair that scores at least `lowest`, once, one batch per tile.
 
-    progress is called with (tiles done, tiles in all). Cost: one [n, n] / 2 matrix product; memory: a few [tile, tile].
+    progress is called with (tiles done, tiles in all). Cost: one matrix product of all pairs; memory: a few
+    [tile, tile].
     """
-    bounds = tile_bounds(len(vectors.codes), tile, shard)
+    bounds = tiles_of(vectors, tile, shard)
     floor = np.float32(lowest)
     for done, (rows, columns) in enumerate(bounds, start=1):
-        scores = vectors.query[rows] @ vectors.gallery[columns].T
+        with one_thread_a_product:
+            scores = vectors.query[rows] @ vectors.gallery[columns].T
         kept = scores >= floor
-        if rows == columns:
+        for attribute in range(vectors.groups.shape[1]):
+            groups = vectors.groups[rows, attribute, None]
+            kept &= (groups != vectors.gallery_groups[columns, attribute]) | (groups < 0)
+        if vectors.one_set and rows == columns:
             kept = np.triu(kept, k=1)
         i, j = np.nonzero(kept)
         # Adding zero turns -0.0 into 0.0, which would otherwise order differently as bits and as a number.
-        yield PairBatch(scores[i, j] + np.float32(0), vectors.codes[rows][i], vectors.codes[columns][j])
+        reached = scores[i, j] + np.float32(0)
+        i, j = i + rows.start, j + columns.start
+        yield PairBatch(reached, vectors.codes[i], vectors.gallery_codes[j], i, j)
         if progress is not None:
             progress(done, len(bounds))
+
+
+def accepted_pairs(vectors: LabelledVectors, threshold: float, *, tile: int) -> Iterator[PairBatch]:
+    """Yield every pair that scores at least the threshold, once, one batch per tile."""
+    yield from scored_pairs(vectors, lowest=float32_at_least(np.array([threshold]))[0], tile=tile)
 
 
 def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:

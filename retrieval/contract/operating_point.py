@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency import IsotonicCalibrator
+from retrieval.consistency.calibrator import Calibrator
+from retrieval.consistency.calibrators import calibrator_from_json
 from retrieval.consistency.certificate import Certificate, MeanCertificate
 from retrieval.consistency.thresholds import ThresholdChoice
 from retrieval.contract.bundle import BundleDigest
@@ -57,7 +58,7 @@ class OperatingPoint:
     certificate_refusal: str
     mean_certificate: MeanCertificate | None
     mean_certificate_refusal: str
-    calibrator: IsotonicCalibrator
+    calibrator: Calibrator
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: str
@@ -96,7 +97,7 @@ class OperatingPoint:
                     "mean_certificate": (
                         MeanCertificate(**value["mean_certificate"]) if value["mean_certificate"] else None
                     ),
-                    "calibrator": IsotonicCalibrator.from_json(value["calibrator"]),
+                    "calibrator": calibrator_from_json(value["calibrator"]),
                     "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
                 }
             )

@@ -1,13 +1,15 @@
 """What the threshold is applied to: the cosine, or the cosine corrected for how crowded each picture's place is.
 
 Decides the score of a pair as an inner product of two vectors, so that every index and every statistic works on it
-unchanged; leaves choosing between scores to `flows/calibrate.py`.
+unchanged; leaves choosing between scores to `flows/calibrate.py` and fitting to `consistency/normalisation.py`.
 
-    cosine   s = <a, b>
-    cohort   s - (r(a) + r(b)) / 2 = <[a, -r(a)/2, 1], [b, 1, -r(b)/2]>
+    cosine            s(a, b) = <a, b>
+    cohort            s(a, b) - w (r(a) + r(b)) = <[a, -w r(a), 1], [b, 1, -w r(b)]>
+    whitened cohort   the same of a' = P (a - c) / |P (a - c)| and b'
 
 where the density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference
-embeddings. A picture among many look-alikes has a high r and needs a higher similarity to be accepted.
+embeddings. A picture among many look-alikes has a high r and needs a higher similarity to be accepted. Whitening first
+makes classes spread alike. Either way the vectors have two columns more, whatever the size of the cohort.
 """
 
 import io
@@ -19,92 +21,167 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.normalisation import Whitening
 from retrieval.contract.canonical import digest_array, digest_json, json_bytes
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
 ScoreDigest = NewType("ScoreDigest", str)
 
-SCORE, COHORT = "score.json", "cohort.npy"
-_FORMAT = 1
+SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "projection.npy"
+_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1: what format 1 cannot say is at its default; so digests of old scores stay
+_WEIGHT = 0.5
 _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density`
 _NORM_TOLERANCE = 1e-3  # float32 rows of a normalised model are off by about 1e-6, of a reduced-precision one by 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A score: `cohort` [m, d] float32 unit rows and `k` for the cohort score, neither for the cosine."""
+    """A score: nothing for the cosine; for the cohort scores `cohort` and `k`, and what else differs from the default.
+
+    cohort: [m, D] float32, unit rows, whitened where there is a whitening; `cohort_score` makes them. k: how many of
+    the most similar make the density. weight: w above, in (0, 1]. ignore_above: cohort rows at least this similar to a
+    picture are taken as the picture itself and left out of its density, in (-1, 1]; needed where the cohort is a sample
+    of the catalogue, whose items would meet themselves. Where fewer than k rows are left the density is the mean of
+    those, where none is it is ignore_above.
+    """
 
     cohort: NDArray[np.float32] | None = None
     k: int = 0
+    weight: float = _WEIGHT
+    ignore_above: float | None = None
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         if self.cohort is None:
+            if self.whitening is not None or self.ignore_above is not None or self.weight != _WEIGHT:
+                raise InvalidEmbeddings("expected a cohort beside weight, ignore_above or whitening, found none")
             return
         check_unit_rows(self.cohort, "the cohort")
         if not 1 <= self.k <= len(self.cohort):
             raise InvalidEmbeddings(f"expected 1 <= k <= {len(self.cohort)} cohort rows, found k = {self.k}")
+        if not 0 < self.weight <= 1 or not (self.ignore_above is None or -1 < self.ignore_above <= 1):
+            raise InvalidEmbeddings(
+                f"expected a weight in (0, 1] and ignore_above in (-1, 1], found {self.weight} and {self.ignore_above}"
+            )
+        if self.whitening is not None and self.whitening.projection.shape[1] != self.cohort.shape[1]:
+            raise InvalidEmbeddings(
+                f"expected a cohort of {self.whitening.projection.shape[1]} columns, as the whitening makes them, "
+                f"found {self.cohort.shape[1]}"
+            )
 
     @property
     def kind(self) -> str:
-        """`cosine` or `cohort`."""
-        return "cosine" if self.cohort is None else "cohort"
+        """`cosine`, `cohort` or `whitened cohort`."""
+        if self.cohort is None:
+            return "cosine"
+        return "cohort" if self.whitening is None else "whitened cohort"
 
     @property
     def digest(self) -> ScoreDigest:
-        """Names this score; equal for equal cohort and k."""
+        """Names this score; equal for equal content."""
         return ScoreDigest(digest_json(self._description()))
 
     def dimension(self, d: int) -> int:
         """Columns of the score vectors for embeddings of `d` columns."""
-        return d if self.cohort is None else d + 2
+        if self.cohort is None:
+            return d
+        return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
 
     def density(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """r(x) of each row: [n] float32 in [-1, 1]; zeros for the cosine. `embeddings`: [n, d] float32, unit rows."""
-        n = len(embeddings)
-        if self.cohort is None:
-            return np.zeros(n, dtype=np.float32)
-        densities = np.empty(n, dtype=np.float32)
-        cut = len(self.cohort) - self.k
-        for start in range(0, n, _TILE):
-            similarities = embeddings[start : start + _TILE] @ self.cohort.T
-            densities[start : start + _TILE] = np.partition(similarities, cut, axis=1)[:, cut:].mean(axis=1)
-        return densities
+        return self._density_of_whitened(self._whitened(embeddings))
 
     def query_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """The left factors of the score: [n, dimension(d)] float32."""
         if self.cohort is None:
             return embeddings
-        half = -self.density(embeddings)[:, None] / 2
-        return np.hstack([embeddings, half, np.ones_like(half)])
+        rows = self._whitened(embeddings)
+        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
+        return np.hstack([rows, offsets, np.ones_like(offsets)])
 
     def gallery_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """The right factors of the score: [n, dimension(d)] float32."""
         if self.cohort is None:
             return embeddings
-        half = -self.density(embeddings)[:, None] / 2
-        return np.hstack([embeddings, np.ones_like(half), half])
+        rows = self._whitened(embeddings)
+        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
+        return np.hstack([rows, np.ones_like(offsets), offsets])
+
+    def similarities(
+        self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The cosines behind scores of one query [n], after the whitening where there is one: [n] float32."""
+        return np.asarray(scores + self.weight * (query_density + gallery_densities), dtype=np.float32)
 
     def files(self) -> dict[str, bytes]:
         """The artefact's files by name."""
         files = {SCORE: json_bytes(self._description())}
         if self.cohort is not None:
             files[COHORT] = _npy(self.cohort)
+        if self.whitening is not None:
+            files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
 
+    def _whitened(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
+
+    def _density_of_whitened(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        densities = np.zeros(len(rows), dtype=np.float32)
+        if self.cohort is None:
+            return densities
+        for start in range(0, len(rows), _TILE):
+            similarities = rows[start : start + _TILE] @ self.cohort.T
+            densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
+        return densities
+
     def _description(self) -> dict[str, object]:
-        cohort = None if self.cohort is None else digest_array(self.cohort)
-        return {"format": _FORMAT, "kind": self.kind, "k": self.k, "cohort": cohort}
+        description: dict[str, object] = {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "k": self.k,
+            "cohort": None if self.cohort is None else digest_array(self.cohort),
+        }
+        if (self.weight, self.ignore_above, self.whitening) == (_WEIGHT, None, None):
+            return description
+        whitening = self.whitening and {
+            "centre": digest_array(self.whitening.centre),
+            "projection": digest_array(self.whitening.projection),
+        }
+        extension = {"weight": float(self.weight), "ignore_above": self.ignore_above, "whitening": whitening}
+        return description | {"format": _FORMAT_EXTENDED} | extension
+
+
+def cohort_score(
+    embeddings: NDArray[np.float32],
+    *,
+    k: int,
+    weight: float = _WEIGHT,
+    ignore_above: float | None = None,
+    whitening: Whitening | None = None,
+) -> Score:
+    """The cohort score with a cohort as the model embedded it: [m, d] float32, unit rows. Raises InvalidEmbeddings."""
+    check_unit_rows(embeddings, "the cohort")
+    cohort = embeddings if whitening is None else whitening.apply(embeddings)
+    return Score(cohort=cohort, k=k, weight=weight, ignore_above=ignore_above, whitening=whitening)
 
 
 def open_score(directory: Path, digest: ScoreDigest) -> Score:
     """The score stored in `directory`. Raises CorruptArtifact where its content does not have this digest."""
     try:
         description = json.loads((directory / SCORE).read_bytes())
-        cohort = None
-        if description["kind"] == "cohort":
-            cohort = np.load(directory / COHORT, allow_pickle=False)
-        score = Score(cohort=cohort, k=int(description["k"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, InvalidEmbeddings) as error:
+        score = Score()
+        if description["kind"] != score.kind:
+            whitening = None
+            if description.get("whitening") is not None:
+                whitening = Whitening(_array(directory / CENTRE), _array(directory / PROJECTION))
+            score = Score(
+                cohort=_array(directory / COHORT),
+                k=int(description["k"]),
+                weight=float(description.get("weight", _WEIGHT)),
+                ignore_above=description.get("ignore_above"),
+                whitening=whitening,
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, InvalidEmbeddings) as error:
         raise CorruptArtifact(f"score {directory}: cannot be read: {error}") from error
     if score.digest != digest:
         raise CorruptArtifact(f"score {directory}: expected digest {digest}, its content has {score.digest}")
@@ -120,6 +197,24 @@ def check_unit_rows(embeddings: NDArray[np.float32], what: str) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise InvalidEmbeddings(f"{what}: expected rows of norm 1, found {norms[row]:.6g} in row {row}")
+
+
+def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:
+    """The mean of the k largest of each row that lie below ignore_above; overwrites what it ignores."""
+    cut = similarities.shape[1] - k
+    if ignore_above is None:
+        return np.asarray(np.partition(similarities, cut, axis=1)[:, cut:].mean(axis=1))
+    similarities[similarities >= ignore_above] = -np.inf
+    largest = np.partition(similarities, cut, axis=1)[:, cut:]
+    counted = np.isfinite(largest)
+    n_counted = counted.sum(axis=1)
+    sums = np.where(counted, largest, 0).sum(axis=1)
+    return np.where(n_counted > 0, sums / np.maximum(n_counted, 1), ignore_above).astype(np.float32)
+
+
+def _array(path: Path) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    return array
 
 
 def _npy(array: NDArray[np.float32]) -> bytes:

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from retrieval.consistency.comparison import ThresholdComparison
+from retrieval.consistency.threshold_comparison import ThresholdComparison
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
@@ -28,7 +28,14 @@ from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.engine.store import Store
 from retrieval.errors import CorruptArtifact, RetrievalError, Unavailable, UnknownOperatingPoint
 from retrieval.flows.audit import check_labels
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, compare_with_active
+from retrieval.flows.calibrate import (
+    CalibrationTarget,
+    LabelledEmbeddings,
+    calibrate,
+    candidate_scores,
+    check_cohort,
+    compare_with_active,
+)
 from retrieval.flows.reindex import settle_bundle
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
 
@@ -108,9 +115,12 @@ def calibrate_and_store(
     store = parts.store
     digest = store.add_bundle(Path(bundle)).digest if Path(bundle).is_dir() else BundleDigest(bundle)
     labelled = _embed(parts, settings, digest, data, labelled=True)
-    scores = [Score()]
+    scores: tuple[Score, ...] = (Score(),)
     if cohort:
-        scores.append(Score(cohort=_embed(parts, settings, digest, cohort, labelled=False).embeddings, k=k))
+        others = _embed(parts, settings, digest, cohort, labelled=False)
+        check_cohort(labelled.items, others.items)
+        names = [item.label for item in others.items]
+        scores = candidate_scores(others.embeddings, names if all(names) else (), k=k)
     images = LabelledEmbeddings(labelled.embeddings, [item.label for item in labelled.items], labelled.content_digest)
     point = calibrate(
         images, bundle=digest, scores=scores, target=target, rng=np.random.default_rng(seed), created_at=now()

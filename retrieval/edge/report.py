@@ -11,13 +11,17 @@ import jinja2
 from markupsafe import Markup
 
 from retrieval.consistency import GroupRates, Interval
+from retrieval.consistency.differentials import GroupTest, RateDifferential
+from retrieval.consistency.group_comparison import CrossRate, GroupComparison
 from retrieval.edge import plots
 from retrieval.flows.audit import AuditReport
 
 _N_WORST = 15
 _N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
+_N_CONFUSED = 15
 _N_FAILURES = 50
 _N_GROUPS = 40
+_N_ACROSS = 3
 _HEADROOM = 1.15  # of a drawn line beyond the highest value on it
 
 _TEMPLATES = jinja2.Environment(
@@ -44,13 +48,15 @@ def render_report(report: AuditReport) -> str:
         worst_far=worst_far,
         worst_frr=worst_frr,
         n_unranked=len(report.classes) - len(ranked),
-        groups=[_group_rows(column, rates, report) for column, rates in report.groups.items()],
+        confused=[pair for pair in report.confusion.pairs if pair.n_accepted][:_N_CONFUSED],
+        groups=[_group_rows(column, comparison, report) for column, comparison in report.comparisons.items()],
         far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
         tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),
         failures=report.failures[:_N_FAILURES],
         percent=percent,
         span=span,
         digits=digits,
+        p_value=p_value,
     )
 
 
@@ -70,6 +76,13 @@ def span(interval: Interval) -> str:
 def digits(interval: Interval) -> str:
     """An interval of plain numbers, to three digits."""
     return f"{interval.low:.3g} to {interval.high:.3g}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value as text, to two digits and never 0."""
+    if p is None:
+        return "not testable with so few classes"
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def _plots(report: AuditReport, named: Sequence[GroupRates]) -> dict[str, Markup]:
@@ -97,9 +110,9 @@ def _worst(classes: Sequence[GroupRates], rate_of: Callable[[GroupRates], float 
     return sorted((rates for rates in classes if rate_of(rates)), key=lambda r: (-(rate_of(r) or 0), r.name))[:_N_WORST]
 
 
-def _group_rows(column: str, rates: Sequence[GroupRates], report: AuditReport) -> dict[str, Any]:
-    """The rows of one grouping, highest FAR first, with what the drawn intervals are scaled by."""
-    rows = sorted(rates, key=lambda r: (r.small, -(r.far or 0), r.name))
+def _group_rows(column: str, comparison: GroupComparison, report: AuditReport) -> dict[str, Any]:
+    """The rows of one grouping, highest FAR first, with the scale of the drawn intervals and how far rows are apart."""
+    rows = sorted(comparison.groups, key=lambda r: (r.small, -(r.far or 0), r.name))
     large = [r for r in rows if not r.small] or rows
     fars = [r.far_interval.high for r in large if r.far is not None]
     frrs = [r.frr_interval.high for r in large if r.frr is not None]
@@ -109,7 +122,23 @@ def _group_rows(column: str, rates: Sequence[GroupRates], report: AuditReport) -
         "rows": rows[:_N_GROUPS],
         "far_top": min(1.0, _HEADROOM * max([report.point.choice.target_far, *fars])),
         "frr_top": min(1.0, _HEADROOM * max([1 - report.tar, *frrs])),
+        "touching": comparison.frr_pairs == "touching",
+        "differentials": [(name, d) for name, d in (("FAR", comparison.far), ("FRR", comparison.frr)) if d is not None],
+        "comparison": comparison,
+        "far_tests": _tests(comparison.far),
+        "frr_tests": _tests(comparison.frr),
+        "across": _highest_across(comparison),
     }
+
+
+def _tests(differential: RateDifferential | None) -> dict[str, GroupTest]:
+    return {test.name: test for test in differential.tests} if differential is not None else {}
+
+
+def _highest_across(comparison: GroupComparison) -> list[CrossRate]:
+    """The pairs of groups, both large, whose images are most often taken for each other."""
+    pairs = [pair for pair in comparison.across if not {pair.first, pair.second} & set(comparison.left_out)]
+    return sorted((pair for pair in pairs if pair.far), key=lambda pair: (-(pair.far or 0), pair.first))[:_N_ACROSS]
 
 
 def _gauge(value: float, promised: Interval, target: float | None, top: float | None = None) -> dict[str, Any]:

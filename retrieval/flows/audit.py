@@ -4,15 +4,13 @@ Decides what an audit measures and its verdict; leaves the statistics to `consis
 `render`. An audit never changes a threshold.
 """
 
-import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 
 from retrieval.consistency import (
     GroupRates,
@@ -22,11 +20,12 @@ from retrieval.consistency import (
     ScoreHistograms,
     class_rates,
     consistency_report,
-    group_rates,
     operating_curves,
     recall_at_k,
     score_histograms,
 )
+from retrieval.consistency.confusion import ConfusedPair, Confusion, most_confused
+from retrieval.consistency.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
@@ -81,8 +80,9 @@ class Finding:
 class AuditReport:
     """What an audit found. `opis` is of the score in use; `opis_cosine` of the plain cosine on the paper's axis.
 
-    `classes` and `groups` (by column) hold rates at the threshold; `n_single`: images alone in their class, which have
-    no pair to accept.
+    `classes` holds rates at the threshold, `comparisons` (by column) those of groups and how far they are apart;
+    `n_single`: images alone in their class, which have no pair to accept; `item_ids`: of the images, which the rows in
+    `confusion` count.
     """
 
     id: str
@@ -97,14 +97,21 @@ class AuditReport:
     opis: OpisResult
     opis_cosine: OpisResult
     classes: Sequence[GroupRates]
-    groups: Mapping[str, Sequence[GroupRates]]
+    comparisons: Mapping[str, GroupComparison]
     curves: OperatingCurves
     histograms: ScoreHistograms
+    confusion: Confusion
+    item_ids: Sequence[str]
     n_images: int
     n_classes: int
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+
+    @property
+    def groups(self) -> dict[str, Sequence[GroupRates]]:
+        """The rates of the groups, by column."""
+        return {column: comparison.groups for column, comparison in self.comparisons.items()}
 
     @property
     def passed(self) -> bool:
@@ -132,11 +139,15 @@ class AuditReport:
             "opis": asdict(self.opis),
             "opis_cosine": asdict(self.opis_cosine),
             "d_prime": self.histograms.d_prime,
+            "separation": _separation(self.histograms),
+            "confused_classes": [_confused(pair, self.item_ids) for pair in self.confusion.pairs],
+            "confused_concentration": self.confusion.concentration,
             "n_images": self.n_images,
             "n_classes": self.n_classes,
             "n_single": self.n_single,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
+            "group_comparisons": {name: _differences(found) for name, found in self.comparisons.items()},
             "classes": [asdict(rates) for rates in self.classes],
         }
 
@@ -176,7 +187,7 @@ def run_audit(
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),
-        "curves.parquet": _parquet(report.curves),
+        "curves.parquet": report.curves.to_parquet(),
     }
     store.put_audit(request.catalog, audit_id, files)
     return report
@@ -218,16 +229,18 @@ def measure(
     rng = np.random.default_rng(_SEED)
     curves = operating_curves(queries, labels, gallery_vectors=gallery)
     exact = operating_curves(queries, labels, gallery_vectors=gallery, thresholds=[point.threshold])
-    groups = {
-        column: group_rates(
+    comparisons = {
+        column: compare_groups(
             queries,
             labels,
             [item.attributes[column] for item in embedded.items],
             point.threshold,
             gallery_vectors=gallery,
+            rng=np.random.default_rng(_SEED),
         )
         for column in request.group_by
     }
+    groups = {column: comparison.groups for column, comparison in comparisons.items()}
     n_classes = len(exact.classes)
     far, tar = float(exact.pooled_far[0]), float(exact.pooled_tar[0])
     far_promised = point.choice.predicted_far(n_classes)
@@ -246,9 +259,11 @@ def measure(
         opis=consistency_report(queries, labels, gallery_vectors=gallery, axis="log_far", rng=rng),
         opis_cosine=cosine,
         classes=class_rates(queries, labels, point.threshold, gallery_vectors=gallery),
-        groups=groups,
+        comparisons=comparisons,
         curves=curves,
         histograms=score_histograms(queries, labels, gallery_vectors=gallery),
+        confusion=most_confused(queries, labels, point.threshold, gallery_vectors=gallery),
+        item_ids=tuple(item.id for item in embedded.items),
         n_images=len(labels),
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
@@ -299,12 +314,31 @@ def judge(
     return findings
 
 
+def _differences(comparison: GroupComparison) -> dict[str, Any]:
+    """How far groups are apart; their rates stand under `groups`."""
+    document = asdict(replace(comparison, groups=()))
+    del document["groups"]
+    plain: dict[str, Any] = json.loads(json_bytes(document))  # tuples become lists
+    return plain
+
+
+def _separation(histograms: ScoreHistograms) -> dict[str, Any]:
+    intervals = {
+        "d_prime_interval": histograms.d_prime_interval,
+        "auc_interval": histograms.auc_interval,
+        "overlap_interval": histograms.overlap_interval,
+    }
+    figures = {"d_prime": histograms.d_prime, "auc": histograms.auc, "overlap": histograms.overlap}
+    return figures | {name: asdict(interval) if interval else None for name, interval in intervals.items()}
+
+
+def _confused(pair: ConfusedPair, item_ids: Sequence[str]) -> dict[str, Any]:
+    examples = [
+        {"first_id": item_ids[e.first_row], "second_id": item_ids[e.second_row], "score": e.score}
+        for e in pair.examples
+    ]
+    return asdict(pair) | {"examples": examples}
+
+
 def _percent(interval: Interval) -> str:
     return f"{interval.low:.2%} to {interval.high:.2%}"
-
-
-def _parquet(curves: OperatingCurves) -> bytes:
-    buffer = io.BytesIO()
-    table = {name: pa.array(column) for name, column in curves.to_table().items()}
-    pyarrow.parquet.write_table(pa.table(table), buffer)
-    return buffer.getvalue()

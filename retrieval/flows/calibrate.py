@@ -3,23 +3,32 @@
 Decides which score is used and what an operating point records; leaves the statistics to `consistency/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import consistency_report, fit_isotonic, recall_at_k
+from retrieval.consistency import consistency_report, recall_at_k
+from retrieval.consistency.calibration_choice import fit_best_calibrator
 from retrieval.consistency.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.comparison import ThresholdComparison, compare_thresholds
+from retrieval.consistency.normalisation import fit_whitening
 from retrieval.consistency.targets import Target
+from retrieval.consistency.threshold_comparison import ThresholdComparison, compare_thresholds
 from retrieval.consistency.thresholds import ThresholdChoice, choose_threshold
 from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, ScoreComparison
-from retrieval.contract.score import Score
+from retrieval.contract.score import Score, ScoreDigest, cohort_score
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
-COHORT_K = 20  # of the pilots; smaller is noisier, larger blurs what is crowded
+COHORT_K = 20  # smaller is noisier, larger blurs what is crowded
+# Embeddings as pretrained spread classes over broad places, which a wide and weak density meets; measured on emoji.
+_BROAD, _BROAD_WEIGHT = 5, 0.3
+# Two scores whose TARs differ by less are told apart by consistency: about one standard error at 200 classes.
+_TAR_MARGIN = 0.02
+# A catalogue's picture that is in the cohort too meets itself at 1, up to rounding.
+_SAME = 0.9999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +80,18 @@ def calibrate(
 ) -> OperatingPoint:
     """Measure every score on the data and choose a threshold for the best.
 
-    The best accepts most true pairs at the target (for an FRR fewest others; for F-beta and utility, the largest wins);
-    classes are then treated more alike as well, which `compared` shows. Raises NotEnoughEvidence, InvalidEmbeddings.
+    The best treats classes most alike, by OPIS over log FAR, among the scores that accept about as many true pairs at
+    the target as any (within 0.02) and no fewer than the cosine, where it is tried. For an FRR the score with fewest
+    false accepts wins, for F-beta and utility the largest. `compared` shows all of them.
+    Raises NotEnoughEvidence, InvalidEmbeddings.
     """
     choices = {score.digest: _choose(data, score, target) for score in scores}
-    compared = tuple(_comparison(data, score, choices[score.digest], rng) for score in scores)
-    best = max(scores, key=lambda score: _merit(choices[score.digest]))
+    compared = {score.digest: _comparison(data, score, choices[score.digest], rng) for score in scores}
+    best = _best(scores, choices, compared)
     queries, gallery = best.query_vectors(data.embeddings), best.gallery_vectors(data.embeddings)
-    calibrator = fit_isotonic(queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng)
+    calibrator = fit_best_calibrator(
+        queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
+    )
     certificate, refusal = _certificate(queries, gallery, data.labels, target)
     mean_certificate, mean_refusal = _mean_certificate(queries, gallery, data.labels, target)
     return OperatingPoint(
@@ -91,10 +104,60 @@ def calibrate(
         mean_certificate=mean_certificate,
         mean_certificate_refusal=mean_refusal,
         calibrator=calibrator,
-        compared=compared,
+        compared=tuple(compared.values()),
         data_digest=data.data_digest,
         created_at=created_at,
     )
+
+
+def check_cohort(calibration: Sequence[Item], cohort: Sequence[Item]) -> None:
+    """Raises InvalidInput where the cohort holds pictures or classes that are calibrated on.
+
+    Their densities would be higher than those of classes that the cohort does not hold, and the threshold too low for
+    these: on emoji their FAR was 1.3 to 1.7 times the target.
+    """
+    uris, labels = {item.uri for item in calibration}, {item.label for item in calibration}
+    shared = [item for item in cohort if item.uri in uris or (item.label and item.label in labels)]
+    if shared:
+        raise InvalidInput(
+            f"expected a cohort of other classes than those calibrated on, found {len(shared)} of its {len(cohort)} "
+            f"images among them, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
+        )
+
+
+def candidate_scores(
+    cohort: NDArray[np.float32], labels: Sequence[str] = (), *, k: int = COHORT_K
+) -> tuple[Score, ...]:
+    """The scores worth trying with a cohort of unit rows [m, d]: cosine, narrow and broad density, both whitened too.
+
+    labels: of all m or none; with two images a class or more the whitening learns from classes.
+    Raises InvalidEmbeddings where the cohort has fewer than k rows.
+    """
+    settings = [(k, 0.5)]
+    if (broad := _BROAD * k) <= len(cohort) // 2:
+        settings.append((broad, _BROAD_WEIGHT))
+    scores = [Score(), *(cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME) for k, weight in settings)]
+    try:
+        whitening = fit_whitening(cohort, labels if 0 < 2 * len(set(labels)) <= len(cohort) else None)
+    except NotEnoughEvidence:
+        return tuple(scores)  # a handful of images: the plain cohort is all that they support
+    whitened = [
+        cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME, whitening=whitening) for k, weight in settings
+    ]
+    return (*scores, *whitened)
+
+
+def _best(
+    scores: Sequence[Score],
+    choices: Mapping[ScoreDigest, ThresholdChoice],
+    compared: Mapping[ScoreDigest, ScoreComparison],
+) -> Score:
+    merits = {digest: _merit(choice) for digest, choice in choices.items()}
+    most = max(merits.values())
+    least = max((merits[score.digest] for score in scores if score.kind == "cosine"), default=-np.inf)
+    margin = _TAR_MARGIN if choices[scores[0].digest].target.choice == "lowest" else 0.0
+    eligible = [score for score in scores if merits[score.digest] >= max(most - margin, least)]
+    return min(eligible, key=lambda score: compared[score.digest].opis)
 
 
 def compare(

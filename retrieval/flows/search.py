@@ -226,7 +226,7 @@ def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> Sear
     (hits,) = live.snapshot.index.above(live.score.query_vectors(row), live.point.threshold)
     positions, scores = hits.positions[:limit], hits.scores[:limit]
     densities = live.snapshot.items.densities[positions]
-    similarities = scores + (live.score.density(row)[0] + densities) / 2
+    similarities = live.score.similarities(scores, float(live.score.density(row)[0]), densities)
     probabilities = live.point.calibrator.probability(scores)
     matches = tuple(
         Match(item=item, similarity=float(np.clip(s, -1, 1)), score=float(score), probability=float(p))

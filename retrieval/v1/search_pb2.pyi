@@ -210,7 +210,7 @@ class Match(_message.Message):
     item_id: _builtins.str
     """Id of the item in its catalogue."""
     similarity: _builtins.float
-    """Cosine similarity of query and item: -1 to 1."""
+    """Cosine similarity of query and item, after the score's whitening where it has one: -1 to 1."""
     score: _builtins.float
     """What the threshold is applied to; equals `similarity` where the score is the cosine."""
     match_probability: _builtins.float

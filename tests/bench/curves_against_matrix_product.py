@@ -1,12 +1,14 @@
 """What do operating curves and OPIS cost beside the similarity matrix product alone, and beside scikit-learn?
 
-One thread, CPU time. The product is of all n x n pairs in blocks of rows; curves need each unordered pair once.
-scikit-learn's roc_curve is called for each class at a smaller n, and its rates must equal the curves' exactly.
+CPU time on one thread; for several threads the clock. The product is of all n x n pairs in blocks of rows; curves need
+each unordered pair once. scikit-learn's roc_curve is called for each class at a smaller n, and its rates must equal the
+curves' exactly. OPIS on thresholds from a sample is compared with OPIS on ten times as many.
 """
 
 from __future__ import annotations
 
 import argparse
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ from sklearn.metrics import roc_curve
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from retrieval.consistency import OperatingCurves, operating_curves, opis, threshold_grid
-from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
+from tests.bench.measuring.rounds import Group, clock_of, cpu_of, in_turns, option_parser, show
 
 _FAR_LOW, _FAR_HIGH = 1e-2, 1e-1  # the band of OPIS, by default
 _GRAIN = 2.0**-11  # products of multiples of it add up to cosines without rounding in float32, in any order
@@ -44,40 +46,75 @@ def make_data(n: int, d: int, n_classes: int) -> Data:
 
 def main() -> None:
     parser = option_parser(__doc__)
-    parser.add_argument("--n", type=int, help="images (default 4000, quick 1000)")
-    parser.add_argument("--n-roc", type=int, help="images beside roc_curve (default 1500, quick 500)")
+    parser.add_argument("--n", type=int, help="images (default 50000, quick 12000)")
+    parser.add_argument("--n-roc", type=int, help="images beside roc_curve (default 10000, quick 500)")
     parser.add_argument("--d", type=int, default=128, help="dimension")
-    parser.add_argument("--per-class", type=int, default=20, help="images a class")
+    parser.add_argument("--classes", type=int, help="classes (default 1000, quick 240)")
+    parser.add_argument("--threads", type=int, default=2, help="threads beside one")
     options = parser.parse_args()
-    n, n_roc = options.n or (1000 if options.quick else 4000), options.n_roc or (500 if options.quick else 1500)
+    n, n_roc = options.n or (12_000 if options.quick else 50_000), options.n_roc or (500 if options.quick else 10_000)
+    n_classes = options.classes or (240 if options.quick else 1000)
+    data = make_data(n, options.d, n_classes)
     with threadpool_limits(1):
-        large, value = beside_product(make_data(n, options.d, n // options.per_class), options)
-        small = beside_roc_curve(make_data(n_roc, options.d, n_roc // options.per_class), options)
-    show(__doc__, options, [large, small], {"OPIS, equal with all thresholds": value, "equal to roc_curve": True})
+        groups = [beside_product(data, options), beside_threads(data, options)]
+        facts = {
+            "relative error of OPIS by its thresholds": discretisation_error(data),
+            "MiB beside the embeddings": round(memory_beside_embeddings(data), 1),
+            "MiB at half as many images": round(memory_beside_embeddings(make_data(n // 2, options.d, n_classes)), 1),
+            "rates equal to roc_curve's": True,  # beside_roc_curve stops where they are not
+        }
+        groups.append(beside_roc_curve(make_data(n_roc, options.d, n_roc // 20), options))
+    show(__doc__, options, groups, facts)
 
 
-def beside_product(data: Data, options: argparse.Namespace) -> tuple[Group, float]:
-    """Curves on three sets of thresholds; all must give one OPIS, which is returned too."""
-    grid = threshold_grid(data.vectors, data.labels)
-    whole = operating_curves(data.vectors, data.labels, thresholds=grid)
-    band = band_of(whole)
+def beside_product(data: Data, options: argparse.Namespace) -> Group:
+    """Curves with thresholds from a sample and with given ones, and OPIS of them."""
+    curves = operating_curves(data.vectors, data.labels, threads=1)
 
-    def opis_on(thresholds: NDArray[np.float64] | None) -> float:
-        return value_of(operating_curves(data.vectors, data.labels, thresholds=thresholds))
+    def curves_on(thresholds: NDArray[np.float64] | None) -> OperatingCurves:
+        return operating_curves(data.vectors, data.labels, thresholds=thresholds, threads=1)
 
-    value = opis_on(band)
-    assert value == opis_on(grid) == opis_on(None), "thresholds outside the band changed OPIS"
     cases = {
         "matrix product": cpu_of(lambda: product(data.vectors)),
-        "curves on the band, OPIS": cpu_of(lambda: opis_on(band)),
-        "curves on a given grid, OPIS": cpu_of(lambda: opis_on(grid)),
-        "curves on no given grid, OPIS": cpu_of(lambda: opis_on(None)),
-        "OPIS of given curves": cpu_of(lambda: value_of(whole)),
+        "curves and OPIS": cpu_of(lambda: value_of(curves_on(None))),
+        "curves": cpu_of(lambda: curves_on(None)),
+        "curves on a given grid": cpu_of(lambda: curves_on(curves.thresholds)),
+        "OPIS of given curves": cpu_of(lambda: value_of(curves)),
     }
     title = (
-        f"n = {len(data.vectors)}, d = {options.d}, {len(whole.classes)} classes, {len(band)} of {len(grid)} in band"
+        f"n = {len(data.vectors)}, d = {options.d}, {len(curves.classes)} classes, {len(curves.thresholds)} thresholds"
     )
-    return in_turns(title, cases, n_rounds=options.rounds), value
+    return in_turns(title, cases, n_rounds=options.rounds)
+
+
+def beside_threads(data: Data, options: argparse.Namespace) -> Group:
+    """Curves on several threads and on one, by the clock."""
+    cases = {
+        f"{options.threads} threads": clock_of(
+            lambda: operating_curves(data.vectors, data.labels, threads=options.threads)
+        ),
+        "1 thread": clock_of(lambda: operating_curves(data.vectors, data.labels, threads=1)),
+    }
+    return in_turns("operating curves by the clock", cases, n_rounds=options.rounds)
+
+
+def discretisation_error(data: Data) -> float:
+    """Return how far OPIS on the default thresholds is from OPIS on ten times as many, relative to it."""
+    curves = operating_curves(data.vectors, data.labels)
+    far = curves.pooled_far
+    inside = np.flatnonzero((far >= _FAR_LOW) & (far <= _FAR_HIGH))
+    low, high = curves.thresholds[max(inside[0] - 1, 0)], curves.thresholds[inside[-1] + 1]
+    fine = operating_curves(data.vectors, data.labels, thresholds=np.linspace(low, high, 10_000))
+    return abs(value_of(curves) / value_of(fine) - 1)
+
+
+def memory_beside_embeddings(data: Data) -> float:
+    """Return the most memory that curves took at once, in MiB, less their sorted copy of the embeddings."""
+    tracemalloc.start()
+    operating_curves(data.vectors, data.labels, threads=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return (peak - data.vectors.nbytes) / 2**20
 
 
 def beside_roc_curve(data: Data, options: argparse.Namespace) -> Group:
@@ -89,7 +126,9 @@ def beside_roc_curve(data: Data, options: argparse.Namespace) -> Group:
     np.testing.assert_array_equal(far, curves.far)
     cases = {
         "matrix product": cpu_of(lambda: product(data.vectors)),
-        "curves on a given grid": cpu_of(lambda: operating_curves(data.vectors, data.labels, thresholds=grid)),
+        "curves on a given grid": cpu_of(
+            lambda: operating_curves(data.vectors, data.labels, thresholds=grid, threads=1)
+        ),
         "product, roc_curve per class": cpu_of(lambda: rates_of_roc_curve(data, grid)),
     }
     title = f"n = {len(data.vectors)}, d = {options.d}, {len(curves.classes)} classes"
@@ -102,13 +141,6 @@ def product(vectors: NDArray[np.float32]) -> None:
     for start in range(0, len(vectors), _BLOCK):
         rows = vectors[start : start + _BLOCK]
         np.matmul(rows, vectors.T, out=block[: len(rows)])
-
-
-def band_of(curves: OperatingCurves) -> NDArray[np.float64]:
-    """The thresholds that OPIS integrates over, with a neighbour on either side to interpolate the ends."""
-    far = curves.pooled_far
-    inside = np.flatnonzero((far >= _FAR_LOW) & (far <= _FAR_HIGH))
-    return curves.thresholds[max(inside[0] - 1, 0) : inside[-1] + 2]
 
 
 def value_of(curves: OperatingCurves) -> float:

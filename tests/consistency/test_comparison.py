@@ -1,64 +1,84 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from retrieval.consistency.comparison import ClassChange, compare_thresholds
-from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-
-ROWS = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.96, 0.28]], dtype=np.float32)
-LABELS = ["a", "a", "b", "b"]  # positives: 0.8 and 0.28; negatives 0, -0.96, 0.6, -0.6
-
-
-def test_by_hand() -> None:
-    found = compare_thresholds(ROWS, LABELS, active=0.7, proposed=0.2)
-    assert (found.active_tar, found.proposed_tar) == (0.5, 1)
-    assert (found.active_far, found.proposed_far) == (0, 0.25)
-    assert (found.true_accepts, found.false_accepts, found.n_changed, found.n_improved) == (1, 1, 2, 1)
-    assert found.classes == (
-        ClassChange(name="a", positives=1, negatives=4, true_accepts=0, false_accepts=1),
-        ClassChange(name="b", positives=1, negatives=4, true_accepts=1, false_accepts=1),
-    )
-    assert "2 of 6 decisions change, 1 matches and 1 others are newly accepted, in 2 of 2 classes" in str(found)
+from retrieval.consistency import Interval, opis
+from retrieval.consistency.comparison import compare_consistency, compare_shares
+from retrieval.consistency.debiased import DebiasedShares
+from retrieval.consistency.opis import consistency_report
+from retrieval.errors import InvalidEmbeddings, NotEnoughEvidence
+from tests.consistency.test_opis import curves_of
 
 
-def test_stricter_is_the_reverse_of_looser() -> None:
-    looser = compare_thresholds(ROWS, LABELS, active=0.7, proposed=0.2)
-    stricter = compare_thresholds(ROWS, LABELS, active=0.2, proposed=0.7)
-    assert (stricter.true_accepts, stricter.false_accepts) == (-1, -1)
-    assert stricter.n_changed == looser.n_changed == 2
-    assert stricter.n_improved == 1
-    assert "newly rejected" in str(stricter)
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
-def test_the_same_threshold_changes_nothing() -> None:
-    found = compare_thresholds(ROWS, LABELS, active=0.3, proposed=0.3)
-    assert found.n_changed == 0
-    assert "in 0 of 2 classes" in str(found)
+def shares(values: np.ndarray) -> DebiasedShares:
+    n = len(values)
+    return DebiasedShares(values, np.full(n, 1 / n), np.arange(n), "pairs")
 
 
-@given(st.integers(0, 10**6), st.floats(-1, 1), st.floats(-1, 1))
-def test_against_decisions_pair_by_pair(seed: int, active: float, proposed: float) -> None:
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(9, 3))
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    codes = np.sort(np.append(rng.integers(3, size=5), [0, 1, 1, 2]))
-    found = compare_thresholds(rows, [str(code) for code in codes], active=active, proposed=proposed)
-    first, second = np.triu_indices(9, 1)
-    scores = (rows @ rows.T)[first, second].astype(float)
-    before, after, same = scores >= active, scores >= proposed, codes[first] == codes[second]
-    assert found.n_changed == np.count_nonzero(before != after)
-    assert found.n_improved == np.count_nonzero((before != after) & (after == same))
-    assert found.positives == np.count_nonzero(same)
-    assert sum(change.false_accepts for change in found.classes) == 2 * found.false_accepts
+@pytest.fixture
+def plain():
+    curves = curves_of([[0.9, 0.5, 0.1]] * 12, [0.5, 0.05, 0.005], [0.1, 0.3, 0.5])
+    return replace(opis(curves, rng=rng(), n_bootstrap=1), debiased=0.01, debiased_interval=Interval(0, 1))
 
 
-def test_bad_input_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="finite, found nan and"):
-        compare_thresholds(ROWS, LABELS, active=float("nan"), proposed=0.1)
-    with pytest.raises(NotEnoughEvidence, match="no class has two images"):
-        compare_thresholds(ROWS, list("abcd"), active=0.1, proposed=0.2)
+def test_a_model_beside_itself_shows_no_difference(family) -> None:
+    rows, labels = family(rng(), n_classes=30, n_images=5, spread=0.3)
+    result = compare_consistency(rows, rows.copy(), labels, rng=rng(), n_bootstrap=200)
+    assert (result.difference, result.p_value, result.n_classes) == (0, 1, 30)
+    assert (result.difference_interval.low, result.difference_interval.high) == (0, 0)
+    assert result.ratio == pytest.approx(1)
+    assert "no difference is shown" in str(result)
+
+
+def test_the_more_consistent_model_is_found_and_signs_turn_with_the_order(family) -> None:
+    """Same classes, widths of one model spread four times as much as those of the other."""
+    draw = np.random.default_rng(1)
+    even, labels = family(draw, n_classes=80, n_images=8, spread=0.1)
+    uneven, _ = family(draw, n_classes=80, n_images=8, spread=0.4)
+    result = compare_consistency(even, uneven, labels, rng=rng(), n_bootstrap=500)
+    assert result.difference < 0
+    assert result.p_value < 0.05
+    assert result.ratio < 0.6
+    assert result.ratio in result.ratio_interval
+    assert result.difference == pytest.approx(result.first.debiased - result.second.debiased)
+    assert "the first is more consistent" in str(result)
+    assert result.first.axis == "log_far"
+    other = compare_consistency(uneven, even, labels, rng=rng(), n_bootstrap=500)
+    assert other.difference == pytest.approx(-result.difference)
+    assert "the second is more consistent" in str(other)
+    assert result.first.value == consistency_report(even, labels, axis="log_far", rng=rng()).value
+
+
+def test_equal_models_are_told_apart_at_about_the_level(plain) -> None:
+    """Two sets of skewed, paired shares of one mean: at 0.05 about one in twenty is rejected."""
+    draw = np.random.default_rng(2)
+    rejected = 0
+    for _ in range(200):
+        common = draw.exponential(size=60)
+        first, second = (shares(common + draw.gamma(0.5, 2, size=60)) for _ in range(2))
+        rejected += compare_shares(plain, first, plain, second, n_bootstrap=199, rng=draw).p_value <= 0.05
+    # Binomial error of 200 draws at 0.05: 0.015.
+    assert 0.01 < rejected / 200 < 0.1
+
+
+def test_ratio_is_withheld_where_the_second_may_be_zero(plain) -> None:
+    draw = np.random.default_rng(3)
+    first, second = shares(1 + draw.normal(size=50)), shares(0.1 + draw.normal(size=50))
+    result = compare_shares(plain, first, plain, second, n_bootstrap=200, rng=draw)
+    assert (result.ratio, result.ratio_interval) == (None, None)
+    assert "ratio" not in str(result)
+
+
+def test_what_cannot_be_compared_is_refused(family) -> None:
+    rows, labels = family(rng(), n_classes=40, n_images=3)
+    with pytest.raises(NotEnoughEvidence, match="10 classes of at least 4 images"):
+        compare_consistency(rows, rows, labels, rng=rng())
     with pytest.raises(InvalidEmbeddings, match="one label per row"):
-        compare_thresholds(ROWS, LABELS[:2], active=0.1, proposed=0.2)
+        compare_consistency(rows, rows[:-1], labels, rng=rng())

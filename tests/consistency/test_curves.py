@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.consistency import OperatingCurves, operating_curves, threshold_grid
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.consistency import OperatingCurves, operating_curves, query_gallery_curves, threshold_grid
+from retrieval.consistency.pairs import labelled_vectors, scored_pairs
+from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Whole numbers make every float32 product exact, so that order and tiling cannot change a bit.
 whole = st.integers(-4, 4).map(np.float32)
@@ -141,6 +142,162 @@ def test_table_round_trip_and_cut_table(family) -> None:
     assert_equal(OperatingCurves.from_table(table), curves)
     with pytest.raises(InvalidInput, match="cut or re-sorted"):
         OperatingCurves.from_table({name: column[:-1] for name, column in table.items()})
+
+
+def test_parquet_round_trip_and_other_bytes(family) -> None:
+    rows, labels = family(np.random.default_rng(5), n_classes=4, n_images=3)
+    curves = operating_curves(rows, labels, thresholds=[0.1, 0.5, 0.7])
+    assert_equal(OperatingCurves.from_parquet(curves.to_parquet()), curves)
+    with pytest.raises(InvalidInput, match="expected a Parquet file"):
+        OperatingCurves.from_parquet(b"no parquet")
+
+
+names = st.lists(st.sampled_from(["", "x", "y", "z"]), min_size=10, max_size=10)
+
+
+@settings(deadline=None)
+@given(data=labelled, makers=names, ids=names, tile=st.integers(1, 12), threads=st.integers(1, 3))
+def test_excluded_pairs_are_not_counted(
+    data: tuple[np.ndarray, list[str]], makers: list[str], ids: list[str], tile: int, threads: int
+) -> None:
+    """A pair that shares a maker, or an id, is no pair; the empty name is shared with none."""
+    query, gallery = scores_as_distances(data[0])
+    labels = data[1]
+    pairs = [
+        (i, j)
+        for i, j in itertools.combinations(range(10), 2)
+        if not (makers[i] == makers[j] != "") and not (ids[i] == ids[j] != "")
+    ]
+    if not any(labels[i] == labels[j] for i, j in pairs):
+        return
+    curves = operating_curves(
+        query,
+        labels,
+        gallery_vectors=gallery,
+        exclude=(makers, ids),
+        thresholds=THRESHOLDS,
+        tile=tile,
+        threads=threads,
+    )
+    check_against(curves, [(query[i] @ gallery[j], labels[i], labels[j]) for i, j in pairs])
+    vectors = labelled_vectors(query, labels, gallery, exclude=(makers, ids))
+    scores = np.concatenate([batch.scores for batch in scored_pairs(vectors, tile=tile)])
+    assert sorted(scores.tolist()) == sorted(float(query[i] @ gallery[j]) for i, j in pairs)
+    shards = [
+        operating_curves(
+            query,
+            labels,
+            gallery_vectors=gallery,
+            exclude=(makers, ids),
+            thresholds=THRESHOLDS,
+            tile=tile,
+            shard=(index, 2),
+        )
+        for index in range(2)
+    ]
+    assert_equal(shards[0] + shards[1], curves)
+
+
+def check_against(curves: OperatingCurves, scored: list[tuple[float, str, str]]) -> None:
+    """Compare with pairs (score, class of one end, class of the other), one at a time."""
+    for row, name in enumerate(curves.classes):
+        positives = [score for score, one, other in scored if one == other == name]
+        negatives = [score for score, one, other in scored if one != other and name in (one, other)]
+        for counts, total, scores in (
+            (curves.positives_accepted, curves.positives, positives),
+            (curves.negatives_accepted, curves.negatives, negatives),
+        ):
+            assert total[row] == len(scores)
+            assert counts[row].tolist() == [sum(score >= t for score in scores) for t in curves.thresholds]
+
+
+@settings(deadline=None)
+@given(
+    query=arrays(np.float32, (7, 3), elements=whole),
+    gallery=arrays(np.float32, (5, 3), elements=whole),
+    labels=st.lists(st.sampled_from("abc"), min_size=12, max_size=12),
+    ids=st.lists(st.sampled_from(["", "1", "2"]), min_size=12, max_size=12),
+    tile=st.integers(1, 8),
+)
+def test_queries_meet_a_gallery(
+    query: np.ndarray, gallery: np.ndarray, labels: list[str], ids: list[str], tile: int
+) -> None:
+    """Every query with every gallery image but those of the same id, each once."""
+    of_query, of_gallery = labels[:7], labels[7:]
+    pairs = [(i, j) for i in range(7) for j in range(5) if not (ids[i] == ids[7 + j] != "")]
+    if len(set(labels)) < 2 or not any(of_query[i] == of_gallery[j] for i, j in pairs):
+        return
+    curves = query_gallery_curves(
+        query,
+        of_query,
+        gallery,
+        of_gallery,
+        cosine=False,
+        exclude=(ids[:7],),
+        gallery_exclude=(ids[7:],),
+        thresholds=THRESHOLDS,
+        tile=tile,
+    )
+    check_against(curves, [(query[i] @ gallery[j], of_query[i], of_gallery[j]) for i, j in pairs])
+    assert curves.n_images.sum() == 12
+
+
+def test_query_and_gallery_must_fit_each_other(family) -> None:
+    rows, labels = family(np.random.default_rng(6), n_classes=4, n_images=3)
+    for arguments, message in (
+        ((rows, labels, rows[:, :5], labels), "of 32 columns, found 5"),
+        ((rows, labels, rows * np.float32(2), labels), "gallery_vectors"),
+        ((rows, labels, rows, labels[1:]), "11 labels for 12 rows"),
+    ):
+        with pytest.raises(InvalidEmbeddings, match=message):
+            query_gallery_curves(*arguments, thresholds=[0.5])
+    with pytest.raises(InvalidEmbeddings, match="as many columns to exclude by"):
+        query_gallery_curves(rows, labels, rows, labels, exclude=(labels,), thresholds=[0.5])
+    with pytest.raises(InvalidEmbeddings, match="found 2 for 12 rows"):
+        operating_curves(rows, labels, exclude=(["a", "b"],), thresholds=[0.5])
+    with pytest.raises(NotEnoughEvidence, match="make a pair"):
+        operating_curves(rows, labels, exclude=(["one maker"] * 12,), thresholds=[0.5])
+
+
+def test_threads_change_nothing_and_progress_counts_every_tile(family) -> None:
+    rows, labels = family(np.random.default_rng(7), n_classes=60, n_images=4)
+    seen: list[tuple[int, int]] = []
+    grid = threshold_grid(rows, labels, n_band=50)
+    alone = operating_curves(rows, labels, thresholds=grid, tile=32, threads=1)
+    many = operating_curves(
+        rows, labels, thresholds=grid, tile=32, threads=4, progress=lambda done, total: seen.append((done, total))
+    )
+    assert_equal(many, alone)
+    assert seen == [(done, 36) for done in range(1, 37)]
+    with pytest.raises(InvalidInput, match="threads must be at least 1"):
+        operating_curves(rows, labels, thresholds=grid, threads=0)
+
+
+def test_any_thresholds_are_exact(family) -> None:
+    """Crowded, huge and tied thresholds, and scores that equal them, are told apart to the last bit."""
+    rows, labels = family(np.random.default_rng(8), n_classes=10, n_images=4)
+    scores = np.unique((rows @ rows.T)[np.triu_indices(40, k=1)])
+    near = np.concatenate([np.nextafter(scores, np.float32(-2)), scores, np.nextafter(scores, np.float32(2))])
+    thresholds = np.unique(np.concatenate([near.astype(np.float64), [-1e30, -3.0, 5.0, 1e30]]))
+    curves = operating_curves(rows, labels, thresholds=thresholds, tile=64)
+    # tile 64 holds all rows, so these products are those that were counted
+    every = (rows @ rows.T)[np.triu_indices(40, k=1)]
+    expected = [int((every >= threshold).sum()) for threshold in thresholds]
+    counted = curves.positives_accepted.sum(axis=0) + curves.negatives_accepted.sum(axis=0) // 2
+    assert counted.tolist() == expected
+
+
+def test_grid_from_a_sample_covers_the_band_with_exact_counts(family) -> None:
+    """11,000 images: thresholds come from a fifth of them, counts from all."""
+    rows, labels = family(np.random.default_rng(9), n_classes=2200, n_images=5, dimension=8, spread=0.3)
+    curves = operating_curves(rows, labels)
+    far = curves.pooled_far
+    assert far[0] > 0.1
+    assert far[-1] == 0
+    assert np.count_nonzero((far >= 0.01) & (far <= 0.1)) > 500
+    some = curves.thresholds[::200]
+    exact = operating_curves(rows, labels, thresholds=some)
+    np.testing.assert_array_equal(exact.negatives_accepted, curves.negatives_accepted[:, ::200])
 
 
 def test_no_positive_pair_bad_thresholds_and_bare_shards_are_refused(family) -> None:

@@ -16,6 +16,12 @@ def test_wilson_agrees_with_scipy(successes: int, trials: int) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
+@pytest.mark.parametrize("trials", range(1, 60))
+def test_rates_of_0_and_1_lie_in_their_interval(trials: int) -> None:
+    assert 0.0 in wilson_interval(0, trials)
+    assert 1.0 in wilson_interval(trials, trials)
+
+
 def test_no_trials_say_nothing_and_bad_confidence_is_refused() -> None:
     assert wilson_interval(0, 0) == Interval(0, 1)
     with pytest.raises(InvalidInput, match="confidence"):

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from retrieval.consistency import OperatingCurves, consistency_report, operating_curves, opis
-from retrieval.consistency.noise import measure_pair_correlation
-from retrieval.consistency.pairs import labelled_vectors
-from retrieval.consistency.utility import Band
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -94,6 +90,38 @@ def test_value_agrees_with_the_definition(family) -> None:
     assert (result.far_low, result.far_high) == (pytest.approx(1e-2), pytest.approx(1e-1))
 
 
+def exact_opis(rows: np.ndarray, labels: list[str], near: float, far: float) -> float:
+    """OPIS between two distances with every pair as a step: rates are constant between neighbouring distances."""
+    codes = np.unique(labels, return_inverse=True)[1]
+    first, second = np.triu_indices(len(rows), 1)
+    distances = np.sqrt(2 - 2 * np.einsum("nd,nd->n", rows[first], rows[second]).astype(np.float64))
+    order = np.argsort(distances)
+    sizes = np.bincount(codes)
+    pairs = np.stack([sizes * (sizes - 1) / 2, sizes * (len(rows) - sizes)])
+    accepted, area, position = np.zeros_like(pairs), 0.0, near
+    for one, other, distance in zip(codes[first[order]], codes[second[order]], distances[order], strict=True):
+        if distance > far:
+            break
+        if distance > near:
+            area += spread_of(accepted / pairs) * (distance - position)
+            position = distance
+        accepted[int(one != other), list({one, other})] += 1
+    return (area + spread_of(accepted / pairs) * (far - position)) / (far - near)
+
+
+def spread_of(rates: np.ndarray) -> float:
+    tar, trr = rates[0], 1 - rates[1]
+    return float(np.var(np.divide(2 * tar * trr, tar + trr, out=np.zeros_like(tar), where=tar + trr > 0)))
+
+
+@pytest.mark.parametrize(("n_classes", "n_images"), [(25, 5), (60, 4), (20, 15)])
+def test_thresholds_err_by_less_than_a_thousandth(n_classes: int, n_images: int, family) -> None:
+    rows, labels = family(np.random.default_rng(2), n_classes=n_classes, n_images=n_images, spread=0.2)
+    limits = (1.1, 1.25)
+    result = consistency_report(rows, labels, distance_range=limits, rng=rng(), n_bootstrap=1)
+    assert result.value == pytest.approx(exact_opis(rows, labels, *limits), rel=1e-3)
+
+
 def test_identical_classes_score_zero() -> None:
     falling = [0.9, 0.8, 0.6, 0.3]
     curves = curves_of([falling] * 5, [0.5, 0.2, 0.05, 0.001], [0.1, 0.2, 0.3, 0.4])
@@ -101,6 +129,30 @@ def test_identical_classes_score_zero() -> None:
     assert (result.value, result.eps_opis) == (0, 0)
     assert result.interval.low == result.interval.high == 0
     assert result.floor > 0
+
+
+def test_weights_by_hand() -> None:
+    """Utilities 2/3 and 1/2 with weights 3/4 and 1/4: variance 3/16 of the squared gap 1/36."""
+    curves = replace(curves_of([[1] * 3, [0.5] * 3], [0.5] * 3, [0.0, 0.5, 0.9]), n_images=np.array([30, 10]))
+    for weighting in ("images", {"class 0": 3.0, "class 1": 1.0, "no such class": 5.0}):
+        result = opis(curves, distance_range=(0.6, 1.2), weighting=weighting, rng=rng())
+        assert result.value == pytest.approx(3 / 16 / 36)
+        assert f"weighted by {result.weighting}" in str(result)
+    assert result.weighting == "given"
+    with pytest.raises(InvalidInput, match="class 1"):
+        opis(curves, distance_range=(0.6, 1.2), weighting={"class 0": 1.0}, rng=rng())
+
+
+def test_a_class_of_weight_zero_does_not_count(family) -> None:
+    rows, labels = family(np.random.default_rng(12), n_classes=25, n_images=5, spread=0.3)
+    curves = operating_curves(rows, labels)
+    weighting = {name: float(place > 4) for place, name in enumerate(curves.classes)}
+    kept = curves.with_positives & (np.arange(25) > 4)
+    few = replace(curves, positives=np.where(kept, curves.positives, 0))
+    weighted, alone = opis(curves, weighting=weighting, rng=rng()), opis(few, rng=rng())
+    assert weighted.value == pytest.approx(alone.value)
+    assert weighted.floor == pytest.approx(alone.floor)
+    assert consistency_report(rows, labels, weighting=weighting, rng=rng()).debiased_method == "pairs"
 
 
 def test_c_weighs_tar() -> None:
@@ -112,69 +164,45 @@ def test_c_weighs_tar() -> None:
     assert values[2] == pytest.approx(0.04, rel=1e-3)
 
 
-@pytest.mark.parametrize("n_images", [5, 10, 20])
+@pytest.mark.parametrize("n_images", [4, 8])
 def test_identical_classes_are_all_floor_and_debiased_to_nothing(n_images: int, family) -> None:
     """With one true curve for all classes the floor meets the plain value and debiased is 0 within its error."""
     results = []
-    for seed in range(8):
+    for seed in range(10):
         draw = np.random.default_rng(seed)
         rows, labels = family(draw, n_classes=60, n_images=n_images)
-        results.append(consistency_report(rows, labels, rng=draw, n_splits=4, n_bootstrap=100))
+        results.append(consistency_report(rows, labels, rng=draw, n_bootstrap=100))
     debiased = np.array([result.debiased for result in results])
     value = np.mean([result.value for result in results])
     standard_error = debiased.std(ddof=1) / np.sqrt(len(debiased))
     assert abs(debiased.mean()) < 3 * standard_error
     assert abs(debiased.mean()) < 0.3 * value
-    # The mean of 8 plain values has an error of about a tenth.
+    # The mean of 10 plain values has an error of about a tenth.
     assert np.mean([result.floor for result in results]) == pytest.approx(value, rel=0.2)
 
 
 def test_debiased_keeps_true_spread(family) -> None:
-    """Spread measured with 40 images a class, where noise is small, is found again with 10 of them."""
+    """Spread measured with 24 images a class, where noise is small, is found again with 6 of them."""
     draw = np.random.default_rng(3)
-    rows, labels = family(draw, n_classes=80, n_images=40, spread=0.15)
-    kept = np.arange(len(labels)) % 40 < 10
-    much = consistency_report(rows, labels, rng=draw, n_splits=1)
+    rows, labels = family(draw, n_classes=80, n_images=24, spread=0.3)
+    kept = np.arange(len(labels)) % 24 < 6
+    much = consistency_report(rows, labels, rng=draw)
     little = consistency_report(rows[kept], [labels[row] for row in np.flatnonzero(kept)], rng=draw)
     assert much.debiased > 5 * much.floor
-    assert little.debiased == pytest.approx(much.debiased, rel=0.25)
-    assert little.debiased in little.debiased_interval
+    assert little.debiased == pytest.approx(much.debiased, rel=0.35)
+    assert much.debiased in little.debiased_interval
     assert little.floor > 3 * much.floor
 
 
-def test_two_images_a_class_have_a_floor_but_no_halves(family) -> None:
-    """Independent pairs are the truth for two images a class, so the simulation meets the plain value."""
+def test_two_images_a_class_have_a_floor_and_a_bound_only(family) -> None:
+    """One pair a class: independent pairs are the truth, and all of the value may be spread or none of it."""
     draw = np.random.default_rng(4)
     rows, labels = family(draw, n_classes=150, n_images=2)
     result = consistency_report(rows, labels, rng=draw)
-    assert (result.debiased, result.debiased_interval, result.pair_correlation) == (None, None, 0)
+    assert (result.debiased, result.debiased_method, result.pair_correlation) == (None, "bound", 0)
     assert result.floor == pytest.approx(result.value, rel=0.15)
-    assert "debiased" not in str(result)
-
-
-def test_pair_correlation_agrees_with_counting_twos_of_pairs(family) -> None:
-    """One class of five images: every two of its ten pairs, those that share an image apart from those that do not."""
-    rows, labels = family(np.random.default_rng(11), n_classes=6, n_images=5)
-    vectors = labelled_vectors(rows, labels)
-    level = 0.4
-    band = Band(np.array([level, level]), np.array([0.5, 0.5]), np.array([0.1, 0.1]))
-    sharing, alone = 0.0, 0.0
-    for start in range(0, 30, 5):
-        pairs = list(itertools.combinations(range(start, start + 5), 2))
-        accepted = {pair: float(rows[pair[0]] @ rows[pair[1]] >= level) for pair in pairs}
-        twos = list(itertools.combinations(pairs, 2))
-        joint = [accepted[one] * accepted[other] for one, other in twos if {*one} & {*other}]
-        disjoint = [accepted[one] * accepted[other] for one, other in twos if not {*one} & {*other}]
-        sharing += np.mean(joint) - np.mean(disjoint)
-        alone += np.mean(list(accepted.values())) - np.mean(disjoint)
-    assert measure_pair_correlation(vectors, band) == pytest.approx(sharing / alone)
-    assert 0 < sharing < alone
-
-
-def test_perfect_classes_have_no_pair_correlation() -> None:
-    rows = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
-    band = Band(np.array([0.5, 0.6]), np.array([0.5, 0.5]), np.array([0.1, 0.1]))
-    assert measure_pair_correlation(labelled_vectors(rows, list("aaaabbbbcccc")), band) == 0
+    assert (result.debiased_interval.low, result.debiased_interval.high > result.value) == (0, True)
+    assert "without noise at most" in str(result)
 
 
 def test_same_generator_same_result_and_order_does_not_matter(family) -> None:
@@ -234,6 +262,9 @@ def test_classes_of_one_image_are_left_out_and_reported(family) -> None:
         {"eps": 0.0},
         {"eps": 60.0},
         {"pair_correlation": 1.5},
+        {"weighting": "by size"},
+        {"weighting": {"class 0": -1.0, "class 1": 2.0}},
+        {"weighting": {"class 0": 0.0, "class 1": 0.0}},
         {"confidence": 1.0},
         {"n_bootstrap": 0},
     ],
@@ -257,8 +288,6 @@ def test_too_few_negatives_or_classes_are_not_enough(family) -> None:
     lonely = curves_of([[0.9, 0.5]] * 2, [0.5, 0.001], [0.1, 0.3])
     with pytest.raises(NotEnoughEvidence, match="at least 2 are needed, found 1"):
         opis(replace(lonely, positives=np.array([1000, 0])), rng=rng())
-    with pytest.raises(InvalidInput, match="n_splits"):
-        consistency_report(rows, labels, rng=rng(), n_splits=0)
 
 
 def test_band_of_tied_scores_has_no_width() -> None:

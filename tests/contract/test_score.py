@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.contract.score import COHORT, SCORE, Score, ScoreDigest, check_unit_rows, open_score
+from retrieval.consistency.normalisation import Whitening
+from retrieval.contract.canonical import digest_array
+from retrieval.contract.score import (
+    CENTRE,
+    COHORT,
+    PROJECTION,
+    SCORE,
+    Score,
+    ScoreDigest,
+    check_unit_rows,
+    cohort_score,
+    open_score,
+)
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
 
@@ -25,6 +37,19 @@ def defined_density(x: NDArray[np.float32], cohort: NDArray[np.float32], k: int)
     """r(x): the mean of the k largest similarities, by sorting in double precision."""
     similarities = sorted((float(np.dot(x.astype(float), c.astype(float))) for c in cohort), reverse=True)
     return sum(similarities[:k]) / k
+
+
+def whitening(dimension: int = 4, columns: int = 4, seed: int = 7) -> Whitening:
+    rng = np.random.default_rng(seed)
+    return Whitening(
+        centre=(0.1 * rng.normal(size=dimension)).astype(np.float32),
+        projection=rng.normal(size=(dimension, columns)).astype(np.float32),
+    )
+
+
+def extended_score() -> Score:
+    """Everything that a score can hold."""
+    return cohort_score(unit_rows(9, 4), k=2, weight=0.3, ignore_above=0.999, whitening=whitening(4, 3))
 
 
 def write(directory: Path, score: Score) -> ScoreDigest:
@@ -64,6 +89,56 @@ def test_the_cohort_score_is_symmetric() -> None:
     np.testing.assert_allclose(scores, scores.T, atol=1e-6)
 
 
+@given(n=st.integers(1, 8), dimension=st.integers(2, 9), data=st.data(), seed=st.integers(0, 9))
+def test_whitened_cohort_score_is_its_definition(n: int, dimension: int, data: st.DataObject, seed: int) -> None:
+    """s' - w (r(a) + r(b)) for every pair, in double precision; s' and r of the whitened unit vectors."""
+    n_cohort = data.draw(st.integers(1, 12))
+    k, columns = data.draw(st.integers(1, n_cohort)), data.draw(st.integers(1, dimension))
+    weight = data.draw(st.floats(0.1, 1))
+    chosen = whitening(dimension, columns, seed)
+    embeddings, cohort = unit_rows(n, dimension, seed), unit_rows(n_cohort, dimension, seed + 100)
+    score = cohort_score(cohort, k=k, weight=weight, whitening=chosen)
+
+    def mapped(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        images = np.array([chosen.projection.T.astype(float) @ (x.astype(float) - chosen.centre) for x in rows])
+        return np.asarray(images / np.linalg.norm(images, axis=1, keepdims=True), dtype=np.float64)
+
+    rows, others = mapped(embeddings), mapped(cohort)
+    densities = np.array([sum(sorted(others @ x, reverse=True)[:k]) / k for x in rows])
+    expected = rows @ rows.T - weight * (densities[:, None] + densities[None, :])
+    queries, gallery = score.query_vectors(embeddings), score.gallery_vectors(embeddings)
+    assert score.kind == "whitened cohort"
+    assert queries.dtype == gallery.dtype == np.float32
+    assert queries.shape == gallery.shape == (n, score.dimension(dimension)) == (n, columns + 2)
+    # Rows near the whitening's centre are scaled up, and rounding with them.
+    np.testing.assert_allclose(score.density(embeddings), densities, atol=1e-4)
+    np.testing.assert_allclose(queries @ gallery.T, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(9, 4), k=2), extended_score()])
+def test_the_similarity_behind_a_score_can_be_had_again(score: Score) -> None:
+    """What is told to users beside the score is the cosine, after the whitening."""
+    embeddings = unit_rows(6, 4, 3)
+    densities = score.density(embeddings)
+    rows = score.whitening.apply(embeddings) if score.whitening else embeddings
+    scores = (score.query_vectors(embeddings[:1]) @ score.gallery_vectors(embeddings).T)[0]
+    found = score.similarities(scores, float(densities[0]), densities)
+    np.testing.assert_allclose(found, rows @ rows[0], atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_a_picture_in_the_cohort_is_left_out_of_its_own_density() -> None:
+    """By hand: similarities 1, 0.8, 0.6 and -1 to the cohort; the first is the picture itself."""
+    x = np.array([[1, 0]], dtype=np.float32)
+    cohort = np.array([[1, 0], [0.8, 0.6], [0.6, -0.8], [-1, 0]], dtype=np.float32)
+    cases = {(2, None): 0.9, (2, 0.999): 0.7, (4, 0.999): 0.4 / 3, (2, 0.7): -0.2, (1, -0.5): -1.0}
+    for (k, ignore_above), expected in cases.items():
+        found = Score(cohort=cohort, k=k, ignore_above=ignore_above).density(x)
+        np.testing.assert_allclose(found, [expected], atol=1e-6)
+    alone = Score(cohort=cohort[:1], k=1, ignore_above=0.999)
+    np.testing.assert_allclose(alone.density(x), [0.999], atol=1e-6)  # nothing is left: the most that it can be
+
+
 def test_cosine_leaves_the_embeddings_alone() -> None:
     embeddings = unit_rows(5, 4)
     score = Score()
@@ -73,7 +148,7 @@ def test_cosine_leaves_the_embeddings_alone() -> None:
     np.testing.assert_array_equal(score.density(embeddings), np.zeros(5))
 
 
-@pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(3, 4), k=2)])
+@pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(3, 4), k=2), extended_score()])
 def test_no_embedding_gives_no_vector(score: Score) -> None:
     assert score.query_vectors(np.empty((0, 4), np.float32)).shape == (0, score.dimension(4))
     assert score.gallery_vectors(np.empty((0, 4), np.float32)).shape == (0, score.dimension(4))
@@ -89,6 +164,30 @@ def test_density_does_not_depend_on_the_tile() -> None:
 def test_k_is_between_one_and_the_cohort(k: int) -> None:
     with pytest.raises(InvalidEmbeddings, match=rf"1 <= k <= 5 cohort rows, found k = {k}"):
         Score(cohort=unit_rows(5, 4), k=k)
+
+
+@pytest.mark.parametrize("weight", [0.0, -0.5, 1.1, np.nan])
+def test_the_weight_is_a_share(weight: float) -> None:
+    with pytest.raises(InvalidEmbeddings, match=r"weight in \(0, 1\]"):
+        Score(cohort=unit_rows(5, 4), k=2, weight=weight)
+
+
+@pytest.mark.parametrize("ignore_above", [-1.0, 1.1, np.nan])
+def test_ignore_above_is_a_similarity(ignore_above: float) -> None:
+    with pytest.raises(InvalidEmbeddings, match=r"ignore_above in \(-1, 1\]"):
+        Score(cohort=unit_rows(5, 4), k=2, ignore_above=ignore_above)
+
+
+def test_what_needs_a_cohort_is_refused_without_one() -> None:
+    """Otherwise a cosine would carry settings that do nothing."""
+    for options in ({"weight": 0.3}, {"ignore_above": 0.9}, {"whitening": whitening()}):
+        with pytest.raises(InvalidEmbeddings, match="expected a cohort"):
+            Score(**options)  # type: ignore[arg-type]  # one of several types
+
+
+def test_the_cohort_lies_where_the_whitening_maps_to() -> None:
+    with pytest.raises(InvalidEmbeddings, match="expected a cohort of 3 columns"):
+        Score(cohort=unit_rows(5, 4), k=2, whitening=whitening(4, 3))
 
 
 @pytest.mark.parametrize(
@@ -121,24 +220,47 @@ def test_the_digest_is_that_of_the_content() -> None:
     assert len({digest, Score(cohort=cohort, k=3).digest, Score(cohort=cohort[::-1], k=2).digest, Score().digest}) == 4
 
 
+def test_every_setting_enters_the_digest() -> None:
+    cohort = unit_rows(9, 4)
+    scores = [
+        Score(cohort=cohort, k=2),
+        Score(cohort=cohort, k=2, weight=0.3),
+        Score(cohort=cohort, k=2, ignore_above=0.99),
+        Score(cohort=cohort, k=2, whitening=Whitening(np.zeros(4, np.float32), np.eye(4, dtype=np.float32))),
+        Score(cohort=cohort, k=2, whitening=Whitening(np.ones(4, np.float32), np.eye(4, dtype=np.float32))),
+        Score(cohort=cohort, k=2, whitening=Whitening(np.zeros(4, np.float32), 2 * np.eye(4, dtype=np.float32))),
+    ]
+    assert len({score.digest for score in scores}) == len(scores)
+
+
+def test_digests_of_cohorts_are_stable() -> None:
+    """A cohort that was stored before there were weights and whitenings keeps its name and its file."""
+    score = Score(cohort=np.eye(2, dtype=np.float32), k=1)
+    assert score.files()[SCORE] == (
+        b'{\n "cohort": "%s",\n "format": 1,\n "k": 1,\n "kind": "cohort"\n}\n'
+        % digest_array(np.eye(2, dtype=np.float32)).encode()
+    )
+
+
 def test_digests_are_stable() -> None:
     """A store written by an older version is still found: this name may not change."""
     content = b'{\n "cohort": null,\n "format": 1,\n "k": 0,\n "kind": "cosine"\n}\n'
     assert Score().digest == hashlib.sha256(content).hexdigest()[:32]
 
 
-@pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(5, 4), k=2)])
+@pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(5, 4), k=2), extended_score()])
 def test_files_round_trip(score: Score, tmp_path: Path) -> None:
     digest = write(tmp_path / "score", score)
     opened = open_score(tmp_path / "score", digest)
     assert (opened.digest, opened.kind, opened.k) == (digest, score.kind, score.k)
+    assert (opened.weight, opened.ignore_above) == (score.weight, score.ignore_above)
     np.testing.assert_array_equal(opened.density(unit_rows(6, 4, 3)), score.density(unit_rows(6, 4, 3)))
 
 
-@pytest.mark.parametrize("name", [SCORE, COHORT])
+@pytest.mark.parametrize("name", [SCORE, COHORT, CENTRE, PROJECTION])
 def test_every_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
     """Truncated anywhere, changed or missing: never another score in its place."""
-    digest = write(tmp_path / "score", Score(cohort=unit_rows(5, 4), k=2))
+    digest = write(tmp_path / "score", extended_score())
     path = tmp_path / "score" / name
     content = path.read_bytes()
     changed = content.replace(b'"k": 2', b'"k": 3') if name == SCORE else content[:-1] + bytes([content[-1] ^ 1])

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +105,37 @@ def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> Non
         done = embedded.run(*arguments, accept=(3,))
         assert "error: " in done.stderr
         assert "Traceback" not in done.stderr
+
+
+DEMONSTRATION = """
+import sys, time
+from pathlib import Path
+from retrieval.edge.demo import Demo
+from retrieval.edge.settings import load_settings
+
+demo = Demo(Path(sys.argv[1]), load_settings())
+with demo.background("worker", "", "retrieval", "worker"), demo.background("serve", "", "retrieval", "serve"):
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_demonstration_leaves_no_process(embedded: Deployment, ending: signal.Signals) -> None:
+    """Ctrl-C, or a kill, ends the worker, its Valkey and the server that the demonstration started."""
+    command = [sys.executable, "-c", DEMONSTRATION, str(embedded.folder)]
+    with subprocess.Popen(
+        command, env=embedded.environment, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as demonstration:
+        started = psutil.Process(demonstration.pid)
+
+        def runs(name: str) -> bool:
+            return any(name in " ".join(child.cmdline()) for child in started.children(recursive=True))
+
+        _await(lambda: runs("valkey-server") and runs("retrieval serve"), "worker and server did not start")
+        children = started.children(recursive=True)
+        os.killpg(demonstration.pid, ending)
+        assert demonstration.wait(60) != 0
+        _await(lambda: not any(child.is_running() for child in children), f"left: {children}")
 
 
 def test_beat_with_nothing_scheduled_says_so(embedded: Deployment) -> None:

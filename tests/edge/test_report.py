@@ -16,13 +16,15 @@ from retrieval.consistency import Interval
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
-from retrieval.edge.report import percent, render_report, span
+from retrieval.edge.report import p_value, percent, render_report, span
 from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
 from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
 
-SECTIONS = ["verdict", "figures", "scores", "curves", "classes", "groups", "worst", "unreadable", "provenance"]
+SECTIONS = [
+    *("verdict", "figures", "scores", "curves", "classes", "groups", "worst", "confused", "unreadable", "provenance"),
+]
 HOSTILE = '<script>alert(1)</script><img src=x onerror="x"> & $\\frac{1}$ 猫'
 MakeReport: TypeAlias = Callable[..., AuditReport]
 
@@ -213,9 +215,65 @@ def test_groups_are_drawn_with_their_intervals(report: AuditReport, html: str) -
         assert span(rates.frr_interval) in text
 
 
-def test_a_group_without_pairs_of_one_class_is_said(make_report: MakeReport) -> None:
-    """One image of each class per group: there is no FRR, and nothing is drawn for it."""
-    assert "no two images of one class" in Page(render_report(make_report(n_classes=30, n_images=2))).text
+def test_groups_with_one_image_of_a_class_are_compared_across(make_report: MakeReport) -> None:
+    """One image of each class per group: FRR is of the pairs with one end in the group, and the page says so."""
+    report = make_report(n_classes=30, n_images=2)
+    assert report.comparisons["maker"].frr_pairs == "touching"
+    text = Page(render_report(report)).text
+    assert "FRR counts the pairs of one class with at least one image in the group" in text
+    assert "no two images of one class" not in text
+
+
+def test_a_group_without_pairs_of_one_class_is_said(report: AuditReport) -> None:
+    """There is no FRR, and nothing is drawn for it."""
+    comparison = report.comparisons["maker"]
+    groups = (replace(comparison.groups[0], positives=0, frr=None), *comparison.groups[1:])
+    without = replace(report, comparisons={"maker": replace(comparison, groups=groups, frr=None, garbe=None, fdr=None)})
+    text = Page(render_report(without)).text
+    assert "no two images of one class" in text
+    assert "GARBE" not in text
+
+
+def test_differentials_are_shown_with_what_chance_would_show(report: AuditReport, html: str) -> None:
+    """Nobody reads a ratio of two groups without what uncertainty alone makes of equal groups."""
+    text = Page(html).text
+    for differential in (report.comparisons["maker"].far, report.comparisons["maker"].frr):
+        assert differential is not None
+        assert f"{differential.max_min_ratio:.3g}" in text
+        assert f"chance {differential.max_min_ratio_by_chance:.3g}" in text
+        assert p_value(differential.p_equal) in text
+        for test in differential.tests:
+            assert f"{test.ratio:.3g} times the others" in text
+    assert "GARBE" in text
+    assert "most often taken for each other: group 0 and group 1, FAR" in text
+
+
+def test_only_groups_that_differ_after_correction_are_marked(report: AuditReport) -> None:
+    comparison = report.comparisons["maker"]
+    assert comparison.far is not None
+    for differs in (True, False):
+        tests = tuple(replace(test, differs=differs) for test in comparison.far.tests)
+        changed = replace(comparison, far=replace(comparison.far, tests=tests, max_min_ratio=None), frr=None)
+        page = Page(render_report(replace(report, comparisons={"maker": changed})))
+        assert [("b", "differs")] * (2 if differs else 0) == [
+            (tag, attributes["class"]) for tag, attributes in page.elements if attributes.get("class") == "differs"
+        ]
+        assert "none" in page.text
+
+
+def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
+    report = make_report()
+    alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
+    text = Page(render_report(replace(report, comparisons={"maker": alone}))).text
+    assert "Fewer than two groups are large enough to be compared" in text
+    assert "most often taken for each other" not in text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, "not testable with so few classes"), (1e-9, "p < 0.0001"), (0.0312, "p = 0.031")]
+)
+def test_p_value(p: float | None, text: str) -> None:
+    assert p_value(p) == text
 
 
 def test_many_classes_become_bands(make_report: MakeReport, report: AuditReport) -> None:
@@ -238,7 +296,24 @@ def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: Ma
     """With two images a class, true differences cannot be told from chance, and the page says so."""
     report = make_report(n_classes=40, n_images=2, group_by=())
     assert report.opis.debiased is None
-    assert "read the value only against its noise floor" in Page(render_report(report)).text
+    assert report.opis.debiased_interval is not None
+    text = Page(render_report(report)).text
+    assert "read the value only against its noise floor" in text
+    assert f"at most {report.opis.debiased_interval.high:.3g}" in text
+
+
+def test_confused_classes_are_listed_with_their_images(report: AuditReport, html: str) -> None:
+    """The worst pair of classes, its share and the ids of the images most alike; none is said to be none."""
+    worst = report.confusion.pairs[0]
+    text = Page(html).text
+    for shown in (
+        f"{worst.n_accepted} of {worst.n_pairs} pairs",
+        f"{worst.examples[0].score:.3f}: {worst.examples[0].first_row}, {worst.examples[0].second_row}",
+        f"{percent(report.histograms.overlap)} of their areas overlap",
+    ):
+        assert shown in text, shown
+    none = replace(report, confusion=replace(report.confusion, pairs=(), n_false_accepts=0, n_confused=0))
+    assert "No pair of different classes is accepted." in Page(render_report(none)).text
 
 
 def test_unreadable_images_are_listed_up_to_a_limit(report: AuditReport) -> None:

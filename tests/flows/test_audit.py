@@ -157,6 +157,44 @@ def test_rates_equal_a_count_of_all_pairs(
             assert rates.frr == pytest.approx(frr, abs=1.5 / rates.positives)
 
 
+def test_differences_between_groups_are_stored(audit: Audit, audited: Store) -> None:
+    """Differentials with what chance would show, and a test of each group, for FAR and FRR."""
+    report = audit(group_by=("half", "camera"))
+    stored = audited.audit("shop", "a1")["group_comparisons"]
+    assert set(stored) == {"half", "camera"}
+    for column, comparison in report.comparisons.items():
+        assert report.groups[column] == comparison.groups
+        assert "groups" not in stored[column]
+        for rate, differential in (("far", comparison.far), ("frr", comparison.frr)):
+            assert differential is not None
+            assert stored[column][rate]["max_min_ratio"] == differential.max_min_ratio
+            assert stored[column][rate]["gini_by_chance"] == differential.gini_by_chance
+            assert [test["p_adjusted"] for test in stored[column][rate]["tests"]] == [
+                test.p_adjusted for test in differential.tests
+            ]
+
+
+def test_the_most_confused_classes_are_named_with_their_images(
+    audit: Audit, audited: Store, manifest: Path, tiny_encoder: Encoder, cosine_point: OperatingPoint
+) -> None:
+    """The listed pairs of classes hold the false accepts that a count of all pairs finds, the examples are theirs."""
+    report = audit()
+    items = read_manifest(str(manifest))
+    counted = Counted(items, tiny_encoder, Score(), cosine_point.threshold)
+    stored = audited.audit("shop", "a1")
+    label_of = {item.id: item.label for item in items}
+    labels = np.array([item.label for item in items])
+    assert stored["confused_classes"]
+    for pair in stored["confused_classes"]:
+        between = counted.accepted[np.ix_(labels == pair["first"], labels == pair["second"])]
+        assert pair["n_pairs"] == between.size
+        assert pair["n_accepted"] == pytest.approx(between.sum(), abs=1.5)  # the last digit, as above
+        for example in pair["examples"]:
+            assert (label_of[example["first_id"]], label_of[example["second_id"]]) == (pair["first"], pair["second"])
+    assert stored["separation"]["auc"] == report.histograms.auc
+    assert stored["separation"]["overlap_interval"]["low"] <= stored["separation"]["overlap"]
+
+
 def test_what_is_stored(audit: Audit, audited: Store, cosine_point: OperatingPoint) -> None:
     """The report as JSON equals the value, the page is the caller's, and the curves come back exactly."""
     report = audit(group_by=("half",))

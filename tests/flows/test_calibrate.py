@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.targets import parse_target
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
@@ -19,6 +20,8 @@ from retrieval.flows.calibrate import (
     CalibrationTarget,
     LabelledEmbeddings,
     calibrate,
+    candidate_scores,
+    check_cohort,
     compare,
     compare_with_active,
 )
@@ -97,6 +100,50 @@ def test_the_cosine_is_kept_where_the_cohort_does_not_help() -> None:
     point = run(isolated(), [cohort_of_strangers(k=1), Score()])
     assert (point.score_kind, point.score_digest) == ("cosine", Score().digest)
     assert {entry.kind for entry in point.compared} == {"cosine", "cohort"}
+
+
+def test_of_scores_that_accept_about_as_much_the_most_consistent_is_chosen() -> None:
+    """And never one that accepts fewer true pairs than the cosine."""
+    cohort = crowded(200, 3, seed=1)
+    point = run(crowded(), candidate_scores(cohort.embeddings, cohort.labels))
+    compared = {entry.score_digest: entry for entry in point.compared}
+    chosen = compared[point.score_digest]
+    (cosine,) = (entry for entry in point.compared if entry.kind == "cosine")
+    most = max(entry.tar for entry in point.compared)
+    assert chosen.tar >= max(cosine.tar, most - 0.02)
+    assert chosen.opis == min(e.opis for e in point.compared if e.tar >= max(cosine.tar, most - 0.02))
+    assert len(point.compared) == 5
+
+
+def test_candidates_depend_on_what_the_cohort_supports() -> None:
+    """Classes where there are labels, no whitening from a handful, no broad density from few."""
+    data = crowded(200, 3, seed=1)
+    kinds = [(score.kind, score.k) for score in candidate_scores(data.embeddings, k=20)]
+    assert kinds == [
+        ("cosine", 0), ("cohort", 20), ("cohort", 100), ("whitened cohort", 20), ("whitened cohort", 100)
+    ]  # fmt: skip
+    with_labels = candidate_scores(data.embeddings, data.labels)
+    assert with_labels[-1].digest != candidate_scores(data.embeddings)[-1].digest
+    one_a_class = [f"{row}" for row in range(len(data.labels))]
+    assert candidate_scores(data.embeddings, one_a_class)[-1].digest == candidate_scores(data.embeddings)[-1].digest
+    assert [(score.kind, score.k) for score in candidate_scores(data.embeddings[:9], k=5)] == [
+        ("cosine", 0), ("cohort", 5)
+    ]  # fmt: skip
+    with pytest.raises(InvalidEmbeddings, match="k = 20"):
+        candidate_scores(data.embeddings[:9], k=20)
+
+
+def test_a_cohort_of_calibrated_classes_is_refused() -> None:
+    """By name of class or by the picture itself; unknown classes do not count as one."""
+
+    def item(name: str, label: str) -> Item:
+        return Item(id=name, uri=f"file:///{name}", label=label, attributes={})
+
+    calibration = [item("1", "cup"), item("2", "")]
+    check_cohort(calibration, [item("3", "tree"), item("4", "")])
+    for shared in (item("5", "cup"), item("1", "")):
+        with pytest.raises(InvalidInput, match="found 1 of its 2 images among them"):
+            check_cohort(calibration, [item("3", "tree"), shared])
 
 
 @pytest.mark.parametrize(("far", "score"), [(1e-2, Score()), (1e-1, cohort_of_strangers())])

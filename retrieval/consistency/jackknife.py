@@ -1,0 +1,83 @@
+"""How uncertain a figure is, from what it would be without each class (or each image) in turn.
+
+For a figure over *pairs* of classes, leaving out a class takes out every pair with an end in it, which accounts for the
+many terms that a class takes part in: no resampling, no random numbers. Which units vary is decided by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, stdtrit
+
+from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+
+def jackknife_error(replicates: NDArray[np.float64]) -> float:
+    """Return the standard error of a figure from its values without each of n units: [n] float64, n >= 2.
+
+    Raises:
+        NotEnoughEvidence: fewer than two values.
+
+    Source: Tukey, "Bias and confidence in not quite large samples", Annals of Mathematical Statistics 29 (1958).
+
+    >>> jackknife_error(np.array([2.0, 3.0, 4.0]))  # sqrt(2 / 3 * ((2 - 3)^2 + 0 + (4 - 3)^2))
+    1.1547
+    """
+    n = len(replicates)
+    if n < 2:
+        raise NotEnoughEvidence(f"leaving one out needs at least 2 units, found {n}; add classes or images")
+    return float(np.sqrt((n - 1) / n * np.square(replicates - replicates.mean()).sum()))
+
+
+def jackknife_interval(
+    estimate: float, replicates: NDArray[np.float64], confidence: float, *, proportion: bool = False
+) -> Interval:
+    """Return the interval of a figure: the estimate plus and minus Student's quantile times the jackknife's error.
+
+    proportion: the figure lies in [0, 1] and the interval is made in its logit, so that it stays there; a figure at
+    exactly 0 or 1 gets an interval of Wilson's with the units as trials, which is wide rather than of no width.
+
+    Raises:
+        InvalidInput: confidence not strictly between 0 and 1, or a value that is not finite.
+        NotEnoughEvidence: fewer than two values.
+    """
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    if not (math.isfinite(estimate) and np.isfinite(replicates).all()):
+        raise InvalidInput(f"an interval needs finite values, found an estimate of {estimate} and its replicates")
+    quantile = float(stdtrit(max(len(replicates) - 1, 1), (1 + confidence) / 2))
+    if not proportion:
+        half_width = quantile * jackknife_error(replicates)
+        return Interval(estimate - half_width, estimate + half_width)
+    if estimate <= 0 or estimate >= 1:
+        width = wilson_interval(0, len(replicates), confidence).high
+        return Interval(0.0, width) if estimate <= 0 else Interval(1 - width, 1.0)
+    # The error is carried over to the logit: in the logits themselves, one unit that brings all would be infinite.
+    half_width = quantile * jackknife_error(replicates) / (estimate * (1 - estimate))
+    return Interval(float(expit(logit(estimate) - half_width)), float(expit(logit(estimate) + half_width)))
+
+
+def rate_interval(
+    hits: NDArray[np.int64], trials: NDArray[np.int64], total_hits: int, total_trials: int, confidence: float
+) -> Interval:
+    """Return the interval of total_hits / total_trials over the draw of classes.
+
+    hits, trials: [T] int64, what leaves the totals with each class; for pairs across classes each pair stands at both
+    its ends. No trials at all give 0 to 1.
+
+    Raises: as `jackknife_interval`.
+
+    >>> # without each 5, 4, 3 of 20: error 0.0577; logit(0.2) -+ 4.303 * 0.0577 / 0.16
+    >>> print(rate_interval(np.array([1, 2, 3]), np.array([10, 10, 10]), 6, 30, 0.95))
+    0.05026 to 0.5415
+    """
+    left = total_trials - trials
+    usable = left > 0
+    if total_trials == 0 or np.count_nonzero(usable) < 2:
+        return Interval(0.0, 1.0)
+    replicates = (total_hits - hits[usable]) / left[usable]
+    return jackknife_interval(total_hits / total_trials, replicates, confidence, proportion=True)

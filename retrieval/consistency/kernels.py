@@ -1,0 +1,171 @@
+"""Compiled loops over the pairs of one tile: count them by class and threshold, or by the bits of their score.
+
+Decides nothing about which tiles there are. Hides Numba; imported where it is used, since that takes a third of a
+second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.int64]
+Counts = NDArray[np.int64]
+Groups = NDArray[np.int32]  # [n, attributes]; -1: in no group
+Guess = NDArray[np.int16] | NDArray[np.int32]
+
+LOW_BITS = 12
+_MAX_STEPS = 1 << 14  # half a first-level cache of int16
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compile on first use; kept on disk where a folder can be written, so that the next process need not."""
+    try:
+        return cast(_Function, numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # neither the source's folder nor the user's cache can be written
+        return cast(_Function, numba.njit(nogil=True)(function))
+
+
+@_compiled
+def _excluded(first: Groups, i: int, second: Groups, j: int) -> bool:
+    for attribute in range(first.shape[1]):
+        if first[i, attribute] >= 0 and first[i, attribute] == second[j, attribute]:
+            return True
+    return False
+
+
+@_compiled
+def count_accepted_pairs(
+    scores: NDArray[np.float32],
+    first_codes: Codes,
+    second_codes: Codes,
+    first_groups: Groups,
+    second_groups: Groups,
+    above_diagonal: bool,
+    limits: NDArray[np.float32],
+    guess: Guess,
+    positives: Counts,
+    negatives: Counts,
+) -> None:
+    """Add each pair to [class, last limit that its score reaches]; a negative pair to the classes of both ends.
+
+    scores: [p, q]; codes: [p] and [q]; limits: [m + 1], ascending, infinity the last; guess: see `limit_guess`;
+    positives, negatives: [T, m], added to.
+    """
+    lowest = limits[0]
+    m = len(limits) - 1
+    n_steps = np.float32(len(guess) - 1)
+    per_score = n_steps / max(limits[m - 1] - lowest, np.float32(1e-30))
+    of_positives, of_negatives = positives.reshape(-1), negatives.reshape(-1)
+    reached = np.empty(scores.shape[1] + 1, dtype=np.int32)
+    for i in range(scores.shape[0]):
+        own = first_codes[i] * m
+        row = scores[i]
+        n_reached = 0
+        for j in range(i + 1 if above_diagonal else 0, len(row)):  # without a branch: most pairs are below
+            reached[n_reached] = j
+            n_reached += row[j] >= lowest
+        for position in range(n_reached):
+            j = reached[position]
+            if _excluded(first_groups, i, second_groups, j):
+                continue
+            score = row[j]
+            column = np.int64(guess[np.int32(min((score - lowest) * per_score, n_steps))])
+            column += limits[column + 1] <= score  # without a branch: it cannot be foretold
+            while limits[column + 1] <= score:  # never, where no step holds two limits
+                column += 1
+            other = second_codes[j] * m
+            if other == own:
+                of_positives[own + column] += 1
+            else:
+                of_negatives[own + column] += 1
+                of_negatives[other + column] += 1
+
+
+def limit_guess(limits: NDArray[np.float32]) -> Guess:
+    """Return a limit not above the scores in each of equal steps from the first limit [m] to the last.
+
+    As many steps as leave one limit in each, up to 16,384. A step begins a hundredth early, which is more than the
+    rounding of its number.
+    """
+    width = float(limits[-1]) - float(limits[0])
+    gap = float(np.diff(limits).min()) if len(limits) > 1 else 1.0
+    n_steps = int(np.clip(1.1 * width / max(gap, 1e-30), 1, _MAX_STEPS)) + 1
+    starts = float(limits[0]) + (np.arange(n_steps + 1) - 0.01) / n_steps * width
+    guess = np.maximum(np.searchsorted(limits, starts, side="right") - 1, 0)
+    return guess.astype(np.int16) if len(limits) <= np.iinfo(np.int16).max else guess.astype(np.int32)
+
+
+@_compiled
+def count_pairs_by_class(
+    first_codes: Codes,
+    second_codes: Codes,
+    first_groups: Groups,
+    second_groups: Groups,
+    above_diagonal: bool,
+    positives: Counts,
+    negatives: Counts,
+) -> None:
+    """Add the pairs that are not excluded, whatever their score; positives, negatives: [T]."""
+    for i in range(len(first_codes)):
+        code = first_codes[i]
+        for j in range(i + 1 if above_diagonal else 0, len(second_codes)):
+            if not _excluded(first_groups, i, second_groups, j):
+                other = second_codes[j]
+                if other == code:
+                    positives[code] += 1
+                else:
+                    negatives[code] += 1
+                    negatives[other] += 1
+
+
+@_compiled
+def _ordered(bits: np.uint32) -> np.uint32:
+    """Map the bits of a float32 to an integer that orders as the numbers do; -0.0 as 0.0."""
+    if bits & np.uint32(0x80000000):
+        return np.uint32(0x80000000) if bits == np.uint32(0x80000000) else ~bits
+    return bits | np.uint32(0x80000000)
+
+
+@_compiled
+def count_high_bits(
+    bits: NDArray[np.uint32],
+    first_codes: Codes,
+    second_codes: Codes,
+    first_groups: Groups,
+    second_groups: Groups,
+    above_diagonal: bool,
+    counts: Counts,
+) -> None:
+    """Add each negative pair to the bin of its score's high bits: [2^(32 - LOW_BITS)]. bits: scores seen as uint32."""
+    for i in range(bits.shape[0]):
+        code = first_codes[i]
+        for j in range(i + 1 if above_diagonal else 0, bits.shape[1]):
+            if second_codes[j] != code and not _excluded(first_groups, i, second_groups, j):
+                counts[_ordered(bits[i, j]) >> np.uint32(LOW_BITS)] += 1
+
+
+@_compiled
+def count_low_bits(
+    bits: NDArray[np.uint32],
+    first_codes: Codes,
+    second_codes: Codes,
+    first_groups: Groups,
+    second_groups: Groups,
+    above_diagonal: bool,
+    row_of: NDArray[np.int16],
+    counts: Counts,
+) -> None:
+    """Add each negative pair whose high bits are wanted to [row_of[high bits], low bits]; row_of: -1 where unwanted."""
+    for i in range(bits.shape[0]):
+        code = first_codes[i]
+        for j in range(i + 1 if above_diagonal else 0, bits.shape[1]):
+            key = _ordered(bits[i, j])
+            row = row_of[key >> np.uint32(LOW_BITS)]
+            if row >= 0 and second_codes[j] != code and not _excluded(first_groups, i, second_groups, j):
+                counts[row, key & np.uint32((1 << LOW_BITS) - 1)] += 1

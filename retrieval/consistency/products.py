@@ -1,0 +1,41 @@
+"""One thread for each matrix product: tiles are shared among threads instead.
+
+A library's own threads wait for each other in busy loops at every small product, which on busy cores costs many times
+the product itself, and their number would change the last bit of the scores. Hides threadpoolctl.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
+
+
+class OneThreadAProduct:
+    """Keeps the matrix library to one thread inside `with`. Its setting is the process's: all who are inside share it.
+
+    Thread rule: every field is read and written under the lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._controller: Any = None
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._controller = self._controller or ThreadpoolController()  # slow: it reads the process's maps
+                self._limits = self._controller.limit(limits=1, user_api="blas")
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._limits.restore_original_limits()
+
+
+one_thread_a_product = OneThreadAProduct()

@@ -1,0 +1,119 @@
+"""How far forecast probabilities of a match can be trusted: reliability bins, ECE, Brier score and log loss.
+
+Whether a calibrator is good enough, or better than another, is decided by the modules that call this one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reliability:
+    """Forecast against outcome, in bins of equal width on [0, 1].
+
+    edges: [b + 1] float64; mean_probability, match_rate: [b] float64, 0 in empty bins; weight: [b] float64, share of
+    the total weight; brier: weighted mean squared error; ece: weighted mean gap between probability and rate over bins;
+    log_loss: weighted mean of -log(probability given to what happened), infinite where that was 0.
+    """
+
+    edges: NDArray[np.float64]
+    mean_probability: NDArray[np.float64]
+    match_rate: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    brier: float
+    ece: float
+    log_loss: float
+
+    def __str__(self) -> str:
+        lines = [f"ECE {self.ece:.3g}, Brier {self.brier:.3g}, log loss {self.log_loss:.3g}"]
+        for row in np.flatnonzero(self.weight):
+            low, high = self.edges[row], self.edges[row + 1]
+            lines.append(
+                f"  {low:.2f} to {high:.2f}: forecast {self.mean_probability[row]:.3f}, "
+                f"matches {self.match_rate[row]:.3f}, weight {self.weight[row]:.2g}"
+            )
+        return "\n".join(lines)
+
+
+def reliability(
+    probabilities: NDArray[np.float64],
+    matches: NDArray[np.bool_],
+    *,
+    weights: NDArray[np.float64] | None = None,
+    n_bins: int = 10,
+) -> Reliability:
+    """Return reliability bins, Brier score, expected calibration error and log loss of forecasts [n] and outcomes [n].
+
+    weights [n] restore the prevalence where pairs were drawn at another one; omitted, all count the same.
+
+    Raises:
+        InvalidInput: no forecast, lengths that differ, values outside [0, 1], or weights that are negative or all zero.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950);
+    Naeini, Cooper, Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning", AAAI 2015 (ECE).
+
+    >>> reliability(np.array([0.2, 0.8]), np.array([False, True])).brier
+    0.04
+    """
+    if weights is None:
+        weights = np.ones(len(probabilities))
+    if len(probabilities) == 0 or not len(probabilities) == len(matches) == len(weights) or n_bins < 1:
+        raise InvalidInput(
+            f"expected as many probabilities as matches and weights, at least one, and n_bins >= 1, found "
+            f"{len(probabilities)}, {len(matches)}, {len(weights)} and {n_bins}"
+        )
+    if not ((probabilities >= 0) & (probabilities <= 1)).all() or not (weights >= 0).all() or weights.sum() == 0:
+        raise InvalidInput("probabilities must lie in [0, 1]; weights must not be negative, nor all zero")
+    share = weights / weights.sum()
+    bins = np.minimum((probabilities * n_bins).astype(np.int64), n_bins - 1)
+    weight = np.bincount(bins, share, n_bins).astype(np.float64)
+    forecast = np.bincount(bins, share * probabilities, n_bins)
+    outcome = np.bincount(bins, share * matches, n_bins)
+    scale = np.where(weight > 0, weight, 1)
+    given = np.where(matches, probabilities, 1 - probabilities)
+    counted = share > 0
+    with np.errstate(divide="ignore"):  # what was called impossible and happened costs infinity, as it should
+        losses = -np.log(given[counted])
+    return Reliability(
+        edges=np.linspace(0, 1, n_bins + 1),
+        mean_probability=forecast / scale,
+        match_rate=outcome / scale,
+        weight=weight,
+        brier=math.fsum(share * (probabilities - matches) ** 2),
+        ece=float(np.abs(forecast - outcome).sum()),
+        log_loss=float((share[counted] * losses).sum()),
+    )
+
+
+def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
+    """Return the reliability of all parts together, each with the same total weight; parts share their bins.
+
+    Brier score and log loss are the means of those of the parts. ECE is not, it is computed afresh: gaps that have
+    opposite signs in different parts cancel.
+
+    Raises:
+        InvalidInput: no part, or bins that differ.
+    """
+    if not parts or any(len(part.edges) != len(parts[0].edges) for part in parts):
+        raise InvalidInput(f"expected at least one part, all with the same bins, found {len(parts)} parts")
+    weight = np.mean([part.weight for part in parts], axis=0)
+    forecast = np.mean([part.weight * part.mean_probability for part in parts], axis=0)
+    outcome = np.mean([part.weight * part.match_rate for part in parts], axis=0)
+    scale = np.where(weight > 0, weight, 1)
+    return Reliability(
+        edges=parts[0].edges,
+        mean_probability=forecast / scale,
+        match_rate=outcome / scale,
+        weight=weight,
+        brier=float(np.mean([part.brier for part in parts])),
+        ece=float(np.abs(forecast - outcome).sum()),
+        log_loss=float(np.mean([part.log_loss for part in parts])),
+    )

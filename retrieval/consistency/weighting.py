@@ -1,0 +1,132 @@
+"""How much each class counts in a mean over classes, and what drawing the classes anew says of such a mean.
+
+Which values are averaged is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.intervals import Interval
+from retrieval.errors import InvalidInput
+
+Weighting: TypeAlias = Literal["equal", "images"] | Mapping[str, float]
+
+# Bounds the memory of a bootstrap over many classes: 32 MiB a block of replicates.
+_BLOCK_ENTRIES = 1 << 22
+
+
+def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the weight of each class, sum 1: [T] float64.
+
+    weighting: "equal" as in the paper, "images" in proportion to n_images, or a weight for each class by name; names
+    that are not among the classes are passed over, such as classes without a positive pair.
+
+    Raises:
+        InvalidInput: an unknown word, a class without a weight, a negative or infinite weight, or all of them 0.
+
+    >>> weigh_classes("images", ("a", "b"), np.array([1, 3]))
+    array([0.25, 0.75])
+    """
+    if isinstance(weighting, Mapping):
+        missing = [name for name in classes if name not in weighting]
+        if missing:
+            raise InvalidInput(f"every class needs a weight; {len(missing)} have none, the first is {missing[0]!r}")
+        weights = np.array([weighting[name] for name in classes], dtype=np.float64)
+    elif weighting == "equal":
+        weights = np.ones(len(classes))
+    elif weighting == "images":
+        weights = n_images.astype(np.float64)
+    else:
+        raise InvalidInput(f"weighting is 'equal', 'images' or a weight for each class by name, found {weighting!r}")
+    total = weights.sum()
+    if not (np.isfinite(total) and total > 0 and (weights >= 0).all()):
+        raise InvalidInput("weights of classes must be finite, not negative, and not all 0")
+    return np.asarray(weights / total, dtype=np.float64)
+
+
+def resampled_weights(
+    weights: NDArray[np.float64], n_bootstrap: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.float64]]:
+    """Yield bootstrap replicates of the weights of classes, sum 1 each, in blocks: [b, T] float64.
+
+    Classes are drawn alike with replacement and keep their weights; a replicate without any weight is drawn again.
+
+    Raises:
+        InvalidInput: n_bootstrap is not positive.
+    """
+    if n_bootstrap < 1:
+        raise InvalidInput(f"expected at least one bootstrap replicate, found {n_bootstrap}")
+    n_classes = len(weights)
+    block = max(1, _BLOCK_ENTRIES // n_classes)
+    for done in range(0, n_bootstrap, block):
+        size = min(block, n_bootstrap - done)
+        drawn = np.empty((size, n_classes))
+        for row in drawn:
+            row[:] = _draw(weights, rng)
+        yield drawn
+
+
+def _draw(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    n_classes = len(weights)
+    while True:
+        drawn = np.bincount(rng.integers(n_classes, size=n_classes), minlength=n_classes) * weights
+        total = drawn.sum()
+        if total > 0:
+            return np.asarray(drawn / total, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMean:
+    """A weighted mean over classes; p_value: two-sided, of the hypothesis that its expectation is 0."""
+
+    value: float
+    interval: Interval
+    p_value: float
+
+
+def mean_over_classes(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    *,
+    n_bootstrap: int,
+    confidence: float,
+    rng: np.random.Generator,
+) -> ClassMean:
+    """Return the mean of values [k] by weights [k], positive, sum 1, with a symmetric studentised bootstrap interval.
+
+    Values of few and unequal classes are skewed: intervals of percentiles would miss too often, and the p-value agrees
+    with this interval.
+
+    Raises:
+        InvalidInput: n_bootstrap is not positive, or confidence is not strictly between 0 and 1.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
+    """
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    mean = float(weights @ values)
+    centred = values - mean  # keeps squares from cancelling
+    parts = []
+    for drawn in resampled_weights(weights, n_bootstrap, rng):
+        errors = _standard_errors(drawn, weights, centred)
+        parts.append(np.divide(np.abs(drawn @ centred), errors, out=np.zeros_like(errors), where=errors > 0))
+    sizes = np.concatenate(parts) * _standard_errors(weights, weights, centred)
+    reach = float(np.quantile(sizes, confidence))
+    p_value = float((1 + np.count_nonzero(sizes >= abs(mean))) / (1 + n_bootstrap))
+    return ClassMean(mean, Interval(mean - reach, mean + reach), p_value)
+
+
+def _standard_errors(
+    drawn: NDArray[np.float64], weights: NDArray[np.float64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of the mean of values [k] by drawn [..., k], which are replicates of weights [k] or these themselves: [...]."""
+    per_draw = (drawn / weights).mean(axis=-1)  # what a single draw of a class of weight 1 weighs
+    mean, own = drawn @ values, drawn * weights
+    squares = own @ values**2 - 2 * mean * (own @ values) + mean**2 * own.sum(axis=-1)
+    return np.asarray(np.sqrt(np.maximum(per_draw * squares, 0)), dtype=np.float64)

