@@ -4,51 +4,176 @@ Arrays only: no files, no clock, no environment; randomness is an argument.
 """
 
 from retrieval.consistency.calibration import (
-    IsotonicCalibrator,
-    Reliability,
+    CALIBRATOR_KINDS,
+    fit_calibrator,
     fit_isotonic,
     fit_isotonic_scores,
-    reliability,
+    fit_scores,
 )
-from retrieval.consistency.certificate import Certificate, certify
+from retrieval.consistency.calibration_choice import (
+    CalibratorComparison,
+    CalibratorScore,
+    cross_validate_calibrators,
+    fit_best_calibrator,
+)
+from retrieval.consistency.calibrator import Calibrator
+from retrieval.consistency.calibrators import calibrator_from_json
+from retrieval.consistency.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
+from retrieval.consistency.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.certificate import Certificate, MeanCertificate, certify, certify_mean
+from retrieval.consistency.class_separation import ClassSeparation, class_separation
+from retrieval.consistency.cohort_fit import CohortFit, cohort_fit
+from retrieval.consistency.comparison import OpisComparison, compare_consistency
+from retrieval.consistency.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
+from retrieval.consistency.contamination import (
+    ContaminationCurve,
+    ContaminationPoint,
+    LabelledData,
+    contaminate,
+    threshold_under_contamination,
+)
 from retrieval.consistency.curves import OperatingCurves, operating_curves, query_gallery_curves
+from retrieval.consistency.differentials import (
+    GroupTest,
+    RateDifferential,
+    fairness_discrepancy_rate,
+    garbe,
+    gini,
+    holm,
+    max_geometric_mean,
+    max_min_ratio,
+)
+from retrieval.consistency.drift import look_for_drift, start_drift
+from retrieval.consistency.drift_size import DriftSize, drift_size
+from retrieval.consistency.drift_state import DriftState
+from retrieval.consistency.group_comparison import CrossRate, GroupComparison, compare_groups
+from retrieval.consistency.influence import ClassInfluence, ThresholdInfluence, threshold_influence
 from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.mislabelled import LabelMargins, SuspectLabel, label_margins
+from retrieval.consistency.normalisation import Whitening, fit_whitening
 from retrieval.consistency.opis import OpisResult, consistency_report, opis
 from retrieval.consistency.pair_samples import SampledCurves, judged_curves, sampled_curves
+from retrieval.consistency.pairs import LabelledVectors, crossed_vectors, labelled_vectors
 from retrieval.consistency.ranking import map_at_r, recall_at_k
+from retrieval.consistency.reliability import Reliability, reliability
+from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
 from retrieval.consistency.selection import threshold_grid, thresholds_at_far
 from retrieval.consistency.separation import ScoreHistograms, score_histograms
+from retrieval.consistency.separation_change import ClassChange, SeparationChange, separation_change
 from retrieval.consistency.subgroups import GroupRates, class_rates, group_rates
-from retrieval.consistency.thresholds import ThresholdChoice, choose_threshold_for_far
+from retrieval.consistency.targets import Target, parse_target
+from retrieval.consistency.threshold_bootstrap import bootstrap_threshold_interval
+from retrieval.consistency.threshold_comparison import ClassDecisionChange, ThresholdComparison, compare_thresholds
+from retrieval.consistency.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
+from retrieval.consistency.transfer import TransferredThreshold, transfer_threshold
+from retrieval.consistency.unlabelled_rates import MOVED, UNCHANGED, UnlabelledRates, estimate_rates
+from retrieval.consistency.weighting import Weighting
 
 __all__ = [
+    "CALIBRATOR_KINDS",
+    "MOVED",
+    "UNCHANGED",
+    "BetaCalibrator",
+    "Calibrator",
+    "CalibratorComparison",
+    "CalibratorScore",
     "Certificate",
+    "ClassChange",
+    "ClassDecisionChange",
+    "ClassInfluence",
+    "ClassSeparation",
+    "CohortFit",
+    "ConfusedPair",
+    "Confusion",
+    "ContaminationCurve",
+    "ContaminationPoint",
+    "CrossRate",
+    "DecisionFlips",
+    "DriftSize",
+    "DriftState",
+    "Flips",
+    "GroupComparison",
     "GroupRates",
+    "GroupTest",
     "Interval",
     "IsotonicCalibrator",
+    "LabelMargins",
+    "LabelledData",
+    "LabelledVectors",
+    "MeanCertificate",
     "OperatingCurves",
+    "OpisComparison",
     "OpisResult",
+    "PlattCalibrator",
+    "RateDifferential",
     "Reliability",
     "SampledCurves",
     "ScoreHistograms",
+    "ScoredPair",
+    "SeparationChange",
+    "Share",
+    "SuspectLabel",
+    "Target",
     "ThresholdChoice",
+    "ThresholdComparison",
+    "ThresholdInfluence",
+    "TransferredThreshold",
+    "UnlabelledRates",
+    "VennAbersCalibrator",
+    "Weighting",
+    "Whitening",
+    "bootstrap_threshold_interval",
+    "calibrator_from_json",
     "certify",
+    "certify_mean",
+    "choose_threshold",
     "choose_threshold_for_far",
     "class_rates",
+    "class_separation",
+    "cohort_fit",
+    "compare_consistency",
+    "compare_groups",
+    "compare_thresholds",
     "consistency_report",
+    "contaminate",
+    "cross_validate_calibrators",
+    "crossed_vectors",
+    "decision_flips",
+    "drift_size",
+    "estimate_rates",
+    "fairness_discrepancy_rate",
+    "fit_best_calibrator",
+    "fit_calibrator",
     "fit_isotonic",
     "fit_isotonic_scores",
+    "fit_scores",
+    "fit_whitening",
+    "garbe",
+    "gini",
     "group_rates",
+    "holm",
     "judged_curves",
+    "label_margins",
+    "labelled_vectors",
+    "look_for_drift",
     "map_at_r",
+    "max_geometric_mean",
+    "max_min_ratio",
+    "most_confused",
     "operating_curves",
     "opis",
+    "parse_target",
     "query_gallery_curves",
     "recall_at_k",
     "reliability",
     "sampled_curves",
     "score_histograms",
+    "separation_change",
+    "start_drift",
     "threshold_grid",
+    "threshold_influence",
+    "threshold_under_contamination",
     "thresholds_at_far",
+    "transfer_threshold",
     "wilson_interval",
 ]
