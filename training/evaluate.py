@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves import operating_curves
-from retrieval.consistency.opis import consistency_report
+from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.opis.opis import consistency_report
+from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.ranking import recall_at_k
-from retrieval.consistency.selection import thresholds_at_far
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.data import Progress, Unreadable, read_items

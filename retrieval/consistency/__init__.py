@@ -3,37 +3,47 @@
 Arrays only: no files, no clock, no environment; randomness is an argument.
 """
 
-from retrieval.consistency.calibration import (
+from retrieval.consistency.calibration.calibration import (
     CALIBRATOR_KINDS,
     fit_calibrator,
     fit_isotonic,
     fit_isotonic_scores,
     fit_scores,
 )
-from retrieval.consistency.calibration_choice import (
+from retrieval.consistency.calibration.calibration_choice import (
     CalibratorComparison,
     CalibratorScore,
     cross_validate_calibrators,
     fit_best_calibrator,
 )
-from retrieval.consistency.calibrator import Calibrator
-from retrieval.consistency.calibrators import calibrator_from_json
-from retrieval.consistency.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
-from retrieval.consistency.calibrators_parametric import BetaCalibrator, PlattCalibrator
-from retrieval.consistency.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.class_separation import ClassSeparation, class_separation
-from retrieval.consistency.cohort_fit import CohortFit, cohort_fit
-from retrieval.consistency.comparison import OpisComparison, compare_consistency
-from retrieval.consistency.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
-from retrieval.consistency.contamination import (
-    ContaminationCurve,
-    ContaminationPoint,
-    LabelledData,
-    contaminate,
-    threshold_under_contamination,
-)
-from retrieval.consistency.curves import OperatingCurves, operating_curves, query_gallery_curves
-from retrieval.consistency.differentials import (
+from retrieval.consistency.calibration.calibrator import Calibrator
+from retrieval.consistency.calibration.calibrators import calibrator_from_json
+from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
+from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.calibration.reliability import Reliability, reliability
+from retrieval.consistency.curves.curves import OperatingCurves, operating_curves, query_gallery_curves
+from retrieval.consistency.curves.pair_samples import SampledCurves, judged_curves, sampled_curves
+from retrieval.consistency.drift.cohort_fit import CohortFit, cohort_fit
+from retrieval.consistency.drift.drift import look_for_drift, start_drift
+from retrieval.consistency.drift.drift_size import DriftSize, drift_size
+from retrieval.consistency.drift.drift_state import DriftState
+from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
+from retrieval.consistency.drift.unlabelled_rates import MOVED, UNCHANGED, UnlabelledRates, estimate_rates
+from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.normalisation import Whitening, fit_whitening
+from retrieval.consistency.opis.comparison import OpisComparison, compare_consistency
+from retrieval.consistency.opis.opis import OpisResult, consistency_report, opis
+from retrieval.consistency.opis.weighting import Weighting
+from retrieval.consistency.pairs.pairs import LabelledVectors, crossed_vectors, labelled_vectors
+from retrieval.consistency.pairs.selection import threshold_grid, thresholds_at_far
+from retrieval.consistency.ranking import map_at_r, recall_at_k
+from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
+from retrieval.consistency.separation.class_separation import ClassSeparation, class_separation
+from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
+from retrieval.consistency.separation.mislabelled import LabelMargins, SuspectLabel, label_margins
+from retrieval.consistency.separation.separation import ScoreHistograms, score_histograms
+from retrieval.consistency.separation.separation_change import ClassChange, SeparationChange, separation_change
+from retrieval.consistency.subgroups.differentials import (
     GroupTest,
     RateDifferential,
     fairness_discrepancy_rate,
@@ -43,31 +53,25 @@ from retrieval.consistency.differentials import (
     max_geometric_mean,
     max_min_ratio,
 )
-from retrieval.consistency.drift import look_for_drift, start_drift
-from retrieval.consistency.drift_size import DriftSize, drift_size
-from retrieval.consistency.drift_state import DriftState
-from retrieval.consistency.group_comparison import CrossRate, GroupComparison, compare_groups
-from retrieval.consistency.influence import ClassInfluence, ThresholdInfluence, threshold_influence
-from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.mislabelled import LabelMargins, SuspectLabel, label_margins
-from retrieval.consistency.normalisation import Whitening, fit_whitening
-from retrieval.consistency.opis import OpisResult, consistency_report, opis
-from retrieval.consistency.pair_samples import SampledCurves, judged_curves, sampled_curves
-from retrieval.consistency.pairs import LabelledVectors, crossed_vectors, labelled_vectors
-from retrieval.consistency.ranking import map_at_r, recall_at_k
-from retrieval.consistency.reliability import Reliability, reliability
-from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
-from retrieval.consistency.selection import threshold_grid, thresholds_at_far
-from retrieval.consistency.separation import ScoreHistograms, score_histograms
-from retrieval.consistency.separation_change import ClassChange, SeparationChange, separation_change
-from retrieval.consistency.subgroups import GroupRates, class_rates, group_rates
-from retrieval.consistency.targets import Target, parse_target
-from retrieval.consistency.threshold_bootstrap import bootstrap_threshold_interval
-from retrieval.consistency.threshold_comparison import ClassDecisionChange, ThresholdComparison, compare_thresholds
-from retrieval.consistency.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
-from retrieval.consistency.transfer import TransferredThreshold, transfer_threshold
-from retrieval.consistency.unlabelled_rates import MOVED, UNCHANGED, UnlabelledRates, estimate_rates
-from retrieval.consistency.weighting import Weighting
+from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison, compare_groups
+from retrieval.consistency.subgroups.subgroups import GroupRates, class_rates, group_rates
+from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
+from retrieval.consistency.thresholds.contamination import (
+    ContaminationCurve,
+    ContaminationPoint,
+    LabelledData,
+    contaminate,
+    threshold_under_contamination,
+)
+from retrieval.consistency.thresholds.influence import ClassInfluence, ThresholdInfluence, threshold_influence
+from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency.thresholds.threshold_bootstrap import bootstrap_threshold_interval
+from retrieval.consistency.thresholds.threshold_comparison import (
+    ClassDecisionChange,
+    ThresholdComparison,
+    compare_thresholds,
+)
+from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
 
 __all__ = [
     "CALIBRATOR_KINDS",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # Scores held at once; a chunk of queries meets all images, so this bounds memory whatever n is.

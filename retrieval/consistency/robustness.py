@@ -13,10 +13,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.classwise import slices
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import rate_interval
-from retrieval.consistency.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
+from retrieval.consistency.separation.classwise import slices
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 SIDES = ("query", "both")

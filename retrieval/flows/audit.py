@@ -24,8 +24,8 @@ from retrieval.consistency import (
     recall_at_k,
     score_histograms,
 )
-from retrieval.consistency.confusion import ConfusedPair, Confusion, most_confused
-from retrieval.consistency.group_comparison import GroupComparison, compare_groups
+from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, most_confused
+from retrieval.consistency.subgroups.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves import operating_curves
+from retrieval.consistency.curves.curves import operating_curves
 from retrieval.consistency.normalisation import Whitening, fit_whitening
-from retrieval.consistency.selection import thresholds_at_far
+from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.contract.score import Score, cohort_score
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 

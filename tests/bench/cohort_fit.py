@@ -13,7 +13,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.cohort_fit import cohort_fit
+from retrieval.consistency.drift.cohort_fit import cohort_fit
 from retrieval.consistency.intervals import wilson_interval
 from retrieval.contract.score import Score
 from tests.bench.measuring.domains import domain

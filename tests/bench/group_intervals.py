@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from retrieval.consistency.group_comparison import compare_groups
 from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.subgroups.group_comparison import compare_groups
 from tests.consistency.conftest import draw_family
 
 DIMENSION, SPREAD = 16, 0.3

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves import count_accepted
-from retrieval.consistency.opis import OpisResult, consistency_report
-from retrieval.consistency.pairs import LabelledVectors, labelled_vectors
-from retrieval.consistency.selection import build_grid
-from retrieval.consistency.utility import class_utilities, find_band, utility
+from retrieval.consistency.curves.curves import count_accepted
+from retrieval.consistency.opis.opis import OpisResult, consistency_report
+from retrieval.consistency.opis.utility import class_utilities, find_band, utility
+from retrieval.consistency.pairs.pairs import LabelledVectors, labelled_vectors
+from retrieval.consistency.pairs.selection import build_grid
 
 _DIMENSION = 32
 _BAND = {"far_low": 1e-2, "far_high": 1e-1}

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.comparison import compare_consistency
 from retrieval.consistency.intervals import wilson_interval
+from retrieval.consistency.opis.comparison import compare_consistency
 
 _DIMENSION = 32
 _LEVEL = 0.05

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.certificate import certify, certify_mean
-from retrieval.consistency.curves import OperatingCurves, operating_curves
+from retrieval.consistency.curves.curves import OperatingCurves, operating_curves
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.targets import Target, parse_target
-from retrieval.consistency.threshold_bootstrap import bootstrap_threshold_interval
-from retrieval.consistency.thresholds import choose_threshold
+from retrieval.consistency.thresholds.certificate import certify, certify_mean
+from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency.thresholds.threshold_bootstrap import bootstrap_threshold_interval
+from retrieval.consistency.thresholds.thresholds import choose_threshold
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.emoji import emoji
 from tests.consistency.conftest import draw_family

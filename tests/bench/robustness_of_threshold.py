@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.consistency.contamination import KINDS as CONTAMINATIONS
-from retrieval.consistency.contamination import LabelledData, contaminate, threshold_under_contamination
-from retrieval.consistency.influence import threshold_influence
-from retrieval.consistency.mislabelled import label_margins
+from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.robustness import DecisionFlips, decision_flips
-from retrieval.consistency.selection import thresholds_at_far
+from retrieval.consistency.separation.mislabelled import label_margins
+from retrieval.consistency.thresholds.contamination import KINDS as CONTAMINATIONS
+from retrieval.consistency.thresholds.contamination import LabelledData, contaminate, threshold_under_contamination
+from retrieval.consistency.thresholds.influence import threshold_influence
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.preprocessing import Preprocessing, to_array
 from retrieval.engine.perturbations import KINDS, Perturbation, preprocess_perturbed

@@ -14,7 +14,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.unlabelled_rates import MOVED, estimate_rates
+from retrieval.consistency.drift.unlabelled_rates import MOVED, estimate_rates
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.domains import domain
 from tests.bench.measuring.emoji import Embedded, emoji

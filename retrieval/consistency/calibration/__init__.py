@@ -1,0 +1,1 @@
+"""Score -> probability of a match, by the kind of calibrator that held-out classes favour."""

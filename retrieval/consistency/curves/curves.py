@@ -1,0 +1,349 @@
+"""Labelled embeddings -> how many pairs of each class are accepted at each threshold.
+
+Counts, not rates, so that shards of one set of images merge by addition. What the curves say about consistency or about
+a threshold is left to `opis` and `thresholds`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs.counting import count_pairs
+from retrieval.consistency.pairs.pairs import (
+    Columns,
+    LabelledVectors,
+    Progress,
+    Vectors,
+    crossed_vectors,
+    labelled_vectors,
+)
+from retrieval.consistency.pairs.selection import one_pass_grid
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+Counts = NDArray[np.int64]
+Rates = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OperatingCurves:
+    """Accepted pairs per class and threshold.
+
+    classes: T sorted names; n_images: [T] int64; thresholds: [m] float64, strictly ascending;
+    positives_accepted, negatives_accepted: [T, m] int64; positives, negatives: [T] int64, pairs in all;
+    cosine: whether scores are cosines of unit vectors, so that a distance exists.
+
+    Positives of a class are the unordered pairs inside it, negatives the pairs with exactly one end in it. A negative
+    pair is therefore counted by two classes; the pooled rates are those of unordered pairs all the same.
+    """
+
+    classes: tuple[str, ...]
+    n_images: Counts
+    thresholds: Rates
+    positives_accepted: Counts
+    negatives_accepted: Counts
+    positives: Counts
+    negatives: Counts
+    cosine: bool
+
+    @property
+    def with_positives(self) -> NDArray[np.bool_]:
+        """Which classes have a positive pair: [T] bool. The others are left out of every TAR."""
+        return self.positives > 0
+
+    @property
+    def n_excluded(self) -> int:
+        """Number of classes without a positive pair."""
+        return int(np.count_nonzero(~self.with_positives))
+
+    @property
+    def tar(self) -> Rates:
+        """Share of positives accepted: [classes with a positive pair, m] float64, in the order of `classes`."""
+        rows = self.with_positives
+        return _share(self.positives_accepted[rows], self.positives[rows, None])
+
+    @property
+    def far(self) -> Rates:
+        """Share of negatives accepted: [T, m] float64."""
+        return _share(self.negatives_accepted, self.negatives[:, None])
+
+    @property
+    def pooled_tar(self) -> Rates:
+        """Share of all positive pairs accepted: [m] float64."""
+        return _share(self.positives_accepted.sum(axis=0), self.positives.sum())
+
+    @property
+    def pooled_far(self) -> Rates:
+        """Share of all negative pairs accepted: [m] float64."""
+        return _share(self.negatives_accepted.sum(axis=0), self.negatives.sum())
+
+    @property
+    def mean_tar(self) -> Rates:
+        """Class mean of TAR: [m] float64."""
+        return np.asarray(self.tar.mean(axis=0), dtype=np.float64)
+
+    @property
+    def mean_far(self) -> Rates:
+        """Class mean of FAR: [m] float64."""
+        return np.asarray(self.far.mean(axis=0), dtype=np.float64)
+
+    @property
+    def n_negative_pairs(self) -> int:
+        """Number of unordered negative pairs."""
+        return int(self.negatives.sum()) // 2
+
+    def __add__(self, other: OperatingCurves) -> OperatingCurves:
+        """Return the curves of two shards of the same images, see `operating_curves`.
+
+        Raises:
+            InvalidInput: the two do not share classes, images, thresholds and kind of score.
+        """
+        same = (
+            self.classes == other.classes
+            and self.cosine == other.cosine
+            and np.array_equal(self.n_images, other.n_images)
+            and np.array_equal(self.thresholds, other.thresholds)
+        )
+        if not same:
+            raise InvalidInput(
+                "curves merge only when classes, images, thresholds and score are the same; these differ"
+            )
+        return replace(
+            self,
+            positives_accepted=self.positives_accepted + other.positives_accepted,
+            negatives_accepted=self.negatives_accepted + other.negatives_accepted,
+            positives=self.positives + other.positives,
+            negatives=self.negatives + other.negatives,
+        )
+
+    def at(self, threshold: float) -> OperatingCurves:
+        """Return the curves at one threshold of the grid (m = 1).
+
+        Raises:
+            InvalidInput: the threshold is not one of the grid; there is no guessing between two thresholds.
+        """
+        column = int(np.searchsorted(self.thresholds, threshold))
+        if column == len(self.thresholds) or self.thresholds[column] != threshold:
+            raise InvalidInput(
+                f"threshold {threshold!r} is not among the {len(self.thresholds)} thresholds of these curves; "
+                "compute the curves with it included"
+            )
+        one = slice(column, column + 1)
+        return replace(
+            self,
+            thresholds=self.thresholds[one],
+            positives_accepted=self.positives_accepted[:, one],
+            negatives_accepted=self.negatives_accepted[:, one],
+        )
+
+    def to_table(self) -> dict[str, NDArray[np.generic]]:
+        """Return long columns of T * m rows, class by class, thresholds ascending.
+
+        class_name: str; n_images, positives, negatives, positives_accepted, negatives_accepted: int64;
+        threshold: float64; cosine: bool.
+        """
+        m = len(self.thresholds)
+        return {
+            "class_name": np.repeat(np.array(self.classes, dtype=object), m),
+            "n_images": np.repeat(self.n_images, m),
+            "positives": np.repeat(self.positives, m),
+            "negatives": np.repeat(self.negatives, m),
+            "threshold": np.tile(self.thresholds, len(self.classes)),
+            "positives_accepted": self.positives_accepted.ravel(),
+            "negatives_accepted": self.negatives_accepted.ravel(),
+            "cosine": np.full(m * len(self.classes), self.cosine),
+        }
+
+    def to_parquet(self) -> bytes:
+        """Return a Parquet file of `to_table`, for keeping or for merging on another machine."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        buffer = io.BytesIO()
+        table = {name: pa.array(column) for name, column in self.to_table().items()}
+        pyarrow.parquet.write_table(pa.table(table), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> OperatingCurves:
+        """Undo `to_parquet`.
+
+        Raises:
+            InvalidInput: the bytes are no Parquet file, or not of curves.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.parquet.read_table(io.BytesIO(data))
+            return cls.from_table({name: table[name].to_numpy() for name in table.column_names})
+        except (pa.ArrowException, KeyError) as error:
+            raise InvalidInput(f"expected a Parquet file of operating curves: {error}") from error
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, NDArray[np.generic]]) -> OperatingCurves:
+        """Undo `to_table`.
+
+        Raises:
+            InvalidInput: the rows are not every class with every threshold in the order `to_table` writes.
+        """
+        thresholds = np.unique(table["threshold"].astype(np.float64))
+        m = len(thresholds)
+        names = table["class_name"][::m] if m else table["class_name"]
+        if not np.array_equal(table["threshold"], np.tile(thresholds, len(names))):
+            raise InvalidInput(
+                "the table does not hold every class at every threshold, in order; it was cut or re-sorted"
+            )
+
+        def column(name: str) -> Counts:
+            return table[name].astype(np.int64).reshape(len(names), m)
+
+        return cls(
+            classes=tuple(str(name) for name in names),
+            n_images=column("n_images")[:, 0],
+            thresholds=thresholds,
+            positives_accepted=column("positives_accepted"),
+            negatives_accepted=column("negatives_accepted"),
+            positives=column("positives")[:, 0],
+            negatives=column("negatives")[:, 0],
+            cosine=bool(table["cosine"][0]),
+        )
+
+
+def operating_curves(
+    query_vectors: Vectors,
+    labels: Sequence[str],
+    *,
+    gallery_vectors: Vectors | None = None,
+    exclude: Columns = (),
+    thresholds: Rates | Sequence[float] | None = None,
+    tile: int = 1024,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> OperatingCurves:
+    """Return exact counts of accepted pairs (score >= threshold, float32 products) per class and threshold.
+
+    query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors` for when unit rows are demanded; labels: n
+    strings; exclude: columns of n strings, for instance makers: two images that share one make no pair; thresholds: any
+    order, duplicates dropped; omitted, they are chosen to cover the band of OPIS and all above it, from all pairs of
+    up to 10,000 images, else from a sample; the counts are those of all pairs all the same. shard (index, count) visits
+    a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all cores.
+
+    Cost: n^2 / 2 products of D; memory: a [T, m] of counts and a few [tile, tile] for each thread.
+
+    Raises:
+        InvalidInput: thresholds empty or not finite, or a shard without explicit thresholds.
+        NotEnoughEvidence: fewer than two classes, or no pair inside a class.
+        InvalidEmbeddings: see `labelled_vectors`.
+
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    >>> curves = operating_curves(rows, ["a", "a", "b"], thresholds=[0.5, 0.7])
+    >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, negatives at 0 and 0.6
+    (array([1., 1.]), array([0.5, 0. ]))
+    """
+    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
+    grid = _grid(vectors, thresholds, tile, shard, threads)
+    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
+
+
+def query_gallery_curves(
+    query_vectors: Vectors,
+    query_labels: Sequence[str],
+    gallery_vectors: Vectors,
+    gallery_labels: Sequence[str],
+    *,
+    cosine: bool = True,
+    exclude: Columns = (),
+    gallery_exclude: Columns = (),
+    thresholds: Rates | Sequence[float] | None = None,
+    tile: int = 1024,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> OperatingCurves:
+    """Return what `operating_curves` does for the pairs of each query with each image of a gallery.
+
+    query_vectors: [n, D] float32; gallery_vectors: [g, D]; cosine: whether unit rows are meant, and demanded; exclude,
+    gallery_exclude: as many columns of n and of g strings, for instance ids where both sets may hold one image. A
+    positive pair belongs to its class, a negative pair to the classes of both ends.
+
+    Cost: n * g products of D.
+
+    Raises:
+        InvalidInput, NotEnoughEvidence, InvalidEmbeddings: see `operating_curves`.
+
+    >>> query, gallery = np.eye(2, dtype=np.float32), np.array([[0.8, 0.6]], dtype=np.float32)
+    >>> curves = query_gallery_curves(query, ["a", "b"], gallery, ["a"], thresholds=[0.5, 0.7])
+    >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, one negative at 0.6
+    (array([1., 1.]), array([1., 0.]))
+    """
+    vectors = crossed_vectors(
+        query_vectors,
+        query_labels,
+        gallery_vectors,
+        gallery_labels,
+        cosine=cosine,
+        exclude=exclude,
+        gallery_exclude=gallery_exclude,
+    )
+    grid = _grid(vectors, thresholds, tile, shard, threads)
+    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
+
+
+def _grid(
+    vectors: LabelledVectors,
+    thresholds: Rates | Sequence[float] | None,
+    tile: int,
+    shard: tuple[int, int],
+    threads: int | None,
+) -> Rates:
+    if vectors.n_positives == 0:
+        raise NotEnoughEvidence(
+            f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
+        )
+    if thresholds is not None:
+        return checked_grid(thresholds)
+    if shard != (0, 1):
+        raise InvalidInput("shards must share thresholds; compute them once with threshold_grid and pass them")
+    return one_pass_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, tile=tile, threads=threads)
+
+
+def checked_grid(thresholds: Rates | Sequence[float]) -> Rates:
+    """Return thresholds sorted, without duplicates. Raises InvalidInput where there are none or one is not finite."""
+    grid = np.unique(np.asarray(thresholds, dtype=np.float64))
+    if grid.size == 0 or not np.isfinite(grid).all():
+        raise InvalidInput("expected at least one threshold, all finite")
+    return grid
+
+
+def count_accepted(
+    vectors: LabelledVectors,
+    thresholds: Rates,
+    *,
+    tile: int,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> OperatingCurves:
+    """Do what `operating_curves` promises for checked vectors and strictly ascending thresholds."""
+    counts = count_pairs(vectors, thresholds, tile=tile, shard=shard, threads=threads, progress=progress)
+    return OperatingCurves(
+        classes=vectors.classes,
+        n_images=vectors.n_images,
+        thresholds=thresholds,
+        positives_accepted=counts.positives_accepted,
+        negatives_accepted=counts.negatives_accepted,
+        positives=counts.positives,
+        negatives=counts.negatives,
+        cosine=vectors.cosine,
+    )
+
+
+def _share(accepted: Counts, total: Counts) -> Rates:
+    """Divide; 0 where there are no pairs."""
+    return np.asarray(accepted / np.maximum(total, 1), dtype=np.float64)

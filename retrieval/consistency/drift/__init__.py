@@ -1,0 +1,1 @@
+"""What changes where nobody labels: drift of scores, thresholds for another domain, cohorts that do not fit."""

@@ -1,0 +1,159 @@
+"""Is one model, or one score, more consistent than another? A paired test on the same images and classes.
+
+What is compared, debiased OPIS, is measured in `opis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.intervals import Interval, percentile_interval
+from retrieval.consistency.opis.debiased import MIN_CLASSES, DebiasedShares
+from retrieval.consistency.opis.noise import MIN_IMAGES_FOR_NOISE
+from retrieval.consistency.opis.opis import OpisResult, measure_consistency
+from retrieval.consistency.opis.opis_options import OpisOptions
+from retrieval.consistency.opis.utility import Axis
+from retrieval.consistency.opis.weighting import Weighting, mean_over_classes, resampled_weights
+from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
+from retrieval.errors import NotEnoughEvidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpisComparison:
+    """Two models or scores on the same images.
+
+    first, second: each by itself; difference: debiased OPIS of the first minus that of the second, so below 0 where the
+    first is more consistent; p_value: two-sided, of the hypothesis that the true difference is 0; ratio: first over
+    second, None with its interval where the second may be 0; n_classes: those with four images; confidence: of the
+    intervals.
+    """
+
+    first: OpisResult
+    second: OpisResult
+    difference: float
+    difference_interval: Interval
+    ratio: float | None
+    ratio_interval: Interval | None
+    p_value: float
+    n_classes: int
+    confidence: float
+
+    def __str__(self) -> str:
+        sure = f"{100 * self.confidence:g} % interval"
+        if 0 in self.difference_interval:
+            verdict = "no difference is shown"
+        else:
+            verdict = f"the {'first' if self.difference < 0 else 'second'} is more consistent"
+        ratio = "" if self.ratio is None else f", ratio {self.ratio:.3g} ({self.ratio_interval})"
+        return (
+            f"debiased OPIS {self.first.debiased:.3g} and {self.second.debiased:.3g}, difference {self.difference:.3g} "
+            f"({sure} {self.difference_interval}; p {self.p_value:.2g}){ratio}: {verdict}; over {self.n_classes} "
+            f"classes, pooled FAR {self.first.far_low:.3g} to {self.first.far_high:.3g}, {self.first.axis} axis"
+        )
+
+
+def compare_consistency(
+    first_vectors: Vectors,
+    second_vectors: Vectors,
+    labels: Sequence[str],
+    *,
+    first_gallery: Vectors | None = None,
+    second_gallery: Vectors | None = None,
+    far_low: float = 1e-2,
+    far_high: float = 1e-1,
+    axis: Axis = "log_far",
+    c: float = 1.0,
+    eps: float = 10.0,
+    weighting: Weighting = "equal",
+    rng: np.random.Generator,
+    n_bootstrap: int = 2000,
+    confidence: float = 0.95,
+    tile: int = 1024,
+) -> OpisComparison:
+    """Return how the debiased OPIS of two models or scores of the same images differ, with a paired test over classes.
+
+    Row i of both arrays is the same image; first_gallery, second_gallery: see `labelled_vectors`. The band is the same
+    pooled FAR for both, at each one's own thresholds; on the axis "distance" it would be wider for one than for the
+    other, so that is for two versions of one model at most.
+    Every replicate draws the same classes for both. The interval and the p-value are those of a symmetric studentised
+    bootstrap of the mean over classes of their differences in share; the interval of the ratio is of percentiles. In
+    simulations of two equally consistent models it rejected at 0.05 in 1 to 5 % of the cases.
+
+    Cost: twice that of `consistency_report`.
+
+    Raises:
+        InvalidInput, InvalidEmbeddings: see `consistency_report`.
+        NotEnoughEvidence: fewer than 10 classes with four images; or see `consistency_report`.
+
+    Source: see `mean_over_classes`.
+
+    >>> draw = np.random.default_rng(0)
+    >>> rows = draw.normal(size=(60, 8)).astype(np.float32)
+    >>> rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    >>> same = compare_consistency(rows, rows, [str(row % 12) for row in range(60)], rng=draw, n_bootstrap=100)
+    >>> same.difference == 0 and same.p_value == 1
+    True
+    """
+    options = OpisOptions(
+        far_low=far_low,
+        far_high=far_high,
+        axis=axis,
+        distance_range=None,
+        c=c,
+        eps=eps,
+        weighting=weighting,
+        n_bootstrap=n_bootstrap,
+        confidence=confidence,
+    )
+    found = [
+        measure_consistency(labelled_vectors(vectors, labels, gallery), options, rng=rng, tile=tile)
+        for vectors, gallery in ((first_vectors, first_gallery), (second_vectors, second_gallery))
+    ]
+    (first, first_shares), (second, second_shares) = found
+    return compare_shares(first, first_shares, second, second_shares, n_bootstrap=n_bootstrap, rng=rng)
+
+
+def compare_shares(
+    first: OpisResult,
+    first_shares: DebiasedShares | None,
+    second: OpisResult,
+    second_shares: DebiasedShares | None,
+    *,
+    n_bootstrap: int,
+    rng: np.random.Generator,
+) -> OpisComparison:
+    """Do what `compare_consistency` promises for two that were measured on the same images and classes."""
+    if first_shares is None or second_shares is None or first_shares.method != "pairs":
+        raise NotEnoughEvidence(
+            f"a comparison takes {MIN_CLASSES} classes of at least {MIN_IMAGES_FOR_NOISE} images; add images per class"
+        )
+    weights = first_shares.weights
+    apart = first_shares.shares - second_shares.shares
+    difference = mean_over_classes(apart, weights, n_bootstrap=n_bootstrap, confidence=first.confidence, rng=rng)
+    both = np.stack([first_shares.shares, second_shares.shares])
+    replicates = np.concatenate([drawn @ both.T for drawn in resampled_weights(weights, n_bootstrap, rng)])
+    ratio_interval = _ratio_interval(replicates, first.confidence)
+    return OpisComparison(
+        first=first,
+        second=second,
+        difference=difference.value,
+        difference_interval=difference.interval,
+        ratio=first_shares.mean / second_shares.mean if ratio_interval else None,
+        ratio_interval=ratio_interval,
+        p_value=difference.p_value,
+        n_classes=len(apart),
+        confidence=first.confidence,
+    )
+
+
+def _ratio_interval(replicates: Rates, confidence: float) -> Interval | None:
+    """Return the interval of first / second, [b, 2]; None where the second is 0 or less too often to leave one."""
+    first, second = replicates.T
+    if np.mean(second <= 0) >= (1 - confidence) / 2 or second.mean() <= 0:
+        return None
+    ratios = np.divide(first, second, out=np.full_like(first, np.inf), where=second > 0)
+    return percentile_interval(ratios, confidence)

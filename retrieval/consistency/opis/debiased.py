@@ -1,0 +1,108 @@
+"""OPIS without sampling noise: each class's share of it, and what can be said where a class has too few images.
+
+Noise is measured in `noise`; how shares become a value with an interval is decided in `opis` and `comparison`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.opis.noise import PairAgreement, noise_of_tar, pair_correlation, variance_inflation
+from retrieval.consistency.opis.utility import Band, rates_at_nodes, utility, utility_slopes
+
+# "pairs": estimated from pairs without a common image; "bound": only bounded, every class counted has 2 or 3 images.
+DebiasedMethod: TypeAlias = Literal["pairs", "bound"]
+
+# A variance over fewer classes says nothing.
+MIN_CLASSES = 10
+_NEGLIGIBLE = 1e-12
+# By which the true variance is multiplied to see what the pull does.
+_STEP = 1.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DebiasedShares:
+    """shares: [k] float64, their mean weighted by weights [k], sum 1, is the estimate or its upper bound.
+
+    rows: [k] int64, which of the classes with positives.
+    """
+
+    shares: Rates
+    weights: Rates
+    rows: NDArray[np.int64]
+    method: DebiasedMethod
+
+    @property
+    def mean(self) -> float:
+        """The debiased OPIS, or with method "bound" the largest value that the data allow."""
+        return float(self.weights @ self.shares)
+
+
+def debiased_shares(
+    curves: OperatingCurves, agreement: PairAgreement, band: Band, *, weights: Rates, c: float
+) -> DebiasedShares | None:
+    """Return each class's share of OPIS without sampling noise; None with fewer than 10 classes that count.
+
+    Classes with four images count, or, where these are fewer than 10, all. weights: [T'], of classes with positives;
+    agreement was measured at the nodes of the band.
+    """
+    counted = agreement.measurable & (weights > 0)
+    method: DebiasedMethod = "pairs"
+    if np.count_nonzero(counted) < MIN_CLASSES:
+        counted, method = weights > 0, "bound"
+    if np.count_nonzero(counted) < MIN_CLASSES:
+        return None
+    rows = np.flatnonzero(counted)
+    tar, far = rates_at_nodes(curves, band)
+    kept = weights[rows] / weights[rows].sum()
+    inflation = variance_inflation(agreement.n_images[rows], pair_correlation(agreement, weights))
+    n_pairs = curves.positives[curves.with_positives][rows]
+    shares = _shares(tar[rows], far[rows], noise_of_tar(agreement)[rows], inflation / n_pairs, kept, c)
+    return DebiasedShares(band.mean(shares), kept, rows, method)
+
+
+def _shares(tar: Rates, far: Rates, noise: Rates, relative_noise: Rates, weights: Rates, c: float) -> Rates:
+    """Return shares of the variance of utility over classes at each node, [k, p].
+
+    noise: [k, p], variance of TAR; relative_noise: [k], proportional to its expectation given the size of the class.
+
+    To first order the deviation of a utility is g . (TAR - mean, TRR - mean), whose square is freed of noise exactly:
+    `linear`. For what bends, classes are pulled to the mean until they vary as much as the true ones must; the variance
+    of their utilities over that of their linear ones is the factor `bend`, 1 where classes are alike. Many images, no
+    noise, no pull: then a share is the squared deviation of utility itself.
+    The mean of the shares is bend times the mean of linear. The rest has mean 0: it is what a class does to bend, by
+    its own utility and by moving the pull, so that the spread of the shares is that of the estimate.
+    """
+    tar_mean, far_mean = weights @ tar, weights @ far
+    slopes = utility_slopes(tar_mean, far_mean, c)
+    apart = tar - tar_mean
+    own = (1 - weights)[:, None] * noise  # a class takes its share of its own noise away with the mean
+    square, mean_noise = apart**2 - own, np.maximum(weights @ noise, 0)
+    linear = (slopes[0] * apart + slopes[1] * (far_mean - far)) ** 2 - slopes[0] ** 2 * own
+    true_variance = np.maximum(weights @ square, 0)
+    expected_noise = np.multiply.outer(relative_noise, mean_noise / (weights @ relative_noise))
+
+    def pulled(variance: Rates) -> tuple[Rates, Rates, Rates]:
+        total = variance + expected_noise
+        pull = np.sqrt(np.divide(variance, total, out=np.ones_like(total), where=total > 0))
+        return _bend(tar_mean + pull * apart, far, slopes, weights, c)
+
+    bend, bent, straight = pulled(true_variance)
+    known = (true_variance > _NEGLIGIBLE) & (mean_noise > _NEGLIGIBLE)
+    by_pull = np.where(known, (pulled(true_variance * _STEP)[0] - bend) / np.log(_STEP), 0) * (weights @ linear)
+    moved = square / np.where(known, true_variance, 1) - noise / np.where(known, mean_noise, 1)
+    return np.asarray(bent + bend * (linear - straight) + by_pull * (moved - weights @ moved), dtype=np.float64)
+
+
+def _bend(tar: Rates, far: Rates, slopes: tuple[Rates, Rates], weights: Rates, c: float) -> tuple[Rates, Rates, Rates]:
+    """Return the variance of utility over that of its linear part, [p], and the squared deviations of both, [k, p]."""
+    utilities, straight = utility(tar, far, c), slopes[0] * tar - slopes[1] * far
+    bent, straight = ((values - weights @ values) ** 2 for values in (utilities, straight))
+    bend = np.ones_like(slopes[0])
+    np.divide(weights @ bent, weights @ straight, out=bend, where=weights @ straight > _NEGLIGIBLE)
+    return bend, bent, straight

@@ -1,0 +1,64 @@
+"""eps-OPIS: the gap between the worst and the best classes, with its interval and what chance alone makes of it.
+
+The band and the utilities are made by `utility`; how the results are shown is left to `opis`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.opis.noise import variance_inflation
+from retrieval.consistency.opis.utility import Band, utility
+
+# Classes simulated under the null in all; with as many, the floor of eps-OPIS is within a few per cent.
+_SIMULATED_CLASSES = 10_000
+_MAX_REPLICATES = 50
+
+
+def extreme_gap(utilities: Rates, band: Band, weights: Rates, eps: float) -> Rates:
+    """Return eps-OPIS for each row of class weights [..., T'], sum 1: [...] float64. utilities: [T', p].
+
+    Classes are ranked once, by mean utility over the band; the worst and the best are those that take up the weight of
+    max(1, floor(eps % of T')) average classes at either end, the last one in part.
+    """
+    n_classes = len(utilities)
+    share = max(1, int(n_classes * eps / 100)) / n_classes
+    ranks = np.argsort(band.mean(utilities), kind="stable")
+    ranked = utilities[ranks]
+    worst = _first(weights[..., ranks], share) @ ranked
+    best = _first(weights[..., ranks[::-1]], share) @ ranked[::-1]
+    return band.mean((worst - best) ** 2)
+
+
+def _first(weights: Rates, share: float) -> Rates:
+    """Cut weights off once they add up to share; what is kept sums to 1."""
+    kept = np.diff(np.minimum(weights.cumsum(axis=-1), share), axis=-1, prepend=0.0)
+    return np.asarray(kept / share, dtype=np.float64)
+
+
+def extreme_gap_floor(
+    band: Band,
+    mean_tar: Rates,
+    n_images: NDArray[np.int64],
+    weights: Rates,
+    *,
+    correlation: float,
+    c: float,
+    eps: float,
+    rng: np.random.Generator,
+) -> float:
+    """Return the eps-OPIS expected under the null of `noise_floor`, by simulation of whole curves."""
+    n_independent = n_images * (n_images - 1) / 2 / variance_inflation(n_images, correlation)
+    falling = np.minimum.accumulate(mean_tar)
+    # Shares of positives lost before the first node, between neighbouring nodes, and kept at the last one.
+    lost_between = np.maximum(-np.diff(falling, prepend=1.0, append=0.0), 0)
+    n_replicates = int(np.clip(_SIMULATED_CLASSES // len(n_images), 2, _MAX_REPLICATES))
+    total = 0.0
+    for _ in range(n_replicates):
+        trials = np.maximum(np.floor(n_independent + rng.random(len(n_images))), 1).astype(np.int64)
+        lost = rng.multinomial(trials, lost_between / lost_between.sum())[:, :-1].cumsum(axis=1)
+        utilities = utility(1 - lost / trials[:, None], band.pooled_far, c)
+        total += float(extreme_gap(utilities, band, weights, eps))
+    return total / n_replicates

@@ -1,0 +1,192 @@
+"""How far sampling noise alone moves the TAR of a class, and the OPIS that it makes of classes that share one curve.
+
+What OPIS remains when the noise is taken away is left to `debiased`. The noise of FAR is left out everywhere: a class
+meets all other images, so on real embeddings of eight images a class it was at most a hundredth of the noise of TAR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.opis.utility import Band, utility
+from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least
+
+# Two pairs without a common image: below, the noise of TAR cannot be told from a class's own curve.
+MIN_IMAGES_FOR_NOISE = 4
+# The noise of larger classes is small: it is measured on so many of their images, evenly spaced.
+_MAX_IMAGES = 500
+# Bounds the memory of the similarities of a block of classes: 16 MiB.
+_BLOCK_SCORES = 1 << 22
+# Above, the binomial law is replaced by a normal one, whose third moment no longer matters.
+_MAX_TRIALS = 64
+_NORMAL_POINTS, _NORMAL_MASSES = np.polynomial.hermite_e.hermegauss(9)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairAgreement:
+    """How often pairs of a class are accepted together, [T', L] float64 each for classes with positives and L levels.
+
+    Images of a class are taken as drawn alike. Where the same sources made every class, what the sources do to all
+    classes alike counts as noise too: with emoji of eight makers the spread left over was 2 to 10 % too small.
+
+    single: share of pairs accepted; sharing: share of twos of pairs with a common image of which both are accepted, NaN
+    below three images; disjoint: the same of twos without a common image, NaN below four; n_images: [T'] int64.
+
+    Given the class, single is without bias for its TAR t, disjoint for t^2, and sharing for t^2 or more.
+
+    Source: Hoeffding, "A class of statistics with asymptotically normal distribution", Annals of Mathematical
+    Statistics 19 (1948): U-statistics and their variance.
+    """
+
+    single: Rates
+    sharing: Rates
+    disjoint: Rates
+    n_images: NDArray[np.int64]
+
+    @property
+    def measurable(self) -> NDArray[np.bool_]:
+        """Which classes have four images: [T'] bool."""
+        return self.n_images >= MIN_IMAGES_FOR_NOISE
+
+
+def measure_agreement(vectors: LabelledVectors, levels: Rates) -> PairAgreement:
+    """Count acceptance inside the classes with positives at ascending levels [L].
+
+    Cost: the pairs inside classes, of at most 500 images each; memory bounded.
+    """
+    limits = float32_at_least(levels)
+    sizes = vectors.n_images
+    starts = np.cumsum(sizes) - sizes
+    rows = np.flatnonzero(sizes >= 2)
+    used = np.minimum(sizes, _MAX_IMAGES)
+    single, sharing, disjoint = (np.full((len(sizes), len(levels)), np.nan) for _ in range(3))
+    for size in np.unique(used[rows]):
+        for members in _blocks(rows[used[rows] == size], int(size)):
+            picked = starts[members, None] + np.arange(size) * sizes[members, None] // size
+            by_image = _accepted_by_image(vectors, picked, limits)
+            single[members], sharing[members], disjoint[members] = _agreement(by_image, int(size))
+    return PairAgreement(single[rows], sharing[rows], disjoint[rows], sizes[rows])
+
+
+def _blocks(members: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    step = max(1, _BLOCK_SCORES // size**2)
+    for start in range(0, len(members), step):
+        yield members[start : start + step]
+
+
+def _accepted_by_image(
+    vectors: LabelledVectors, picked: NDArray[np.int64], limits: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """Return with how many others of its class each image is accepted: picked [k, size] rows -> [k, size, L]."""
+    k, size = picked.shape
+    scores = vectors.query[picked] @ vectors.gallery[picked].transpose(0, 2, 1)
+    scores[:, np.arange(size), np.arange(size)] = -np.inf
+    reached = np.searchsorted(limits, scores, side="right")
+    n_bins = len(limits) + 1
+    image = np.arange(k * size).reshape(k, size, 1)
+    histogram = np.bincount((image * n_bins + reached).ravel(), minlength=k * size * n_bins)
+    return histogram.reshape(k, size, n_bins)[..., :0:-1].cumsum(axis=2)[..., ::-1]
+
+
+def _agreement(by_image: NDArray[np.int64], size: int) -> tuple[Rates, Rates, Rates]:
+    """Return single, sharing and disjoint, [k, L] each, of classes with `size` images."""
+    n_pairs = size * (size - 1) // 2
+    n_sharing = n_pairs * (size - 2)
+    n_disjoint = n_pairs * (n_pairs - 1) // 2 - n_sharing
+    accepted = by_image.sum(axis=1) // 2
+    both_sharing = (by_image * (by_image - 1)).sum(axis=1) // 2
+    both_disjoint = accepted * (accepted - 1) // 2 - both_sharing
+    unknown = np.full(accepted.shape, np.nan)
+    return (
+        accepted / n_pairs,
+        both_sharing / n_sharing if n_sharing else unknown,
+        both_disjoint / n_disjoint if n_disjoint else unknown,
+    )
+
+
+def noise_of_tar(agreement: PairAgreement) -> Rates:
+    """Return the variance of each class's measured TAR around its true TAR: [T', L] float64.
+
+    Without bias from four images on. With three it is the least that the data allow, as if pairs that share an image
+    were independent; with two it is 0: one pair that is accepted half of the time may belong to a class with TAR 1/2 or
+    be drawn from classes with TAR 0 and 1, which no number of such classes can tell apart.
+    """
+    square = np.where(agreement.measurable[:, None], agreement.disjoint, agreement.sharing)
+    variance = _noise(agreement.single, agreement.sharing, square, agreement.n_images[:, None])
+    return np.where(agreement.n_images[:, None] == 2, 0.0, variance)
+
+
+def _noise(single: Rates, sharing: Rates, square: Rates, n_images: NDArray[np.int64]) -> Rates:
+    """Variance of a mean over all pairs: square stands for the squared true TAR."""
+    n_pairs = n_images * (n_images - 1) / 2
+    return np.asarray((single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs, dtype=np.float64)
+
+
+def pair_correlation(agreement: PairAgreement, weights: Rates) -> float:
+    """Return how two pairs of one class correlate in being accepted when they share an image: 0 to 1/2.
+
+    Measured against disjoint pairs, so that spread between classes does not count, in the classes with four images.
+    Where there are none, three images give the correlation that holds if all classes share one curve; without those,
+    or where nothing varies, 0.
+    """
+    for rows in (agreement.measurable, agreement.n_images == MIN_IMAGES_FOR_NOISE - 1):
+        share = weights[rows]
+        if share.sum() > 0:
+            single, sharing = share @ agreement.single[rows], share @ agreement.sharing[rows]
+            disjoint = share @ agreement.disjoint[rows]
+            square = np.where(np.isnan(disjoint), single**2 / share.sum(), disjoint)
+            alone = float((single - square).sum())
+            return float(np.clip((sharing - square).sum() / alone, 0, 0.5)) if alone > 0 else 0.0
+    return 0.0
+
+
+def variance_inflation(n_images: NDArray[np.int64], correlation: float) -> Rates:
+    """Return the variance of a class's TAR over that of independent pairs, as many: [T'] float64."""
+    return np.asarray(1 + 2 * (n_images - 2) * correlation, dtype=np.float64)
+
+
+def noise_floor(
+    band: Band, mean_tar: Rates, n_images: NDArray[np.int64], weights: Rates, *, correlation: float, c: float
+) -> float:
+    """Return the OPIS expected under the null hypothesis that all classes share one curve.
+
+    The null: every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies
+    as a share of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T'].
+    Where classes differ in FAR, or in TAR, that adds to OPIS, not to the floor: value - floor is what chance leaves.
+    """
+    mean_tar = np.clip(mean_tar, 0, 1)  # a weighted mean of ones may round above 1
+    sizes, which = np.unique(n_images, return_inverse=True)
+    n_independent = sizes * (sizes - 1) / 2 / variance_inflation(sizes, correlation)
+    means, variances = zip(*(_utility_moments(n, mean_tar, band.pooled_far, c) for n in n_independent), strict=True)
+    mean, variance = np.stack(means)[which], np.stack(variances)[which]
+    between = weights @ mean**2 - (weights @ mean) ** 2
+    return max(float(band.mean(between + (weights * (1 - weights)) @ variance)), 0.0)
+
+
+def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple[Rates, Rates]:
+    """Return mean and variance of the utility of a class whose TAR is a share of n_trials: two [p] float64."""
+    if n_trials > _MAX_TRIALS:
+        spread = np.sqrt(tar * (1 - tar) / n_trials)
+        drawn = np.clip(tar + np.multiply.outer(_NORMAL_POINTS, spread), 0, 1)
+        masses = np.broadcast_to((_NORMAL_MASSES / _NORMAL_MASSES.sum())[:, None], drawn.shape)
+        return _moments(masses, utility(drawn, far, c))
+    # Between two whole numbers, the mixture of both that has the variance of n_trials.
+    whole = max(int(n_trials), 1)
+    share = np.clip((1 / n_trials - 1 / (whole + 1)) * whole * (whole + 1), 0, 1)
+    laws, shares_accepted = [], []
+    for number, part in ((whole, share), (whole + 1, 1 - share)):
+        accepted = np.arange(number + 1)[:, None]
+        laws.append(part * binom.pmf(accepted, number, tar))
+        shares_accepted.append(np.broadcast_to(accepted / number, laws[-1].shape))
+    return _moments(np.concatenate(laws), utility(np.concatenate(shares_accepted), far, c))
+
+
+def _moments(masses: Rates, values: Rates) -> tuple[Rates, Rates]:
+    mean = (masses * values).sum(axis=0)
+    return mean, (masses * (values - mean) ** 2).sum(axis=0)

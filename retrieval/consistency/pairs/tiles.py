@@ -1,0 +1,80 @@
+"""Scores of all pairs, one tile of the matrix after another, on several threads.
+
+Decides how tiles are shared among threads; leaves what is counted in them to the callers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs.pairs import LabelledVectors, Progress
+from retrieval.consistency.pairs.products import one_thread_a_product
+from retrieval.errors import InvalidInput
+
+Tile = tuple[slice, slice]
+_State = TypeVar("_State")
+
+
+def visit_tiles(
+    vectors: LabelledVectors,
+    tiles: Sequence[Tile],
+    visit: Callable[[_State, NDArray[np.float32], Tile], None],
+    new_state: Callable[[], _State],
+    *,
+    threads: int | None,
+    progress: Progress | None = None,
+) -> list[_State]:
+    """Call visit(state, scores [p, q] float32, tile) for each tile and return the states, one per thread.
+
+    threads: None for as many as this process may use. The scores are reused for the next tile. The products do not
+    depend on the number of threads: the matrix library gets one for each of ours.
+
+    Raises:
+        InvalidInput: threads below 1.
+    """
+    if threads is not None and threads < 1:
+        raise InvalidInput(f"threads must be at least 1, found {threads}")
+    n_threads = max(1, min(threads or len(os.sched_getaffinity(0)), len(tiles)))
+    waiting, lock, done = iter(tiles), threading.Lock(), 0
+
+    def work(_: int) -> _State:
+        nonlocal done
+        state = new_state()
+        buffer = np.empty(0, dtype=np.float32)
+        while True:
+            with lock:
+                tile = next(waiting, None)
+            if tile is None:
+                return state
+            query, gallery = vectors.query[tile[0]], vectors.gallery[tile[1]]
+            size = len(query) * len(gallery)
+            if len(buffer) < size:
+                buffer = np.empty(size, dtype=np.float32)
+            scores = buffer[:size].reshape(len(query), len(gallery))
+            np.matmul(query, gallery.T, out=scores)
+            visit(state, scores, tile)
+            with lock:
+                done += 1
+                if progress is not None:
+                    progress(done, len(tiles))
+
+    with one_thread_a_product:
+        if n_threads == 1:
+            return [work(0)]
+        with ThreadPoolExecutor(n_threads) as pool:
+            return list(pool.map(work, range(n_threads)))
+
+
+def sum_of(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Add the counts of all threads into those of the first."""
+    total = counts[0]
+    for other in counts[1:]:
+        total += other
+    return total

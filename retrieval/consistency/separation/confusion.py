@@ -1,0 +1,239 @@
+"""Which pairs of classes are mistaken for each other, and by which images.
+
+Decides what makes a pair of classes confused; whether they are look-alikes or one class filed under two names is for
+people to see from the named images.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
+from retrieval.consistency.separation.classwise import class_blocks, class_bounds, scores_of, slices, starts_in
+from retrieval.errors import InvalidInput
+
+_Number = TypeVar("_Number", np.float64, np.float32, np.int64)
+ORDERS = ("accepted", "share", "mean", "highest")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Two images, as rows of the caller's arrays, and their score; the first is of the first class."""
+
+    first_row: int
+    second_row: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusedPair:
+    """Two classes and the scores of the n_pairs pairs of images across them.
+
+    n_accepted: of them at or above the threshold; share: n_accepted / n_pairs, share_interval: Wilson's, pairs taken as
+    independent: they share images, so the true one is wider; examples: the highest-scoring pairs of images, best first.
+    """
+
+    first: str
+    second: str
+    n_pairs: int
+    n_accepted: int
+    share: float
+    share_interval: Interval
+    mean: float
+    highest: float
+    examples: tuple[ScoredPair, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first} / {self.second}: {self.n_accepted} of {self.n_pairs} pairs accepted ({self.share:.3g}, "
+            f"interval {self.share_interval}), mean {self.mean:.4f}, highest {self.highest:.4f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """The most confused pairs of classes, worst first, and how much of all confusion they are.
+
+    n_class_pairs: pairs of classes in all; n_confused: those with a false accept; n_false_accepts: pairs of images of
+    different classes accepted at the threshold; concentration: share of these that the listed pairs hold, 0 of none.
+    """
+
+    threshold: float
+    pairs: tuple[ConfusedPair, ...]
+    n_class_pairs: int
+    n_confused: int
+    n_false_accepts: int
+
+    @property
+    def concentration(self) -> float:
+        """Share of all false accepts in the listed pairs of classes."""
+        return sum(pair.n_accepted for pair in self.pairs) / max(self.n_false_accepts, 1)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.n_confused} of {self.n_class_pairs} pairs of classes have false accepts at {self.threshold:.4f}, "
+            f"{self.n_false_accepts} in all; the {len(self.pairs)} listed hold {100 * self.concentration:.3g} % of them"
+        )
+        return "\n  ".join([head, *map(str, self.pairs)])
+
+
+def most_confused(
+    query_vectors: Vectors,
+    labels: Sequence[str],
+    threshold: float,
+    *,
+    gallery_vectors: Vectors | None = None,
+    order: str = "accepted",
+    n_listed: int = 20,
+    n_examples: int = 3,
+    confidence: float = 0.95,
+    tile: int = 1024,
+) -> Confusion:
+    """Return the pairs of classes that are confused most at a threshold, with the images that are mistaken most.
+
+    order: `accepted` (most false accepts: what the pooled FAR is made of), `share` (largest share accepted), `mean` or
+    `highest` (score); ties go to the higher mean, then by name. Fewer than n_listed where there are fewer pairs.
+    Cost: one [n, n] / 2 product, and another of the listed classes; memory: a few [tile, tile] and, for each of four
+    figures, a block of classes by all classes of at most 32 MB.
+
+    Raises:
+        InvalidInput: threshold not finite, an unknown order, n_listed or tile below 1, n_examples below 0.
+        InvalidEmbeddings, NotEnoughEvidence: see `labelled_vectors`.
+
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    >>> print(most_confused(rows, ["a", "b", "c"], 0.7, n_listed=1))  # a-b 0.8, b-c 0.6, a-c 0
+    1 of 3 pairs of classes have false accepts at 0.7000, 1 in all; the 1 listed hold 100 % of them
+      a / b: 1 of 1 pairs accepted (1, interval 0.2065 to 1), mean 0.8000, highest 0.8000
+    """
+    if not np.isfinite(threshold) or order not in ORDERS or n_listed < 1 or n_examples < 0 or tile < 1:
+        raise InvalidInput(
+            f"expected a finite threshold, an order among {', '.join(ORDERS)}, n_listed and tile >= 1 and "
+            f"n_examples >= 0, found {threshold}, {order!r}, {n_listed}, {tile} and {n_examples}"
+        )
+    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    n_classes = len(vectors.classes)
+    bounds = class_bounds(vectors.codes, n_classes)
+    limit = float32_at_least(np.array([threshold]))[0]
+    worst: list[tuple[tuple[float, ...], _Found]] = []
+    n_confused = n_false_accepts = 0
+    for first, end in class_blocks(bounds, tile=tile):
+        block = _scan(vectors, bounds, first, end, limit, tile)
+        n_confused += int(np.count_nonzero(block.accepted))
+        n_false_accepts += int(block.accepted.sum())
+        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)], key=lambda item: item[0])
+    pairs = tuple(_listed(vectors, bounds, found, n_examples, confidence, tile) for _, found in worst)
+    return Confusion(threshold, pairs, n_classes * (n_classes - 1) // 2, n_confused, n_false_accepts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    first: int
+    second: int
+    n_pairs: int
+    n_accepted: int
+    mean: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Figures of the classes from `first` on with every later class: [block, T]; cells of no pair count nothing."""
+
+    first: int
+    n_pairs: NDArray[np.int64]
+    accepted: NDArray[np.int64]
+    means: NDArray[np.float64]
+    highest: NDArray[np.float32]
+
+    def worst(self, order: str, n_listed: int) -> list[tuple[tuple[float, ...], _Found]]:
+        """The worst pairs of the block, each after what it is ranked by: higher is worse."""
+        figures: dict[str, NDArray[np.float64]] = {
+            "accepted": self.accepted.astype(np.float64),
+            "share": self.accepted / np.maximum(self.n_pairs, 1),
+            "mean": self.means,
+            "highest": self.highest.astype(np.float64),
+        }
+        rows, columns = np.nonzero(self.n_pairs)
+        keys = figures[order][rows, columns]
+        chosen = np.lexsort([columns, rows, -self.means[rows, columns], -keys])[:n_listed]
+        return [
+            (
+                (float(keys[place]), float(self.means[row, column]), -float(self.first + row), -float(column)),
+                _Found(
+                    int(self.first + row),
+                    int(column),
+                    int(self.n_pairs[row, column]),
+                    int(self.accepted[row, column]),
+                    float(self.means[row, column]),
+                    float(self.highest[row, column]),
+                ),
+            )
+            for place, row, column in zip(chosen, rows[chosen], columns[chosen], strict=True)
+        ]
+
+
+def _scan(
+    vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32, tile: int
+) -> _Block:
+    """Reduce the scores of classes first to end (exclusive) with all classes after each."""
+    n_classes, n = len(bounds) - 1, len(vectors.codes)
+    shape = (end - first, n_classes)
+    sums, accepted = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    highest = np.full(shape, -np.inf, dtype=np.float32)
+    for rows in slices(int(bounds[first]), int(bounds[end]), tile):
+        above, of_rows = starts_in(vectors.codes[rows])
+        for columns in slices(int(bounds[first]), n, tile):
+            beside, of_columns = starts_in(vectors.codes[columns])
+            scores = scores_of(vectors, rows, columns)
+            cells = np.ix_(of_rows - first, of_columns)
+            sums[cells] += _reduce(np.add, scores.astype(np.float64), above, beside)
+            accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), above, beside)
+            highest[cells] = np.maximum(highest[cells], _reduce(np.maximum, scores, above, beside))
+    n_images = np.diff(bounds)
+    # Each pair of classes once, and none with itself.
+    later = np.arange(n_classes)[None, :] > np.arange(first, end)[:, None]
+    n_pairs = np.where(later, n_images[first:end, None] * n_images[None, :], 0)
+    return _Block(first, n_pairs, np.where(later, accepted, 0), sums / np.maximum(n_pairs, 1), highest)
+
+
+def _reduce(
+    function: np.ufunc, values: NDArray[_Number], above: NDArray[np.int64], beside: NDArray[np.int64]
+) -> NDArray[_Number]:
+    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, beside, axis=1), above, axis=0)
+    return reduced
+
+
+def _listed(
+    vectors: LabelledVectors,
+    bounds: NDArray[np.int64],
+    found: _Found,
+    n_examples: int,
+    confidence: float,
+    tile: int,
+) -> ConfusedPair:
+    best: list[tuple[float, int, int]] = []
+    for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1]), tile):
+        for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1]), tile):
+            scores = scores_of(vectors, rows, columns)
+            top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
+            i, j = np.unravel_index(top, scores.shape)
+            new = zip(scores[i, j], vectors.order[rows][i], vectors.order[columns][j], strict=True)
+            best = heapq.nlargest(n_examples, [*best, *((float(s), int(a), int(b)) for s, a, b in new)])
+    return ConfusedPair(
+        first=vectors.classes[found.first],
+        second=vectors.classes[found.second],
+        n_pairs=found.n_pairs,
+        n_accepted=found.n_accepted,
+        share=found.n_accepted / found.n_pairs,
+        share_interval=wilson_interval(found.n_accepted, found.n_pairs, confidence),
+        mean=found.mean,
+        highest=found.highest,
+        examples=tuple(ScoredPair(a, b, s) for s, a, b in best),
+    )

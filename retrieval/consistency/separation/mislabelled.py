@@ -1,0 +1,175 @@
+"""Which images look as if they were filed under the wrong class.
+
+The margin of an image is its similarity to its own class, itself left out, less that to the best other class. What an
+image is flagged by is the decision in use: rejected by its own class, accepted by another. People decide the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.separation.classwise import scores_of, slices, starts_in
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+LINKAGES = ("mean", "nearest")
+_MAX_CELLS = 1 << 22  # rows of a tile by all classes
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectLabel:
+    """An image, as a row of the caller's arrays, that its own class rejects and another accepts.
+
+    own, other: similarity to its class and to the best other one; margin: own - other.
+    """
+
+    row: int
+    label: str
+    likely: str
+    own: float
+    other: float
+    margin: float
+
+    def __str__(self) -> str:
+        return (
+            f"row {self.row}: filed under {self.label} ({self.own:.4f}), looks like {self.likely} ({self.other:.4f}), "
+            f"margin {self.margin:.4f}"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMargins:
+    """How well every image fits its label.
+
+    margins, own, other: [n] float64, in the caller's order; likely: [n] int64, index into classes of the best other
+    class. An image alone in its class cannot be judged: known is False and its own and margin are 0. threshold: what
+    suspects are found by.
+    """
+
+    margins: NDArray[np.float64]
+    own: NDArray[np.float64]
+    other: NDArray[np.float64]
+    likely: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    threshold: float
+
+    @property
+    def suspects(self) -> tuple[SuspectLabel, ...]:
+        """Images that their own class rejects and another accepts, lowest margin first."""
+        suspect = self.known & (self.own < self.threshold) & (self.other >= self.threshold)
+        rows = np.flatnonzero(suspect)
+        ranked = rows[np.argsort(self.margins[rows], kind="stable")]
+        return tuple(
+            SuspectLabel(
+                int(row),
+                self.labels[row],
+                self.classes[self.likely[row]],
+                float(self.own[row]),
+                float(self.other[row]),
+                float(self.margins[row]),
+            )
+            for row in ranked
+        )
+
+    def __str__(self) -> str:
+        suspects, n_known = self.suspects, int(np.count_nonzero(self.known))
+        head = (
+            f"{len(suspects)} of {n_known} images are rejected by their own class and accepted by another at "
+            f"{self.threshold:.4f}; {np.count_nonzero(self.known & (self.margins < 0))} are nearer to another class; "
+            f"{len(self.known) - n_known} alone in their class cannot be judged"
+        )
+        return "\n  ".join([head, *map(str, suspects[:10])])
+
+
+def label_margins(
+    query_vectors: Vectors,
+    labels: Sequence[str],
+    threshold: float,
+    *,
+    gallery_vectors: Vectors | None = None,
+    linkage: str = "nearest",
+    tile: int = 1024,
+) -> LabelMargins:
+    """Return the margin of every image's label, and the suspects at a threshold.
+
+    linkage: the similarity of an image to a class is its highest (`nearest`, for classes of several looks) or its mean
+    (`mean`, as in the silhouette) score with the images of that class. The highest of more images is higher: among
+    classes of very unlike sizes prefer the mean.
+    Cost: one [n, n] product; memory: [tile, tile] and [tile, T], fewer rows where there are many classes.
+
+    Raises:
+        InvalidInput: threshold not finite, an unknown linkage, or tile below 1.
+        NotEnoughEvidence: no class has two images, or fewer than two classes.
+        InvalidEmbeddings: see `labelled_vectors`.
+
+    Source: the margin of the given label against the best other one with the image held out is the normalised margin of
+    Northcutt, Jiang, Chuang, "Confident learning", JAIR 70 (2021); with means it is the numerator of the silhouette,
+    Rousseeuw, Journal of Computational and Applied Mathematics 20 (1987).
+
+    >>> rows = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.28, 0.96]], dtype=np.float32)
+    >>> print(label_margins(rows, ["a", "a", "b", "b"], 0.7))  # row 1: 0.6 to a, 0.936 to b
+    1 of 4 images are rejected by their own class and accepted by another at 0.7000; 1 are nearer to another class; 0
+    alone in their class cannot be judged
+      row 1: filed under a (0.6000), looks like b (0.9360), margin -0.3360
+    """
+    if not np.isfinite(threshold) or linkage not in LINKAGES or tile < 1:
+        raise InvalidInput(
+            f"expected a finite threshold, a linkage among {', '.join(LINKAGES)} and tile >= 1, found {threshold}, "
+            f"{linkage!r} and {tile}"
+        )
+    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    if vectors.n_positives == 0:
+        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    own, other, likely = _similarities(vectors, linkage, tile)
+    known = vectors.n_images[vectors.codes] > 1
+    back = np.argsort(vectors.order)
+    own = np.where(known, own, 0.0)
+    return LabelMargins(
+        margins=np.where(known, own - other, 0.0)[back],
+        own=own[back],
+        other=other[back],
+        likely=likely[back],
+        known=known[back],
+        labels=tuple(labels),
+        classes=vectors.classes,
+        threshold=threshold,
+    )
+
+
+def _similarities(
+    vectors: LabelledVectors, linkage: str, tile: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return, for each image, its similarity to its class, to the best other one, and which that is: three [n]."""
+    n, n_classes = len(vectors.codes), len(vectors.classes)
+    own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
+    for rows in slices(0, n, max(1, min(tile, _MAX_CELLS // n_classes))):
+        to_class = _to_classes(vectors, rows, linkage, tile)
+        places = np.arange(rows.stop - rows.start)
+        codes = vectors.codes[rows]
+        own[rows] = to_class[places, codes]
+        to_class[places, codes] = -np.inf
+        likely[rows] = to_class.argmax(axis=1)
+        other[rows] = to_class[places, likely[rows]]
+    return own, other, likely
+
+
+def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str, tile: int) -> NDArray[np.float64]:
+    """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
+    function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
+    found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)
+    for columns in slices(0, len(vectors.codes), tile):
+        scores = scores_of(vectors, rows, columns).astype(np.float64)
+        itself = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
+        scores[itself - rows.start, itself - columns.start] = empty
+        starts, classes = starts_in(vectors.codes[columns])
+        found[:, classes] = function(found[:, classes], function.reduceat(scores, starts, axis=1))
+    if linkage == "mean":
+        others = vectors.n_images[None, :] - (vectors.codes[rows][:, None] == np.arange(len(vectors.classes))[None, :])
+        found /= np.maximum(others, 1)
+    return found

@@ -1,0 +1,255 @@
+"""How differently groups fare at one threshold: the differentials used in biometrics, and tests for a difference.
+
+Which groups are large enough to be compared is decided in `subgroups`; whether a difference is acceptable, by readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import fdtrc, stdtr, stdtrit
+
+from retrieval.consistency.intervals import Interval
+from retrieval.consistency.subgroups.clustered import RateEstimates, Values
+from retrieval.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTest:
+    """One group against the others, for one rate.
+
+    ratio: its rate over the geometric mean of the others' rates, every group counting the same; interval: of that
+    ratio; p_value: of "the ratio is 1", two-sided; p_adjusted: corrected for the number of groups, see `holm`;
+    differs: whether p_adjusted is at most the level asked for.
+    """
+
+    name: str
+    ratio: float
+    interval: Interval
+    p_value: float
+    p_adjusted: float
+    differs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateDifferential:
+    """How far the rates of the groups are apart, for one kind of error.
+
+    max_min_ratio, max_geometric_mean: None where a group has no error, so that no ratio exists; gini: 0 for equal
+    rates, 1 where one group has all errors; max_difference: largest difference of two rates. ..._by_chance: what
+    uncertainty alone would show on average if all groups had the same rate: a differential is read against it.
+    p_equal: of "all groups have the same rate"; None with too few classes for so many groups.
+    tests: one for each group, in order of name.
+    """
+
+    n_groups: int
+    max_min_ratio: float | None
+    max_min_ratio_by_chance: float
+    max_geometric_mean: float | None
+    max_geometric_mean_by_chance: float
+    gini: float
+    gini_by_chance: float
+    max_difference: float
+    max_difference_by_chance: float
+    p_equal: float | None
+    tests: tuple[GroupTest, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"max/min {_ratio(self.max_min_ratio)} (chance alone {self.max_min_ratio_by_chance:.3g}), "
+            f"max/geometric mean {_ratio(self.max_geometric_mean)} (chance {self.max_geometric_mean_by_chance:.3g}), "
+            f"Gini {self.gini:.3f} (chance {self.gini_by_chance:.3f}), "
+            f"all groups alike: {'not testable' if self.p_equal is None else f'p = {self.p_equal:.2g}'}"
+        )
+
+
+def max_min_ratio(rates: Values) -> float | None:
+    """Return the highest rate over the lowest, [k]; None where the lowest is 0 and the highest is not.
+
+    Source: Grother, "Face Recognition Vendor Test (FRVT) Part 8: Summarizing Demographic Differentials", NISTIR 8429
+    (2022), which compares it with the next one.
+
+    >>> max_min_ratio(np.array([0.01, 0.02, 0.04]))
+    4.0
+    """
+    low, high = float(rates.min()), float(rates.max())
+    if high == 0:
+        return 1.0
+    return high / low if low > 0 else None
+
+
+def max_geometric_mean(rates: Values) -> float | None:
+    """Return the highest rate over the geometric mean of all, [k]; None where a rate is 0 and another is not.
+
+    Source: Grother, "Face Recognition Vendor Test (FRVT) Part 8: Summarizing Demographic Differentials", NISTIR 8429
+    (2022).
+
+    >>> max_geometric_mean(np.array([0.01, 0.02, 0.04]))
+    2.0
+    """
+    if rates.max() == 0:
+        return 1.0
+    return float(rates.max() / math.exp(np.log(rates).mean())) if rates.min() > 0 else None
+
+
+def gini(rates: Values) -> float:
+    """Return Gini's coefficient of k rates, corrected for k: 0 when equal, 1 when one group has all errors.
+
+    n / (n - 1) * sum_ij |x_i - x_j| / (2 n^2 mean(x)); GARBE is its weighted mean over FMR and FNMR.
+
+    Source: Howard, Laird, Sirotin, Rubin, Tipton, Vemury, "Evaluating proposed fairness models for face recognition
+    algorithms", 2022 (arXiv 2203.05051).
+
+    >>> round(gini(np.array([1.0, 2.0, 3.0])), 4)  # 3/2 * 8 / (2 * 9 * 2)
+    0.3333
+    """
+    n, total = len(rates), float(rates.sum())
+    if n < 2 or total == 0:
+        return 0.0
+    return float(np.abs(rates[:, None] - rates).sum() / (2 * (n - 1) * total))
+
+
+def garbe(far_gini: float, frr_gini: float, far_weight: float = 0.5) -> float:
+    """Return the Gini aggregation rate for biometric equitability: far_weight * Gini(FAR) + (1 - it) * Gini(FRR).
+
+    0 is equitable, 1 the opposite. Source: as `gini`.
+
+    >>> garbe(0.2, 0.4)
+    0.3
+    """
+    return far_weight * far_gini + (1 - far_weight) * frr_gini
+
+
+def fairness_discrepancy_rate(far_difference: float, frr_difference: float, far_weight: float = 0.5) -> float:
+    """Return 1 - (far_weight * largest difference of two FARs + (1 - far_weight) * that of two FRRs): 1 is fair.
+
+    Differences, not ratios: at a FAR of 1e-4 it is about FRR alone.
+
+    Source: de Freitas Pereira, Marcel, "Fairness in biometrics: a figure of merit to assess biometric verification
+    systems", IEEE Transactions on Biometrics, Behavior, and Identity Science, 2021.
+
+    >>> fairness_discrepancy_rate(0.01, 0.2)
+    0.895
+    """
+    return 1 - (far_weight * far_difference + (1 - far_weight) * frr_difference)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected so that, of all true hypotheses, any is rejected at most with the level's probability.
+
+    Holm's correction holds whatever the dependence. That of Benjamini and Hochberg does not: here a group that stands
+    out lowers every other group's ratio, which is the negative dependence it excludes. And a flag accuses one group, so
+    that one false flag in a report is what counts, not their share.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6
+    (1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order.tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def compare_rates(
+    names: Sequence[str],
+    estimates: RateEstimates,
+    covariance: Values,
+    *,
+    level: float,
+    confidence: float,
+    rng: np.random.Generator,
+    n_draws: int = 2000,
+) -> RateDifferential:
+    """Return the differentials of at least two groups' rates, what chance alone would show, and the tests.
+
+    Tests are on the logarithm of the rates, half an error added, with their covariance over classes: of all ratios at
+    once by Hotelling's F, of one group by Student's t. The classes of the group with fewest count as their number.
+
+    Raises:
+        InvalidInput: fewer than two groups, or level or confidence outside (0, 1).
+
+    Source: Hotelling, "The generalization of Student's ratio", Annals of Mathematical Statistics 2 (1931).
+    """
+    k = len(names)
+    if k < 2 or not 0 < level < 1 or not 0 < confidence < 1:
+        raise InvalidInput(
+            f"expected at least 2 groups, level and confidence in (0, 1), found {k} groups, {level} and {confidence}"
+        )
+    log_rates, covariance = _log_rates(estimates, covariance)
+    n_clusters = int(estimates.n_clusters.min())
+    rates = estimates.rates
+    equal = np.exp(
+        np.log((estimates.errors.sum() + 0.5) / (estimates.pairs.sum() + 1))
+        + rng.multivariate_normal(np.zeros(k), covariance, size=n_draws, method="eigh")
+    )
+    drawn = np.minimum(equal, 1.0)
+    high = drawn.max(axis=1)
+    return RateDifferential(
+        n_groups=k,
+        max_min_ratio=max_min_ratio(rates),
+        max_min_ratio_by_chance=float((high / drawn.min(axis=1)).mean()),
+        max_geometric_mean=max_geometric_mean(rates),
+        max_geometric_mean_by_chance=float((high / np.exp(np.log(drawn).mean(axis=1))).mean()),
+        gini=gini(rates),
+        gini_by_chance=float(np.mean([gini(row) for row in drawn])),
+        max_difference=float(rates.max() - rates.min()),
+        max_difference_by_chance=float((high - drawn.min(axis=1)).mean()),
+        p_equal=_p_equal(log_rates, covariance, n_clusters),
+        tests=_group_tests(names, log_rates, covariance, n_clusters, level, confidence),
+    )
+
+
+def _log_rates(estimates: RateEstimates, covariance: Values) -> tuple[Values, Values]:
+    """Return the logarithms of the rates, half an error added, and their covariance, at least that of single pairs."""
+    smoothed = (estimates.errors + 0.5) / (estimates.pairs + 1)
+    covariance = covariance / np.outer(smoothed, smoothed)
+    independent = (1 - smoothed) / (smoothed * np.maximum(estimates.pairs, 1))
+    least = estimates.design_effects * independent
+    covariance = covariance + np.diag(np.maximum(least - np.diag(covariance), 0))
+    return np.log(smoothed), covariance
+
+
+def _p_equal(log_rates: Values, covariance: Values, n_clusters: int) -> float | None:
+    contrasts = np.eye(len(log_rates))[1:] - np.eye(len(log_rates))[0]
+    n_ratios, free = len(contrasts), n_clusters - len(contrasts)
+    if free < 1:
+        return None
+    ratios = contrasts @ log_rates
+    statistic = float(ratios @ np.linalg.solve(contrasts @ covariance @ contrasts.T, ratios))
+    return float(fdtrc(n_ratios, free, statistic * free / (n_ratios * (n_clusters - 1))))
+
+
+def _group_tests(
+    names: Sequence[str], log_rates: Values, covariance: Values, n_clusters: int, level: float, confidence: float
+) -> tuple[GroupTest, ...]:
+    k = len(names)
+    contrasts = np.eye(k) - (1 - np.eye(k)) / (k - 1)
+    ratios, errors = contrasts @ log_rates, np.sqrt(np.diag(contrasts @ covariance @ contrasts.T))
+    free = max(n_clusters - 1, 1)
+    p_values = (2 * stdtr(free, -np.abs(ratios / errors))).tolist()
+    half_widths = float(stdtrit(free, (1 + confidence) / 2)) * errors
+    return tuple(
+        GroupTest(
+            name=name,
+            ratio=math.exp(ratio),
+            interval=Interval(math.exp(ratio - half_width), math.exp(ratio + half_width)),
+            p_value=p_value,
+            p_adjusted=p_adjusted,
+            differs=p_adjusted <= level,
+        )
+        for name, ratio, half_width, p_value, p_adjusted in zip(
+            names, ratios.tolist(), half_widths.tolist(), p_values, holm(p_values), strict=True
+        )
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "none (a group has no error)" if value is None else f"{value:.3g}"

@@ -1,0 +1,127 @@
+"""One pass over the pairs at one threshold: what is accepted, by class and by group of images.
+
+Counts only; rates and their uncertainty are made of them in `subgroups`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+
+Counts = NDArray[np.int64]
+
+_MAX_BUFFERED = 1 << 20  # keys kept before equal ones are joined
+_MAX_CROSSED = 32  # groups; a larger matrix is not read by anybody
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassPairCounts:
+    """Accepted negative pairs by pair of classes and by cell; only where there are any.
+
+    first, second: [e] int64 class codes, first < second; cell: [e] int64; accepted: [e] int64.
+    """
+
+    first: Counts
+    second: Counts
+    cell: Counts
+    accepted: Counts
+
+    def by_class(self, n_classes: int, n_cells: int) -> Counts:
+        """Return accepted pairs with an end in the class: [T, cells] int64."""
+        keys = np.concatenate([self.first, self.second]) * n_cells + np.tile(self.cell, 2)
+        totals = np.bincount(keys, np.tile(self.accepted, 2), minlength=n_classes * n_cells)
+        return totals.astype(np.int64).reshape(n_classes, n_cells)
+
+
+class PairTally:
+    """Counts keys as they come, in memory that grows with the number of different keys only."""
+
+    def __init__(self) -> None:
+        self._keys = np.empty(0, dtype=np.int64)
+        self._counts = np.empty(0, dtype=np.int64)
+        self._buffer: list[Counts] = []
+        self._buffered = 0
+
+    def add(self, keys: Counts) -> None:
+        """Count each of the keys [p] once."""
+        self._buffer.append(keys)
+        self._buffered += len(keys)
+        if self._buffered > _MAX_BUFFERED:
+            self._join()
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """Return the different keys, ascending, and how often each came: two [e] int64."""
+        self._join()
+        return self._keys, self._counts
+
+    def _join(self) -> None:
+        new, counts = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self._buffer]), return_counts=True)
+        keys, places = np.unique(np.concatenate([self._keys, new]), return_inverse=True)
+        totals = np.zeros(len(keys), dtype=np.int64)
+        np.add.at(totals, places, np.concatenate([self._counts, counts]))
+        self._keys, self._counts = keys, totals
+        self._buffer, self._buffered = [], 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupCounts:
+    """What is accepted at one threshold among images of T classes and G groups.
+
+    groups: sorted names; n_images: [T, G] int64; cells: [c, 2] int64, the pairs of groups (g <= h) that are counted:
+    all of them up to 32 groups, beyond only those of a group with itself;
+    positives, positives_accepted: [T, c] int64, pairs inside a class with one end in g and the other in h;
+    negatives_accepted: those across classes.
+    """
+
+    groups: tuple[str, ...]
+    n_images: Counts
+    cells: Counts
+    positives: Counts
+    positives_accepted: Counts
+    negatives_accepted: ClassPairCounts
+
+    @property
+    def within(self) -> Counts:
+        """Numbers of the cells of a group with itself, in the order of the groups: [G] int64."""
+        return np.flatnonzero(self.cells[:, 0] == self.cells[:, 1]).astype(np.int64)
+
+
+def count_groups(vectors: LabelledVectors, groups: NDArray[np.object_], threshold: float, *, tile: int) -> GroupCounts:
+    """Count accepted pairs by class and by pair of groups; groups: [n] names in the order of the vectors.
+
+    Memory: T counts for each cell, and one for each pair of classes with a false accept in it.
+    """
+    names, group_of = np.unique(groups.astype(str), return_inverse=True)
+    n_classes, n_groups = len(vectors.classes), len(names)
+    crossed = np.triu_indices(n_groups) if n_groups <= _MAX_CROSSED else np.diag_indices(n_groups)
+    cells = np.stack(crossed, axis=1).astype(np.int64)
+    cell_of = np.full((n_groups, n_groups), -1, dtype=np.int64)
+    cell_of[cells[:, 0], cells[:, 1]] = cell_of[cells[:, 1], cells[:, 0]] = np.arange(len(cells))
+    n_images = np.bincount(vectors.codes * n_groups + group_of, minlength=n_classes * n_groups)
+    n_images = n_images.reshape(n_classes, n_groups).astype(np.int64)
+    g, h = n_images[:, cells[:, 0]], n_images[:, cells[:, 1]]
+    positives = np.where(cells[:, 0] == cells[:, 1], g * (g - 1) // 2, g * h)
+    accepted = np.zeros(n_classes * len(cells), dtype=np.int64)
+    tally = PairTally()
+    for batch in accepted_pairs(vectors, threshold, tile=tile):
+        cell = cell_of[group_of[batch.first_rows], group_of[batch.second_rows]]
+        counted = cell >= 0
+        first, second, cell = batch.first[counted], batch.second[counted], cell[counted]
+        match = first == second
+        accepted += np.bincount(first[match] * len(cells) + cell[match], minlength=len(accepted))
+        differs = ~match
+        tally.add((first[differs] * n_classes + second[differs]) * len(cells) + cell[differs])
+    keys, counts = tally.counts()
+    both, cell = keys // len(cells), keys % len(cells)
+    return GroupCounts(
+        groups=tuple(names.tolist()),
+        n_images=n_images,
+        cells=cells,
+        positives=positives,
+        positives_accepted=accepted.reshape(n_classes, len(cells)),
+        negatives_accepted=ClassPairCounts(both // n_classes, both % n_classes, cell, counts),
+    )

@@ -1,0 +1,1 @@
+"""The threshold for a stated target, its uncertainty, its certificate, and what moves it."""

@@ -1,0 +1,139 @@
+"""How far error rates at one threshold may lie from those of the population, over the draw of classes.
+
+Classes are the units that vary. FAR averages over *pairs* of classes, so that a class takes part in many terms; taking
+per-class rates as independent would understate its variance up to four times. Choosing is left to `thresholds`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, stdtrit
+
+from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.intervals import Interval
+from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least, scored_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class RateVariances:
+    """Variances at one threshold.
+
+    class_variance, pair_variance: of log pooled FAR, the first part falling with 1 / n_classes, the second with
+    1 / n_classes^2; mean_far: of log class-mean FAR; tar: of logit pooled TAR; precision: of logit precision, which is
+    log TAR - log FAR and a constant.
+    """
+
+    class_variance: float
+    pair_variance: float
+    mean_far: float
+    tar: float
+    precision: float
+
+
+def rate_variances(vectors: LabelledVectors, curves: OperatingCurves, *, tile: int) -> RateVariances:
+    """Return the variances at the one threshold of the curves, which must accept some negative pair.
+
+    FAR: the dyadic-robust variance, which is what drawing classes and weighting the pair (i, j) by w_i * w_j estimates,
+    without the bootstrap's threefold count of the part that belongs to single pairs. TAR: that of a ratio of class
+    totals. Cost: one pass; memory: the class pairs with false accepts.
+
+    Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
+    """
+    pairs = _ClassPairs.find(vectors, float(curves.thresholds[0]), tile)
+    n_images = vectors.n_images.astype(np.float64)
+    n_classes = len(n_images)
+    far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
+    # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
+    by_class, by_pair = _residuals(pairs, n_images, far, np.full(n_classes, 1 / curves.negatives.sum()))
+    shared = max(float((by_class**2).sum()) - 2 * by_pair, 0.0)
+    mean_by_class, mean_by_pair = _residuals(pairs, n_images, mean_far, 1 / (n_classes * curves.negatives))
+    tar_by_class = _log_tar_residuals(curves)
+    pair_variance = by_pair / far**2
+    of_precision = float(((by_class / far - tar_by_class) ** 2).sum()) - pair_variance
+    return RateVariances(
+        class_variance=shared / far**2,
+        pair_variance=pair_variance,
+        mean_far=max(float((mean_by_class**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
+        tar=_logit_tar_variance(curves),
+        precision=max(of_precision, pair_variance),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ClassPairs:
+    """Class pairs with a false accept: first, second: [p] int64; accepted: [p] float64, how many."""
+
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    accepted: Rates
+
+    @classmethod
+    def find(cls, vectors: LabelledVectors, threshold: float, tile: int) -> _ClassPairs:
+        n_classes = len(vectors.classes)
+        lowest = float32_at_least(np.array([threshold]))[0]
+        keys, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        for batch in scored_pairs(vectors, lowest=lowest, tile=tile):
+            differs = ~batch.matches
+            found, each = np.unique(batch.first[differs] * n_classes + batch.second[differs], return_counts=True)
+            keys, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
+            counts = np.bincount(position, weights=np.concatenate([counts, each]), minlength=len(keys))
+        return cls(keys // n_classes, keys % n_classes, counts.astype(np.float64))
+
+
+def _residuals(pairs: _ClassPairs, n_images: Rates, rate: float, weights: Rates) -> tuple[Rates, float]:
+    """Return the residual of each class, [T], and the sum of squares over class pairs.
+
+    The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a class is
+    the sum over its pairs. Most pairs accept nothing and enter by formula.
+    """
+    u, n, i, j, accepted = weights, n_images, pairs.first, pairs.second, pairs.accepted
+    of_pair = (u[i] + u[j]) * accepted
+    by_class = np.bincount(i, of_pair, minlength=len(n)) + np.bincount(j, of_pair, minlength=len(n))
+    by_class = by_class - rate * n * (u * (n.sum() - n) + (u * n).sum() - u * n)
+    squares, once, twice = n**2, u * n**2, u**2 * n**2
+    every_product = twice.sum() * squares.sum() - (twice * squares).sum() + once.sum() ** 2 - (once**2).sum()
+    by_pair = ((u[i] + u[j]) ** 2 * (accepted**2 - 2 * rate * accepted * n[i] * n[j])).sum()
+    return by_class, float(by_pair + rate**2 * every_product)
+
+
+def _log_tar_residuals(curves: OperatingCurves) -> Rates:
+    """Return what each class adds to the log of TAR: [T], 0 for a class without positives."""
+    accepted, n_with = curves.positives_accepted[:, 0], int(np.count_nonzero(curves.with_positives))
+    total = max(float(accepted.sum()), 0.5)
+    rate = float(curves.pooled_tar[0])
+    correction = math.sqrt(n_with / max(n_with - 1, 1))
+    return np.asarray((accepted - rate * curves.positives) / total * correction, dtype=np.float64)
+
+
+def _logit_tar_variance(curves: OperatingCurves) -> float:
+    """Return the variance of logit TAR as a ratio of class totals, at least that of independent pairs."""
+    rows = curves.with_positives
+    accepted, positives = curves.positives_accepted[rows, 0], curves.positives[rows]
+    total, n_classes = float(positives.sum()), len(positives)
+    residuals = accepted - accepted.sum() / total * positives
+    rate = (accepted.sum() + 0.5) / (total + 1)  # keeps the logit finite where all or none are accepted
+    of_rate = max(float((residuals**2).sum()) * n_classes / (n_classes - 1) / total**2, rate * (1 - rate) / total)
+    return float(of_rate / (rate * (1 - rate)) ** 2)
+
+
+def log_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
+    """Return the interval of a rate that is symmetric in its logarithm, with Student's quantile; at most 1."""
+    factor = math.exp(student_quantile(n_classes, confidence) * math.sqrt(variance))
+    return Interval(rate / factor, min(rate * factor, 1.0))
+
+
+def logit_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
+    """Return the interval of a rate that is symmetric in its logit; it ends at 0 or 1 where the rate does."""
+    half_width = student_quantile(n_classes, confidence) * math.sqrt(variance)
+    centre = float(logit(min(max(rate, 1e-6), 1 - 1e-6)))
+    low, high = float(expit(centre - half_width)), float(expit(centre + half_width))
+    return Interval(0.0 if rate == 0 else low, 1.0 if rate == 1 else high)
+
+
+def student_quantile(n_classes: int, confidence: float) -> float:
+    """Return the half-width, in standard errors, of an interval from so many classes."""
+    return float(stdtrit(n_classes - 1, (1 + confidence) / 2))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
+
+
+def test_moments_agree_with_one_pair_at_a_time_whatever_the_tile(family) -> None:
+    rows, labels = family(np.random.default_rng(0), n_classes=5, n_images=4)
+    vectors = labelled_vectors(rows, labels)
+    expected = np.zeros((20, 2, 3))
+    for i in range(20):
+        for j in range(20):
+            if i != j:
+                score = float(vectors.query[i] @ vectors.gallery[j])
+                expected[i, int(vectors.codes[i] != vectors.codes[j])] += 1, score, score**2
+    for tile in (3, 7, 100):
+        assert image_moments(vectors, tile=tile) == pytest.approx(expected, abs=1e-6)
+    of_classes = class_moments(expected, vectors.codes, 5)
+    assert of_classes[:, 0, 0].tolist() == [6] * 5
+    assert of_classes[:, 1, 0].tolist() == [64] * 5
+    assert pooled_moments(of_classes)[:, 0].tolist() == [30, 160]
+
+
+def test_d_prime_by_hand() -> None:
+    # within 1, 3: mean 2, variance 1; between -1, 1: mean 0, variance 1
+    assert d_prime(np.array([[2.0, 4, 10], [2, 0, 2]])) == pytest.approx(2.0)
+    # no spread: apart, alike
+    assert d_prime(np.array([[[2.0, 4, 8], [2, 0, 0]], [[2.0, 4, 8], [2, 4, 8]]])).tolist() == [np.inf, 0]
