@@ -303,11 +303,11 @@ def list_points(bundle: Bundle = "", address: Address = None, as_json: Json = Fa
         print_json(as_dict(reply)["operating_points"])
         return
     rows = [
-        (p.id, "active" if p.active else "", p.score_kind, f"{p.threshold:.4f}", f"{p.far_target:g}", f"{p.tar:.3f}",
+        (p.id, "active" if p.active else "", p.score_kind, f"{p.threshold:.4f}", p.target, f"{p.tar:.3f}",
          p.n_classes, _when(p.created_at))
         for p in reply.operating_points
     ]  # fmt: skip
-    columns = ("id", "", "score", "threshold", "FAR target", "TAR", "classes", "created")
+    columns = ("id", "", "score", "threshold", "target", "TAR", "classes", "created")
     print_table("Operating points", columns, rows)
 
 

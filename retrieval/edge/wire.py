@@ -136,6 +136,7 @@ def operating_point_message(point: OperatingPoint, *, active: bool) -> operating
         prevalence=point.calibrator.prevalence,
         created_at=_timestamp(point.created_at),
         active=active,
+        target=str(choice.target),
     )
 
 

@@ -151,15 +151,18 @@ class OperatingPoint(_message.Message):
     PREVALENCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bundle_digest: _builtins.str
     score_digest: _builtins.str
     score_kind: _builtins.str
-    """cosine or cohort."""
+    """cosine, cohort or whitened cohort."""
     threshold: _builtins.float
     """A pair is accepted when score >= threshold."""
     far_target: _builtins.float
-    """The pooled pairwise false accept rate that was asked for, 0 to 1."""
+    """The pooled pairwise false accept rate that was asked for, or that the threshold has where `target` is another, 0 to
+    1.
+    """
     far: _builtins.float
     """What the calibration data gave at the threshold, 0 to 1, and where the truth lies at `confidence`."""
     tar: _builtins.float
@@ -172,9 +175,11 @@ class OperatingPoint(_message.Message):
     """Share of matches among compared pairs that `match_probability` assumes, 0 to 1."""
     active: _builtins.bool
     """True for the one in use."""
+    target: _builtins.str
+    """What was asked for, as `retrieval calibrate --target` reads it, for instance far=0.01 or precision=0.9@0.01."""
     @_builtins.property
     def threshold_interval(self) -> Global___Interval:
-        """Bootstrap over classes, at `confidence`."""
+        """Where the threshold for exactly the target may lie over the draw of classes, at `confidence`."""
 
     @_builtins.property
     def far_interval(self) -> Global___Interval: ...
@@ -202,10 +207,11 @@ class OperatingPoint(_message.Message):
         prevalence: _builtins.float = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         active: _builtins.bool = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "far_interval", b"far_interval", "tar_interval", b"tar_interval", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bundle_digest", b"bundle_digest", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_target", b"far_target", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bundle_digest", b"bundle_digest", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_target", b"far_target", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "target", b"target", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -249,6 +249,7 @@ def test_operating_points_are_listed_with_their_evidence(running: Running, tiny_
     assert got.active
     assert got.bundle_digest == tiny_bundle.digest
     assert got.far <= got.far_target == 0.01
+    assert got.target == "far=0.01"
     assert got.threshold_interval.low <= got.threshold <= got.threshold_interval.high
 
 
