@@ -231,7 +231,7 @@ def operating_curves(
     query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors` for when unit rows are demanded; labels: n
     strings; exclude: columns of n strings, for instance makers: two images that share one make no pair; thresholds: any
     order, duplicates dropped; omitted, they are chosen to cover the band of OPIS and all above it, from all pairs of
-    up to 10,000 images, else from a sample; the counts are those of all pairs all the same. shard (index, count) visits
+    up to 6,000 images, else from a sample; the counts are those of all pairs all the same. shard (index, count) visits
     a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all cores.
 
     Cost: n^2 / 2 products of D; memory: a [T, m] of counts and a few [tile, tile] for each thread.

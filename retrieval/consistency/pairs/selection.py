@@ -26,7 +26,7 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 _SIGN = np.uint32(0x80000000)
 # About two million pairs: their FAR of 1 % has a standard error of a few per cent, also where classes differ much.
 _PILOT_IMAGES = 2048
-_WORTH_A_PILOT = 5
+_WORTH_A_PILOT = 3
 _PILOT_MARGIN = 1.5
 _PILOT_FALSE_ACCEPTS = 100
 
