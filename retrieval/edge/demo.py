@@ -26,7 +26,7 @@ _GO_ON = """
 Go on with your own images, a folder with one sub-folder per class or a table with the columns id, uri, label:
   training split MY_IMAGES --out my
   training train --data my/train.csv --validation my/cohort.csv --out run && training export run --out bundle
-  retrieval calibrate --bundle bundle --data my/calibration.csv --cohort my/cohort.csv --far 0.01 --activate
+  retrieval calibrate --bundle bundle --data my/calibration.csv --cohort my/train.csv --far 0.01 --activate
   retrieval worker &  retrieval serve &
   retrieval reindex my_catalog my/new.csv
   retrieval search --catalog my_catalog --image PICTURE.jpg
@@ -129,7 +129,7 @@ def _calibrate(demo: Demo, seed: int) -> str:
         "calibrate",
         f"one threshold for a pair FAR of {_FAR:g}, on classes that were never trained on",
         *("retrieval", "calibrate", "--bundle", str(demo.folder / "bundle")),
-        *("--data", f"{demo.data}/calibration.csv", "--cohort", f"{demo.data}/cohort.csv"),
+        *("--data", f"{demo.data}/calibration.csv", "--cohort", f"{demo.data}/train.csv"),
         *("--far", str(_FAR), "--seed", str(seed), "--activate", "--json"),
     )
 

@@ -72,7 +72,9 @@ class Calibrated:
         point, choice = self.point, self.point.choice
         rows = [
             (
-                f"{entry.kind} (in use)" if entry.score_digest == point.score_digest else entry.kind,
+                entry.kind
+                + (f", k {entry.k}" if entry.k else "")
+                + (" (in use)" if entry.score_digest == point.score_digest else ""),
                 f"{entry.tar:.3f}",
                 f"{entry.far:.2e}",
                 f"{entry.recall_at_1:.3f}",

@@ -2,8 +2,8 @@
 
 Emoji classes that took no part: thresholds and certificates come from the part `calibration`, everything else is
 measured on `audit`. The normalised score is the one that calibration chooses; its cohort and whitening come from the
-part `train`, without labels. Each seed is a split of the classes and a training run; the table shows the mean over seeds
-and, in brackets, the lowest and the highest.
+part `train`, without labels. Each seed is a split of the classes and a training run; the table shows the mean over
+seeds and, in brackets, the lowest and the highest.
 """
 
 from __future__ import annotations
