@@ -20,22 +20,8 @@ from retrieval.consistency.calibration.calibrator_fits import (
     fit_venn_abers_pairs,
 )
 from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator
-from retrieval.consistency.calibration.reliability import Reliability, reliability
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors, scored_pairs
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-
-__all__ = [
-    "CALIBRATOR_KINDS",
-    "DrawnPairs",
-    "IsotonicCalibrator",
-    "Reliability",
-    "draw_pairs",
-    "fit_calibrator",
-    "fit_isotonic",
-    "fit_isotonic_scores",
-    "fit_scores",
-    "reliability",
-]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.manifest import Item, read_manifest
 from training.config import CONFIGS, ModelConfig, load_config
 from training.data import read_items
 from training.evaluate import Embed
@@ -79,7 +79,8 @@ def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
         batches = read_items(
             read_manifest(f"{data}/{part}.csv"), preprocessing, max_unreadable=0, progress=lambda done, total: None
         )
-        rows, items = [], []
+        rows: list[NDArray[np.float32]] = []
+        items: list[Item] = []
         for batch in batches:
             rows.append(embed(batch.pixels))
             items += batch.items
