@@ -6,8 +6,6 @@ Arrays only: no files, no clock, no environment; randomness is an argument.
 from retrieval.consistency.calibration.calibration import (
     CALIBRATOR_KINDS,
     fit_calibrator,
-    fit_isotonic,
-    fit_isotonic_scores,
     fit_scores,
 )
 from retrieval.consistency.calibration.calibration_choice import (
@@ -148,8 +146,6 @@ __all__ = [
     "fairness_discrepancy_rate",
     "fit_best_calibrator",
     "fit_calibrator",
-    "fit_isotonic",
-    "fit_isotonic_scores",
     "fit_scores",
     "fit_whitening",
     "garbe",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from retrieval.errors import InvalidInput
 
@@ -38,6 +38,11 @@ def normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
     return float(ndtri((1 + confidence) / 2))
+
+
+def student_quantile(n_units: int, confidence: float) -> float:
+    """Return the half-width, in standard errors, of an interval whose standard error is from n_units, at least 2."""
+    return float(stdtrit(n_units - 1, (1 + confidence) / 2))
 
 
 def class_weights(n_classes: int, n_bootstrap: int, rng: np.random.Generator) -> NDArray[np.float64]:

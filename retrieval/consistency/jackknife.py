@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit
 
-from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.intervals import Interval, student_quantile, wilson_interval
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -49,7 +49,7 @@ def jackknife_interval(
         raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
     if not (math.isfinite(estimate) and np.isfinite(replicates).all()):
         raise InvalidInput(f"an interval needs finite values, found an estimate of {estimate} and its replicates")
-    quantile = float(stdtrit(max(len(replicates) - 1, 1), (1 + confidence) / 2))
+    quantile = student_quantile(max(len(replicates), 2), confidence)
     if not proportion:
         half_width = quantile * jackknife_error(replicates)
         return Interval(estimate - half_width, estimate + half_width)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, check_positives, labelled_vectors
+from retrieval.errors import InvalidInput
 
 # Scores held at once; a chunk of queries meets all images, so this bounds memory whatever n is.
 _MAX_SCORES = 1 << 22
@@ -81,8 +81,7 @@ def map_at_r(query_vectors: Vectors, labels: Sequence[str], *, gallery_vectors: 
 
 def _with_queries(query_vectors: Vectors, labels: Sequence[str], gallery_vectors: Vectors | None) -> LabelledVectors:
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    check_positives(vectors)
     return vectors
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import rate_interval
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
+from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.separation.classwise import slices
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
@@ -179,8 +180,8 @@ def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit:
     gallery = vectors.gallery if side == "query" else changed.gallery
     for rows in slices(0, n, tile):
         for columns in slices(0 if side == "query" else rows.start, n, tile):
-            clean = vectors.query[rows] @ vectors.gallery[columns].T >= limit
-            now = changed.query[rows] @ gallery[columns].T >= limit
+            clean = scores_of(vectors.query[rows], vectors.gallery[columns]) >= limit
+            now = scores_of(changed.query[rows], gallery[columns]) >= limit
             pairs = np.ones_like(clean)
             if rows == columns:
                 # One side: a query meets every image but itself. Both sides: each pair once.

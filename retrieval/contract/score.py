@@ -95,17 +95,22 @@ class Score:
         """The left factors of the score: [n, dimension(d)] float32."""
         if self.cohort is None:
             return embeddings
-        rows = self._whitened(embeddings)
-        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
-        return np.hstack([rows, offsets, np.ones_like(offsets)])
+        rows, offsets, ones = self._factors(embeddings)
+        return np.hstack([rows, offsets, ones])
 
     def gallery_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """The right factors of the score: [n, dimension(d)] float32."""
         if self.cohort is None:
             return embeddings
-        rows = self._whitened(embeddings)
-        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
-        return np.hstack([rows, np.ones_like(offsets), offsets])
+        rows, offsets, ones = self._factors(embeddings)
+        return np.hstack([rows, ones, offsets])
+
+    def vectors(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both factors of the score, query and gallery, which share one density; for the cosine the embeddings."""
+        if self.cohort is None:
+            return embeddings, embeddings
+        rows, offsets, ones = self._factors(embeddings)
+        return np.hstack([rows, offsets, ones]), np.hstack([rows, ones, offsets])
 
     def similarities(
         self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
@@ -121,6 +126,14 @@ class Score:
         if self.whitening is not None:
             files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
+
+    def _factors(
+        self, embeddings: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Rows [n, D] after the whitening, offsets [n, 1] by density, ones [n, 1]."""
+        rows = self._whitened(embeddings)
+        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
+        return rows, offsets, np.ones_like(offsets)
 
     def _whitened(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         return embeddings if self.whitening is None else self.whitening.apply(embeddings)

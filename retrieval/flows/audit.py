@@ -225,7 +225,7 @@ def measure(
 ) -> AuditReport:
     """Everything an audit says about labelled embeddings at an operating point. Raises NotEnoughEvidence."""
     labels = [item.label for item in embedded.items]
-    queries, gallery = score.query_vectors(embedded.embeddings), score.gallery_vectors(embedded.embeddings)
+    queries, gallery = score.vectors(embedded.embeddings)
     rng = np.random.default_rng(_SEED)
     curves = operating_curves(queries, labels, gallery_vectors=gallery)
     exact = operating_curves(queries, labels, gallery_vectors=gallery, thresholds=[point.threshold])

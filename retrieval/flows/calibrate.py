@@ -85,10 +85,11 @@ def calibrate(
     false accepts wins, for F-beta and utility the largest. `compared` shows all of them.
     Raises NotEnoughEvidence, InvalidEmbeddings.
     """
-    choices = {score.digest: _choose(data, score, target) for score in scores}
-    compared = {score.digest: _comparison(data, score, choices[score.digest], rng) for score in scores}
+    measured = {score.digest: _measure(data, score, target, rng) for score in scores}
+    choices = {digest: choice for digest, (choice, _) in measured.items()}
+    compared = {digest: comparison for digest, (_, comparison) in measured.items()}
     best = _best(scores, choices, compared)
-    queries, gallery = best.query_vectors(data.embeddings), best.gallery_vectors(data.embeddings)
+    queries, gallery = best.vectors(data.embeddings)
     calibrator = fit_best_calibrator(
         queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
     )
@@ -164,7 +165,7 @@ def compare(
     data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
 ) -> ScoreComparison:
     """What a score achieves on labelled embeddings."""
-    return _comparison(data, score, _choose(data, score, target), rng)
+    return _measure(data, score, target, rng)[1]
 
 
 def compare_with_active(
@@ -173,22 +174,13 @@ def compare_with_active(
     """Which decisions on the data would change; None where the active operating point is of another score."""
     if proposed.score_digest != active.score_digest:
         return None
+    queries, gallery = score.vectors(data.embeddings)
     return compare_thresholds(
-        score.query_vectors(data.embeddings),
+        queries,
         data.labels,
-        gallery_vectors=score.gallery_vectors(data.embeddings),
+        gallery_vectors=gallery,
         active=active.threshold,
         proposed=proposed.threshold,
-    )
-
-
-def _choose(data: LabelledEmbeddings, score: Score, target: CalibrationTarget) -> ThresholdChoice:
-    return choose_threshold(
-        score.query_vectors(data.embeddings),
-        data.labels,
-        gallery_vectors=score.gallery_vectors(data.embeddings),
-        target=target.wanted,
-        confidence=target.confidence,
     )
 
 
@@ -197,12 +189,16 @@ def _merit(choice: ThresholdChoice) -> float:
     return {"lowest": choice.tar, "highest": -choice.far, "best": choice.achieved}[choice.target.choice]
 
 
-def _comparison(
-    data: LabelledEmbeddings, score: Score, choice: ThresholdChoice, rng: np.random.Generator
-) -> ScoreComparison:
-    queries, gallery = score.query_vectors(data.embeddings), score.gallery_vectors(data.embeddings)
+def _measure(
+    data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
+) -> tuple[ThresholdChoice, ScoreComparison]:
+    """The threshold of a score, and what the score achieves at it."""
+    queries, gallery = score.vectors(data.embeddings)
+    choice = choose_threshold(
+        queries, data.labels, gallery_vectors=gallery, target=target.wanted, confidence=target.confidence
+    )
     consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
-    return ScoreComparison(
+    comparison = ScoreComparison(
         score_digest=score.digest,
         kind=score.kind,
         k=score.k,
@@ -214,6 +210,7 @@ def _comparison(
         opis_floor=consistency.floor,
         opis_debiased=consistency.debiased,
     )
+    return choice, comparison
 
 
 def _certificate(

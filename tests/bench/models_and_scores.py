@@ -85,14 +85,11 @@ def measure(model: str, kind: str, seed: int) -> Measured:
     train, calibration, audit = (parts[name] for name in ("train", "calibration", "audit"))
     score = Score() if kind == "cosine" else chosen_score(train, calibration, seed)
 
-    def sides(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return score.query_vectors(rows), score.gallery_vectors(rows)
-
-    known, known_gallery = sides(calibration.embeddings)
+    known, known_gallery = score.vectors(calibration.embeddings)
     known_labels = calibration.labels.tolist()
     choice = choose_threshold_for_far(known, known_labels, gallery_vectors=known_gallery, target_far=1e-2)
     certificate = certify(known, known_labels, gallery_vectors=known_gallery, alpha=_ALPHA, delta=_DELTA)
-    query, gallery = sides(audit.embeddings)
+    query, gallery = score.vectors(audit.embeddings)
     labels = audit.labels.tolist()
     rng = np.random.default_rng(seed)
     report = consistency_report(query, labels, gallery_vectors=gallery, axis="log_far", rng=rng)

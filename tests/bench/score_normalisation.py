@@ -170,7 +170,7 @@ def choices(scores: Mapping[str, Score], data: Embedded) -> dict[str, str]:
 
 
 def opis_of(score: Score, data: Embedded) -> float:
-    query, gallery = score.query_vectors(data.embeddings), score.gallery_vectors(data.embeddings)
+    query, gallery = score.vectors(data.embeddings)
     return consistency_report(
         query, names_of(data), gallery_vectors=gallery, axis="log_far", n_bootstrap=_N_FEW, rng=np.random.default_rng(0)
     ).value

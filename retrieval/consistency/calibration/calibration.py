@@ -19,7 +19,6 @@ from retrieval.consistency.calibration.calibrator_fits import (
     fit_platt_pairs,
     fit_venn_abers_pairs,
 )
-from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors, scored_pairs
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -103,26 +102,6 @@ def fit_calibrator(
     return fit_scores(pairs.scores, pairs.matches, kind=kind, prevalence=prevalence)
 
 
-def fit_isotonic(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    prevalence: float,
-    rng: np.random.Generator,
-    max_pairs: int = 2_000_000,
-    tile: int = 1024,
-) -> IsotonicCalibrator:
-    """Return an isotonic calibrator fitted on pairs of labelled vectors, see `fit_calibrator`.
-
-    Raises:
-        NotEnoughEvidence, InvalidInput, InvalidEmbeddings: as `fit_calibrator`.
-    """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs, tile=tile)
-    return fit_isotonic_scores(pairs.scores, pairs.matches, prevalence=prevalence)
-
-
 def fit_scores(scores: NDArray[np.float32], matches: NDArray[np.bool_], *, kind: str, prevalence: float) -> Calibrator:
     """Return a calibrator of one kind fitted on scores [n] and whether each pair matches [n].
 
@@ -145,19 +124,6 @@ def fit_scores(scores: NDArray[np.float32], matches: NDArray[np.bool_], *, kind:
     if kind not in _FITS:
         raise InvalidInput(f"kind: expected one of {', '.join(_FITS)}, found {kind!r}")
     return _FITS[kind](scores, matches, prevalence)
-
-
-def fit_isotonic_scores(
-    scores: NDArray[np.float32], matches: NDArray[np.bool_], *, prevalence: float
-) -> IsotonicCalibrator:
-    """Return an isotonic calibrator fitted on scores [n] and whether each pair matches [n], see `fit_scores`.
-
-    Raises:
-        NotEnoughEvidence, InvalidInput: as `fit_scores`.
-
-    Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
-    """
-    return fit_isotonic_pairs(scores, matches, prevalence)
 
 
 _FITS: Mapping[str, Callable[[NDArray[np.float32], NDArray[np.bool_], float], Calibrator]] = MappingProxyType(

@@ -22,7 +22,10 @@ _MAX_ROWS = 1 << 15
 def fit_isotonic_pairs(
     scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
 ) -> IsotonicCalibrator:
-    """Return the isotonic calibrator of pairs, as `fit_isotonic_scores`."""
+    """Return the isotonic calibrator of pairs.
+
+    Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
+    """
     from sklearn.isotonic import IsotonicRegression  # takes a second to import; who only applies a calibrator need not
 
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)

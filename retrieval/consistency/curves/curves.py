@@ -19,11 +19,12 @@ from retrieval.consistency.pairs.pairs import (
     LabelledVectors,
     Progress,
     Vectors,
+    check_positives,
     crossed_vectors,
     labelled_vectors,
 )
 from retrieval.consistency.pairs.selection import one_pass_grid
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.errors import InvalidInput
 
 Counts = NDArray[np.int64]
 Rates = NDArray[np.float64]
@@ -302,10 +303,7 @@ def _grid(
     shard: tuple[int, int],
     threads: int | None,
 ) -> Rates:
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(
-            f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
-        )
+    check_positives(vectors)
     if thresholds is not None:
         return checked_grid(thresholds)
     if shard != (0, 1):

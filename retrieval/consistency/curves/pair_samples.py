@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.curves.curves import OperatingCurves, Rates, checked_grid
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
-from retrieval.consistency.pairs.pairs import Columns, LabelledVectors, Progress, Vectors, labelled_vectors
+from retrieval.consistency.pairs.pairs import (
+    Columns,
+    LabelledVectors,
+    Progress,
+    Vectors,
+    check_positives,
+    labelled_vectors,
+)
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Estimates from so many disjoint sets of pairs give the sampling error.
@@ -136,8 +143,7 @@ def sampled_curves(
     if not 0 < share <= 0.5:
         raise InvalidInput(f"share is that of the negative pairs to visit, in (0, 0.5], found {share}")
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    check_positives(vectors)
     grid = checked_grid(thresholds)
     tile = int(min(1024, len(vectors.codes) * share / (2 * _MIN_PARTS)))
     if tile < 1:

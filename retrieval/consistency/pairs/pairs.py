@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.products import one_thread_a_product
+from retrieval.consistency.pairs.products import scores_of
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -201,6 +201,14 @@ def crossed_vectors(
     )
 
 
+def check_positives(vectors: LabelledVectors) -> None:
+    """Raises NotEnoughEvidence where no class has two images that make a pair."""
+    if vectors.n_positives == 0:
+        raise NotEnoughEvidence(
+            f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
+        )
+
+
 def pair_totals(
     codes: Codes, gallery_codes: Codes, groups: Groups, gallery_groups: Groups, n_classes: int
 ) -> tuple[Codes, Codes]:
@@ -346,8 +354,7 @@ def scored_pairs(
     bounds = tiles_of(vectors, tile, shard)
     floor = np.float32(lowest)
     for done, (rows, columns) in enumerate(bounds, start=1):
-        with one_thread_a_product:
-            scores = vectors.query[rows] @ vectors.gallery[columns].T
+        scores = scores_of(vectors.query[rows], vectors.gallery[columns])
         kept = scores >= floor
         for attribute in range(vectors.groups.shape[1]):
             groups = vectors.groups[rows, attribute, None]

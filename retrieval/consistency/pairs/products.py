@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 
@@ -39,3 +41,10 @@ class OneThreadAProduct:
 
 
 one_thread_a_product = OneThreadAProduct()
+
+
+def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32."""
+    with one_thread_a_product:
+        scores: NDArray[np.float32] = query @ gallery.T
+    return scores

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments
 from retrieval.consistency.separation.separation import area_under_curve, class_histograms, score_range
@@ -134,7 +133,7 @@ def image_interval(value: float, error: float, n_images: int, confidence: float)
     """Return Student's interval of a figure of one class; None where its error is not known."""
     if not np.isfinite(error):
         return None
-    half_width = float(stdtrit(n_images - 1, (1 + confidence) / 2)) * float(error)
+    half_width = student_quantile(n_images, confidence) * float(error)
     return Interval(float(value) - half_width, float(value) + half_width)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors
-
 # A block of classes by all classes holds at most so many numbers.
 _MAX_CELLS = 1 << 22
 
@@ -43,9 +41,3 @@ def starts_in(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     """Return the first place of each class among sorted codes of a tile, and the class: two [c] int64."""
     places = np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)
     return places, codes[places]
-
-
-def scores_of(vectors: LabelledVectors, rows: slice, columns: slice) -> NDArray[np.float32]:
-    """Return the scores of a tile: [rows, columns] float32."""
-    scores: NDArray[np.float32] = vectors.query[rows] @ vectors.gallery[columns].T
-    return scores

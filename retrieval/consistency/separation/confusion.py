@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
-from retrieval.consistency.separation.classwise import class_blocks, class_bounds, scores_of, slices, starts_in
+from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.separation.classwise import class_blocks, class_bounds, slices, starts_in
 from retrieval.errors import InvalidInput
 
 _Number = TypeVar("_Number", np.float64, np.float32, np.int64)
@@ -191,7 +192,7 @@ def _scan(
         above, of_rows = starts_in(vectors.codes[rows])
         for columns in slices(int(bounds[first]), n, tile):
             beside, of_columns = starts_in(vectors.codes[columns])
-            scores = scores_of(vectors, rows, columns)
+            scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             cells = np.ix_(of_rows - first, of_columns)
             sums[cells] += _reduce(np.add, scores.astype(np.float64), above, beside)
             accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), above, beside)
@@ -221,7 +222,7 @@ def _listed(
     best: list[tuple[float, int, int]] = []
     for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1]), tile):
         for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1]), tile):
-            scores = scores_of(vectors, rows, columns)
+            scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
             new = zip(scores[i, j], vectors.order[rows][i], vectors.order[columns][j], strict=True)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
-from retrieval.consistency.separation.classwise import scores_of, slices, starts_in
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, check_positives, labelled_vectors
+from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.separation.classwise import slices, starts_in
+from retrieval.errors import InvalidInput
 
 LINKAGES = ("mean", "nearest")
 _MAX_CELLS = 1 << 22  # rows of a tile by all classes
@@ -124,8 +125,7 @@ def label_margins(
             f"{linkage!r} and {tile}"
         )
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    check_positives(vectors)
     own, other, likely = _similarities(vectors, linkage, tile)
     known = vectors.n_images[vectors.codes] > 1
     back = np.argsort(vectors.order)
@@ -164,7 +164,7 @@ def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str, tile: int) 
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
     found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)
     for columns in slices(0, len(vectors.codes), tile):
-        scores = scores_of(vectors, rows, columns).astype(np.float64)
+        scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         itself = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
         scores[itself - rows.start, itself - columns.start] = empty
         starts, classes = starts_in(vectors.codes[columns])

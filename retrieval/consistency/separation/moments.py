@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.pairs import LabelledVectors, tile_bounds
+from retrieval.consistency.pairs.products import scores_of
 
 Moments = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ def image_moments(vectors: LabelledVectors, *, tile: int) -> Moments:
     n = len(vectors.codes)
     moments = np.zeros((n, 2, 3))
     for rows, columns in tile_bounds(n, tile):
-        scores = (vectors.query[rows] @ vectors.gallery[columns].T).astype(np.float64)
+        scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
         pairs = np.ones_like(within)
         if rows == columns:

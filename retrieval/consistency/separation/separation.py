@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors, scored_pairs
+from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, check_positives, labelled_vectors, scored_pairs
 from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.errors import InvalidInput
 
 # AUC is counted on so many times finer bins: pairs in one bin count as ties, which is an error of less than 1e-4.
 _FINER = 64
@@ -92,8 +92,7 @@ def score_histograms(
     if n_bins < 1 or not 0 < confidence < 1:
         raise InvalidInput(f"expected n_bins >= 1 and confidence in (0, 1), found {n_bins} and {confidence}")
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    check_positives(vectors)
     low, high = score_range(vectors, tile=tile)
     of_classes = class_moments(image_moments(vectors, tile=tile), vectors.codes, len(vectors.classes))
     counts, fine = class_histograms(vectors, low, high, n_bins=n_bins, tile=tile)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
-from retrieval.consistency.subgroups.group_counts import PairTally
 
 
 def class_estimates(vectors: LabelledVectors, threshold: float, *, tile: int) -> tuple[RateEstimates, RateEstimates]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.errors import InvalidInput
 
 Values = NDArray[np.float64]
@@ -81,7 +80,7 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
         raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
     if n_effective <= 0 or n_clusters < 2:
         return Interval(0.0, 1.0)
-    squared = float(stdtrit(n_clusters - 1, (1 + confidence) / 2)) ** 2
+    squared = student_quantile(n_clusters, confidence) ** 2
     centre = rate + squared / (2 * n_effective)
     half_width = np.sqrt(squared * (rate * (1 - rate) / n_effective + squared / (4 * n_effective**2)))
     scale = 1 + squared / n_effective

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.tally import PairTally
 
 Counts = NDArray[np.int64]
 
-_MAX_BUFFERED = 1 << 20  # keys kept before equal ones are joined
 _MAX_CROSSED = 32  # groups; a larger matrix is not read by anybody
 
 
@@ -35,36 +35,6 @@ class ClassPairCounts:
         keys = np.concatenate([self.first, self.second]) * n_cells + np.tile(self.cell, 2)
         totals = np.bincount(keys, np.tile(self.accepted, 2), minlength=n_classes * n_cells)
         return totals.astype(np.int64).reshape(n_classes, n_cells)
-
-
-class PairTally:
-    """Counts keys as they come, in memory that grows with the number of different keys only."""
-
-    def __init__(self) -> None:
-        self._keys = np.empty(0, dtype=np.int64)
-        self._counts = np.empty(0, dtype=np.int64)
-        self._buffer: list[Counts] = []
-        self._buffered = 0
-
-    def add(self, keys: Counts) -> None:
-        """Count each of the keys [p] once."""
-        self._buffer.append(keys)
-        self._buffered += len(keys)
-        if self._buffered > _MAX_BUFFERED:
-            self._join()
-
-    def counts(self) -> tuple[Counts, Counts]:
-        """Return the different keys, ascending, and how often each came: two [e] int64."""
-        self._join()
-        return self._keys, self._counts
-
-    def _join(self) -> None:
-        new, counts = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self._buffer]), return_counts=True)
-        keys, places = np.unique(np.concatenate([self._keys, new]), return_inverse=True)
-        totals = np.zeros(len(keys), dtype=np.int64)
-        np.add.at(totals, places, np.concatenate([self._counts, counts]))
-        self._keys, self._counts = keys, totals
-        self._buffer, self._buffered = [], 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit
 
 from retrieval.consistency.curves.curves import OperatingCurves, Rates
-from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least, scored_pairs
+from retrieval.consistency.intervals import Interval, student_quantile
+from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.tally import PairTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,11 @@ class _ClassPairs:
     @classmethod
     def find(cls, vectors: LabelledVectors, threshold: float, tile: int) -> _ClassPairs:
         n_classes = len(vectors.classes)
-        lowest = float32_at_least(np.array([threshold]))[0]
-        keys, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        for batch in scored_pairs(vectors, lowest=lowest, tile=tile):
+        tally = PairTally()
+        for batch in accepted_pairs(vectors, threshold, tile=tile):
             differs = ~batch.matches
-            found, each = np.unique(batch.first[differs] * n_classes + batch.second[differs], return_counts=True)
-            keys, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
-            counts = np.bincount(position, weights=np.concatenate([counts, each]), minlength=len(keys))
+            tally.add(batch.first[differs] * n_classes + batch.second[differs])
+        keys, counts = tally.counts()
         return cls(keys // n_classes, keys % n_classes, counts.astype(np.float64))
 
 
@@ -132,8 +131,3 @@ def logit_interval(rate: float, variance: float, n_classes: int, confidence: flo
     centre = float(logit(min(max(rate, 1e-6), 1 - 1e-6)))
     low, high = float(expit(centre - half_width)), float(expit(centre + half_width))
     return Interval(0.0 if rate == 0 else low, 1.0 if rate == 1 else high)
-
-
-def student_quantile(n_classes: int, confidence: float) -> float:
-    """Return the half-width, in standard errors, of an interval from so many classes."""
-    return float(stdtrit(n_classes - 1, (1 + confidence) / 2))

@@ -16,6 +16,7 @@ from retrieval.consistency.curves.curves import Rates
 from retrieval.consistency.intervals import Interval, class_weights, percentile_interval
 from retrieval.consistency.opis.utility import utility
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors, scored_pairs
+from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.thresholds.targets import Target
 from retrieval.consistency.thresholds.thresholds import ThresholdChoice
 from retrieval.errors import InvalidInput
@@ -90,12 +91,11 @@ def _pairs_by_class(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Rates]:
     """Return class, class, column and count of the pairs above the lowest threshold, ascending by column: four [p]."""
     limits, n_classes = float32_at_least(grid), len(vectors.classes)
-    keys, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    tally = PairTally()
     for batch in scored_pairs(vectors, lowest=limits[0], tile=tile):
         columns = np.searchsorted(limits, batch.scores, side="right") - 1
-        found, each = np.unique((columns * n_classes + batch.first) * n_classes + batch.second, return_counts=True)
-        keys, position = np.unique(np.concatenate([keys, found]), return_inverse=True)
-        counts = np.bincount(position, np.concatenate([counts, each]), minlength=len(keys))
+        tally.add((columns * n_classes + batch.first) * n_classes + batch.second)
+    keys, counts = tally.counts()
     ends = keys % n_classes**2
     return ends // n_classes, ends % n_classes, keys // n_classes**2, counts.astype(np.float64)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieval.consistency.curves.curves import OperatingCurves, count_accepted
-from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.consistency.pairs.pairs import Vectors, check_positives, labelled_vectors
+from retrieval.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,7 @@ TAR 0 -> 1, FAR 0 -> 0.5
     if not np.isfinite([active, proposed]).all():
         raise InvalidInput(f"thresholds must be finite, found {active} and {proposed}")
     vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if vectors.n_positives == 0:
-        raise NotEnoughEvidence(f"no class has two images, among {len(vectors.classes)} classes; add images per class")
+    check_positives(vectors)
     curves = count_accepted(vectors, np.unique([active, proposed]), tile=tile)
     before, after = curves.at(active), curves.at(proposed)
     classes = _changes(before, after)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from retrieval.consistency.curves.curves import OperatingCurves, count_accepted
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.pairs.selection import select_thresholds
 from retrieval.consistency.thresholds.near_optimum import near_optimum
@@ -23,7 +23,6 @@ from retrieval.consistency.thresholds.rate_variances import (
     log_interval,
     logit_interval,
     rate_variances,
-    student_quantile,
 )
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
 from retrieval.consistency.thresholds.targets import Target, parse_target

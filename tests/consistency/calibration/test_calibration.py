@@ -14,8 +14,6 @@ from retrieval.consistency.calibration.calibration import (
     CALIBRATOR_KINDS,
     draw_pairs,
     fit_calibrator,
-    fit_isotonic,
-    fit_isotonic_scores,
     fit_scores,
 )
 from retrieval.consistency.calibration.calibrators import calibrator_from_json
@@ -35,14 +33,14 @@ def gaussian_pairs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.nda
 def test_pooled_violators_by_hand() -> None:
     """Others at 0 and 2, matches at 1 and 3, plus the two added: blocks of weight 1/6 each pool to 1/2 throughout."""
     scores = np.array([0, 1, 2, 3], dtype=np.float32)
-    calibrator = fit_isotonic_scores(scores, np.array([False, True, False, True]), prevalence=0.5)
+    calibrator = fit_scores(scores, np.array([False, True, False, True]), kind="isotonic", prevalence=0.5)
     np.testing.assert_allclose(calibrator.probability(scores), 0.5)
 
 
 def test_laplace_ends_by_hand() -> None:
     """Three others at 0, three matches at 1: one of four pairs at either end is the added one."""
     scores = np.array([0, 0, 0, 1, 1, 1], dtype=np.float32)
-    calibrator = fit_isotonic_scores(scores, scores > 0, prevalence=0.5)
+    calibrator = fit_scores(scores, scores > 0, kind="isotonic", prevalence=0.5)
     np.testing.assert_allclose(calibrator.probability([-5, 0, 0.5, 1, 5]), [0.25, 0.25, 0.5, 0.75, 0.75])
 
 
@@ -185,7 +183,7 @@ def test_venn_abers_is_wide_where_pairs_are_few() -> None:
 def test_knots_are_bounded_and_held_out_pairs_are_calibrated(family) -> None:
     rng = np.random.default_rng(1)
     rows, labels = family(rng, n_classes=60, n_images=6, spread=0.3)
-    calibrator = fit_isotonic(rows, labels, prevalence=0.3, rng=rng)
+    calibrator = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.3, rng=rng)
     assert len(calibrator.scores) <= 256
     assert (calibrator.n_positives, calibrator.n_negatives) == (60 * 15, 360 * 359 // 2 - 60 * 15)
     rows, labels = family(rng, n_classes=60, n_images=6, spread=0.3)
@@ -201,8 +199,8 @@ def test_knots_are_bounded_and_held_out_pairs_are_calibrated(family) -> None:
 
 def test_thinned_pairs_keep_the_map(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=60, n_images=6)
-    full = fit_isotonic(rows, labels, prevalence=0.1, rng=np.random.default_rng(0))
-    thin = fit_isotonic(rows, labels, prevalence=0.1, rng=np.random.default_rng(0), max_pairs=5000)
+    full = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0))
+    thin = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0), max_pairs=5000)
     assert thin.n_positives == full.n_positives
     assert abs(thin.n_negatives - 5000) < 300  # four standard deviations of the draw
     at = np.linspace(-0.2, 0.9, 50)
@@ -212,10 +210,10 @@ def test_thinned_pairs_keep_the_map(family) -> None:
 def test_one_kind_of_pair_or_an_impossible_prevalence_is_refused(family) -> None:
     scores = np.array([0.1, 0.2], dtype=np.float32)
     with pytest.raises(NotEnoughEvidence, match="found 2 matches, 0 others"):
-        fit_isotonic_scores(scores, np.array([True, True]), prevalence=0.5)
+        fit_scores(scores, np.array([True, True]), kind="isotonic", prevalence=0.5)
     for prevalence in (0.0, 1.0):
         with pytest.raises(InvalidInput, match="prevalence"):
-            fit_isotonic_scores(scores, np.array([True, False]), prevalence=prevalence)
+            fit_scores(scores, np.array([True, False]), kind="isotonic", prevalence=prevalence)
     with pytest.raises(InvalidInput, match="kind: expected one of platt, beta, isotonic, venn-abers, found 'spline'"):
         fit_scores(scores, np.array([True, False]), kind="spline", prevalence=0.5)
     with pytest.raises(InvalidInput, match="1 of them not finite"):
@@ -224,7 +222,7 @@ def test_one_kind_of_pair_or_an_impossible_prevalence_is_refused(family) -> None
         fit_scores(scores, np.array([True]), kind="platt", prevalence=0.5)
     rows, labels = family(np.random.default_rng(3), n_classes=4, n_images=2)
     with pytest.raises(InvalidInput, match="max_pairs"):
-        fit_isotonic(rows, labels, prevalence=0.5, rng=np.random.default_rng(0), max_pairs=0)
+        fit_calibrator(rows, labels, kind="isotonic", prevalence=0.5, rng=np.random.default_rng(0), max_pairs=0)
 
 
 def test_drawn_pairs_are_all_pairs_where_they_fit(family) -> None:

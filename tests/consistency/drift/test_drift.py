@@ -13,21 +13,9 @@ from numpy.typing import NDArray
 from retrieval.consistency.drift.drift import MIN_REFERENCE, look_for_drift, start_drift
 from retrieval.consistency.drift.drift_state import DriftState
 from retrieval.errors import InvalidInput, NotEnoughEvidence
+from tests.consistency.drift.test_drift_state import two_bins
 
 RNG = np.random.default_rng
-
-
-def two_bins() -> DriftState:
-    """A reference of 3 scores, cut at its median 0.5: two gaps on either side."""
-    prior = (0.5, *[0.5 / 3] * 3)
-    return DriftState(
-        edges=(0.5,),
-        tie_breaks=(0.5,),
-        gaps=(2, 2),
-        counts=(0, 0),
-        memories=((0.0, 0.0),) * 3,
-        log_wealth=tuple(map(math.log, prior)),
-    )
 
 
 def urn(gaps: list[Fraction], bins: list[int]) -> Fraction:

@@ -7,11 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-import retrieval.consistency.subgroups.group_counts as module
 from retrieval.consistency.pairs.pairs import labelled_vectors
 from retrieval.consistency.subgroups.class_estimates import class_estimates
 from retrieval.consistency.subgroups.clustered import dyadic_covariance, dyadic_variances
-from retrieval.consistency.subgroups.group_counts import PairTally, count_groups
+from retrieval.consistency.subgroups.group_counts import count_groups
 from retrieval.consistency.subgroups.group_estimates import false_accept_rates, false_reject_rates
 
 N_CLASSES, N_IMAGES, THRESHOLD = 7, 4, 0.3
@@ -126,17 +125,6 @@ def test_rates_of_classes_are_those_of_loops(drawn) -> None:
         expected = max(np.square(by_image).sum() * n / (n - 1) - single, single) / len(rejected) ** 2
         assert frr.variances[own] == pytest.approx(expected, abs=1e-12)
         assert (far.n_clusters[own], frr.n_clusters[own]) == (n, n)
-
-
-def test_tally_joins_what_it_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_BUFFERED", 50)
-    rng = np.random.default_rng(1)
-    keys = rng.integers(20, size=1000)
-    tally = PairTally()
-    for part in np.array_split(keys, 13):
-        tally.add(part)
-    np.testing.assert_array_equal(tally.counts(), np.unique(keys, return_counts=True))
-    assert [len(part) for part in PairTally().counts()] == [0, 0]
 
 
 def test_many_groups_are_counted_within_only(family) -> None:
