@@ -1,16 +1,15 @@
 """The training loss: a base loss from pytorch-metric-learning plus the threshold-consistent margin (TCM)."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from pytorch_metric_learning import losses as base_losses
 from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
-from training.config import LossConfig, suggestion
+from training.config import BaseLossConfig, LossConfig, suggestion
 
 _BASE_CLASS = base_losses.BaseMetricLossFunction
 
@@ -85,22 +84,24 @@ class TrainingLoss(nn.Module):
 
     def __init__(self, config: LossConfig, *, n_classes: int, dimension: int) -> None:
         super().__init__()
-        self.base = create_base_loss(config.base, config.options, n_classes=n_classes, dimension=dimension)
+        self.base = nn.ModuleList(create_base_loss(b, n_classes=n_classes, dimension=dimension) for b in config.base)
+        self._weights = [b.weight for b in config.base]
         self._margins = {
-            "positive_weight": config.tcm_positive_weight,
-            "negative_weight": config.tcm_negative_weight,
-            "positive_margin": config.tcm_positive_margin,
-            "negative_margin": config.tcm_negative_margin,
+            "positive_weight": config.tcm.positive_weight,
+            "negative_weight": config.tcm.negative_weight,
+            "positive_margin": config.tcm.positive_margin,
+            "negative_margin": config.tcm.negative_margin,
         }
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> StepLoss:
         """The loss of embeddings [n, d], unit rows, and labels [n] int64 below n_classes."""
-        base = self.base(embeddings, labels)
+        values = [w * base(embeddings, labels) for w, base in zip(self._weights, self.base, strict=True)]
+        base = torch.stack(values).sum()
         margin = threshold_consistent_margin(embeddings, labels, **self._margins)
         return StepLoss(total=base + margin.value, base=base.item(), margin=margin)
 
 
-def create_base_loss(name: str, options: Mapping[str, Any], *, n_classes: int, dimension: int) -> nn.Module:
+def create_base_loss(config: BaseLossConfig, *, n_classes: int, dimension: int) -> nn.Module:
     """The loss of this name from pytorch_metric_learning.losses, told the number of classes and dimensions if it asks.
 
     Raises InvalidSettings where there is none of this name, or where it does not take these options.
@@ -110,13 +111,15 @@ def create_base_loss(name: str, options: Mapping[str, Any], *, n_classes: int, d
         for key, value in vars(base_losses).items()
         if inspect.isclass(value) and issubclass(value, _BASE_CLASS) and value is not _BASE_CLASS
     }
+    name, options = config.name, config.options
     if name not in known:
         raise InvalidSettings(
-            f"loss.base: expected a class of pytorch_metric_learning.losses, found {name!r}" + suggestion(name, known)
+            f"loss.base.name: expected a class of pytorch_metric_learning.losses, found {name!r}"
+            + suggestion(name, known)
         )
     sizes = {"num_classes": n_classes, "embedding_size": dimension}
     wanted = {key: value for key, value in sizes.items() if key in inspect.signature(known[name]).parameters}
     try:
         return cast(nn.Module, known[name](**wanted, **options))
     except TypeError as error:
-        raise InvalidSettings(f"loss.options of {name}: {error}") from error
+        raise InvalidSettings(f"loss.base.options of {name}: {error}") from error

@@ -65,7 +65,7 @@ def create_embedder(config: ModelConfig, input_config: InputConfig) -> tuple[Emb
 
     Raises InvalidSettings where the backbone or a name in `frozen` is unknown, Unavailable where weights cannot be had.
     """
-    backbone = create_backbone(config.backbone, pretrained=config.pretrained, side=input_config.crop)
+    backbone = create_backbone(config.backbone, pretrained=config.weights == "pretrained", side=input_config.crop)
     embedder = Embedder(backbone.network, crop=input_config.crop, dimension=config.dimension)
     freeze(embedder.backbone, config.frozen)
     # On CPUs depthwise convolutions are about three times faster in this layout.

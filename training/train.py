@@ -84,7 +84,7 @@ def train(
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
     images = load_training_images(
-        items, preprocessing, run / ".pixels.npy", max_unreadable=config.max_unreadable, progress=observers.read
+        items, preprocessing, run / ".pixels.npy", max_unreadable=config.data.max_unreadable, progress=observers.read
     )
     _describe(images, validation, observers.message)
     loss = TrainingLoss(config.loss, n_classes=len(images.classes), dimension=config.model.dimension)
@@ -111,7 +111,7 @@ def train(
         validation,
         embedding_function(embedder),
         preprocessing,
-        max_unreadable=config.max_unreadable,
+        max_unreadable=config.data.max_unreadable,
         progress=observers.evaluated,
     )
     write_evaluation(run, evaluation)
@@ -185,7 +185,7 @@ def train_all(
 
         n_images += len(rows)
         observe(_report(step + 1, schedule.steps, step_loss, n_images / (time.perf_counter() - started)))
-        if (step + 1) % schedule.checkpoint_every == 0 or step + 1 == schedule.steps:
+        if (step + 1) % config.loop.checkpoint_every == 0 or step + 1 == schedule.steps:
             save(step + 1)
 
 

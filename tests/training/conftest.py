@@ -18,7 +18,8 @@ TINY: dict[str, Any] = {
     "input": {"resize": 32, "crop": 32},
     "model": {"dimension": 16, "frozen": ["stem", "blocks.0"]},
     "augmentation": {"flip": 0.0},
-    "schedule": {"steps": 4, "head_steps": 20, "classes": 4, "images": 2, "warmup_steps": 1, "checkpoint_every": 2},
+    "schedule": {"steps": 4, "head_steps": 20, "classes": 4, "images": 2, "warmup_steps": 1},
+    "loop": {"checkpoint_every": 2},
 }
 
 

@@ -31,6 +31,7 @@ def test_every_packaged_configuration_loads_and_survives_json(name: str) -> None
         ("[schedule]\nsteps = 0", "schedule.steps"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),
         ("[input]\nresize = 64\ncrop = 65", "input.crop is at most input.resize, found 65 and 64"),
+        ("[[loss.base]]\nnmae = 'SupConLoss'", r"unknown key loss\.base\.0\.nmae; did you mean name"),
         ("model = 3", "model"),
         ("seed = ", "is not TOML"),
     ],

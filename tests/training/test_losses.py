@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import ContrastiveLoss, ThresholdConsistentM
 from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
-from training.config import LossConfig
+from training.config import BaseLossConfig, LossConfig
 from training.losses import TrainingLoss, create_base_loss, threshold_consistent_margin
 
 # Four vectors of pytorch-metric-learning's own test of TCM.
@@ -116,16 +116,16 @@ def test_half_precision_is_raised() -> None:
 @pytest.mark.parametrize("name", ["NormalizedSoftmaxLoss", "ProxyAnchorLoss", "MultiSimilarityLoss", "SupConLoss"])
 def test_base_losses_are_found_by_name_and_told_the_sizes(name: str) -> None:
     embeddings, labels = random_batch(0)
-    loss = TrainingLoss(LossConfig(base=name, options={}), n_classes=6, dimension=4)
+    loss = TrainingLoss(LossConfig(base=(BaseLossConfig(name=name),)), n_classes=6, dimension=4)
     step = loss(embeddings, labels)
     assert step.total.item() == pytest.approx(step.base + step.margin.value.item(), rel=1e-5)
 
 
 def test_an_unknown_loss_is_answered_with_the_nearest() -> None:
     with pytest.raises(InvalidSettings, match=r"'MultiSimilarity'; did you mean MultiSimilarityLoss"):
-        create_base_loss("MultiSimilarity", {}, n_classes=2, dimension=2)
+        create_base_loss(BaseLossConfig(name="MultiSimilarity"), n_classes=2, dimension=2)
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(InvalidSettings, match=r"loss\.options of SupConLoss: .*temprature"):
-        create_base_loss("SupConLoss", {"temprature": 0.1}, n_classes=2, dimension=2)
+    with pytest.raises(InvalidSettings, match=r"loss\.base\.options of SupConLoss: .*temprature"):
+        create_base_loss(BaseLossConfig(name="SupConLoss", options={"temprature": 0.1}), n_classes=2, dimension=2)

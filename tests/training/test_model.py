@@ -22,7 +22,7 @@ SMALL = InputConfig(resize=32, crop=32)
     ],
 )
 def test_a_backbone_gives_an_embedder_of_unit_rows(name: str, n_features: int) -> None:
-    config = ModelConfig(backbone=name, pretrained=False, dimension=8)
+    config = ModelConfig(backbone=name, weights="random", dimension=8)
     embedder, preprocessing = create_embedder(config, SMALL)
     rows = embedder.eval()(torch.randn(3, 3, 32, 32))
     assert embedder.head.in_features == n_features
@@ -66,13 +66,13 @@ def test_frozen_names_cover_modules_and_parameters() -> None:
 
 def test_a_frozen_name_that_matches_nothing_is_refused() -> None:
     """ "1" must not freeze "10" as well, so a part of a name is not enough."""
-    config = ModelConfig(pretrained=False, frozen=("block.1",))
+    config = ModelConfig(weights="random", frozen=("block.1",))
     with pytest.raises(InvalidSettings, match=r"'block\.1' or below it; did you mean blocks\.1"):
         create_embedder(config, SMALL)
 
 
 def test_batch_norms_keep_their_statistics_in_training() -> None:
-    embedder, _ = create_embedder(ModelConfig(pretrained=False), SMALL)
+    embedder, _ = create_embedder(ModelConfig(weights="random"), SMALL)
     before = {key: value.clone() for key, value in embedder.state_dict().items() if "running" in key}
     embedder.train()(torch.randn(4, 3, 32, 32))
     assert before

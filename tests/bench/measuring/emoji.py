@@ -95,7 +95,7 @@ def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
     staging.replace(kept)
 
 
-_LOSSES = {"base": "\n[loss]\ntcm_positive_weight = 0\ntcm_negative_weight = 0\n", "base+tcm": ""}
+_LOSSES = {"base": "\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0\n", "base+tcm": ""}
 
 
 def _features_of(backbone: torch.nn.Module) -> Embed:

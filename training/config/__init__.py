@@ -1,0 +1,35 @@
+"""What a training run can be told, and how it is read from a file."""
+
+from training.config.reading import CONFIGS, load_config, parse_config, suggestion, to_json
+from training.config.sections import (
+    AugmentationConfig,
+    BaseLossConfig,
+    DataConfig,
+    InputConfig,
+    LoopConfig,
+    LoraConfig,
+    LossConfig,
+    MarginConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "CONFIGS",
+    "AugmentationConfig",
+    "BaseLossConfig",
+    "DataConfig",
+    "InputConfig",
+    "LoopConfig",
+    "LoraConfig",
+    "LossConfig",
+    "MarginConfig",
+    "ModelConfig",
+    "ScheduleConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+    "suggestion",
+    "to_json",
+]

@@ -1,0 +1,82 @@
+"""A configuration from TOML that lists only what differs from the defaults; all its problems at once."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from retrieval.errors import InvalidSettings
+from training.config.sections import TrainingConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+_ADAPTER = TypeAdapter(TrainingConfig)
+
+
+def load_config(name_or_path: str) -> TrainingConfig:
+    """The configuration of this name in `training/configs`, or in this TOML file.
+
+    Raises InvalidSettings, with all problems at once, where it is missing, not TOML, or holds an unknown key or value.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = CONFIGS / f"{name_or_path}.toml"
+    if not path.is_file():
+        names = sorted(config.stem for config in CONFIGS.glob("*.toml"))
+        raise InvalidSettings(
+            f"configuration {name_or_path!r} does not exist: name a .toml file, or one of {', '.join(names)}"
+            + suggestion(name_or_path, names)
+        )
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not TOML: {error}") from error
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: Mapping[str, Any], *, source: str) -> TrainingConfig:
+    """`values` over the defaults. Raises InvalidSettings as `load_config` does; `source` is named in its message."""
+    problems = list(_unknown_keys(values, TrainingConfig()))
+    if not problems:
+        try:
+            config = _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
+        else:
+            problems = list(_contradictions(config))
+            if not problems:
+                return config
+    raise InvalidSettings(f"{source}: " + "; ".join(problems))
+
+
+def to_json(config: TrainingConfig) -> dict[str, Any]:
+    """A plain dictionary that `parse_config` turns back into an equal value."""
+    values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return values
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known names nearest to `name`, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _unknown_keys(values: Mapping[str, Any], default: Any, prefix: str = "") -> Iterable[str]:
+    known = {f.name: getattr(default, f.name) for f in fields(default)}
+    for key, value in values.items():
+        if key not in known:
+            yield f"unknown key {prefix}{key}" + suggestion(key, known)
+        elif is_dataclass(known[key]) and isinstance(value, Mapping):
+            yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+        elif isinstance(value, list) and isinstance(known[key], tuple) and any(map(is_dataclass, known[key])):
+            for row, entry in enumerate(entry for entry in value if isinstance(entry, Mapping)):
+                yield from _unknown_keys(entry, known[key][0], f"{prefix}{key}.{row}.")
+
+
+def _contradictions(config: TrainingConfig) -> Iterable[str]:
+    if config.input.crop > config.input.resize:
+        yield f"input.crop is at most input.resize, found {config.input.crop} and {config.input.resize}"
