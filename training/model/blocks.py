@@ -25,8 +25,8 @@ class CheckpointedSequential(nn.Sequential):
 def parameter_levels(network: nn.Module) -> dict[str, int]:
     """How many levels lie below each parameter by name; 0 for those next to the pixels.
 
-    timm says it of its own networks. In others a level is a block, or a run of parameters between blocks, and where
-    there are no blocks a layer.
+    timm says it of its own networks. In others a level is a block, or a run of layers between blocks, and where
+    there are no blocks a layer with what follows it.
     """
     if hasattr(network, "group_matcher"):
         from timm.models import group_parameters
@@ -34,13 +34,13 @@ def parameter_levels(network: nn.Module) -> dict[str, int]:
         matcher = cast(Any, network).group_matcher(coarse=False)
         by_name: dict[str, int] = group_parameters(network, matcher, reverse=True)
         return by_name
-    blocks = [f"{name}.{child}." for name, row in _rows_of_blocks(network) for child, _ in row.named_children()]
+    blocks = [f"{name}." for row_name, row in _rows_of_blocks(network) for name in _blocks_of(row, row_name)]
     levels, level, previous = {}, -1, None
-    for name, _ in network.named_parameters():
-        layer = name.rpartition(".")[0]
-        unit = next((block for block in blocks if name.startswith(block)), "") if blocks else layer
-        level += unit != previous
-        levels[name], previous = level, unit
+    for name, parameter in network.named_parameters():
+        block = next((block for block in blocks if name.startswith(block)), "")
+        begins = block != previous if blocks else parameter.ndim > 1
+        level = max(level + begins, 0)
+        levels[name], previous = level, block
     return levels
 
 
@@ -74,15 +74,26 @@ def refuse_moving_statistics(network: nn.Module) -> None:
 
 
 def _rows_of_blocks(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The outermost containers, below the network itself, of two blocks or more; in the order of registration."""
+    """The outermost modules, by name, of two blocks or more; in the order of registration.
+
+    The network itself is one only where its blocks are not in containers, as those of Inception.
+    """
+    children = {name: network.get_submodule(name) for name in _blocks_of(network)}
+    if sum(not isinstance(child, nn.Sequential | nn.ModuleList) for child in children.values()) >= 2:
+        return [(prefix.removesuffix("."), network)]
     rows: list[tuple[str, nn.Module]] = []
-    for name, child in network.named_children():
-        blocks = [block for block in child.children() if any(True for _ in block.children())]
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(blocks) >= 2:
+    for name, child in children.items():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(_blocks_of(child)) >= 2:
             rows.append((prefix + name, child))
         else:
             rows += _rows_of_blocks(child, f"{prefix}{name}.")
     return rows
+
+
+def _blocks_of(module: nn.Module, prefix: str = "") -> list[str]:
+    """The names of its children that have children."""
+    dot = "." if prefix else ""
+    return [f"{prefix}{dot}{name}" for name, child in module.named_children() if any(True for _ in child.children())]
 
 
 def _no_blocks() -> InvalidSettings:

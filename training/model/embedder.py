@@ -66,9 +66,12 @@ class Embedder(nn.Module):
 
     def _count_features(self, crop: int) -> int:
         """Asked of the network itself: what libraries declare differs from what some of their models return."""
-        with torch.no_grad():
-            self.eval()
-            features = self.features(torch.zeros(1, 3, crop, crop))
+        self.eval()
+        try:
+            with torch.no_grad():
+                features = self.features(torch.zeros(1, 3, crop, crop))
+        except (AssertionError, RuntimeError) as error:  # the two ways in which networks refuse a shape
+            raise InvalidSettings(f"input.crop: this backbone does not take {crop} x {crop} pixels: {error}") from error
         if features.ndim != 2:
             raise InvalidSettings(f"model.backbone: expected features [n, f], found shape {list(features.shape)}")
         return int(features.shape[1])

@@ -1,5 +1,6 @@
 """Networks of timm by name, with or without the tag of their weights."""
 
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import suggestion
 from training.model.backbone import Backbone, fetch, in_bytes
-from training.model.weights import load_state, read_state
+from training.model.weights import load_and_resize
 from training.torchvision_compat import allow_mismatched_torchvision
 
 
@@ -17,19 +18,19 @@ def create_timm(name: str, *, weights: str, side: int) -> Backbone:
     import timm
 
     _check_name(name)
-    of_file = weights not in ("pretrained", "random")
-    sized: dict[str, Any] = {}
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size and not of_file:
-        sized["img_size"] = side
+    is_fixed = cfg is not None and bool(cfg.fixed_input_size)
+    # timm resizes its own weights; those of a file are loaded at the size they have.
+    sized: dict[str, Any] = {"img_size": side} if is_fixed and weights in ("pretrained", "random") else {}
     pretrained = weights == "pretrained"
     network = fetch(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=0, **sized))
-    if of_file:
-        load_state(network, read_state(weights), source=weights, classifiers=_classifiers(network))
-        if cfg is not None and cfg.fixed_input_size:
-            _resize(network, name, side)
+    resize = partial(_resize, side=side) if is_fixed and not sized else None
+    load_and_resize(network, weights, classifiers=_classifiers(network), resize=resize)
     data = timm.data.config.resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    has_map = hasattr(network, "forward_features")
+    # Without the number of tokens before those of the patches, what to pool is not known.
+    has_map = hasattr(network, "forward_features") and (
+        hasattr(network, "num_prefix_tokens") or not hasattr(network, "cls_token")
+    )
     return Backbone(
         network=network, mean=in_bytes(data["mean"]), std=in_bytes(data["std"]), to_map=_to_map if has_map else None
     )
@@ -55,19 +56,21 @@ def _classifiers(network: nn.Module) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(named or ())
 
 
-def _resize(network: nn.Module, name: str, side: int) -> None:
+def _resize(network: nn.Module, *, side: int) -> None:
     """Interpolate what was learnt for one size of the input, as timm does for its own weights."""
-    if not hasattr(network, "set_input_size"):
-        expected = cast(Any, network).pretrained_cfg["input_size"][-1]
-        if side != expected:
-            raise InvalidSettings(f"input.crop: timm/{name} takes {expected} only with a file, found {side}")
+    if hasattr(network, "set_input_size"):
+        cast(Any, network).set_input_size(img_size=side)
         return
-    cast(Any, network).set_input_size(img_size=side)
+    expected = cast(Any, network).pretrained_cfg["input_size"][-1]
+    if side != expected:
+        raise InvalidSettings(f"input.crop: with a file this backbone takes {expected} only, found {side}")
 
 
 def _to_map(network: nn.Module, pixels: Tensor) -> Tensor:
     """The last map [n, c, h, w], or the tokens [n, t, c] of patches, without those of class and registers."""
     features: Tensor = cast(Any, network).forward_features(pixels)
+    if not isinstance(features, Tensor):
+        raise InvalidSettings('model.pooling: this backbone gives several maps of features: use pooling = "native"')
     if features.ndim == 4 and str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
         return features.permute(0, 3, 1, 2)
     if features.ndim == 3:

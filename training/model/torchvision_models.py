@@ -1,5 +1,6 @@
 """Networks of torchvision by name."""
 
+from collections import OrderedDict
 from functools import partial
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch.nn import functional
 from retrieval.errors import InvalidSettings
 from training.config import suggestion
 from training.model.backbone import Backbone, ToMap, fetch, in_bytes
-from training.model.weights import load_state, read_state
+from training.model.weights import load_and_resize
 from training.torchvision_compat import allow_mismatched_torchvision
 
 # Which of its modules, one after another, lead a network of each class from pixels to its last map of features.
@@ -47,10 +48,8 @@ def create_torchvision(name: str, *, weights: str, side: int) -> Backbone:
     if name in _INCEPTION:
         _drop_auxiliary_losses(network, _INCEPTION[name])
     classifier = _drop_classifier(network)
-    if weights not in ("pretrained", "random"):
-        load_state(network, read_state(weights), source=weights, classifiers=(classifier,))
-    if isinstance(network, models.VisionTransformer):
-        network = _resized_transformer(network, name, side)
+    resize = partial(resize_transformer, side=side) if isinstance(network, models.VisionTransformer) else None
+    load_and_resize(network, weights, classifiers=(classifier,), resize=resize)
     transforms = default.transforms()
     return Backbone(
         network=network, mean=in_bytes(transforms.mean), std=in_bytes(transforms.std), to_map=_find_map(network)
@@ -73,20 +72,20 @@ def _drop_classifier(network: nn.Module) -> str:
     return last
 
 
-def _resized_transformer(network: Any, name: str, side: int) -> nn.Module:
-    """The same network for another side; its positions, learnt for one side only, are interpolated."""
-    from torchvision import models
+def resize_transformer(network: nn.Module, *, side: int) -> None:
+    """Make a VisionTransformer take another side: its positions, learnt for one side only, are interpolated."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
-    if side == network.image_size:
-        return cast(nn.Module, network)
-    if side % network.patch_size:
-        raise InvalidSettings(f"input.crop: torchvision/{name} takes multiples of {network.patch_size}, found {side}")
-    resized = models.get_model(name, weights=None, image_size=side)
-    _drop_classifier(resized)
-    with torch.no_grad():
-        resized.load_state_dict(interpolate_embeddings(side, network.patch_size, network.state_dict()))
-    return cast(nn.Module, resized)
+    transformer = cast(Any, network)
+    if side == transformer.image_size:
+        return
+    if side % transformer.patch_size:
+        raise InvalidSettings(f"input.crop: this backbone takes multiples of {transformer.patch_size}, found {side}")
+    key = "encoder.pos_embedding"
+    state = OrderedDict({key: transformer.encoder.pos_embedding.detach()})
+    resized = interpolate_embeddings(side, transformer.patch_size, state)[key]
+    transformer.encoder.pos_embedding = nn.Parameter(resized)
+    transformer.image_size, transformer.seq_length = side, resized.shape[1]
 
 
 def _find_map(network: nn.Module) -> ToMap | None:

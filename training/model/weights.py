@@ -4,7 +4,7 @@ Decides which names and shapes fit a network; a file that does not fit is answer
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,24 @@ def read_state(path: str) -> State:
     return state
 
 
+def load_and_resize(
+    network: nn.Module, weights: str, *, classifiers: Collection[str], resize: Callable[[nn.Module], None] | None
+) -> None:
+    """Load the file `weights`, unless it is "pretrained" or "random", and bring the network to its size by `resize`.
+
+    A file may be made for the size that the network has, or for that it will have. Raises as `read_state` and
+    `load_state`.
+    """
+    if weights not in ("pretrained", "random"):
+        state = read_state(weights)
+        expected = network.state_dict()
+        if resize is not None and _difference(expected, _weights_for(expected, state, classifiers)):
+            resize(network)
+        load_state(network, state, source=weights, classifiers=classifiers)
+    if resize is not None:
+        resize(network)
+
+
 def load_state(network: nn.Module, state: State, *, source: str, classifiers: Collection[str] = ()) -> None:
     """Load `state` into `network`, which has to find each of its weights there, under one prefix common to all.
 
@@ -57,15 +75,10 @@ def load_state(network: nn.Module, state: State, *, source: str, classifiers: Co
     names `source`, where a weight is missing, unknown or of another shape; the network is then left as it was.
     """
     expected = network.state_dict()
-    prefix = _common_prefix(state, expected)
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    dropped = {key for key in found if key not in expected and key.startswith(tuple(f"{c}." for c in classifiers))}
-    missing = [key for key in expected if key not in found and not key.endswith(_COUNTER)]
-    unknown = [key for key in found if key not in expected and key not in dropped]
-    shapes = [key for key in expected if key in found and found[key].shape != expected[key].shape]
-    if missing or unknown or shapes:
-        raise InvalidSettings(f"model.weights: {source} " + _difference(expected, found, missing, unknown, shapes))
-    network.load_state_dict({key: value for key, value in found.items() if key not in dropped}, strict=False)
+    found = _weights_for(expected, state, classifiers)
+    if problem := _difference(expected, found):
+        raise InvalidSettings(f"model.weights: {source} {problem}")
+    network.load_state_dict(found, strict=False)  # for the counters alone
 
 
 def _load_tensors(file: Path) -> Any:
@@ -78,20 +91,27 @@ def _load_tensors(file: Path) -> Any:
     return content if isinstance(content, Mapping) else {"": content}
 
 
-def _common_prefix(state: State, expected: State) -> str:
-    """What most often precedes an expected name; the shortest of equals."""
+def _weights_for(expected: State, state: State, classifiers: Collection[str]) -> dict[str, Tensor]:
+    """What stands in `state` under the prefix that most often precedes an expected name, without classifiers."""
     prefixes = Counter("" for key in state if key in expected)
     for key in state:
         dots = [place + 1 for place, letter in enumerate(key) if letter == "."]
         prefixes.update(key[:dot] for dot in dots if key[dot:] in expected)
-    return min(prefixes, key=lambda prefix: (-prefixes[prefix], len(prefix)), default="")
+    prefix = min(prefixes, key=lambda prefix: (-prefixes[prefix], len(prefix)), default="")
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    starts = tuple(f"{classifier}." for classifier in classifiers)
+    return {key: value for key, value in found.items() if key in expected or not key.startswith(starts)}
 
 
-def _difference(expected: State, found: State, missing: list[str], unknown: list[str], shapes: list[str]) -> str:
-    n_known = len(expected.keys() & found.keys()) - len(shapes)
-    if 2 * n_known < len(expected):
+def _difference(expected: State, found: State) -> str:
+    """What keeps the weights found from being those expected; empty where nothing does."""
+    missing = [key for key in expected if key not in found and not key.endswith(_COUNTER)]
+    unknown = [key for key in found if key not in expected]
+    shapes = [key for key in expected if key in found and found[key].shape != expected[key].shape]
+    n_fitting = len(expected.keys() & found.keys()) - len(shapes)
+    if 2 * n_fitting < len(expected):
         return (
-            f"holds another architecture: {n_known} of {len(expected)} weights fit; it has {_some(found)}, "
+            f"holds another architecture: {n_fitting} of {len(expected)} weights fit; it has {_some(found)}, "
             f"the backbone {_some(expected)}"
         )
     parts = []
