@@ -19,7 +19,7 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
 from training.evaluate import Evaluation
-from training.model import Embedder, create_embedder
+from training.model import Embedder, restore_embedder
 
 CHECKPOINT, CONFIG, EVALUATION = "checkpoint.pt", "config.json", "evaluation.json"
 
@@ -81,9 +81,8 @@ def load_finished(run: Path) -> FinishedRun:
         raise FailedPrecondition(
             f"{run} stopped after step {saved['step']} of {config.schedule.steps}: finish it with `train --resume`"
         )
-    embedder, preprocessing = create_embedder(config.model, config.input)
-    embedder.load_state_dict(saved["embedder"])
-    return FinishedRun(embedder=embedder.eval(), preprocessing=preprocessing, config=config, evaluation=evaluation)
+    embedder, preprocessing = restore_embedder(config.model, config.input, saved["embedder"])
+    return FinishedRun(embedder=embedder, preprocessing=preprocessing, config=config, evaluation=evaluation)
 
 
 def _read_checkpoint(run: Path) -> dict[str, Any] | None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
@@ -25,7 +24,7 @@ from training.config import ScheduleConfig, TrainingConfig, to_json
 from training.data import Progress, TrainingImages, augment, draw_batch, load_training_images, normalise
 from training.evaluate import Embed, Evaluation, evaluate_items
 from training.losses import StepLoss, TrainingLoss
-from training.model import Embedder, create_embedder
+from training.model import Embedder, create_embedder, parameter_groups
 from training.runs import open_run, read_evaluation, write_checkpoint, write_evaluation
 
 _EMBED_BATCH = 64
@@ -145,10 +144,11 @@ def train_head(
         ]
     )
     members = images.members
+    embedder.head.train()
     rng = np.random.default_rng(config.seed)
     for _ in range(schedule.head_steps):
         rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
-        embeddings = functional.normalize(embedder.head(features[rows]), dim=1)
+        embeddings = embedder.embed_features(features[rows])
         _descend(loss(embeddings, labels[rows]), optimizer)
 
 
@@ -166,7 +166,7 @@ def train_all(
 ) -> None:
     """Take the steps from `first` to the end of the schedule, on the device that holds the embedder."""
     schedule = config.schedule
-    device = embedder.head.weight.device
+    device = embedder.device
     members = images.members
     embedder.train()
     started, n_images = time.perf_counter(), 0
@@ -202,11 +202,9 @@ def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
 
 
 def create_optimizer(embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """AdamW with one learning rate for each of backbone, head and what the loss owns; `peak` in its groups keeps it."""
-    backbone = [parameter for parameter in embedder.backbone.parameters() if parameter.requires_grad]
+    """AdamW, whose groups for backbone, head and what the loss owns keep their learning rate in `peak`."""
     groups: list[dict[str, Any]] = [
-        {"params": backbone, "peak": schedule.learning_rate},
-        {"params": list(embedder.head.parameters()), "peak": schedule.head_learning_rate},
+        *parameter_groups(embedder, schedule),
         # Proxies are directions: decaying their length only changes how fast they turn.
         {"params": list(loss.parameters()), "peak": schedule.loss_learning_rate, "weight_decay": 0.0},
     ]
@@ -215,7 +213,7 @@ def create_optimizer(embedder: Embedder, loss: TrainingLoss, schedule: ScheduleC
 
 def embedding_function(embedder: Embedder) -> Embed:
     """The embedder as a function of arrays, [n, 3, h, w] float32 -> [n, d] float32, unit rows; nothing is learnt."""
-    device = embedder.head.weight.device
+    device = embedder.device
     embedder.eval()
 
     def embed(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -240,13 +238,13 @@ def _extract_features(
     embedder: Embedder, images: TrainingImages, preprocessing: Preprocessing, progress: Progress
 ) -> Tensor:
     """Features [n, f] float32 of all training images."""
-    device = embedder.head.weight.device
+    device = embedder.device
     embedder.eval()
     parts = []
     with torch.no_grad():
         for start in range(0, len(images.labels), _EMBED_BATCH):
             pixels = torch.from_numpy(images.pixels[start : start + _EMBED_BATCH]).to(device)
-            parts.append(embedder.backbone(normalise(pixels, preprocessing)))
+            parts.append(embedder.features(normalise(pixels, preprocessing)))
             progress(min(start + _EMBED_BATCH, len(images.labels)), len(images.labels))
     return torch.cat(parts)
 
