@@ -2,15 +2,17 @@
 
 Decides how far and in which order an image is changed. The numbers are drawn here rather than by the library's random
 transforms: those draw from torch's one generator, and a batch has to be the same whichever thread or process makes it.
+Geometry goes to torch's grid_sample itself: the library's affine kernel, which calls it too, can neither stretch, crop
+nor mirror at the edges, and its perspective kernel takes twice as long.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import AugmentationConfig
@@ -18,8 +20,7 @@ from training.torchvision_compat import allow_mismatched_torchvision
 
 allow_mismatched_torchvision()
 
-from torchvision.transforms import InterpolationMode  # noqa: E402 - only now can it be imported everywhere
-from torchvision.transforms.v2 import functional as kernels  # noqa: E402
+from torchvision.transforms.v2 import functional as kernels  # noqa: E402 - only now can it be imported everywhere
 
 _TOP = 255.0
 
@@ -69,8 +70,7 @@ def draw_changes(config: AugmentationConfig, n: int, rng: np.random.Generator) -
 def apply_change(square: NDArray[np.uint8], change: Change, preprocessing: Preprocessing) -> Tensor:
     """One changed, cropped and normalised image: [side, side, 3] uint8 -> [3, crop, crop] float32.
 
-    Without any change it is what production preprocessing gives. Beyond its edges an image is mirrored, as far as that
-    reaches; behind the mirror image it is black.
+    Without any change it is what production preprocessing gives. Beyond its edges an image is mirrored.
     """
     image = kernels.to_dtype(torch.from_numpy(square).permute(2, 0, 1), torch.float32, scale=True)
     image = _look_through(image, change, preprocessing.crop)
@@ -78,7 +78,7 @@ def apply_change(square: NDArray[np.uint8], change: Change, preprocessing: Prepr
         image = kernels.horizontal_flip(image)
     if change.is_grey:
         image = kernels.rgb_to_grayscale(image, num_output_channels=3)
-    image = torch.einsum("ij,jhw->ihw", torch.from_numpy(change.colours), image).clamp(0, 1)
+    image = (torch.from_numpy(change.colours) @ image.flatten(1)).view_as(image).clamp(0, 1)
     image = kernels.adjust_brightness(image, change.brightness)
     mean, std = ([value / _TOP for value in values] for values in (preprocessing.mean, preprocessing.std))
     normalised: Tensor = kernels.normalize(image, mean, std)
@@ -88,22 +88,10 @@ def apply_change(square: NDArray[np.uint8], change: Change, preprocessing: Prepr
 def _look_through(image: Tensor, change: Change, crop: int) -> Tensor:
     """The crop's window on the image, turned, scaled and moved: [3, side, side] -> [3, crop, crop]."""
     side = image.shape[-1]
-    centre = side / 2 + change.shift * side
-    # The part that the window can see and a pixel around it, and, since the kernel keeps sizes, no less than the crop.
-    reach = np.abs(change.geometry).sum(axis=1) * crop / 2 + 1
-    left, top = (math.floor(edge) for edge in centre - reach)
-    right = max(math.ceil(centre[0] + reach[0]), left + crop)
-    bottom = max(math.ceil(centre[1] + reach[1]), top + crop)
-    outside = [min(max(0, width), side - 1) for width in (-left, -top, right - side, bottom - side)]
-    if any(outside):
-        image = kernels.pad(image, outside, padding_mode="reflect")
-    image = kernels.crop(image, top + outside[1], left + outside[0], bottom - top, right - left)
-
+    # Offsets from the centre in grid_sample's unit, half a side; the window's own are those of its pixels' middles.
     (a, b), (c, d) = change.geometry
-    x = centre[0] - left - (a + b) * crop / 2
-    y = centre[1] - top - (c + d) * crop / 2
-    image = kernels.perspective(
-        image, None, None, interpolation=InterpolationMode.BILINEAR, coefficients=[a, b, x, c, d, y, 0.0, 0.0]
-    )
-    window: Tensor = kernels.crop(image, 0, 0, crop, crop)
-    return window
+    offset = (torch.arange(crop) + (0.5 - crop / 2)) * (2 / side)
+    right, down = offset, offset[:, None]
+    across, along = (2 * float(distance) for distance in change.shift)
+    grid = torch.stack([right * a + (down * b + across), right * c + (down * d + along)], dim=-1)
+    return functional.grid_sample(image[None], grid[None], padding_mode="reflection", align_corners=False)[0]
