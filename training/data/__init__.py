@@ -1,6 +1,6 @@
 """Labelled images for training: where they come from, how classes are split, what a batch holds."""
 
-from training.data.batches import Batch, batches
+from training.data.batching import Batch, batches
 from training.data.decoding import PreprocessedItems, Progress, Unreadable, read_items
 from training.data.duplicates import DEFAULT_TOLERANCE, Duplicate, DuplicateReport, find_duplicates
 from training.data.images import TrainingImages, normalise, open_training_images, remarks, unchanged

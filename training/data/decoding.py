@@ -54,7 +54,7 @@ def read_items(
             unreadable = tuple(result for result in results if isinstance(result, Unreadable))
             n_unreadable += len(unreadable)
             if unreadable:
-                refuse_too_many(n_unreadable, len(items), max_unreadable, unreadable[-1], seen=start + len(stretch))
+                refuse_too_many(n_unreadable, len(items), max_unreadable, unreadable[-1])
             read = [(i, r) for i, r in zip(stretch, results, strict=True) if not isinstance(r, Unreadable)]
             pixels = np.empty((len(read), 3, preprocessing.crop, preprocessing.crop), dtype=np.float32)
             for row, (_, array) in enumerate(read):
@@ -78,10 +78,10 @@ def fetch(uri: str) -> bytes:
     return data
 
 
-def refuse_too_many(n_unreadable: int, n_items: int, max_unreadable: float, last: Unreadable, *, seen: int) -> None:
-    """Raise TooManyFailures where more than the share `max_unreadable` of the items, `seen` so far, are unreadable."""
+def refuse_too_many(n_unreadable: int, n_items: int, max_unreadable: float, last: Unreadable) -> None:
+    """Raise TooManyFailures where more than the share `max_unreadable` of the items are unreadable."""
     if n_unreadable > max_unreadable * n_items:
         raise TooManyFailures(
-            f"{n_unreadable} of the first {seen} images cannot be read, at most {max_unreadable:.1%} of {n_items} may "
-            f"be; the last is {last.item.uri}: {last.reason}. Mend or remove them, or raise max_unreadable"
+            f"{n_unreadable} images cannot be read so far, at most {max_unreadable:.1%} of {n_items} may be; the last "
+            f"is {last.item.uri}: {last.reason}. Mend or remove them, or raise max_unreadable"
         )

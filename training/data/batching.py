@@ -7,8 +7,9 @@ whatever the number of workers and of training processes.
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +73,7 @@ def batches(
     first: int,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of the steps from `first` to the end of the schedule.
 
     Process `rank` of `world` gets a contiguous share; the shares of all, one after another, are the batch of a single
@@ -90,22 +91,25 @@ def batches(
         for step in range(first, config.schedule.steps)
     )
     maker = _Maker(images, config, preprocessing, sampler.batch_size)
-    made = _by_threads(maker, plans) if config.data.workers == 0 else _by_workers(maker, plans, config.data.workers)
+    made: Generator[_Made | TooManyFailures] = (
+        _by_workers(maker, plans, config.data.workers) if config.data.workers else _by_threads(maker, plans)
+    )
     met: set[int] = set()
-    for batch in made:
-        if isinstance(batch, TooManyFailures):
-            raise batch
-        news = {row: failure for row, failure in batch.unreadable.items() if row not in met}
-        met |= news.keys()
-        for failure in news.values():
-            refuse_too_many(len(met), len(images.labels), config.data.max_unreadable, failure, seen=len(images.labels))
-        yield Batch(
-            step=batch.step,
-            pixels=batch.pixels,
-            labels=torch.from_numpy(images.labels[batch.rows]),
-            ids=tuple(images.items[row].id for row in batch.rows),
-            unreadable=tuple(news.values()),
-        )
+    with closing(made):  # at once, rather than when the last trace of an error that left a batch unused is gone
+        for batch in made:
+            if isinstance(batch, TooManyFailures):
+                raise batch
+            news = {row: failure for row, failure in batch.unreadable.items() if row not in met}
+            for row, failure in news.items():
+                met.add(row)
+                refuse_too_many(len(met), len(images.labels), config.data.max_unreadable, failure)
+            yield Batch(
+                step=batch.step,
+                pixels=batch.pixels,
+                labels=torch.from_numpy(images.labels[batch.rows]),
+                ids=tuple(images.items[row].id for row in batch.rows),
+                unreadable=tuple(news.values()),
+            )
 
 
 class _Maker(Dataset["_Made | TooManyFailures"]):
@@ -177,7 +181,7 @@ class _Shown:
     unreadable: dict[int, Unreadable]
 
 
-def _by_threads(maker: _Maker, plans: Iterator[_Plan]) -> Iterator[_Made]:
+def _by_threads(maker: _Maker, plans: Iterator[_Plan]) -> Generator[_Made]:
     waiting: deque[tuple[_Plan, list[Future[_Shown]]]] = deque()
     pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="images")
     try:
@@ -197,7 +201,7 @@ def _gathered(maker: _Maker, plan: _Plan, shown: list[Future[_Shown]]) -> _Made:
     return maker.gather(plan, [future.result() for future in shown])
 
 
-def _by_workers(maker: _Maker, plans: Iterator[_Plan], n_workers: int) -> Iterator[_Made | TooManyFailures]:
+def _by_workers(maker: _Maker, plans: Iterator[_Plan], n_workers: int) -> Generator[_Made | TooManyFailures]:
     loader = DataLoader(
         maker,
         batch_size=None,  # what the sampler gives is the plan of a whole batch
