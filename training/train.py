@@ -19,15 +19,15 @@ from torch import Tensor
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
-from retrieval.errors import DeviceUnavailable, InvalidInput
+from retrieval.errors import DeviceUnavailable, InvalidInput, TooManyFailures
 from training.config import ScheduleConfig, TrainingConfig, to_json
-from training.data import Progress, TrainingImages, augment, draw_batch, load_training_images, normalise
+from training.data import Progress, StepSampler, TrainingImages, batches, open_training_images, remarks, unchanged
 from training.evaluate import Embed, Evaluation, evaluate_items
 from training.losses import StepLoss, TrainingLoss
 from training.model import Embedder, create_embedder, parameter_groups
 from training.runs import open_run, read_evaluation, write_checkpoint, write_evaluation
 
-_EMBED_BATCH = 64
+_HEAD = 3  # stream of random numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +82,8 @@ def train(
 
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
-    images = load_training_images(
-        items, preprocessing, run / ".pixels.npy", max_unreadable=config.data.max_unreadable, progress=observers.read
-    )
-    _describe(images, validation, observers.message)
+    images = open_training_images(items, preprocessing, config.data, cache=run / ".pixels", progress=observers.read)
+    _describe(images, config.schedule, validation, observers.message)
     loss = TrainingLoss(config.loss, n_classes=len(images.classes), dimension=config.model.dimension)
     embedder.to(target)
     loss.to(target)
@@ -143,11 +141,10 @@ def train_head(
             {"params": list(loss.parameters()), "lr": schedule.loss_learning_rate},
         ]
     )
-    members = images.members
+    sampler = StepSampler(images.labels, schedule, config.data.sampler, seed=config.seed, stream=_HEAD)
     embedder.head.train()
-    rng = np.random.default_rng(config.seed)
-    for _ in range(schedule.head_steps):
-        rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
+    for step in range(schedule.head_steps):
+        rows = torch.from_numpy(sampler.rows(step))
         embeddings = embedder.embed_features(features[rows])
         _descend(loss(embeddings, labels[rows]), optimizer)
 
@@ -167,23 +164,20 @@ def train_all(
     """Take the steps from `first` to the end of the schedule, on the device that holds the embedder."""
     schedule = config.schedule
     device = embedder.device
-    members = images.members
     embedder.train()
     started, n_images = time.perf_counter(), 0
-    for step in range(first, schedule.steps):
+    for batch in batches(images, config, preprocessing, first=first):
+        step = batch.step
         # A function of seed and step, whatever went before: this is what makes resuming exact.
-        rng = np.random.default_rng((config.seed, step))
-        torch.manual_seed(int(rng.integers(2**63)))
+        torch.manual_seed(int(np.random.default_rng((config.seed, step)).integers(2**63)))
 
-        rows = draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng)
-        pixels = augment(torch.from_numpy(images.pixels[rows]).to(device), config.augmentation, preprocessing)
-        labels = torch.from_numpy(images.labels[rows]).to(device)
+        pixels, labels = batch.pixels.to(device), batch.labels.to(device)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, schedule)
         step_loss = loss(embedder(pixels), labels)
         _descend(step_loss, optimizer)
 
-        n_images += len(rows)
+        n_images += len(labels)
         observe(_report(step + 1, schedule.steps, step_loss, n_images / (time.perf_counter() - started)))
         if (step + 1) % config.loop.checkpoint_every == 0 or step + 1 == schedule.steps:
             save(step + 1)
@@ -240,13 +234,17 @@ def _extract_features(
     """Features [n, f] float32 of all training images."""
     device = embedder.device
     embedder.eval()
-    parts = []
+    features: Tensor | None = None
     with torch.no_grad():
-        for start in range(0, len(images.labels), _EMBED_BATCH):
-            pixels = torch.from_numpy(images.pixels[start : start + _EMBED_BATCH]).to(device)
-            parts.append(embedder.features(normalise(pixels, preprocessing)))
-            progress(min(start + _EMBED_BATCH, len(images.labels)), len(images.labels))
-    return torch.cat(parts)
+        for rows, pixels in unchanged(images, preprocessing):
+            part = embedder.features(pixels.to(device))
+            if features is None:
+                features = part.new_zeros((len(images.labels), part.shape[1]))
+            features[torch.from_numpy(rows).to(device)] = part
+            progress(int(rows[-1]) + 1, len(images.labels))
+    if features is None:
+        raise TooManyFailures(f"none of the {len(images.labels)} images to train on can be read")
+    return features
 
 
 def _descend(step_loss: StepLoss, optimizer: torch.optim.Optimizer) -> None:
@@ -267,12 +265,11 @@ def _report(step: int, steps: int, step_loss: StepLoss, images_per_s: float) -> 
     )
 
 
-def _describe(images: TrainingImages, validation: Sequence[Item], message: Callable[[str], None]) -> None:
-    message(f"{len(images.labels):,} images of {len(images.classes):,} classes to train on")
-    for failure in images.unreadable:
-        message(f"skipped {failure.item.uri}: {failure.reason}")
-    if single := images.single_image_classes:
-        message(f"{len(single)} classes have one image only and no true positive pair, for instance {single[0]!r}")
+def _describe(
+    images: TrainingImages, schedule: ScheduleConfig, validation: Sequence[Item], message: Callable[[str], None]
+) -> None:
+    for line in remarks(images, schedule):
+        message(line)
     if shared := sorted({item.label for item in validation} & set(images.classes)):
         message(
             f"{len(shared)} classes are trained on and validated on, for instance {shared[0]!r}: "
