@@ -7,6 +7,7 @@ resumed run ends where an uninterrupted one would.
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,21 +167,22 @@ def train_all(
     device = embedder.device
     embedder.train()
     started, n_images = time.perf_counter(), 0
-    for batch in batches(images, config, preprocessing, first=first):
-        step = batch.step
-        # A function of seed and step, whatever went before: this is what makes resuming exact.
-        torch.manual_seed(int(np.random.default_rng((config.seed, step)).integers(2**63)))
+    with closing(batches(images, config, preprocessing, first=first)) as stream:
+        for batch in stream:
+            step = batch.step
+            # A function of seed and step, whatever went before: this is what makes resuming exact.
+            torch.manual_seed(int(np.random.default_rng((config.seed, step)).integers(2**63)))
 
-        pixels, labels = batch.pixels.to(device), batch.labels.to(device)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate_factor(step, schedule)
-        step_loss = loss(embedder(pixels), labels)
-        _descend(step_loss, optimizer)
+            pixels, labels = batch.pixels.to(device), batch.labels.to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate_factor(step, schedule)
+            step_loss = loss(embedder(pixels), labels)
+            _descend(step_loss, optimizer)
 
-        n_images += len(labels)
-        observe(_report(step + 1, schedule.steps, step_loss, n_images / (time.perf_counter() - started)))
-        if (step + 1) % config.loop.checkpoint_every == 0 or step + 1 == schedule.steps:
-            save(step + 1)
+            n_images += len(labels)
+            observe(_report(step + 1, schedule.steps, step_loss, n_images / (time.perf_counter() - started)))
+            if (step + 1) % config.loop.checkpoint_every == 0 or step + 1 == schedule.steps:
+                save(step + 1)
 
 
 def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:

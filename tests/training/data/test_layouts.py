@@ -41,7 +41,8 @@ def local_path(item: Item) -> str:
 def products(folder: Path, **changed: str) -> str:
     header = "image_id class_id super_class_id path\n"
     files = {
-        "Ebay_train.txt": f"{header}1 1 1 bicycle_final/1_0.JPG\n2 1 1 bicycle_final/1_1.JPG\n3 2 2 mug_final/2_0.JPG\n",
+        "Ebay_train.txt": header
+        + "1 1 1 bicycle_final/1_0.JPG\n2 1 1 bicycle_final/1_1.JPG\n3 2 2 mug_final/2_0.JPG\n",
         "Ebay_test.txt": f"{header}4 3 1 bicycle_final/3_0.JPG\n5 3 1 bicycle_final/3_1.JPG\n",
         "Ebay_info.txt": header,
     }
