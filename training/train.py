@@ -87,7 +87,12 @@ def train(
         items, preprocessing, run / ".pixels.npy", max_unreadable=config.data.max_unreadable, progress=observers.read
     )
     _describe(images, validation, observers.message)
-    loss = TrainingLoss(config.loss, n_classes=len(images.classes), dimension=config.model.dimension)
+    loss = TrainingLoss(
+        config.loss,
+        n_classes=len(images.classes),
+        dimension=config.model.dimension,
+        steps=config.schedule.steps,
+    )
     embedder.to(target)
     loss.to(target)
     optimizer = create_optimizer(embedder, loss, config.schedule)
@@ -149,7 +154,7 @@ def train_head(
     for _ in range(schedule.head_steps):
         rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
         embeddings = functional.normalize(embedder.head(features[rows]), dim=1)
-        _descend(loss(embeddings, labels[rows]), optimizer)
+        _descend(loss(embeddings, labels[rows], step=0), optimizer)
 
 
 def train_all(
@@ -180,7 +185,7 @@ def train_all(
         labels = torch.from_numpy(images.labels[rows]).to(device)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate_factor(step, schedule)
-        step_loss = loss(embedder(pixels), labels)
+        step_loss = loss(embedder(pixels), labels, step=step)
         _descend(step_loss, optimizer)
 
         n_images += len(rows)
@@ -262,9 +267,9 @@ def _report(step: int, steps: int, step_loss: StepLoss, images_per_s: float) -> 
         step=step,
         steps=steps,
         loss=step_loss.total.item(),
-        base=step_loss.base,
-        active_positives=step_loss.margin.active_positives,
-        active_negatives=step_loss.margin.active_negatives,
+        base=step_loss.base.item(),
+        active_positives=step_loss.margin.active_positives.item(),
+        active_negatives=step_loss.margin.active_negatives.item(),
         images_per_s=images_per_s,
     )
 
