@@ -17,10 +17,10 @@ _ROWS = 512
 class AdaptiveMargins(nn.Module):
     """The margins of one step after the other, as the section `loss.tcm` of the configuration describes them.
 
-    All of the state is in `state_dict`: the running quantiles, or those of the first step; infinity, which
-    unlike NaN equals itself, for what is not known yet.
+    All of the state is in `state_dict`: the running quantiles, or those of the first step; what is not
+    known is infinite, which unlike NaN equals itself.
 
-    Source: the extension to shifted data that the conclusion of Zhang et al., ICLR 2024 (arXiv 2307.04047), proposes.
+    Source: Zhang et al., ICLR 2024 (arXiv 2307.04047), propose margins that adapt as an extension for shifted data.
     """
 
     def __init__(self, config: MarginConfig, *, steps: int) -> None:
@@ -34,8 +34,8 @@ class AdaptiveMargins(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
         """The margins of positives and negatives at `step` (from 0), [] float32, and in training mode the new state.
 
-        embeddings: [n, d] floating, unit rows; labels: [n]; the same on every process. A side that has had no pair yet
-        has the margin of the configuration.
+        embeddings: [n, d] floating, unit rows; labels: [n]; the same on every process. A side whose quantile is
+        not known, because no batch had a pair of it, has the margin of the configuration.
         """
         config = self._config
         targets = self.quantiles.new_tensor([config.positive_margin, config.negative_margin])
@@ -52,7 +52,6 @@ class AdaptiveMargins(nn.Module):
     def _quantiles_at(self, embeddings: Tensor, labels: Tensor, step: int) -> Tensor:
         old = self.quantiles
         if self._config.margins == "schedule" and step > 0:
-            # Only a side that had no pairs at the first step still waits for its quantile.
             return old
         new = similarity_quantiles(
             embeddings, labels, positive=self._config.positive_quantile, negative=self._config.negative_quantile
