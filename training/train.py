@@ -85,7 +85,12 @@ def train(
     embedder, preprocessing = create_embedder(config.model, config.input)
     images = open_training_images(items, preprocessing, config.data, cache=run / ".pixels", progress=observers.read)
     _describe(images, config.schedule, validation, observers.message)
-    loss = TrainingLoss(config.loss, n_classes=len(images.classes), dimension=config.model.dimension)
+    loss = TrainingLoss(
+        config.loss,
+        n_classes=len(images.classes),
+        dimension=config.model.dimension,
+        steps=config.schedule.steps,
+    )
     embedder.to(target)
     loss.to(target)
     optimizer = create_optimizer(embedder, loss, config.schedule)
@@ -147,7 +152,7 @@ def train_head(
     for step in range(schedule.head_steps):
         rows = torch.from_numpy(sampler.rows(step))
         embeddings = embedder.embed_features(features[rows])
-        _descend(loss(embeddings, labels[rows]), optimizer)
+        _descend(loss(embeddings, labels[rows], step=0), optimizer)
 
 
 def train_all(
@@ -176,7 +181,7 @@ def train_all(
             pixels, labels = batch.pixels.to(device), batch.labels.to(device)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(step, schedule)
-            step_loss = loss(embedder(pixels), labels)
+            step_loss = loss(embedder(pixels), labels, step=step)
             _descend(step_loss, optimizer)
 
             n_images += len(labels)
@@ -260,9 +265,9 @@ def _report(step: int, steps: int, step_loss: StepLoss, images_per_s: float) -> 
         step=step,
         steps=steps,
         loss=step_loss.total.item(),
-        base=step_loss.base,
-        active_positives=step_loss.margin.active_positives,
-        active_negatives=step_loss.margin.active_negatives,
+        base=step_loss.base.item(),
+        active_positives=step_loss.margin.active_positives.item(),
+        active_negatives=step_loss.margin.active_negatives.item(),
         images_per_s=images_per_s,
     )
 
