@@ -26,6 +26,7 @@ from training.data import Progress, TrainingImages, augment, draw_batch, load_tr
 from training.evaluate import Embed, Evaluation, evaluate_items
 from training.losses import StepLoss, TrainingLoss
 from training.model import Embedder, create_embedder
+from training.provenance import record_data
 from training.runs import open_run, read_evaluation, write_checkpoint, write_evaluation
 
 _EMBED_BATCH = 64
@@ -81,6 +82,7 @@ def train(
         observers.message(f"{run} is finished already")
         return finished
 
+    record_data(run, items, validation)
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
     images = load_training_images(
