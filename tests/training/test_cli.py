@@ -56,9 +56,12 @@ def test_train_export_evaluate(
     trained = json.loads(out)
     assert trained["run"] == str(tmp_path / "run")
 
-    code, out, err = training("export", trained["run"], "--out", tmp_path / "bundle", "--json")
+    measured = ("--images", held_out, "--far", "0.05")
+    code, out, err = training("export", trained["run"], "--out", tmp_path / "bundle", *measured, "--json")
     assert code == 0, err
-    assert json.loads(out)["dimension"] == 16
+    exported = json.loads(out)
+    assert (exported["dimension"], exported["precision"]) == (16, "fp32")
+    assert exported["shift"]["n_images"] == 70
 
     code, out, err = training("evaluate", "--bundle", tmp_path / "bundle", "--data", held_out, "--json")
     assert code == 0, err

@@ -52,13 +52,13 @@ def test_the_bundle_says_how_it_came_about(
     assert sorted(path.name for path in exported.parent.iterdir()) == ["fp32"]
 
 
-def test_float32_flips_nothing(exported: Path) -> None:
+def test_float32_moves_similarities_by_rounding_only(exported: Path) -> None:
     """Against the trained embedder, on the same images."""
     shift = shift_of(open_bundle(exported))
     assert shift is not None
-    assert shift.flips == 0
-    assert shift.shift_p99 < 1e-5
     assert shift.n_images == 70
+    assert shift.n_band > 0
+    assert shift.shift_p99 < 1e-5
 
 
 def test_the_bundle_names_no_path_of_this_machine(exported: Path, folders: tuple[Path, Path]) -> None:
@@ -72,6 +72,7 @@ def test_the_bundle_names_no_path_of_this_machine(exported: Path, folders: tuple
 def test_exported_again_it_has_the_same_digest(
     run: Path, exported: Path, held_out_items: list[Item], tmp_path: Path
 ) -> None:
+    """Nothing in it depends on the time or on where it was written."""
     again = export_run(run, tmp_path / "again", ExportOptions(images=held_out_items, far_target=0.05))
     assert again.digest == open_bundle(exported).digest
 
@@ -80,7 +81,7 @@ def test_without_images_nothing_is_said_about_flips(run: Path, exporting: pytest
     bundle = export_run(run, tmp_path / "plain")
     assert shift_of(bundle) is None
     assert bundle.model_card is not None
-    assert "flip" not in bundle.model_card
+    assert "Decisions that flip" not in bundle.model_card
 
 
 def test_a_model_that_differs_is_not_written(
@@ -94,21 +95,11 @@ def test_a_model_that_differs_is_not_written(
 
 
 def test_a_conversion_that_flips_too_much_is_not_written(
-    run: Path,
-    training_items: list[Item],
-    held_out_items: list[Item],
-    exporting: pytest.MonkeyPatch,
-    tmp_path: Path,
+    run: Path, held_out_items: list[Item], exporting: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """No flip at all is more than int8 can keep."""
-    options = ExportOptions(
-        precision="int8",
-        images=held_out_items,
-        calibration_images=training_items,
-        far_target=0.05,
-        max_flips=0.0,
-    )
-    with pytest.raises(ValidationFailed, match=r"int8 flips .* nothing was written"):
+    """No flip at all is more than half precision can keep."""
+    options = ExportOptions(precision="fp16", images=held_out_items, far_target=0.05, max_flips=0.0)
+    with pytest.raises(ValidationFailed, match=r"fp16 flips .* nothing was written"):
         export_run(run, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
 

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from numpy.testing import assert_allclose
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from retrieval.contract.bundle import open_bundle
 from retrieval.contract.manifest import Item
 from retrieval.engine.encoder import Encoder
 from training.data import read_items
 from training.export import shift_of
-from training.export.onnx_model import OnnxModel
+from training.export.onnx_model import OPSET, OnnxModel
 from training.export.parity import PARITY_TOLERANCE
 from training.export.precision import to_half, to_int8
 from training.runs import FinishedRun
@@ -88,13 +88,43 @@ def test_integers_are_per_channel_behind_a_first_eighth_in_float(lower: dict[str
     assert sizes[scales[last.input[1]]] == [1280]
 
 
-def test_the_ranges_are_those_of_the_calibration_images(
-    model: OnnxModel, training_items: list[Item], finished: FinishedRun
-) -> None:
-    """The same images give the same model, darker ones another."""
-    pixels = _pixels(training_items[:4], finished)
-    assert to_int8(model, [pixels]) == to_int8(model, [pixels[:2], pixels[2:]])
-    assert to_int8(model, [pixels]) != to_int8(model, [pixels / 2])
+@pytest.fixture
+def two_layers() -> OnnxModel:
+    """pixels -> twice the pixels -> three times that -> their mean over each channel: ranges are known beforehand."""
+    weights = [
+        numpy_helper.from_array(np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1) * by, f"by_{by}") for by in (2, 3)
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["pixels", "by_2"], ["doubled"], name="first"),
+            helper.make_node("Conv", ["doubled", "by_3"], ["tripled"], name="second"),
+            helper.make_node("GlobalAveragePool", ["tripled"], ["embeddings"], name="pool"),
+        ],
+        "two layers",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, 2, 2])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["n", 3, 1, 1])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    return OnnxModel(graph=model, weighted=("first", "second"), tail=("pool",))
+
+
+def test_the_range_of_an_activation_is_that_of_all_batches(two_layers: OnnxModel) -> None:
+    """Pixels of 0 to 0.5 and of 0 to 1: doubled, 0 to 2 in 255 steps."""
+    rising = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 2, 2)
+    quantised = onnx.load_from_string(to_int8(two_layers, [rising / 2, rising]))
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
+    assert values["doubled_scale"] == pytest.approx(2 / 255)
+    assert values["doubled_zero_point"] == 0
+    assert values["by_3_quantized"].dtype == np.int8
+
+
+@pytest.mark.parametrize(("share", "n_float"), [(0.0, 0), (0.5, 1), (1.0, 2)])
+def test_the_share_of_first_layers_in_float(two_layers: OnnxModel, share: float, n_float: int) -> None:
+    pixels = np.ones((2, 3, 2, 2), dtype=np.float32)
+    quantised = onnx.load_from_string(to_int8(two_layers, [pixels], float_layers=share))
+    weights = [node.input[1] for node in quantised.graph.node if node.op_type == "Conv"]
+    assert [name in ("by_2", "by_3") for name in weights] == [True] * n_float + [False] * (2 - n_float)
 
 
 def test_converting_leaves_the_float32_model_as_it_was(model: OnnxModel) -> None:
