@@ -49,7 +49,7 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch:
     model = to_onnx(finished.embedder, finished.preprocessing)
     trained = embedding_function(finished.embedder)
     dimension = trained(probe_pixels(finished.preprocessing, 1)).shape[1]
-    exact = _try_out(model.content(), finished.preprocessing, dimension, staging / "fp32")
+    exact = try_out(model.content(), finished.preprocessing, dimension, staging / "fp32")
     pixels = probe_pixels(finished.preprocessing, max(parity_batches(exact)))
     evidence: dict[str, Any] = {
         "precision": options.precision,
@@ -63,14 +63,14 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch:
         evidence |= _measure(trained, exact.embed, finished, options, watch)
     else:
         content = _lower(model, finished, options, watch)
-        lower = _try_out(content, finished.preprocessing, dimension, staging / options.precision)
+        lower = try_out(content, finished.preprocessing, dimension, staging / options.precision)
         embed = lower.embed
         evidence["batch_difference"] = check_batches(lower, pixels)
         evidence |= _measure(exact.embed, lower.embed, finished, options, watch)
     return Converted(content=content, embed=embed, evidence=evidence | {"model_bytes": len(content)})
 
 
-def _try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder: Path) -> Encoder:
+def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder: Path) -> Encoder:
     """The production encoder of a model of which nothing is known yet: the probe of its bundle is empty."""
     side = preprocessing.crop
     bundle = write_bundle(
