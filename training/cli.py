@@ -162,8 +162,8 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
         typer.Option(
-            help="Of the backbone. fp16 halves the file and is for GPUs: CPUs without its instructions run it slower "
-            "than fp32. int8 is for CPUs."
+            help="Of the backbone. fp16 halves the file, but CPUs without its instructions run it slower than fp32. "
+            "int8 is a third of the file, faster on CPUs, and changes more decisions."
         ),
     ] = "fp32",
     images: Annotated[

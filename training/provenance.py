@@ -20,7 +20,10 @@ DATA = "data.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataFacts:
-    """Facts about a list of images. digest: of their ids and labels, in order; classes: sorted names."""
+    """Facts about a list of images.
+
+    digest: of their ids and labels, in order; classes: sorted names, of the images that have a label.
+    """
 
     digest: str
     n_images: int
@@ -69,7 +72,7 @@ def describe_items(items: Sequence[Item]) -> DataFacts:
     return DataFacts(
         digest=digest_json([[item.id, item.label] for item in items]),
         n_images=len(items),
-        classes=tuple(sorted({item.label for item in items})),
+        classes=tuple(sorted({item.label for item in items if item.label})),
     )
 
 

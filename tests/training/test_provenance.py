@@ -22,6 +22,7 @@ def test_facts() -> None:
     facts = describe_items(_items("cup", "hat", "cup"))
     assert (facts.n_images, facts.n_classes, facts.classes) == (3, 2, ("cup", "hat"))
     assert describe_items(_items("cup", "hat", "cup", folder="b")) == facts
+    assert describe_items(_items("cup", "")).classes == ("cup",)
     assert describe_items(_items("hat", "cup", "cup")).digest != facts.digest
 
 

@@ -137,5 +137,6 @@ def _measure(
     check_flips(shift, options.max_flips, precision=options.precision)
     images = {"shift_images": describe_items(options.images).to_json()}
     if options.precision == "int8" and options.calibration_images is not None:
-        images["calibration_images"] = describe_items(options.calibration_images).to_json()
+        n_used = min(len(options.calibration_images), _N_CALIBRATION)
+        images["calibration_images"] = describe_items(options.calibration_images).to_json() | {"n_used": n_used}
     return {"shift": shift.to_json(), "max_flips": options.max_flips, **images}

@@ -21,8 +21,8 @@ from training.export.onnx_model import INPUT_NAME, OnnxModel
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-# The error of an early layer passes through all later ones. Measured by tests/bench/export_precision.py: the first
-# eighth in float nearly halves the decisions that flip and costs about a tenth of the speed.
+# The error of an early layer passes through all later ones. On emoji the first eighth in float lets 5.7 % of the accepted
+# pairs flip in place of 9.6 %, for 0.56 in place of 0.50 of the time (tests/bench/export_precision.py).
 FLOAT_LAYERS = 1 / 8
 
 
@@ -56,7 +56,7 @@ def to_int8(
             "per_channel": True,
             "activation_type": QuantType.QUInt8,
             "weight_type": QuantType.QInt8,
-            # Percentile and entropy flip as many decisions, and keep every activation of every image in memory.
+            # Percentile and entropy flip as many decisions (5.6 and 5.7 %), and hold all activations in memory.
             "calibrate_method": CalibrationMethod.MinMax,
             "nodes_to_exclude": [*_first(model, float_layers), *model.tail],
         }
