@@ -21,8 +21,8 @@ from training.export.onnx_model import INPUT_NAME, OnnxModel
 
 Precision = Literal["fp32", "fp16", "int8"]
 
-# The error of an early layer passes through all later ones. On emoji the first eighth in float lets 5.7 % of the accepted
-# pairs flip in place of 9.6 %, for 0.56 in place of 0.50 of the time (tests/bench/export_precision.py).
+# The error of an early layer passes through all later ones. On emoji the first eighth in float lets 5.7 % of the
+# accepted pairs flip in place of 9.6 %, for 0.56 in place of 0.50 of the time (tests/bench/export_precision.py).
 FLOAT_LAYERS = 1 / 8
 
 
