@@ -26,6 +26,7 @@ from training.data import Progress, StepSampler, TrainingImages, batches, open_t
 from training.evaluate import Embed, Evaluation, evaluate_items
 from training.losses import StepLoss, TrainingLoss
 from training.model import Embedder, create_embedder, parameter_groups
+from training.provenance import record_data
 from training.runs import open_run, read_evaluation, write_checkpoint, write_evaluation
 
 _HEAD = 3  # stream of random numbers
@@ -81,6 +82,7 @@ def train(
         observers.message(f"{run} is finished already")
         return finished
 
+    record_data(run, items, validation)
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
     images = open_training_images(items, preprocessing, config.data, cache=run / ".pixels", progress=observers.read)

@@ -9,6 +9,7 @@ import torch
 from retrieval.contract.manifest import Item
 from retrieval.errors import DeviceUnavailable, FailedPrecondition, InvalidInput, TooManyFailures
 from training.config import TrainingConfig
+from training.provenance import DATA
 from training.runs import CHECKPOINT, CONFIG, EVALUATION, load_finished, read_evaluation
 from training.train import Observers, StepReport, select_device, train
 
@@ -84,7 +85,7 @@ def test_steps_are_reported(
     assert all(report.steps == 4 and report.images_per_s > 0 for report in reports)
     assert all(report.loss >= report.base > 0 for report in reports)
     assert messages == ["40 images of 8 classes to train on"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([CHECKPOINT, CONFIG, EVALUATION])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([CHECKPOINT, CONFIG, DATA, EVALUATION])
 
 
 def test_classes_on_both_sides_are_pointed_out(
