@@ -1,6 +1,7 @@
 """Does an embedder get better on a new domain by unlabelled images of it?
 
-Trained on the emoji of five makers. Targets: `makers`, emoji of three others; `logos` of `measuring.domains`. Half of a target's classes are the unlabelled images; the other half, with labels, is measured.
+Trained on the emoji of five makers. Targets: `makers`, emoji of three others; `logos` of `measuring.domains`. Half of a
+target's classes are the unlabelled images; the other half, with labels, is measured.
 
     bn           batch norms of the backbone with the statistics of the target (AdaBN); `bn-half`: half way to them
     mean         embeddings moved, before their normalisation, to the mean that training images have
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -49,11 +51,16 @@ Map = Callable[[Rows], Rows]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One method on the measured half of one target of one seed."""
+    """One method on the measured half of one target of one seed.
+
+    above_floor, debiased: OPIS on the log-FAR axis, less its noise floor, or by halves of each class; the latter is NaN
+    where classes have three images, as those of `makers` do.
+    """
 
     recall_at_1: float
     tar_at_2: float
     tar_at_3: float
+    above_floor: float
     debiased: float
 
 
@@ -225,10 +232,13 @@ def _measured(rows: Rows, labels: list[str], seed: int) -> Measured:
     levels = thresholds_at_far(vectors, labels, fars=_FARS)
     curves = operating_curves(vectors, labels, thresholds=np.unique(levels))
     report = consistency_report(vectors, labels, axis="log_far", rng=np.random.default_rng(seed))
-    assert report.debiased is not None
     tars = [float(curves.at(level).pooled_tar[0]) for level in levels]
     return Measured(
-        recall_at_1=recall_at_k(vectors, labels)[1], tar_at_2=tars[0], tar_at_3=tars[1], debiased=report.debiased
+        recall_at_1=recall_at_k(vectors, labels)[1],
+        tar_at_2=tars[0],
+        tar_at_3=tars[1],
+        above_floor=report.value - report.floor,
+        debiased=math.nan if report.debiased is None else report.debiased,
     )
 
 
@@ -236,7 +246,7 @@ def _cell(rows: list[Measured], reference: list[Measured], field: str) -> str:
     values, others = ([getattr(row, field) for row in side] for side in (rows, reference))
     differences = np.subtract(values, others)
     change = f"{differences.mean():+.4f}, {differences.min():+.4f} to {differences.max():+.4f}"
-    return f"{np.mean(values):.4f} ({change})" if differences.any() else f"{np.mean(values):.4f}"
+    return f"{np.mean(values):.4f}" if rows is reference else f"{np.mean(values):.4f} ({change})"
 
 
 if __name__ == "__main__":
