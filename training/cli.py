@@ -108,7 +108,7 @@ def duplicates(
     tolerance: Annotated[
         float,
         typer.Option(min=0, help="Largest difference of near duplicates in grey levels; 0: equal files only."),
-    ] = 2.0,
+    ] = 3.0,
     as_json: AsJson = False,
 ) -> None:
     """Find pictures that are in two parts or under two labels, byte for byte or nearly; exit code 1 where there are.
