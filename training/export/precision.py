@@ -26,6 +26,15 @@ Precision = Literal["fp32", "fp16", "int8"]
 FLOAT_LAYERS = 1 / 8
 
 
+# All that ONNX Runtime can compute in integers but softmax and norms, which are cheap and need the range of floats.
+_INTEGER_OPERATORS = [
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul"),
+    *("Clip", "Relu", "LeakyRelu", "Sigmoid"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Concat", "Flatten", "Gather", "Pad", "Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+]
+
+
 def to_half(model: OnnxModel) -> bytes:
     """The model with the backbone in float16: half the size, and on CPUs without its instructions slower."""
     graph = onnx.ModelProto()
@@ -58,6 +67,7 @@ def to_int8(
             "weight_type": QuantType.QInt8,
             # Percentile and entropy flip as many decisions (5.6 and 5.7 %), and hold all activations in memory.
             "calibrate_method": CalibrationMethod.MinMax,
+            "op_types_to_quantize": _INTEGER_OPERATORS,
             "nodes_to_exclude": [*_first(model, float_layers), *model.tail],
         }
         quantize_static(prepared, converted, _Reader(batches), **chosen | options)
