@@ -82,7 +82,6 @@ def train(
         observers.message(f"{run} is finished already")
         return finished
 
-    record_data(run, items, validation)
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
     images = open_training_images(items, preprocessing, config.data, cache=run / ".pixels", progress=observers.read)
@@ -119,6 +118,7 @@ def train(
         max_unreadable=config.data.max_unreadable,
         progress=observers.evaluated,
     )
+    record_data(run, items, validation)
     write_evaluation(run, evaluation)
     return evaluation
 
