@@ -79,7 +79,7 @@ class RecallAtKSurrogateLoss(nn.Module):
 
         def rank(rows: Tensor, query: Tensor, item: Tensor) -> Tensor:
             before = _comes_before(rows, query, item, self.rank_temperature)
-            return 1 + before.sum(1) - before[torch.arange(len(query)), query]
+            return 1 + before.sum(1) - before.gather(1, query[:, None])[:, 0]
 
         ranks = _in_parts(rank, similarities, query, item)
         n_positives = same.sum(1)
