@@ -19,6 +19,7 @@ SMALL = InputConfig(resize=32, crop=32)
         ("torchvision/resnet18", 512),
         ("timm/mobilenetv3_small_050", 1024),
         ("timm/resnet10t", 512),
+        ("timm/vit_tiny_patch16_224", 192),
     ],
 )
 def test_a_backbone_gives_an_embedder_of_unit_rows(name: str, n_features: int) -> None:
