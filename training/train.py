@@ -84,7 +84,7 @@ def train(
 
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
-    images = open_training_images(items, preprocessing, config.data, cache=run / ".pixels", progress=observers.read)
+    images = open_training_images(items, preprocessing, config.data, cache=run, progress=observers.read)
     _describe(images, config.schedule, validation, observers.message)
     loss = TrainingLoss(
         config.loss,
