@@ -16,9 +16,8 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import InvalidInput, ValidationFailed
 from training.config import to_json
+from training.loop import embedding_function, load_finished
 from training.model import Embedder
-from training.runs import load_finished
-from training.train import embedding_function
 
 OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "pixels", "embeddings"

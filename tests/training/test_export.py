@@ -11,8 +11,7 @@ from retrieval.engine.encoder import Encoder
 from retrieval.errors import InvalidInput, ValidationFailed
 from training import export
 from training.config import to_json
-from training.runs import FinishedRun
-from training.train import embedding_function
+from training.loop import FinishedRun, embedding_function
 
 
 @pytest.fixture(scope="module")

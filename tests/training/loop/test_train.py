@@ -9,8 +9,18 @@ import torch
 from retrieval.contract.manifest import Item
 from retrieval.errors import DeviceUnavailable, FailedPrecondition, InvalidInput, TooManyFailures
 from training.config import TrainingConfig
-from training.runs import CHECKPOINT, CONFIG, EVALUATION, load_finished, read_evaluation
-from training.train import Observers, StepReport, select_device, train
+from training.loop import (
+    CHECKPOINT,
+    CONFIG,
+    EVALUATION,
+    EVENTS,
+    Observers,
+    StepReport,
+    load_finished,
+    read_evaluation,
+    select_device,
+    train,
+)
 
 
 class Killed(Exception):
@@ -84,7 +94,9 @@ def test_steps_are_reported(
     assert all(report.steps == 4 and report.images_per_s > 0 for report in reports)
     assert all(report.loss >= report.base > 0 for report in reports)
     assert messages == ["40 images of 8 classes to train on"]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted([CHECKPOINT, CONFIG, EVALUATION])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        [CHECKPOINT, CONFIG, EVALUATION, EVENTS]
+    )
 
 
 def test_classes_on_both_sides_are_pointed_out(

@@ -1,0 +1,78 @@
+"""The start of a run: the head alone learns, on features that the unchanged backbone gives once."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retrieval.contract.preprocessing import Preprocessing
+from training.config import TrainingConfig
+from training.data import Progress, TrainingImages, draw_batch, normalise
+from training.loop.processes import Processes
+from training.loop.schedule import loss_group
+from training.losses import TrainingLoss
+from training.model import Embedder
+
+_EMBED_BATCH = 64
+
+
+def train_head(
+    embedder: Embedder,
+    loss: TrainingLoss,
+    images: TrainingImages,
+    preprocessing: Preprocessing,
+    config: TrainingConfig,
+    processes: Processes,
+    *,
+    progress: Progress,
+) -> None:
+    """Train the head and what the loss owns on the features that the unchanged backbone gives for unchanged images.
+
+    A random head sends the backbone gradients that spoil what it knows; one that fits it first does not. Every process
+    takes its share of each batch and ends with the same head.
+
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
+    """
+    schedule = config.schedule
+    if schedule.head_steps == 0:
+        return
+    features = _extract_features(embedder, images, preprocessing, processes.device, progress)
+    labels = torch.from_numpy(images.labels).to(processes.device)
+    owned = loss_group(loss, schedule)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": list(embedder.head.parameters()), "lr": schedule.head_learning_rate},
+            {"params": owned["params"], "lr": owned["peak"]},
+        ]
+    )
+    embedder.train()
+    members = images.members
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    for _ in range(schedule.head_steps):
+        rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
+        own = rows[processes.share(len(rows))].to(processes.device)
+        optimizer.zero_grad()
+        embeddings = functional.normalize(embedder.head(features[own]), dim=1)
+        loss(embeddings, labels[own]).total.backward()
+        processes.average_gradients(embedder.head)
+        processes.average_gradients(loss)
+        optimizer.step()
+
+
+def _extract_features(
+    embedder: Embedder,
+    images: TrainingImages,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    progress: Progress,
+) -> Tensor:
+    """Features [n, f] float32 of all training images."""
+    embedder.eval()
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(images.labels), _EMBED_BATCH):
+            pixels = torch.from_numpy(images.pixels[start : start + _EMBED_BATCH]).to(device)
+            parts.append(embedder.backbone(normalise(pixels, preprocessing)))
+            progress(min(start + _EMBED_BATCH, len(images.labels)), len(images.labels))
+    return torch.cat(parts)
