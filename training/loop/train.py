@@ -110,8 +110,7 @@ def train(
     )
     with _watch(run, state.step, observers, processes, steps=config.schedule.steps, n_images=n_images) as watch:
         train_all(state, drawn, config, processes, run, watch=watch, save=save, evaluate=evaluate)
-        evaluation = processes.on_main(lambda: state.stopping.evaluation or evaluate())
-        watch.evaluated(state.step, evaluation)
+        evaluation = processes.on_main(lambda: state.stopping.evaluation or _tell(watch, state.step, evaluate()))
     processes.on_main(lambda: write_evaluation(run, evaluation))
     return evaluation
 
@@ -146,7 +145,9 @@ def train_all(
         watch.report(known)
         with watch.pausing():
             if must_evaluate:
-                state.stopping.over = processes.on_main(lambda: _consider(state, evaluate(), config.loop, watch))
+                state.stopping.over = processes.on_main(
+                    lambda: _consider(state, _tell(watch, state.step, evaluate()), loop)
+                )
                 state.embedder.train()
             if must_save or state.stopping.over:
                 save()
@@ -164,9 +165,13 @@ def _begin(embedder: Embedder, loss: TrainingLoss, config: TrainingConfig, proce
     )
 
 
-def _consider(state: TrainingState, evaluation: Evaluation, loop: LoopConfig, watch: Watch) -> bool:
+def _tell(watch: Watch, step: int, evaluation: Evaluation) -> Evaluation:
+    watch.evaluated(step, evaluation)
+    return evaluation
+
+
+def _consider(state: TrainingState, evaluation: Evaluation, loop: LoopConfig) -> bool:
     """Whether this evaluation, in the main process, ends the run."""
-    watch.evaluated(state.step, evaluation)
     state.stopping.consider(state.step, evaluation, state.evaluated, loop)
     return state.stopping.over
 
