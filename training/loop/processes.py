@@ -4,8 +4,8 @@ Decides device and precision, through Accelerate. Whatever only one process does
 waits for a message that never comes.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Literal, TypeVar, cast
 
@@ -54,6 +54,19 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, Unavailable is raised where another process ends while this one waits for it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not _is_lost_connection(error):
+                raise
+            raise Unavailable(
+                f"another process of this run is gone, found by process {self.rank}: its own message, or the system's "
+                "log, says why. When that is mended, go on with --resume"
+            ) from error
 
     def on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, in all of them. What it raises there is raised in all of them."""
@@ -111,6 +124,11 @@ def select_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable("device cuda was asked for, but torch finds none: use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Gloo knows no class of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def is_main_process() -> bool:

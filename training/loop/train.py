@@ -60,10 +60,22 @@ def train(
     Raises InvalidInput where the folder or its checkpoint does not fit, InvalidSettings where the configuration does
     not fit itself or the device, NotEnoughEvidence where there are too few images, TooManyFailures where too many of
     them cannot be read, TrainingDiverged where loss or gradient is not finite, OutOfSpace where a checkpoint cannot
-    be written.
+    be written, Unavailable where another process is gone.
     """
     processes = Processes(device, config.loop.precision)
-    observers = observers if processes.is_main else SILENT
+    with processes.together():
+        return _train(config, items, validation, run, processes, resume, observers if processes.is_main else SILENT)
+
+
+def _train(
+    config: TrainingConfig,
+    items: Sequence[Item],
+    validation: Sequence[Item],
+    run: Path,
+    processes: Processes,
+    resume: bool,
+    observers: Observers,
+) -> Evaluation:
     fingerprint = digest_json([[item.id, item.label] for item in items])
     processes.on_main(lambda: open_run(run, config, fingerprint, resume=resume))
     if (finished := read_evaluation(run)) is not None:

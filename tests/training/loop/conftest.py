@@ -31,7 +31,7 @@ def everything_config() -> TrainingConfig:
         "accumulate": 2,
         "clip_norm": 1.0,
         "ema_decay": 0.9,
-        "evaluate_every": 1,
+        "evaluate_every": 2,
         "checkpoint_every": 2,
     }
     return parse_config({**SMALL, "loop": loop}, source="test")

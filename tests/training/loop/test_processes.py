@@ -21,47 +21,48 @@ from training.loop import train as run_training
 from training.loop.train import _count_images
 
 
-def free_port() -> int:
+def as_toml(values: dict[str, Any], prefix: str = "") -> str:
+    """The JSON of a configuration as TOML, which knows no null."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines.append(as_toml(value, f"{prefix}{key}."))
+        elif not (isinstance(value, list) and value and isinstance(value[0], dict)):
+            lines.append(f"{prefix}{key} = {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun starts them, on a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def as_toml(values: dict[str, Any]) -> str:
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for name, section in values.items():
-        if isinstance(section, dict):
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
-    return "\n".join(lines)
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    quiet = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            env={**os.environ, **quiet, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
 
 
 def test_two_processes_end_with_the_weights_of_one(
     tmp_path: Path, everything_config: TrainingConfig, folders: tuple[Path, Path], train_small: TrainSmall
 ) -> None:
-    """By torchrun, in full precision: the head's start, chunks, accumulation, clipping and means included."""
+    """In full precision: the head's start, chunks, accumulation, clipping and running means included."""
     config = replace(everything_config, loop=replace(everything_config.loop, precision="no"))
-    values = {name: section for name, section in to_json(config).items() if name in ("schedule", "input", "loop")}
-    (tmp_path / "config.toml").write_text(
-        as_toml(values)
-        + '\n[model]\nbackbone = "timm/test_resnet"\nweights = "random"\ndimension = 8\n[augmentation]\nflip = 0.0'
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-        + ["-m", "training.cli", "train", "--data", folders[0], "--validation", folders[1], "--json"]
-        + ["--out", tmp_path / "two", "--config", tmp_path / "config.toml", "--device", "cpu"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    trained = json.loads(done.stdout)  # one process speaks
+    (tmp_path / "config.toml").write_text(as_toml(to_json(config)))
+    options = ["--data", folders[0], "--validation", folders[1], "--config", tmp_path / "config.toml"]
+    started = start_two("training.cli", "train", *options, "--out", tmp_path / "two", "--device", "cpu", "--json")
+    (out, err), (other_out, other_err) = (process.communicate(timeout=110) for process in started)
+    assert [process.returncode for process in started] == [0, 0], err + other_err
+    assert other_out == ""
+    trained = json.loads(out)
     evaluation = train_small(config, tmp_path / "one")
     assert trained["held_out"]["r_at_1"] == pytest.approx(evaluation.r_at_1, abs=0.02)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -72,24 +73,7 @@ def test_two_processes_end_with_the_weights_of_one(
 
 
 def test_processes_agree_and_none_waits_for_one_that_is_gone(tmp_path: Path) -> None:
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.loop.two_processes", tmp_path],
-            env={
-                **environment(),
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    started = start_two("tests.training.loop.two_processes", tmp_path)
     errors = [process.communicate(timeout=100)[1] for process in started]
     assert started[1].returncode == 7, errors[1]
     main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
@@ -106,7 +90,7 @@ def test_processes_agree_and_none_waits_for_one_that_is_gone(tmp_path: Path) -> 
     assert other["failure"][0] == "Unavailable"
     assert "the main process failed" in other["failure"][1]
     assert started[0].returncode == 1
-    assert "another process of this run is gone" in errors[0]
+    assert "Unavailable: another process of this run is gone" in errors[0]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingConfig) -> None:
