@@ -50,4 +50,5 @@ def assert_same_weights(first: Path, second: Path) -> None:
     """Every tensor of both checkpoints, of model, loss, optimiser and means, is equal to the last bit."""
     left, right = weights(first), weights(second)
     assert left.keys() == right.keys()
-    assert [key for key in left if not torch.equal(left[key], right[key])] == []
+    for key, value in left.items():
+        torch.testing.assert_close(value, right[key], rtol=0, atol=0, equal_nan=True, msg=key)

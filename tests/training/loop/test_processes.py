@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings
 from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import weights
 from training.config import TrainingConfig, to_json
-from training.loop import select_device
+from training.loop import EVALUATION, select_device
 from training.loop import train as run_training
 from training.loop.train import _count_images
 
@@ -32,16 +32,41 @@ def as_toml(values: dict[str, Any], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
-    """Two processes as torchrun starts them, on a free port of this machine."""
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two processes left: standard output, errors and exit codes of each, and the folder that they wrote to."""
+
+    out: list[str]
+    err: list[str]
+    codes: list[int]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def exact_config(everything_config: TrainingConfig) -> TrainingConfig:
+    """In bfloat16, two orders of summation would end in different weights."""
+    return replace(everything_config, loop=replace(everything_config.loop, precision="no"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, exact_config: TrainingConfig, folders: tuple[Path, Path]) -> Pair:
+    """Two processes, started as torchrun starts them: they train together, then go through `two_processes.py`."""
+    folder = tmp_path_factory.mktemp("pair")
+    (folder / "config.toml").write_text(as_toml(to_json(exact_config)))
+    paths = ("--data", folders[0], "--validation", folders[1], "--config", folder / "config.toml")
+    options = ("train", *paths, "--out", folder / "run", "--device", "cpu", "--json")
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     quiet = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return [
+    arguments = [str(argument) for argument in (folder, free_port(), *options)]
+    started = [
         subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
+            [sys.executable, "-m", "tests.training.loop.two_processes", *arguments],
             env={**os.environ, **quiet, **shared, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -49,34 +74,30 @@ def start_two(module: str, *arguments: object) -> list[subprocess.Popen[str]]:
         )
         for rank in ("0", "1")
     ]
+    (out, err), (other_out, other_err) = (process.communicate(timeout=110) for process in started)
+    codes = [process.returncode for process in started]
+    return Pair(out=[out, other_out], err=[err, other_err], codes=codes, folder=folder)
 
 
 def test_two_processes_end_with_the_weights_of_one(
-    tmp_path: Path, everything_config: TrainingConfig, folders: tuple[Path, Path], train_small: TrainSmall
+    tmp_path: Path, exact_config: TrainingConfig, train_small: TrainSmall, pair: Pair
 ) -> None:
-    """In full precision: the head's start, chunks, accumulation, clipping and running means included."""
-    config = replace(everything_config, loop=replace(everything_config.loop, precision="no"))
-    (tmp_path / "config.toml").write_text(as_toml(to_json(config)))
-    options = ["--data", folders[0], "--validation", folders[1], "--config", tmp_path / "config.toml"]
-    started = start_two("training.cli", "train", *options, "--out", tmp_path / "two", "--device", "cpu", "--json")
-    (out, err), (other_out, other_err) = (process.communicate(timeout=110) for process in started)
-    assert [process.returncode for process in started] == [0, 0], err + other_err
-    assert other_out == ""
-    trained = json.loads(out)
-    evaluation = train_small(config, tmp_path / "one")
+    """The head's start, chunks, accumulation, clipping and running means included; one of the two speaks."""
+    assert (pair.folder / "run" / EVALUATION).exists(), pair.err
+    evaluation = train_small(exact_config, tmp_path / "one")
+    trained = json.loads(pair.out[0])
+    assert pair.out[1] == ""
     assert trained["held_out"]["r_at_1"] == pytest.approx(evaluation.r_at_1, abs=0.02)
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    one, two = weights(tmp_path / "one"), weights(pair.folder / "run")
     assert one.keys() == two.keys()
     for key in one:
         if key.startswith((".embedder.", ".loss.", ".average.")):
-            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, msg=key)
+            torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, equal_nan=True, msg=key)
 
 
-def test_processes_agree_and_none_waits_for_one_that_is_gone(tmp_path: Path) -> None:
-    started = start_two("tests.training.loop.two_processes", tmp_path)
-    errors = [process.communicate(timeout=100)[1] for process in started]
-    assert started[1].returncode == 7, errors[1]
-    main, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None:
+    assert pair.codes == [1, 7], pair.err
+    main, other = (json.loads((pair.folder / f"{rank}.json").read_text()) for rank in (0, 1))
     assert (main["world"], other["world"]) == ([0, 2, True], [1, 2, False])
     for seen in (main, other):
         assert seen["gathered"] == [0.0, 1.0]
@@ -89,8 +110,7 @@ def test_processes_agree_and_none_waits_for_one_that_is_gone(tmp_path: Path) -> 
     assert main["failure"] == ["ValueError", "a bug"]
     assert other["failure"][0] == "Unavailable"
     assert "the main process failed" in other["failure"][1]
-    assert started[0].returncode == 1
-    assert "Unavailable: another process of this run is gone" in errors[0]
+    assert "Unavailable: another process of this run is gone" in pair.err[0]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingConfig) -> None:

@@ -1,4 +1,4 @@
-"""What each of two processes does in the tests: agree on failures, and notice that the other one is gone."""
+"""What each of two processes does in the tests: train, agree on failures, and notice that the other one is gone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from pathlib import Path
 import torch
 
 from retrieval.errors import InvalidInput, RetrievalError
+from training import cli
 from training.loop.divergence import Guard, TakenStep
 from training.loop.processes import Processes
 
 
-def main(folder: Path) -> None:
-    """Write down, a file for each process, what it saw."""
+def main(folder: Path, second_port: str, *arguments: str) -> None:
+    """Run the command line with the arguments; then write down, a file for each process, what it saw."""
+    sys.argv = ["training", *arguments]
+    try:
+        cli.main()
+    except SystemExit as left:
+        if left.code:
+            raise
+    os.environ["MASTER_PORT"] = second_port
     processes = Processes("cpu", "no")
     found = {
         "world": [processes.rank, processes.world, processes.is_main],
@@ -69,4 +77,4 @@ def diverge(processes: Processes, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
