@@ -55,7 +55,7 @@ def export_embedder(
             candidate,
             onnx_model=model,
             preprocessing=preprocessing,
-            dimension=embedder.head.out_features,
+            dimension=embedder.dimension,
             opset=OPSET,
             input_name=INPUT_NAME,
             output_name=OUTPUT_NAME,

@@ -37,7 +37,7 @@ _FIELDS = tuple(f.name for f in fields(StepValues))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenStep:
-    """step: from 1; learning_rates: by the names of the optimiser's groups; ids: of this process's items."""
+    """step: from 1; learning_rates: the highest of each part; ids: of this process's items."""
 
     step: int
     learning_rates: Mapping[str, float]

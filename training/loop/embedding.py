@@ -10,7 +10,7 @@ from training.model import Embedder
 
 def embedding_function(embedder: Embedder) -> Embed:
     """The embedder as a function of arrays, [n, 3, h, w] float32 -> [n, d] float32, unit rows; nothing is learnt."""
-    device = next(embedder.parameters()).device
+    device = embedder.device
     embedder.eval()
 
     def embed(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

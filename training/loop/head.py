@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import TrainingConfig
@@ -53,7 +52,7 @@ def train_head(
         rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
         own = rows[processes.share(len(rows))].to(processes.device)
         optimizer.zero_grad()
-        embeddings = functional.normalize(embedder.head(features[own]), dim=1)
+        embeddings = embedder.embed_features(features[own])
         loss(embeddings, labels[own]).total.backward()
         processes.average_gradients(embedder.head)
         processes.average_gradients(loss)
@@ -73,6 +72,6 @@ def _extract_features(
     with torch.no_grad():
         for start in range(0, len(images.labels), _EMBED_BATCH):
             pixels = torch.from_numpy(images.pixels[start : start + _EMBED_BATCH]).to(device)
-            parts.append(embedder.backbone(normalise(pixels, preprocessing)))
+            parts.append(embedder.features(normalise(pixels, preprocessing)))
             progress(min(start + _EMBED_BATCH, len(images.labels)), len(images.labels))
     return torch.cat(parts)

@@ -21,9 +21,9 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
 from training.evaluate import Evaluation
-from training.loop.state import count_bytes, load_weights
+from training.loop.state import count_bytes
 from training.loop.writing import write_whole
-from training.model import Embedder, create_embedder
+from training.model import Embedder, restore_embedder
 
 CHECKPOINT, CONFIG, EVALUATION, EVENTS = "checkpoint.pt", "config.json", "evaluation.json", "tensorboard"
 
@@ -100,8 +100,8 @@ class FinishedRun:
 def load_finished(run: Path) -> FinishedRun:
     """What `run` made: the best weights, their running mean or the last ones, as its configuration says.
 
-    Raises FailedPrecondition where it is not finished, CorruptArtifact where it is damaged, InvalidInput where the
-    libraries here build another architecture.
+    Raises FailedPrecondition where it is not finished, CorruptArtifact where it is damaged or does not fit the
+    architecture that is built here.
     """
     saved, evaluation = read_checkpoint(run), read_evaluation(run)
     if saved is None:
@@ -113,9 +113,8 @@ def load_finished(run: Path) -> FinishedRun:
         raise FailedPrecondition(
             f"{run} stopped after step {saved['step']} of {config.schedule.steps}: finish it with `train --resume`"
         )
-    embedder, preprocessing = create_embedder(config.model, config.input)
-    load_weights(embedder, saved["final"], run / CHECKPOINT)
-    return FinishedRun(embedder=embedder.eval(), preprocessing=preprocessing, config=config, evaluation=evaluation)
+    embedder, preprocessing = restore_embedder(config.model, config.input, saved["final"])
+    return FinishedRun(embedder=embedder, preprocessing=preprocessing, config=config, evaluation=evaluation)
 
 
 def _check_continuation(run: Path, saved: Mapping[str, Any], config: TrainingConfig, fingerprint: str) -> None:

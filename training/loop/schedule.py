@@ -7,7 +7,7 @@ import torch
 
 from training.config import ScheduleConfig
 from training.losses import TrainingLoss
-from training.model import Embedder
+from training.model import Embedder, parameter_groups
 
 
 def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
@@ -30,11 +30,11 @@ def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
 
 
 def create_optimizer(embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """AdamW with a learning rate for each of backbone, head and what the loss owns; `peak` in its groups keeps it."""
-    backbone = [parameter for parameter in embedder.backbone.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"name": "backbone", "params": backbone, "peak": schedule.learning_rate},
-        {"name": "head", "params": list(embedder.head.parameters()), "peak": schedule.head_learning_rate},
+    """AdamW, whose groups keep their highest learning rate in `peak` and what they belong to in `part`."""
+    backbone = set(embedder.backbone.parameters())
+    groups = [
+        {**group, "part": "backbone" if group["params"][0] in backbone else "head"}
+        for group in parameter_groups(embedder, schedule)
     ]
     return torch.optim.AdamW([*groups, loss_group(loss, schedule)], weight_decay=schedule.weight_decay)
 
@@ -43,11 +43,14 @@ def loss_group(loss: TrainingLoss, schedule: ScheduleConfig) -> dict[str, Any]:
     """What the loss owns, as a group of an optimiser."""
     # Proxies are directions: decaying their length only changes how fast they turn.
     parameters = list(loss.parameters())
-    return {"name": "loss", "params": parameters, "peak": schedule.loss_learning_rate, "weight_decay": 0.0}
+    return {"part": "loss", "params": parameters, "peak": schedule.loss_learning_rate, "weight_decay": 0.0}
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> None:
-    """Give each group its learning rate at `step`, whatever went before."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> dict[str, float]:
+    """Give each group its learning rate at `step`, whatever went before; the highest of each part."""
     factor = learning_rate_factor(step, schedule)
+    highest: dict[str, float] = {}
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+        highest[group["part"]] = max(group["lr"], highest.get(group["part"], 0.0))
+    return highest

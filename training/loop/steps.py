@@ -31,7 +31,6 @@ class Stepper:
         self._processes = processes
         self._config = config
         state.embedder.train()
-        prepare_batch_norms(state.embedder, processes, chunk_images=config.loop.chunk_images)
         # Wrapped, because Accelerate changes what it prepares: evaluation and export want the plain embedder.
         self._model: nn.Module = processes.accelerator.prepare_model(_Trained(state.embedder))
         self._optimizer = processes.accelerator.prepare_optimizer(state.optimizer)
@@ -58,9 +57,8 @@ class Stepper:
             self._state.average.update_parameters(self._state.embedder)
 
     def set_learning_rates(self) -> dict[str, float]:
-        """Those of the state's step, by the names of the optimiser's groups."""
-        set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
-        return {group["name"]: group["lr"] for group in self._state.optimizer.param_groups}
+        """Those of the state's step: the highest of each part of what is trained."""
+        return set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
 
     def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> Tensor:
         """Add the gradients of the batch's part of the loss; its five values, for people."""

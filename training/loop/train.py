@@ -35,7 +35,7 @@ from training.loop.runs import (
 )
 from training.loop.schedule import create_optimizer
 from training.loop.state import TrainingState
-from training.loop.steps import Stepper
+from training.loop.steps import Stepper, prepare_batch_norms
 from training.loop.watching import SILENT, Observers, Watch
 from training.losses import TrainingLoss
 from training.model import Embedder, create_embedder
@@ -85,6 +85,7 @@ def _train(
 
     torch.manual_seed(config.seed)
     embedder, preprocessing = create_embedder(config.model, config.input)
+    prepare_batch_norms(embedder, processes, chunk_images=config.loop.chunk_images)
     cache = run / f".pixels-{processes.rank}.npy"
     images = load_training_images(
         items, preprocessing, cache, max_unreadable=config.data.max_unreadable, progress=observers.read

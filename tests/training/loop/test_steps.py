@@ -17,7 +17,7 @@ from training.loop.average import average_weights
 from training.loop.batches import Batch
 from training.loop.processes import Processes
 from training.loop.state import TrainingState
-from training.loop.steps import Stepper
+from training.loop.steps import Stepper, prepare_batch_norms
 from training.losses import TrainingLoss
 
 N_CLASSES, DIMENSION = 3, 4
@@ -39,7 +39,7 @@ def state(network: nn.Module) -> TrainingState:
     torch.manual_seed(1)
     loss = TrainingLoss(LossConfig(), n_classes=N_CLASSES, dimension=DIMENSION)
     groups = [
-        {"name": name, "params": list(module.parameters()), "peak": 0.1, "lr": 0.1}
+        {"part": name, "params": list(module.parameters()), "peak": 0.1, "lr": 0.1}
         for name, module in (("network", network), ("loss", loss))
     ]
     return TrainingState(embedder=network, loss=loss, optimizer=torch.optim.SGD(groups))  # type: ignore[arg-type]
@@ -166,9 +166,7 @@ def test_the_running_mean_follows_each_step(network: Network) -> None:
 def test_trained_batch_norms_refuse_chunks_and_cpu_processes() -> None:
     network = Network(norm=True)
     with pytest.raises(InvalidSettings, match=r"loop\.chunk_images: 1 batch norms are trained"):
-        Stepper(state(network), Processes("cpu", "no"), config(chunk_images=2))
-    from training.loop.steps import prepare_batch_norms
-
+        prepare_batch_norms(network.train(), Processes("cpu", "no"), chunk_images=2)
     two = SimpleNamespace(world=2, device=torch.device("cpu"))
     with pytest.raises(InvalidSettings, match="use one process"):
         prepare_batch_norms(network.train(), two, chunk_images=0)  # type: ignore[arg-type]

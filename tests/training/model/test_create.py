@@ -33,9 +33,9 @@ def test_a_backbone_gives_an_embedder_of_unit_rows(name: str, n_features: int) -
 
 def test_packaged_weights_are_loaded() -> None:
     """They tell two pictures apart in the same way every time; random ones do not."""
-    first = create_backbone("efficientnet-lite0", pretrained=True, side=32).network
-    second = create_backbone("efficientnet-lite0", pretrained=True, side=32).network
-    untrained = create_backbone("efficientnet-lite0", pretrained=False, side=32).network
+    first = create_backbone("efficientnet-lite0", weights="pretrained", side=32).network
+    second = create_backbone("efficientnet-lite0", weights="pretrained", side=32).network
+    untrained = create_backbone("efficientnet-lite0", weights="random", side=32).network
     key = "blocks.3._expand_conv.weight"
     assert torch.equal(first.state_dict()[key], second.state_dict()[key])
     assert not torch.equal(first.state_dict()[key], untrained.state_dict()[key])
@@ -55,7 +55,7 @@ def test_packaged_weights_are_loaded() -> None:
 )
 def test_an_unknown_backbone_is_answered_with_the_nearest(name: str, expected: str) -> None:
     with pytest.raises(InvalidSettings, match=expected):
-        create_backbone(name, pretrained=False, side=32)
+        create_backbone(name, weights="random", side=32)
 
 
 def test_frozen_names_cover_modules_and_parameters() -> None:
