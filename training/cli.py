@@ -17,12 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
 from training.emoji import PACKAGES, EmojiRecipe, prepare_emoji
 from training.emoji_drawings import VERSIONS
-from training.split import DEFAULT_SHARES, split_by_class, write_splits
 
 if TYPE_CHECKING:
     from training.loop import StepReport
 
-USAGE_ERROR, COULD_NOT_RUN, INTERRUPTED = 2, 3, 130
+VERDICT_FAILED, USAGE_ERROR, COULD_NOT_RUN, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,23 +64,79 @@ def emoji(
 
 @app.command()
 def split(
-    data: Annotated[str, typer.Argument(help="All labelled images: folder or manifest.")],
-    out: Annotated[Path, typer.Option(help="Folder for train.csv, calibration.csv, cohort.csv and new.csv.")],
-    calibration: Annotated[float, typer.Option(help="Share of the classes.")] = DEFAULT_SHARES["calibration"],
-    cohort: Annotated[float, typer.Option(help="Share of the classes.")] = DEFAULT_SHARES["cohort"],
-    new: Annotated[float, typer.Option(help="Share of the classes, to index and to audit.")] = DEFAULT_SHARES["new"],
+    data: Annotated[str, typer.Argument(help="All labelled images: folder, manifest or published data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, calibration.csv and new.csv.")],
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="plain: manifest or a folder per class. sop, cub, cars, inat, inshop: the files of Stanford Online "
+            "Products, CUB-200-2011, Cars-196, iNaturalist-2018, In-Shop. auto: looks which."
+        ),
+    ] = "auto",
+    validation: Annotated[float, typer.Option(help="Share of the classes, to measure while training.")] = 0.1,
+    calibration: Annotated[float, typer.Option(help="Share of the classes.")] = 0.2,
+    cohort: Annotated[float, typer.Option(help="Share of the classes; those trained on serve well as a cohort.")] = 0.0,
+    new: Annotated[
+        float, typer.Option(help="Share of the classes, to index and to audit; a published split's own are kept.")
+    ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Decides which classes are for what.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Split labelled images by class: what is calibrated or audited must not have been trained on."""
-    from retrieval.contract.manifest import read_manifest
+    """Split labelled images by class: what is calibrated or audited must not have been trained on.
 
-    shares = {"calibration": calibration, "cohort": cohort, "new": new}
-    summary = write_splits(split_by_class(read_manifest(data), shares, seed=seed), out)
+    Where a published data set says which classes are to be tested on, they become new.csv, and the shares are of the
+    other ones. A share of 0 leaves the manifest out.
+    """
+    from training.data import NEW, read_layout, split_by_class, write_splits
+
+    found = read_layout(data, layout)
+    shares = {"validation": validation, "calibration": calibration, "cohort": cohort}
+    if found.new is None:
+        parts = split_by_class(found.known, shares | {NEW: new}, seed=seed)
+    else:
+        parts = {**split_by_class(found.known, shares, seed=seed), NEW: list(found.new)}
+    summary = write_splits(parts, out)
     lines = [
         f"{out / name}.csv: {n:,} images of {summary.n_classes[name]:,} classes" for name, n in summary.n_images.items()
     ]
     _print(asdict(summary), "\n".join(lines), as_json)
+
+
+@app.command()
+def duplicates(
+    manifests: Annotated[list[str], typer.Argument(help="The parts of a split: manifests or folders, one or more.")],
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Largest difference of near duplicates in grey levels; 0: equal files only."),
+    ] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Find pictures that are in two parts or under two labels, byte for byte or nearly; exit code 1 where there are.
+
+    Nearly: scaled or compressed anew. Cropped, turned or mirrored copies are not found.
+    """
+    from retrieval.contract.manifest import read_manifest
+    from training.data import find_duplicates
+
+    parts = {manifest: read_manifest(manifest) for manifest in manifests}
+    with _progress() as progress:
+        report = find_duplicates(parts, tolerance=tolerance, progress=_Bars(progress).watch("looking"))
+    for failure in report.unreadable:
+        _messages.print(f"skipped {failure.item.uri}: {failure.reason}", markup=False)
+    found = [
+        f"{pair.kind:<5} {pair.difference:4.1f}  "
+        + "  =  ".join(
+            f"{part} {name} ({label})" for part, name, label in zip(pair.parts, pair.ids, pair.labels, strict=True)
+        )
+        for pair in report.harmful
+    ]
+    summary = (
+        f"{report.n_images:,} images: {len(report.harmful):,} pairs of one picture in two parts or under two labels, "
+        f"{report.n_harmless:,} inside one class"
+    )
+    _print(asdict(report), "\n".join([*found, summary]), as_json)
+    if report.harmful:
+        raise typer.Exit(VERDICT_FAILED)
 
 
 @app.command()
@@ -199,7 +254,10 @@ def export(
 
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 2 wrong usage or input, 3 could not run, 130 interrupted."""
+    """Run the command line.
+
+    Exit code: 0 done, 1 a check failed, 2 wrong usage or input, 3 could not run, 130 interrupted.
+    """
     # Threads that spin while they wait make training up to three times slower wherever another process wants a core.
     # OpenMP looks once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

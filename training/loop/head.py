@@ -1,18 +1,18 @@
 """The start of a run: the head alone learns, on features that the unchanged backbone gives once."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from retrieval.contract.preprocessing import Preprocessing
+from retrieval.errors import TooManyFailures
 from training.config import TrainingConfig
-from training.data import Progress, TrainingImages, draw_batch, normalise
+from training.data import Progress, StepSampler, TrainingImages, unchanged
 from training.loop.processes import Processes
 from training.loop.schedule import loss_group
 from training.losses import TrainingLoss
 from training.model import Embedder
 
-_EMBED_BATCH = 64
+_DRAWS = 3  # stream of random numbers beside those of the steps to come
 
 
 def train_head(
@@ -45,11 +45,10 @@ def train_head(
         ]
     )
     embedder.train()
-    members = images.members
-    rng = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    for _ in range(schedule.head_steps):
-        rows = torch.from_numpy(draw_batch(members, classes=schedule.classes, images=schedule.images, rng=rng))
+    sampler = StepSampler(images.labels, schedule, config.data.sampler, seed=config.seed, stream=_DRAWS)
+    for step in range(schedule.head_steps):
+        rows = torch.from_numpy(sampler.rows(step))
         own = rows[processes.share(len(rows))].to(processes.device)
         optimizer.zero_grad()
         embeddings = embedder.embed_features(features[own])
@@ -68,10 +67,14 @@ def _extract_features(
 ) -> Tensor:
     """Features [n, f] float32 of all training images."""
     embedder.eval()
-    parts = []
+    features: Tensor | None = None
     with torch.no_grad():
-        for start in range(0, len(images.labels), _EMBED_BATCH):
-            pixels = torch.from_numpy(images.pixels[start : start + _EMBED_BATCH]).to(device)
-            parts.append(embedder.features(normalise(pixels, preprocessing)))
-            progress(min(start + _EMBED_BATCH, len(images.labels)), len(images.labels))
-    return torch.cat(parts)
+        for rows, pixels in unchanged(images, preprocessing):
+            part = embedder.features(pixels.to(device))
+            if features is None:
+                features = part.new_zeros((len(images.labels), part.shape[1]))
+            features[torch.from_numpy(rows).to(device)] = part
+            progress(int(rows[-1]) + 1, len(images.labels))
+    if features is None:
+        raise TooManyFailures(f"none of the {len(images.labels)} images to train on can be read")
+    return features

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
 from training.config import TrainingConfig
-from training.loop.batches import Batch
+from training.data import Batch
 from training.loop.processes import Processes
 from training.loop.schedule import set_learning_rates
 from training.loop.state import TrainingState

@@ -18,7 +18,7 @@ from tests.training.loop.small import weights
 from training.config import TrainingConfig, to_json
 from training.loop import EVALUATION, select_device
 from training.loop import train as run_training
-from training.loop.train import _count_images
+from training.loop.train import _check_batch
 
 
 def as_toml(values: dict[str, Any], prefix: str = "") -> str:
@@ -118,7 +118,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingCon
 
     images, three = SimpleNamespace(classes=("a", "b", "c", "d")), SimpleNamespace(world=3)
     with pytest.raises(InvalidSettings, match="a batch of 8 images cannot be shared evenly by 3 processes"):
-        _count_images(images, everything_config, three)  # type: ignore[arg-type]
+        _check_batch(images, everything_config, three)  # type: ignore[arg-type]
 
 
 def test_devices(tmp_path: Path, everything_config: TrainingConfig) -> None:

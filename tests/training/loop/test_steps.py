@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
 from training.config import LossConfig, TrainingConfig, parse_config
+from training.data import Batch
 from training.loop.average import average_weights
-from training.loop.batches import Batch
 from training.loop.processes import Processes
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper, prepare_batch_norms
@@ -54,7 +54,7 @@ def batch(number: int, n: int = 7) -> Batch:
     rng = np.random.default_rng(number)
     pixels = torch.from_numpy(rng.standard_normal((n, 3, 4, 4), dtype=np.float32))
     labels = torch.from_numpy(rng.integers(N_CLASSES, size=n))
-    return Batch(number, pixels, labels, tuple(map(str, range(n))))
+    return Batch(step=number, pixels=pixels, labels=labels, ids=tuple(map(str, range(n))), unreadable=())
 
 
 def gradients(state: TrainingState) -> dict[str, Tensor]:

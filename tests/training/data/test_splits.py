@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-from training.split import DEFAULT_SHARES, split_by_class, write_splits
+from training.data import require_disjoint, split_by_class, write_splits
+
+SHARES = {"calibration": 0.2, "cohort": 0.1, "new": 0.2}
 
 
 def items(n_classes: int, n_images: int = 3) -> list[Item]:
@@ -25,7 +27,7 @@ def items(n_classes: int, n_images: int = 3) -> list[Item]:
 def test_every_class_is_in_exactly_one_part(n_classes: int, seed: int) -> None:
     """Parts share no class and together hold every item once."""
     given_items = items(n_classes)
-    parts = split_by_class(given_items, DEFAULT_SHARES, seed=seed)
+    parts = split_by_class(given_items, SHARES, seed=seed)
     labels = [label for part in parts.values() for label in {item.label for item in part}]
     assert len(labels) == len(set(labels)) == n_classes
     assert sorted(item.id for part in parts.values() for item in part) == sorted(item.id for item in given_items)
@@ -34,14 +36,14 @@ def test_every_class_is_in_exactly_one_part(n_classes: int, seed: int) -> None:
 
 def test_seed_decides() -> None:
     """The same seed gives the same split, another seed another."""
-    first = split_by_class(items(40), DEFAULT_SHARES, seed=0)
-    assert first == split_by_class(items(40), DEFAULT_SHARES, seed=0)
-    assert first != split_by_class(items(40), DEFAULT_SHARES, seed=1)
+    first = split_by_class(items(40), SHARES, seed=0)
+    assert first == split_by_class(items(40), SHARES, seed=0)
+    assert first != split_by_class(items(40), SHARES, seed=1)
 
 
 def test_manifests_can_be_read_again(tmp_path: Path) -> None:
     """What is written is what was split, attributes included; nothing is overwritten."""
-    parts = split_by_class(items(20), DEFAULT_SHARES, seed=0)
+    parts = split_by_class(items(20), SHARES, seed=0)
     summary = write_splits(parts, tmp_path / "splits")
     for name, part in parts.items():
         assert read_manifest(str(tmp_path / "splits" / f"{name}.csv")) == part
@@ -50,11 +52,25 @@ def test_manifests_can_be_read_again(tmp_path: Path) -> None:
         write_splits(parts, tmp_path / "splits")
 
 
+def test_a_part_without_a_share_is_left_out() -> None:
+    assert split_by_class(items(20), {"validation": 0.1, "cohort": 0.0}, seed=0).keys() == {"validation", "train"}
+
+
+def test_a_class_in_two_parts_is_refused() -> None:
+    """Both parts and the class are named; items without a label are nobody's."""
+    train, unlabelled = items(5), [Item(id="u", uri="u", label="", attributes={})]
+    require_disjoint({"train.csv": train + unlabelled, "validation.csv": unlabelled, "new.csv": []})
+    with pytest.raises(InvalidInput, match=r"train\.csv and new\.csv must not share a class, 1 .* 'class 3'"):
+        require_disjoint({"train.csv": train, "validation.csv": unlabelled, "new.csv": [train[3]]})
+
+
 def test_impossible_splits_are_refused() -> None:
-    """Shares of everything, classes for nobody, items without a label."""
+    """Shares of everything or below nothing, classes for nobody, items without a label."""
+    with pytest.raises(InvalidInput, match="must not be negative"):
+        split_by_class(items(20), {"calibration": -0.1}, seed=0)
     with pytest.raises(InvalidInput, match="leave some classes"):
         split_by_class(items(20), {"calibration": 0.5, "new": 0.5}, seed=0)
     with pytest.raises(NotEnoughEvidence, match="none for cohort"):
-        split_by_class(items(8), DEFAULT_SHARES, seed=0)
+        split_by_class(items(8), SHARES, seed=0)
     with pytest.raises(InvalidInput, match="every item needs a label"):
-        split_by_class([Item(id="a", uri="a", label="", attributes={})], DEFAULT_SHARES, seed=0)
+        split_by_class([Item(id="a", uri="a", label="", attributes={})], SHARES, seed=0)

@@ -1,6 +1,7 @@
 """Class-disjoint splits: what is calibrated, indexed or audited must not have been trained on.
 
-Decides which classes are for what and writes a manifest for each purpose; leaves the images where they are.
+Decides which classes are for what, writes a manifest for each purpose, and refuses a class with two purposes; leaves
+the images where they are.
 """
 
 import csv
@@ -13,8 +14,7 @@ import numpy as np
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
-TRAIN = "train"
-DEFAULT_SHARES = {"calibration": 0.2, "cohort": 0.1, "new": 0.2}
+TRAIN, NEW = "train", "new"
 _COLUMNS = ("id", "uri", "label")
 
 
@@ -30,24 +30,39 @@ class SplitSummary:
 def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: int) -> dict[str, list[Item]]:
     """The items of each part: every class is in exactly one; what the `shares` of the classes leave is `train`.
 
-    The items of a part keep their order. Raises InvalidInput where the shares are impossible or an item has no label,
-    NotEnoughEvidence where a part would be without a class.
+    A part with a share of 0 is left out. The items of a part keep their order. Raises InvalidInput where the shares are
+    impossible or an item has no label, NotEnoughEvidence where a part would be without a class.
     """
-    if any(share <= 0 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise InvalidInput(f"shares must be positive and leave some classes to train on, found {dict(shares)}")
+    if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise InvalidInput(f"shares must not be negative and leave some classes to train on, found {dict(shares)}")
     if unlabelled := [item.id for item in items if not item.label]:
         raise InvalidInput(f"every item needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}")
     labels = np.random.default_rng(seed).permutation(sorted({item.label for item in items}))
-    counts = {name: int(share * len(labels)) for name, share in shares.items()}
+    counts = {name: int(share * len(labels)) for name, share in shares.items() if share > 0}
     counts[TRAIN] = len(labels) - sum(counts.values())
     if empty := [name for name, count in counts.items() if count == 0]:
         raise NotEnoughEvidence(f"{len(labels)} classes leave none for {', '.join(empty)}: add classes or raise shares")
-    parts, start = {}, 0
+    part_of, start = {}, 0
     for name, count in counts.items():
-        chosen = set(labels[start : start + count].tolist())
-        parts[name] = [item for item in items if item.label in chosen]
+        part_of.update(dict.fromkeys(labels[start : start + count].tolist(), name))
         start += count
+    parts: dict[str, list[Item]] = {name: [] for name in counts}
+    for item in items:
+        parts[part_of[item.label]].append(item)
     return parts
+
+
+def require_disjoint(parts: Mapping[str, Sequence[Item]]) -> None:
+    """Raise InvalidInput where a class is in two of the parts, which are named as a person knows them."""
+    classes = {name: {item.label for item in items if item.label} for name, items in parts.items()}
+    names = list(parts)
+    for place, name in enumerate(names):
+        for other in names[place + 1 :]:
+            if shared := sorted(classes[name] & classes[other]):
+                raise InvalidInput(
+                    f"{name} and {other} must not share a class, {len(shared)} are in both, for instance "
+                    f"{shared[0]!r}: results on classes that were trained on say nothing about new ones. Split by class"
+                )
 
 
 def write_splits(parts: Mapping[str, Sequence[Item]], directory: Path) -> SplitSummary:

@@ -1,0 +1,115 @@
+"""Duplicates: the same picture in two parts or under two labels is found, other pictures are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from retrieval.contract.manifest import Item
+from tests.pictures import class_picture, encoded, plain, truncated_jpeg
+from tests.training.data.conftest import ignore
+from training.data import DuplicateReport, find_duplicates
+from training.data.duplicates import _similar
+
+
+def photo(number: int, size: int = 96) -> Image.Image:
+    return class_picture(number, 0).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> dict[str, list[Item]]:
+    """Twenty pictures to train on, five others as new classes; tests add to them."""
+    parts: dict[str, list[Item]] = {"train": [], "new": []}
+    for number in range(25):
+        keep(parts, tmp_path, "train" if number < 20 else "new", f"class {number}", encoded(photo(number)))
+    return parts
+
+
+def keep(parts: dict[str, list[Item]], folder: Path, part: str, label: str, data: bytes) -> str:
+    name = f"{part}-{len(parts[part])}"
+    (folder / name).write_bytes(data)
+    parts[part].append(Item(id=name, uri=f"file://{folder}/{name}", label=label, attributes={}))
+    return name
+
+
+def found(parts: dict[str, list[Item]], tolerance: float = 2.0) -> DuplicateReport:
+    return find_duplicates(parts, tolerance=tolerance, progress=ignore)
+
+
+def test_different_pictures_are_no_duplicates(kept: dict[str, list[Item]]) -> None:
+    report = found(kept)
+    assert (report.n_images, report.harmful, report.n_harmless) == (25, (), 0)
+
+
+def test_the_same_file_in_two_parts(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    keep(kept, tmp_path, "new", "class 22", encoded(photo(3)))
+    for tolerance in (0.0, 2.0):
+        (pair,) = found(kept, tolerance).harmful
+        assert (pair.kind, pair.parts, pair.ids) == ("exact", ("train", "new"), ("train-3", "new-5"))
+        assert (pair.labels, pair.difference) == (("class 3", "class 22"), 0.0)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        encoded(photo(3), "JPEG", quality=75),
+        encoded(photo(3), "JPEG", quality=40),
+        encoded(photo(3).resize((61, 61)), "WEBP", quality=80),
+        encoded(photo(3, 300)),
+        encoded(photo(3), compress_level=1),
+    ],
+    ids=["jpeg 75", "jpeg 40", "smaller webp", "larger", "same pixels"],
+)
+def test_the_same_picture_in_other_bytes(kept: dict[str, list[Item]], tmp_path: Path, copy: bytes) -> None:
+    keep(kept, tmp_path, "new", "class 22", copy)
+    (pair,) = found(kept).harmful
+    assert (pair.kind, pair.ids) == ("near", ("train-3", "new-5"))
+    assert found(kept, tolerance=0).harmful == ()
+
+
+def test_two_labels_in_one_part_are_harmful_one_label_is_not(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    keep(kept, tmp_path, "train", "class 3", encoded(photo(3)))
+    assert (found(kept).harmful, found(kept).n_harmless) == ((), 1)
+    keep(kept, tmp_path, "train", "class 4", encoded(photo(3)))
+    assert [pair.labels for pair in found(kept).harmful] == [("class 3", "class 4")]
+
+
+def test_colour_tells_pictures_apart(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    """The same shapes in other colours are other pictures."""
+    mirrored = np.asarray(photo(3))[:, :, ::-1]
+    keep(kept, tmp_path, "new", "class 22", encoded(Image.fromarray(mirrored)))
+    assert found(kept).harmful == ()
+
+
+def test_many_blank_pages_are_each_compared_once(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    """With the first of them, in any size, not with one another."""
+    for size in range(30):
+        keep(kept, tmp_path, "new", f"blank {size % 2}", encoded(plain(size=(20 + size, 20))))
+    report = found(kept)
+    assert len(report.harmful) + report.n_harmless == 29
+
+
+def test_unreadable_images_are_reported(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    name = keep(kept, tmp_path, "new", "class 22", truncated_jpeg())
+    report = found(kept)
+    assert [failure.item.id for failure in report.unreadable] == [name]
+    assert report.n_images == 25
+
+
+def test_the_quick_search_misses_nothing() -> None:
+    """Against all pairs, one by one."""
+    rng = np.random.default_rng(0)
+    thumbnails = rng.integers(0, 256, (12, 16, 16, 3)).repeat(4, axis=0) + rng.integers(-6, 7, (48, 16, 16, 3))
+    thumbnails = thumbnails.clip(0, 255).astype(np.uint8)
+    for tolerance in (1.0, 5.0, 5.3):
+        expected = set()
+        for one in range(48):
+            for other in range(one + 1, 48):
+                distance = np.sqrt(np.mean((thumbnails[one].astype(float) - thumbnails[other]) ** 2))
+                if distance <= tolerance:
+                    expected.add((one, other, round(float(distance), 3)))
+        assert {(a, b, round(d, 3)) for a, b, d in _similar(thumbnails, tolerance)} == expected
+    assert len(expected) > 10

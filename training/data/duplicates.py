@@ -1,0 +1,150 @@
+"""The same picture twice: in two parts, which spoils what is measured on one of them, or under two labels.
+
+Decides which pictures are the same, byte for byte or nearly; leaves what to do about it to people. Cropped, turned and
+mirrored copies are not found.
+"""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from retrieval.contract.manifest import Item
+from retrieval.contract.preprocessing import decode
+from retrieval.errors import RetrievalError
+from training.data.decoding import Progress, Unreadable, fetch
+
+DEFAULT_TOLERANCE = 2.0
+
+_SIDE = 16  # of the thumbnails that are compared
+_COARSE = 3  # lowest frequencies a side that a first, quick search compares
+_STRETCH = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """Two items that show the same picture.
+
+    parts, ids, labels: of the first and of the second. difference: in grey levels, root mean square over the pixels of
+    two thumbnails; 0 for equal files. kind: "exact" for equal bytes, "near" otherwise.
+    """
+
+    kind: Literal["exact", "near"]
+    parts: tuple[str, str]
+    ids: tuple[str, str]
+    labels: tuple[str, str]
+    difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicateReport:
+    """harmful: pairs in two parts or under two labels, the most alike first; n_harmless: other pairs of one picture."""
+
+    n_images: int
+    harmful: tuple[Duplicate, ...]
+    n_harmless: int
+    unreadable: tuple[Unreadable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    part: str
+    item: Item
+    digest: bytes
+    thumbnail: NDArray[np.uint8]
+
+
+def find_duplicates(
+    parts: Mapping[str, Sequence[Item]], *, tolerance: float = DEFAULT_TOLERANCE, progress: Progress
+) -> DuplicateReport:
+    """Compare the images of all parts with each other; `tolerance`: largest difference of near duplicates, 0 for none.
+
+    Every image is fetched and decoded once; the comparison takes 3 kB of memory an image. Where a picture occurs many
+    times, each occurrence is compared with the first.
+    """
+    pictures: list[_Picture] = []
+    unreadable: list[Unreadable] = []
+    everything = [(part, item) for part, items in parts.items() for item in items]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(everything), _STRETCH):
+            for result in pool.map(_look_at, everything[start : start + _STRETCH]):
+                (unreadable if isinstance(result, Unreadable) else pictures).append(result)  # type: ignore[arg-type]
+            progress(min(start + _STRETCH, len(everything)), len(everything))
+    pairs = [*_exact(pictures), *(_near(pictures, tolerance) if tolerance > 0 else ())]
+    harmful = [pair for pair in pairs if pair.parts[0] != pair.parts[1] or pair.labels[0] != pair.labels[1]]
+    return DuplicateReport(
+        n_images=len(pictures),
+        harmful=tuple(sorted(harmful, key=lambda pair: (pair.difference, pair.parts, pair.ids))),
+        n_harmless=len(pairs) - len(harmful),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
+    part, item = named
+    try:
+        data = fetch(item.uri)
+        thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    except (OSError, RetrievalError) as error:
+        return Unreadable(item, str(error))
+    return _Picture(part, item, hashlib.sha256(data).digest(), np.asarray(thumbnail))
+
+
+def _exact(pictures: Sequence[_Picture]) -> Iterator[Duplicate]:
+    for same in _groups([picture.digest for picture in pictures]):
+        for other in same[1:]:
+            yield _pair("exact", pictures[same[0]], pictures[other], 0.0)
+
+
+def _near(pictures: Sequence[_Picture], tolerance: float) -> Iterator[Duplicate]:
+    """Pairs of unequal files; equal thumbnails stand for one another, so that no blank page is compared with all."""
+    thumbnails = [picture.thumbnail.tobytes() for picture in pictures]
+    groups = _groups(thumbnails, least=1)
+    for same in groups:
+        first = pictures[same[0]]
+        for other in same[1:]:
+            if pictures[other].digest != first.digest:
+                yield _pair("near", first, pictures[other], 0.0)
+    firsts = [pictures[same[0]] for same in groups]
+    for one, other, difference in _similar(np.stack([picture.thumbnail for picture in firsts]), tolerance):
+        yield _pair("near", firsts[one], firsts[other], difference)
+
+
+def _similar(thumbnails: NDArray[np.uint8], tolerance: float) -> Iterator[tuple[int, int, float]]:
+    """Pairs of rows of [n, 16, 16, 3] whose root mean square difference is at most `tolerance`, and that difference.
+
+    Lowest frequencies of an orthonormal transform differ by no more than the whole, so a search among them misses none.
+    """
+    values = thumbnails.astype(np.float32)
+    frequencies = scipy.fft.dctn(values, axes=(1, 2), norm="ortho")[:, :_COARSE, :_COARSE]
+    scale = np.sqrt(values[0].size)
+    for one, other in sorted(cKDTree(frequencies.reshape(len(values), -1)).query_pairs(tolerance * scale * (1 + 1e-5))):
+        difference = float(np.linalg.norm(values[one] - values[other]) / scale)
+        if difference <= tolerance:
+            yield one, other, difference
+
+
+def _groups(keys: Sequence[bytes], *, least: int = 2) -> list[list[int]]:
+    rows = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows[key].append(row)
+    return [same for same in rows.values() if len(same) >= least]
+
+
+def _pair(kind: Literal["exact", "near"], one: _Picture, other: _Picture, difference: float) -> Duplicate:
+    return Duplicate(
+        kind=kind,
+        parts=(one.part, other.part),
+        ids=(one.item.id, other.item.id),
+        labels=(one.item.label, other.item.label),
+        difference=difference,
+    )

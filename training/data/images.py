@@ -1,0 +1,165 @@
+"""The images to train on: decoded once into a file without a name, or each time one is drawn.
+
+Decides where pixels come from and which items count; leaves which are drawn to `sampling.py` and how they are changed
+to `augmentation.py`.
+"""
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval.contract.manifest import Item
+from retrieval.contract.preprocessing import Preprocessing
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+from training.config import DataConfig, ScheduleConfig
+from training.data.decoding import Progress, Unreadable, read_item, read_items
+
+_CHANNELS = 3
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingImages:
+    """Labelled images to draw from, in rows.
+
+    items: one a row; labels: [n] int64, index into classes (sorted names); pixels: [n, side, side, 3] uint8 on disk, or
+    None where images are decoded each time; unreadable: items that were left out, known only where pixels are.
+    whole: the preprocessing that gives a square of side x side pixels, neither cropped nor normalised.
+    """
+
+    items: tuple[Item, ...]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    whole: Preprocessing
+    pixels: NDArray[np.uint8] | None
+    unreadable: tuple[Unreadable, ...]
+
+    @property
+    def members(self) -> list[NDArray[np.int64]]:
+        """The rows of each class."""
+        order = np.argsort(self.labels, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.labels, minlength=len(self.classes)))[:-1])
+
+    @property
+    def single_image_classes(self) -> tuple[str, ...]:
+        """Classes with one image: their only positive pairs are changed copies of it."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        return tuple(name for name, count in zip(self.classes, counts, strict=True) if count == 1)
+
+    def square(self, row: int) -> NDArray[np.uint8] | Unreadable:
+        """The image of a row before any change, [side, side, 3] uint8, or why it cannot be read."""
+        if self.pixels is not None:
+            return np.array(self.pixels[row])
+        pixels = read_item(self.items[row], self.whole)
+        return pixels if isinstance(pixels, Unreadable) else pixels.transpose(1, 2, 0).astype(np.uint8)
+
+
+def open_training_images(
+    items: Sequence[Item], preprocessing: Preprocessing, config: DataConfig, *, cache: Path, progress: Progress
+) -> TrainingImages:
+    """The items to draw from. With `config.cache` "decoded" each is decoded now, into a file without a name.
+
+    The file lies in the folder of `cache` and is gone with the process, however that ends. Raises InvalidInput where
+    an item has no label or the disk has no room, NotEnoughEvidence where there are fewer than two classes or no class
+    has two images, TooManyFailures as `read_items` does.
+    """
+    if unlabelled := [item.id for item in items if not item.label]:
+        raise InvalidInput(
+            f"every image to train on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
+        )
+    side = preprocessing.resize
+    whole = replace(preprocessing, crop=side, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    if config.cache == "none":
+        return _labelled(items, whole, None, ())
+    pixels = _nameless_file(cache, (len(items), side, side, _CHANNELS))
+    read: list[Item] = []
+    unreadable: list[Unreadable] = []
+    for batch in read_items(items, whole, max_unreadable=config.max_unreadable, progress=progress):
+        pixels[len(read) : len(read) + len(batch.items)] = batch.pixels.transpose(0, 2, 3, 1)
+        read += batch.items
+        unreadable += batch.unreadable
+    return _labelled(read, whole, pixels[: len(read)], tuple(unreadable))
+
+
+def unchanged(
+    images: TrainingImages, preprocessing: Preprocessing, *, size: int = 64
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """All images as production sees them, in stretches: their rows, [m, 3, crop, crop] float32.
+
+    Rows that cannot be read are left out: whoever draws them hears of them.
+    """
+    for start in range(0, len(images.labels), size):
+        squares = [(row, images.square(row)) for row in range(start, min(start + size, len(images.labels)))]
+        read = [(row, square) for row, square in squares if not isinstance(square, Unreadable)]
+        if read:
+            rows = np.array([row for row, _ in read], dtype=np.int64)
+            yield rows, normalise(torch.from_numpy(np.stack([square for _, square in read])), preprocessing)
+
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What production preprocessing gives for [n, side, side, 3] uint8: centre squares [n, 3, crop, crop] float32."""
+    edge = (preprocessing.resize - preprocessing.crop) // 2
+    centre = pixels[:, edge : edge + preprocessing.crop, edge : edge + preprocessing.crop]
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(_CHANNELS, 1, 1)
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(_CHANNELS, 1, 1)
+    images = (centre.permute(0, 3, 1, 2).float() - mean) / std
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def remarks(images: TrainingImages, schedule: ScheduleConfig) -> list[str]:
+    """What a person should know about the images before they are trained on, a sentence each."""
+    lines = [f"{len(images.labels):,} images of {len(images.classes):,} classes to train on"]
+    lines += [f"skipped {failure.item.uri}: {failure.reason}" for failure in images.unreadable]
+    if single := images.single_image_classes:
+        lines.append(f"{len(single)} classes have one image only and no true positive pair, for instance {single[0]!r}")
+    if len(images.classes) < schedule.classes:
+        lines.append(
+            f"a batch holds all {len(images.classes)} classes: schedule.classes asks for {schedule.classes}, "
+            "which is more than there are"
+        )
+    return lines
+
+
+def _labelled(
+    items: Sequence[Item],
+    whole: Preprocessing,
+    pixels: NDArray[np.uint8] | None,
+    unreadable: tuple[Unreadable, ...],
+) -> TrainingImages:
+    classes, labels = np.unique(np.array([item.label for item in items], dtype=np.str_), return_inverse=True)
+    if len(classes) < 2 or len(classes) == len(items):
+        raise NotEnoughEvidence(
+            f"training needs at least two classes and two images of a class, found {len(items)} images of "
+            f"{len(classes)} classes"
+        )
+    return TrainingImages(tuple(items), labels.astype(np.int64), tuple(map(str, classes)), whole, pixels, unreadable)
+
+
+def _nameless_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """An array in a file that has no name: nothing stays behind, however the run ends."""
+    needed = math.prod(shape)
+    try:
+        with path.open("xb") as file:
+            if needed > shutil.disk_usage(path.parent).free:  # asked first: reserving fills the disk before it fails
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # Writing to a mapped page that the disk has no room for kills the process instead of raising.
+            os.posix_fallocate(file.fileno(), 0, needed)
+        return np.memmap(path, mode="r+", dtype=np.uint8, shape=shape)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InvalidInput(
+            f"{path.parent}: decoded images need {needed:,} bytes, {shutil.disk_usage(path.parent).free:,} are free: "
+            'make room, lower input.resize, or set data.cache = "none" to decode images each time they are drawn'
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""Published data sets in the layout they come in, read as items with the split by class that they prescribe."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from retrieval.contract.manifest import read_manifest
+from retrieval.errors import EmptyCatalog, InvalidInput, InvalidManifest
+from training.config import suggestion
+from training.data.layouts import cars_196, cub_200_2011, inaturalist_2018, inshop, stanford_online_products
+from training.data.layouts.tree import Layout, Tree
+from training.data.splits import require_disjoint
+
+__all__ = ["AUTO", "LAYOUTS", "PLAIN", "Layout", "read_layout"]
+
+AUTO, PLAIN = "auto", "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """markers: sets of files, one of which is there; read: what makes items of the folder."""
+
+    markers: tuple[tuple[str, ...], ...]
+    read: Callable[[Tree], Layout]
+
+    def fits(self, tree: Tree) -> bool:
+        return any(tree.has(*names) for names in self.markers)
+
+
+LAYOUTS: Mapping[str, _Published] = {
+    "sop": _Published(stanford_online_products.MARKERS, stanford_online_products.read),
+    "cub": _Published(cub_200_2011.MARKERS, cub_200_2011.read),
+    "cars": _Published(cars_196.MARKERS, cars_196.read),
+    "inat": _Published(inaturalist_2018.MARKERS, inaturalist_2018.read),
+    "inshop": _Published(inshop.MARKERS, inshop.read),
+}
+
+
+def read_layout(source: str, name: str = AUTO) -> Layout:
+    """The images at `source` in one of LAYOUTS, or "plain": a manifest or a folder per class; "auto" looks which.
+
+    Raises InvalidInput where the name is unknown, InvalidManifest with file and line where the source is not what the
+    layout says, EmptyCatalog where it holds no image.
+    """
+    if name not in (AUTO, PLAIN, *LAYOUTS):
+        hint = suggestion(name, (AUTO, PLAIN, *LAYOUTS))
+        raise InvalidInput(f"layout: expected one of {', '.join((AUTO, PLAIN, *LAYOUTS))}, found {name!r}{hint}")
+    if name == PLAIN or (name == AUTO and _is_file(source)):
+        return Layout(known=read_manifest(source), new=None)
+    tree = Tree.open(source)
+    if name == AUTO:
+        name = next((candidate for candidate, layout in LAYOUTS.items() if layout.fits(tree)), PLAIN)
+        if name == PLAIN:
+            return Layout(known=read_manifest(source), new=None)
+    if not LAYOUTS[name].fits(tree):
+        expected = " or ".join(" and ".join(names) for names in LAYOUTS[name].markers)
+        raise InvalidManifest(f"{source}: expected the folder of {name} with {expected}, found none of them")
+    layout = LAYOUTS[name].read(tree)
+    if not layout.known or layout.new == []:
+        raise EmptyCatalog(f"{source}: expected images of classes to train on and of new ones, found none of one kind")
+    if layout.new is not None:
+        require_disjoint({"its training images": layout.known, "its test images": layout.new})
+    return layout
+
+
+def _is_file(source: str) -> bool:
+    return source.lower().endswith((".csv", ".parquet", ".jsonl"))

@@ -1,0 +1,118 @@
+"""The files of a published data set: text read line by line, images checked to be there, errors with their line.
+
+Leaves what the lines mean to the layouts.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import scipy.io
+
+from retrieval.contract.manifest import Item
+from retrieval.errors import InvalidManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a data set holds. new: the images of its test classes, None where it prescribes no split by class."""
+
+    known: Sequence[Item]
+    new: Sequence[Item] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where something was read, for messages."""
+
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A folder on any file system that fsspec knows, with the names of all files in it."""
+
+    root: str
+    _filesystem: Any
+    _folder: str
+    _files: frozenset[str] = field(repr=False)
+
+    @classmethod
+    def open(cls, root: str) -> "Tree":
+        """The folder at a path or URL. Raises InvalidManifest where there is none."""
+        try:
+            filesystem, folder = fsspec.core.url_to_fs(root)
+            if not filesystem.isdir(folder):
+                raise InvalidManifest(f"{root}: expected the folder of a data set, found none")
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+            raise InvalidManifest(f"{root} cannot be opened: {error}") from error
+        prefix = folder.rstrip("/") + "/"
+        files = frozenset(path.removeprefix(prefix) for path in filesystem.find(folder))
+        return cls(root, filesystem, prefix, files)
+
+    def has(self, *names: str) -> bool:
+        """Whether all of these files are there, paths from the root."""
+        return self._files.issuperset(names)
+
+    def lines(self, name: str, *, n_values: int, header: int = 0, separator: str | None = None) -> Iterator["Line"]:
+        """The lines of a text file after its header, in `n_values` parts; empty ones are passed over.
+
+        The last part keeps separators (white space by default) that it holds. Raises InvalidManifest at a line with
+        fewer parts, and where the file is missing or no UTF-8 text.
+        """
+        try:
+            text = self.read(name).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidManifest(f"{self.root}/{name}: expected UTF-8 text, {error}") from error
+        for number, line in enumerate(text.splitlines(), start=1):
+            if number <= header or not line.strip():
+                continue
+            place = Place(path=f"{self.root}/{name}", line=number)
+            values = [value.strip() for value in line.strip().split(separator, n_values - 1)]
+            if len(values) != n_values or not all(values):
+                raise InvalidManifest(f"{place}: expected {n_values} values, found {line.strip()[:100]!r}")
+            yield Line(place, tuple(values))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises InvalidManifest where it is missing."""
+        if not self.has(name):
+            raise InvalidManifest(f"{self.root}: expected the file {name}, found none")
+        data: bytes = self._filesystem.cat_file(self._folder + name)
+        return data
+
+    def mat(self, name: str) -> dict[str, Any]:
+        """The variables of a MATLAB file, structs as records. Raises InvalidManifest where it is missing or none."""
+        try:
+            # its type information forgets that it takes open files
+            variables = scipy.io.loadmat(io.BytesIO(self.read(name)), squeeze_me=True)  # type: ignore[arg-type]
+        except (ValueError, TypeError, NotImplementedError, OSError, scipy.io.matlab.MatReadError) as error:
+            raise InvalidManifest(f"{self.root}/{name}: expected a MATLAB file, {error}") from error
+        return variables
+
+    def item(self, path: str, label: str, place: Place, **attributes: str) -> Item:
+        """The image at `path` from the root, which is also its id. Raises InvalidManifest where there is none."""
+        if path not in self._files:
+            raise InvalidManifest(f"{place}: names the image {path}, which is not in {self.root}")
+        uri = self._filesystem.unstrip_protocol(self._folder + path)
+        return Item(id=path, uri=uri, label=label, attributes=attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a text file in its parts."""
+
+    place: Place
+    values: tuple[str, ...]
+
+    def number(self, position: int) -> int:
+        """The part at `position` as a positive number. Raises InvalidManifest where it is none."""
+        value = self.values[position]
+        if not value.isdecimal() or int(value) < 1:
+            raise InvalidManifest(f"{self.place}: expected a number from 1 on, found {value!r}")
+        return int(value)

@@ -1,0 +1,67 @@
+"""Which images make up the batch of a step: so many of so many classes, or every class as often as any other.
+
+A batch is a function of seed and step alone, so that a resumed run draws what an uninterrupted one would.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_metric_learning.samplers import MPerClassSampler
+from pytorch_metric_learning.utils import common_functions
+from torch.utils.data import WeightedRandomSampler
+
+from training.config import ScheduleConfig
+
+
+class StepSampler:
+    """Draws the rows of any step with the samplers of pytorch-metric-learning ("classes") and torch ("balanced").
+
+    labels: [n] int64, every class from 0 on at least once. `stream` keeps draws for different ends apart. For one
+    thread at a time, since pytorch-metric-learning has one source of random numbers for all.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        schedule: ScheduleConfig,
+        kind: Literal["classes", "balanced"],
+        *,
+        seed: int,
+        stream: int = 0,
+    ) -> None:
+        counts = np.bincount(labels)
+        self._seed = seed
+        self._stream = stream
+        self.batch_size = schedule.images * min(schedule.classes, len(counts))
+        self._sampler: MPerClassSampler | WeightedRandomSampler
+        if kind == "classes":
+            self._sampler = MPerClassSampler(
+                labels, schedule.images, batch_size=self.batch_size, length_before_new_iter=self.batch_size
+            )
+        else:
+            self._sampler = WeightedRandomSampler(
+                (1 / counts[labels]).tolist(), self.batch_size, generator=torch.Generator()
+            )
+        self._classes = list(range(len(counts)))
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Rows of the batch of `step`, [batch_size] int64.
+
+        "classes": `schedule.images` of each of `schedule.classes` classes (of all, if fewer), class after class; a
+        class with fewer images gives some of them more than once.
+        """
+        seeds = np.random.SeedSequence((self._seed, step, self._stream))
+        if isinstance(self._sampler, WeightedRandomSampler):
+            self._sampler.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            return np.fromiter(self._sampler, dtype=np.int64, count=self.batch_size)
+        # It shuffles its list of classes where it stands and draws from what the library's NUMPY_RANDOM names: both are
+        # set anew, for the step to be all that decides.
+        self._sampler.labels = self._classes.copy()
+        others = common_functions.NUMPY_RANDOM
+        common_functions.NUMPY_RANDOM = np.random.default_rng(seeds)
+        try:
+            return np.fromiter(self._sampler, dtype=np.int64, count=self.batch_size)
+        finally:
+            common_functions.NUMPY_RANDOM = others
