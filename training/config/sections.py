@@ -121,11 +121,12 @@ class MarginConfig:
     """The threshold-consistent margin (TCM). positive_weight, negative_weight: 0 and 0 switch it off.
 
     margins: "fixed"; "quantiles", which follow the running `positive_quantile` of positive and `negative_quantile` of
-    hard negative similarities, with `momentum` per step; or "schedule", which lead from the model's own quantiles at
-    the first step to positive_margin and negative_margin at the last.
+    negative similarities (those above it are the hard ones), with `momentum` per step; or "schedule", which lead from
+    the model's own quantiles at the first step to positive_margin and negative_margin at the last.
     average: over "active" pairs, as in the paper, or over "all" pairs of a side. balance: every pair, or every class,
     counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps that
-    are paired with the batch's, 0 for none. chunk: rows of the similarity matrix computed at a time if it has more.
+    are paired with the batch's, 0 for none. chunk: of more rows than this, the similarities are computed twice, so many
+    rows at a time, rather than remembered.
     """
 
     positive_weight: Amount = 1.0

@@ -22,13 +22,19 @@ _N_NAMED = 5  # items in the message; the file has all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepValues:
-    """Means over the batches of a step and over the processes; gradient_norm: before clipping, over all parameters."""
+    """Means over the batches of a step and over the processes.
+
+    margin: TCM before its warm-up; active_positives, active_negatives: shares of the pairs it still moves, at the
+    positive_margin and negative_margin of the step; gradient_norm: over all parameters, before clipping.
+    """
 
     loss: float
     base: float
     margin: float
     active_positives: float
     active_negatives: float
+    positive_margin: float
+    negative_margin: float
     gradient_norm: float
 
 
@@ -51,14 +57,15 @@ class Guard:
         self._processes = processes
         self._run = run
         # A gradient scaler looks for the largest scale without overflow by overflowing, and skips such a step.
-        self._checked = 5 if gradient_may_overflow else 6
+        names = ("loss", "base", "margin") if gradient_may_overflow else ("loss", "base", "margin", "gradient_norm")
+        self._checked = [_FIELDS.index(name) for name in names]
         self._at_once = 1 if processes.device.type == "cpu" else _STEPS_AT_ONCE
         self._pending: list[tuple[TakenStep, Tensor]] = []
 
     def check(self, taken: TakenStep, values: Tensor, *, now: bool) -> list[tuple[TakenStep, StepValues]]:
         """What is known of the steps since the last answer; nothing if it is not yet time to ask, unless `now`.
 
-        values: [6] float32, in the order of StepValues. Raises TrainingDiverged where one is NaN or infinite.
+        values: [8] float32, in the order of StepValues. Raises TrainingDiverged where one is NaN or infinite.
         """
         self._pending.append((taken, values))
         if len(self._pending) < self._at_once and not now:
@@ -68,7 +75,7 @@ class Guard:
         table = self._processes.gather(own[None]).cpu()
         known = []
         for row, (step, _) in enumerate(pending):
-            is_finite = table[:, row, : self._checked].isfinite().all(dim=1)
+            is_finite = table[:, row, self._checked].isfinite().all(dim=1)
             found = StepValues(**dict(zip(_FIELDS, table[:, row].mean(dim=0).tolist(), strict=True)))
             if not is_finite.all():
                 self._stop(step, found, own_fault=not bool(is_finite[self._processes.rank]))

@@ -40,6 +40,8 @@ class EventLog:
             "loss/margin": report.margin,
             "active/positives": report.active_positives,
             "active/negatives": report.active_negatives,
+            "margin/positive": report.positive_margin,
+            "margin/negative": report.negative_margin,
             "gradient_norm": report.gradient_norm,
             "speed/images_per_s": report.images_per_s,
             "speed/waited_for_data": report.waited,

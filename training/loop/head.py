@@ -52,7 +52,7 @@ def train_head(
         own = rows[processes.share(len(rows))].to(processes.device)
         optimizer.zero_grad()
         embeddings = embedder.embed_features(features[own])
-        loss(embeddings, labels[own]).total.backward()
+        loss(embeddings, labels[own], step=0).total.backward()
         processes.average_gradients(embedder.head)
         processes.average_gradients(loss)
         optimizer.step()

@@ -39,7 +39,7 @@ class Stepper:
     def measure(self, batches: Sequence[Batch]) -> Tensor:
         """Set the gradients to those of the mean loss over the batches.
 
-        Returns [6] float32 on the device, in the order of StepValues.
+        Returns [8] float32 on the device, in the order of StepValues.
         """
         self._optimizer.zero_grad()
         parts = [self._differentiate(batch, batches) for batch in batches]
@@ -61,7 +61,7 @@ class Stepper:
         return set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
 
     def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> Tensor:
-        """Add the gradients of the batch's part of the loss; its five values, for people."""
+        """Add the gradients of the batch's part of the loss; its values, for people."""
         device, chunk = self._processes.device, self._config.loop.chunk_images or len(batch.labels)
         pixels, labels = batch.pixels.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         chunks = list(torch.split(pixels, chunk))
@@ -89,7 +89,7 @@ class Stepper:
         return embeddings.float()
 
     def _backward(self, embeddings: Tensor, labels: Tensor, n_batches: int) -> StepLoss:
-        step_loss: StepLoss = self._state.loss(embeddings, labels)
+        step_loss: StepLoss = self._state.loss(embeddings, labels, step=self._state.step)
         self._processes.accelerator.backward(step_loss.total / n_batches)
         return step_loss
 
@@ -125,6 +125,6 @@ def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_imag
 
 def _values(step_loss: StepLoss) -> Tensor:
     margin = step_loss.margin
-    parts = (step_loss.total, step_loss.base, margin.value, margin.active_positives, margin.active_negatives)
-    device = step_loss.total.device
-    return torch.stack([torch.as_tensor(part, dtype=torch.float32, device=device).detach() for part in parts])
+    losses = (step_loss.total, step_loss.base, margin.value)
+    pairs = (margin.active_positives, margin.active_negatives, step_loss.positive_margin, step_loss.negative_margin)
+    return torch.stack([part.detach().float() for part in (*losses, *pairs)])

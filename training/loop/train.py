@@ -68,7 +68,7 @@ def train(
         _describe(images, config, validation, observers.message)
         _check_batch(images, config, processes)
         n_classes, dimension = len(images.classes), config.model.dimension
-        loss = TrainingLoss(config.loss, n_classes=n_classes, dimension=dimension)
+        loss = TrainingLoss(config.loss, n_classes=n_classes, dimension=dimension, steps=config.schedule.steps)
         embedder.to(processes.device)
         loss.to(processes.device)
         if saved is None:

@@ -18,7 +18,7 @@ _WINDOW = 20  # answers over which a speed is a mean
 class StepReport:
     """One step, for people: losses, shares of pairs that TCM still moves, speed over the last steps.
 
-    step: from 1; margin: TCM; images_per_s: of all processes; waited: share of the time that went by waiting for data;
+    step: from 1; margin: TCM before its warm-up; images_per_s: of all processes; waited: share of the time that went by waiting for data;
     evaluation: the last one of this process, None before the first.
     """
 
@@ -29,6 +29,8 @@ class StepReport:
     margin: float
     active_positives: float
     active_negatives: float
+    positive_margin: float
+    negative_margin: float
     gradient_norm: float
     learning_rates: Mapping[str, float]
     images_per_s: float
@@ -109,6 +111,8 @@ class Watch:
                 margin=values.margin,
                 active_positives=values.active_positives,
                 active_negatives=values.active_negatives,
+                positive_margin=values.positive_margin,
+                negative_margin=values.negative_margin,
                 gradient_norm=values.gradient_norm,
                 learning_rates=taken.learning_rates,
                 images_per_s=n_steps * self._n_images / seconds,

@@ -10,7 +10,7 @@ from retrieval.errors import TrainingDiverged
 from training.loop.divergence import Guard, TakenStep
 from training.loop.processes import Processes
 
-FINE = [3.0, 2.0, 1.0, 0.5, 0.25, 7.0]
+FINE = [3.0, 2.0, 1.0, 0.5, 0.25, 0.9, 0.5, 7.0]
 
 
 def taken(step: int) -> TakenStep:
@@ -30,7 +30,7 @@ def test_values_come_back_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (5, "gradient")])
+@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (7, "gradient")])
 def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, place: int, what: str) -> None:
     values = torch.tensor(FINE)
     values[place] = value
@@ -42,7 +42,7 @@ def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, 
 
 def test_a_scaled_gradient_may_overflow(tmp_path: Path) -> None:
     """float16: the scaler skips such a step and lowers its scale."""
-    values = torch.tensor([*FINE[:5], float("inf")])
+    values = torch.tensor([*FINE[:7], float("inf")])
     assert guard(tmp_path, gradient_may_overflow=True).check(taken(1), values, now=False)
 
 
@@ -53,6 +53,6 @@ def test_several_steps_are_asked_for_at_once_and_each_is_known_by_its_number(tmp
     assert patient.check(taken(1), torch.tensor(FINE), now=False) == []
     assert patient.check(taken(2), torch.tensor(FINE), now=False) == []
     assert [step.step for step, _ in patient.check(taken(3), torch.tensor(FINE), now=False)] == [1, 2, 3]
-    assert patient.check(taken(4), torch.tensor([float("nan")] * 6), now=False) == []
+    assert patient.check(taken(4), torch.tensor([float("nan")] * 8), now=False) == []
     with pytest.raises(TrainingDiverged, match="of step 4 "):
         patient.check(taken(5), torch.tensor(FINE), now=True)

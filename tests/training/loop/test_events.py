@@ -33,6 +33,8 @@ def test_a_resumed_run_shows_every_step_once(
         "loss/margin",
         "active/positives",
         "active/negatives",
+        "margin/positive",
+        "margin/negative",
         "gradient_norm",
         "speed/images_per_s",
         "speed/waited_for_data",

@@ -37,7 +37,7 @@ class Network(nn.Module):
 
 def state(network: nn.Module) -> TrainingState:
     torch.manual_seed(1)
-    loss = TrainingLoss(LossConfig(), n_classes=N_CLASSES, dimension=DIMENSION)
+    loss = TrainingLoss(LossConfig(), n_classes=N_CLASSES, dimension=DIMENSION, steps=10)
     groups = [
         {"part": name, "params": list(module.parameters()), "peak": 0.1, "lr": 0.1}
         for name, module in (("network", network), ("loss", loss))
@@ -91,7 +91,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(network: Network, chunk: in
     """Chunks that divide the batch, that do not, and one chunk for all."""
     made = state(copy.deepcopy(network))
     one = batch(0)
-    made.loss(made.embedder(one.pixels), one.labels).total.backward()
+    made.loss(made.embedder(one.pixels), one.labels, step=0).total.backward()
     found, values = measured(network, one, chunk_images=chunk)
     assert_close(found, gradients(made))
     norm = torch.cat([g.flatten() for g in gradients(made).values()]).norm()
@@ -107,7 +107,7 @@ def test_chunks_meet_the_same_dropout_twice() -> None:
     for row, part in enumerate(one.pixels.split(3)):
         torch.manual_seed(int(np.random.default_rng((5, 0, 0, row)).integers(2**63)))
         parts.append(made.embedder(part))
-    made.loss(torch.cat(parts), one.labels).total.backward()
+    made.loss(torch.cat(parts), one.labels, step=0).total.backward()
     found, _ = measured(network, one, chunk_images=3)
     assert_close(found, gradients(made))
 

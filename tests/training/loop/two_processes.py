@@ -66,7 +66,7 @@ def averaged(processes: Processes) -> list[float]:
 def diverge(processes: Processes, folder: Path) -> str:
     """Only the second process meets a loss that is no number."""
     guard = Guard(processes, folder, gradient_may_overflow=False)
-    values = torch.ones(6)
+    values = torch.ones(8)
     if processes.rank == 1:
         values[0] = float("nan")
     try:

@@ -1,0 +1,25 @@
+"""What a training step minimises: base losses by name, the threshold-consistent margin (TCM), and their sum."""
+
+from training.losses.adaptive import AdaptiveMargins
+from training.losses.gathering import Batch, gather
+from training.losses.library import create_base_loss, create_miner
+from training.losses.margin import MarginLoss, threshold_consistent_margin
+from training.losses.memory import CrossBatchMemory, Remembered
+from training.losses.ranking import RecallAtKSurrogateLoss, SmoothAPLoss
+from training.losses.training_loss import StepLoss, TrainingLoss
+
+__all__ = [
+    "AdaptiveMargins",
+    "Batch",
+    "CrossBatchMemory",
+    "MarginLoss",
+    "RecallAtKSurrogateLoss",
+    "Remembered",
+    "SmoothAPLoss",
+    "StepLoss",
+    "TrainingLoss",
+    "create_base_loss",
+    "create_miner",
+    "gather",
+    "threshold_consistent_margin",
+]

@@ -1,0 +1,163 @@
+"""Sums over the pairs of a batch and their gradient, computed by blocks of the similarity matrix.
+
+Decides which pairs a block holds, which of them are on the wrong side of their margin, what they add up to and where
+they push the embeddings. What the sums are divided by is left to `margin.py`.
+
+Every pair has two ends, and each end belongs to the group of its row: one group for all rows, or one for each class.
+Sums and counts are over ends, so that a negative pair counts in both of its classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rows of a block on a CPU: a block of so many by a few thousand still lies in its cache.
+_CPU_ROWS = 512
+# Below this share of active pairs a sparse product is faster on a CPU than a dense one; measured at 512 x 4096 x 512.
+_SPARSE_BELOW = 1 / 16
+_SPARSE_FROM = 2**16  # pairs in a block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """What is compared with what.
+
+    columns: [k, d] float32 or float64, the batch of all processes, then the memory. labels: [k] int64.
+    groups: [k] int64 below n_groups, None if there is one group. own: rows of this process. n_batch: rows of the batch.
+    """
+
+    columns: Tensor
+    labels: Tensor
+    groups: Tensor | None
+    n_groups: int
+    own: slice
+    n_batch: int
+    positive_margin: float | Tensor
+    negative_margin: float | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows beside the columns from `first` on. Columns from `once` on meet these rows in no other block.
+
+    Those before `once` are of the batch and meet them again with the roles exchanged, here or on another process.
+    """
+
+    rows: slice
+    first: int
+    once: int
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """Which pairs of a block are on the wrong side of their margin: positives, negatives, both [rows, columns] bool."""
+
+    positives: Tensor
+    negatives: Tensor
+
+
+def split_blocks(pairs: Pairs, chunk: int) -> Iterator[Block]:
+    """Blocks of at most `chunk` rows that hold every pair of this process's rows.
+
+    One process with all rows computes half of the matrix: its blocks begin at the diagonal.
+    """
+    height = chunk if pairs.columns.device.type != "cpu" else min(chunk, _CPU_ROWS)
+    is_whole = pairs.own == slice(0, pairs.n_batch)
+    for start in range(pairs.own.start, pairs.own.stop, height):
+        stop = min(start + height, pairs.own.stop)
+        yield Block(slice(start, stop), start if is_whole else 0, stop if is_whole else pairs.n_batch)
+
+
+def compare(pairs: Pairs, block: Block) -> tuple[Tensor, Tensor, Active]:
+    """Similarities of a block, which pairs have one label (a row with itself too), and which pairs are active."""
+    similarities = pairs.columns[block.rows] @ pairs.columns[block.first :].T
+    same = pairs.labels[block.rows, None] == pairs.labels[block.first :]
+    positives = (similarities <= pairs.positive_margin).logical_and_(same)
+    positives.diagonal(block.rows.start - block.first).fill_(False)
+    negatives = (similarities >= pairs.negative_margin) > same
+    return similarities, same, Active(positives, negatives)
+
+
+def tally(pairs: Pairs, block: Block, similarities: Tensor, same: Tensor, active: Active) -> Tensor:
+    """Over the ends of a block's pairs, and group by group: [5, n_groups] float64.
+
+    The sum of similarity over active positive and over active negative pairs, the number of each, and the number of
+    pairs with one label, those of a row with itself included.
+    """
+    # Multiplied, not selected, so that NaN among the embeddings stays NaN whatever the comparisons said.
+    sums = [_by_group(pairs, block, similarities * mask) for mask in (active.positives, active.negatives)]
+    counts = [_by_group(pairs, block, mask) for mask in (active.positives, active.negatives, same)]
+    return torch.cat([torch.stack(sums).double(), torch.stack(counts).double()])
+
+
+def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
+    """The ends of all pairs over all processes, and those of rows with themselves, both [n_groups] or one number."""
+    n_memory = len(pairs.labels) - pairs.n_batch
+    if pairs.groups is None:
+        return pairs.n_batch * (pairs.n_batch + 2 * n_memory), pairs.n_batch
+    batch = pairs.groups[: pairs.n_batch].bincount(minlength=pairs.n_groups)
+    memory = pairs.groups[pairs.n_batch :].bincount(minlength=pairs.n_groups)
+    return batch * len(pairs.labels) + memory * pairs.n_batch, batch
+
+
+def add_gradient(gradient: Tensor, pairs: Pairs, block: Block, active: Active, end_worth: Tensor) -> None:
+    """Add to `gradient` [n_batch, d] what the active pairs of a block contribute.
+
+    end_worth: [2, n_groups], the derivative of the loss by the similarity of a positive and of a negative pair, as far
+    as it comes from an end in each group. That of a pair is the sum of its two ends.
+    """
+    rows, columns = pairs.columns[block.rows], pairs.columns[block.first :]
+    later = slice(block.once - block.first, pairs.n_batch - block.first)
+    row_worth, column_worth = (
+        _of_groups(end_worth, pairs, block.rows),
+        _of_groups(end_worth, pairs, slice(block.first, None)),
+    )
+    if _is_sparse(active):
+        places = (active.positives | active.negatives).nonzero().T
+        row, column = places
+        side = active.negatives[row, column].long()
+        worth = row_worth.expand(2, len(rows))[side, row] + column_worth.expand(2, len(columns))[side, column]
+        forces = torch.sparse_coo_tensor(places, worth, active.positives.shape, check_invariants=False)
+        gradient[block.rows] += forces @ columns
+        if later.start < later.stop:
+            gradient[block.once :] += (forces.T @ rows)[later]
+        return
+    positive, negative = row_worth[:, :, None] + column_worth[:, None]
+    forces = active.positives * positive + active.negatives * negative
+    gradient[block.rows].addmm_(forces, columns)
+    if later.start < later.stop:
+        gradient[block.once :].addmm_(forces[:, later].T, rows)
+
+
+def _of_groups(worth: Tensor, pairs: Pairs, columns: slice) -> Tensor:
+    """What an end in each of these columns is worth, [2, columns], or [2, 1] where it is the same for all."""
+    return worth if pairs.groups is None else worth[:, pairs.groups[columns]]
+
+
+def _is_sparse(active: Active) -> bool:
+    """Known without waiting on a CPU only; elsewhere, and for small blocks, the dense product is fast enough."""
+    n_pairs = active.positives.numel()
+    if active.positives.device.type != "cpu" or n_pairs < _SPARSE_FROM:
+        return False
+    n_active = active.positives.count_nonzero() + active.negatives.count_nonzero()
+    return bool(n_active < _SPARSE_BELOW * n_pairs)
+
+
+def _by_group(pairs: Pairs, block: Block, values: Tensor) -> Tensor:
+    """Sums over the ends of a block's pairs, by the group of the end: [n_groups]."""
+    once = values[:, block.once - block.first :]
+    if pairs.groups is None:
+        total = _total(values)
+        return (total + _total(once) if once.numel() else total)[None]
+    ends = values.sum(1), once.sum(0)
+    found = torch.zeros(pairs.n_groups, dtype=ends[0].dtype, device=values.device)
+    return found.index_add_(0, pairs.groups[block.rows], ends[0]).index_add_(0, pairs.groups[block.once :], ends[1])
+
+
+def _total(values: Tensor) -> Tensor:
+    # Summing booleans converts each of them first, which takes ten times as long as counting.
+    return values.count_nonzero() if values.dtype == torch.bool else values.sum()

@@ -1,0 +1,179 @@
+"""The threshold-consistent margin (TCM): how far, on average, pairs are on the wrong side of their margin.
+
+Decides what is averaged and what an average is divided by; leaves the pairs themselves to `blocks.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from training.losses.blocks import Active, Pairs, add_gradient, all_ends, compare, split_blocks, tally
+from training.losses.gathering import sum_over_processes
+from training.losses.memory import Remembered
+
+
+@dataclass(frozen=True, slots=True)
+class MarginLoss:
+    """TCM of one batch. value: [] float32 or float64, the only one with a gradient.
+
+    active_positives, active_negatives: [] shares of the pairs of each side that TCM still moves, 0 without pairs.
+    """
+
+    value: Tensor
+    active_positives: Tensor
+    active_negatives: Tensor
+
+
+def threshold_consistent_margin(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    positive_weight: float = 1.0,
+    negative_weight: float = 1.0,
+    positive_margin: float | Tensor = 0.9,
+    negative_margin: float | Tensor = 0.5,
+    average: Literal["active", "all"] = "active",
+    balance: Literal["pairs", "classes"] = "pairs",
+    memory: Remembered | None = None,
+    own: slice | None = None,
+    chunk: int = 4096,
+) -> MarginLoss:
+    """How far, on average, the pairs on the wrong side of their margin are from it.
+
+    embeddings: [n, d] floating, unit rows; labels: [n] integer. Positive pairs are active where their similarity is at
+    most `positive_margin`, negative pairs where it is at least `negative_margin`; margins are numbers or [] tensors
+    without gradient. A side without such pairs contributes 0, with a gradient of 0. NaN gives NaN.
+
+    average: over "active" pairs, as in the source, or over "all" pairs of a side. balance: "pairs" averages over pairs;
+    "classes" takes the mean over classes of each class's own average. A positive pair belongs to its class, a negative
+    pair to both of its classes; classes without a pair to average over are left out. memory: rows without gradient that
+    are paired with those of the batch, not with each other. own: where `embeddings` are the rows of all data-parallel
+    processes, those of this one; sums and counts are then added up over the processes, and the gradient is that of the
+    own rows (see `gather`). chunk: more rows than this are compared twice, so many at a time, in place of keeping one
+    byte for each pair.
+
+    Computed in float32 or better, also under autocast, with no more than n x (n + memory) similarities; the gradient is
+    found on the way, and cannot be differentiated again.
+
+    Source: Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024
+    (arXiv 2307.04047), the definition of L_TCM.
+
+    >>> rows = torch.nn.functional.normalize(torch.tensor([[0.0, 1.0], [0.43, 0.9], [1.0, 0.0], [0.5, 0.5]]))
+    >>> round(threshold_consistent_margin(rows, torch.tensor([0, 0, 1, 1])).value.item(), 5)
+    0.51788
+    """
+    weights = (positive_weight, negative_weight)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        with torch.no_grad():
+            pairs = _pairs(rows, labels, memory, own, balance, (positive_margin, negative_margin))
+            needs_gradient = rows.requires_grad and weights != (0, 0)
+            value, gradient, shares = _evaluate(
+                pairs, weights, average, chunk, needs_gradient=needs_gradient, spread=own is not None
+            )
+        if gradient is not None:
+            value = _WithGradient.apply(rows, value, gradient)  # type: ignore[no-untyped-call]
+    return MarginLoss(value, *shares)
+
+
+def _pairs(
+    rows: Tensor,
+    labels: Tensor,
+    memory: Remembered | None,
+    own: slice | None,
+    balance: Literal["pairs", "classes"],
+    margins: tuple[float | Tensor, float | Tensor],
+) -> Pairs:
+    columns = rows.detach()
+    n_batch = len(labels)
+    if memory is not None and len(memory.labels):
+        columns = torch.cat([columns, memory.embeddings.to(columns.dtype)])
+        labels = torch.cat([labels, memory.labels])
+    classes, groups = (None, None) if balance == "pairs" else torch.unique(labels, return_inverse=True)
+    return Pairs(
+        columns=columns,
+        labels=labels,
+        groups=groups,
+        n_groups=1 if classes is None else len(classes),
+        own=own if own is not None else slice(0, n_batch),
+        n_batch=n_batch,
+        positive_margin=margins[0],
+        negative_margin=margins[1],
+    )
+
+
+def _evaluate(
+    pairs: Pairs,
+    weights: tuple[float, float],
+    average: Literal["active", "all"],
+    chunk: int,
+    *,
+    needs_gradient: bool,
+    spread: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Value [], gradient [n_batch, d], and the shares [2] of pairs that are active."""
+    kept: list[Active] = []
+    keep = needs_gradient and pairs.own.stop - pairs.own.start <= chunk
+    found = pairs.columns.new_zeros((5, pairs.n_groups), dtype=torch.float64)
+    blocks = list(split_blocks(pairs, chunk))
+    for block in blocks:
+        similarities, same, active = compare(pairs, block)
+        found += tally(pairs, block, similarities, same, active)
+        if keep:
+            kept.append(active)
+    if spread:
+        found = sum_over_processes(found)
+    value, worth, shares = _average(found, pairs, weights, average)
+    if not needs_gradient:
+        return value, None, shares
+    gradient = torch.zeros_like(pairs.columns[: pairs.n_batch])
+    for number, block in enumerate(blocks):
+        active = kept[number] if keep else compare(pairs, block)[2]
+        add_gradient(gradient, pairs, block, active, worth)
+    return value, gradient, shares
+
+
+def _average(
+    found: Tensor, pairs: Pairs, weights: tuple[float, float], average: Literal["active", "all"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss [], its derivative by the ends of each group [2, g], active shares [2], from tallies [5, g]."""
+    similarity, n_active, n_same = found[:2], found[2:4], found[4]
+    n_ends, n_self = all_ends(pairs)
+    n_pairs = torch.stack([n_same - n_self, n_ends - n_same])
+    count = n_active if average == "active" else n_pairs
+    averaged = count > 0
+    # Positives fall short of their margin, negatives exceed it.
+    slope = found.new_tensor([[-weights[0]], [weights[1]]])
+    worth = averaged * slope / (averaged.sum(1, keepdim=True).clamp_(min=1) * count.clamp(min=1))
+    value = ((similarity - _margins(pairs, found) * n_active) * worth).sum()
+    shares = n_active.sum(1) / n_pairs.sum(1).clamp_(min=1)
+    dtype = pairs.columns.dtype
+    return value.to(dtype), worth.to(dtype), shares.to(dtype)
+
+
+def _margins(pairs: Pairs, like: Tensor) -> Tensor:
+    """Both margins, [2, 1]; made without waiting for a device that holds them."""
+    margins = (pairs.positive_margin, pairs.negative_margin)
+    if not any(isinstance(margin, Tensor) for margin in margins):
+        return like.new_tensor(margins)[:, None]
+    return torch.stack([torch.as_tensor(margin, dtype=like.dtype, device=like.device) for margin in margins])[:, None]
+
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None

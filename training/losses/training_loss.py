@@ -1,0 +1,125 @@
+"""What a training step minimises: the weighted sum of base losses, plus the threshold-consistent margin (TCM)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retrieval.errors import InvalidInput
+from training.config import LossConfig
+from training.losses.adaptive import AdaptiveMargins
+from training.losses.gathering import Batch, gather, is_distributed
+from training.losses.library import create_base_loss, create_miner
+from training.losses.margin import MarginLoss, threshold_consistent_margin
+from training.losses.memory import CrossBatchMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoss:
+    """The loss of one batch: `total` [] to differentiate, and what it consists of, [] each and without gradient.
+
+    base: the weighted sum of base losses. margin: TCM before its warm-up, of the margins beside it.
+    """
+
+    total: Tensor
+    base: Tensor
+    margin: MarginLoss
+    positive_margin: Tensor
+    negative_margin: Tensor
+
+
+class TrainingLoss(nn.Module):
+    """Base losses plus TCM, in float32 or better. A module to be optimised: some base losses own a proxy per class.
+
+    All of its state is in `state_dict`. Under `torch.distributed` each process passes its own rows; all of them find
+    the loss of the whole batch, and the mean of their gradients is the gradient of that loss.
+    """
+
+    def __init__(self, config: LossConfig, *, n_classes: int, dimension: int, steps: int) -> None:
+        """Set up for labels below n_classes, embeddings of this dimension, and a run of so many steps."""
+        super().__init__()
+        self.base = nn.ModuleList(create_base_loss(b, n_classes=n_classes, dimension=dimension) for b in config.base)
+        self.miners = nn.ModuleList(create_miner(b) or nn.Identity() for b in config.base)
+        self.margins = AdaptiveMargins(config.tcm, steps=steps)
+        self.memory = CrossBatchMemory(config.tcm.memory, dimension) if config.tcm.memory else None
+        self._config = config
+        self._n_classes = n_classes
+
+    def forward(self, embeddings: Tensor, labels: Tensor, *, step: int) -> StepLoss:
+        """The loss of embeddings [n, d] floating, unit rows, and labels [n] int64 below n_classes.
+
+        step: from 0; decides warm-up and margins, and what is drawn at random where several processes must agree. In
+        training mode the batch is remembered and the running quantiles move on. Raises InvalidInput on labels of
+        another shape or type and, on a CPU, out of range.
+        """
+        self._check(embeddings, labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+            batch = gather(rows, labels)
+            with _same_draws(step):
+                base = self._base(batch)
+            positive_margin, negative_margin = self.margins(batch.embeddings.detach(), batch.labels, step=step)
+            margin = self._margin(batch, positive_margin, negative_margin, step)
+            if self.memory is not None and self.training:
+                self.memory.add(batch.embeddings, batch.labels)
+        return StepLoss(
+            total=base + margin.value,
+            base=base.detach(),
+            margin=margin,
+            positive_margin=positive_margin,
+            negative_margin=negative_margin,
+        )
+
+    def _base(self, batch: Batch) -> Tensor:
+        total = 0 * batch.embeddings.sum()
+        for config, loss, miner in zip(self._config.base, self.base, self.miners, strict=True):
+            mined = () if config.miner is None else (miner(batch.embeddings, batch.labels),)
+            total = total + config.weight * loss(batch.embeddings, batch.labels, *mined)
+        return total
+
+    def _margin(self, batch: Batch, positive_margin: Tensor, negative_margin: Tensor, step: int) -> MarginLoss:
+        config = self._config.tcm
+        warmth = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
+        return threshold_consistent_margin(
+            batch.embeddings,
+            batch.labels,
+            positive_weight=warmth * config.positive_weight,
+            negative_weight=warmth * config.negative_weight,
+            positive_margin=positive_margin,
+            negative_margin=negative_margin,
+            average=config.average,
+            balance=config.balance,
+            memory=self.memory.remembered if self.memory is not None else None,
+            own=batch.own,
+            chunk=config.chunk,
+        )
+
+    def _check(self, embeddings: Tensor, labels: Tensor) -> None:
+        if embeddings.ndim != 2 or labels.dtype != torch.int64 or labels.shape != embeddings.shape[:1]:
+            raise InvalidInput(
+                f"training loss: expected embeddings [n, d] and labels [n] int64, "
+                f"found {list(embeddings.shape)} and {list(labels.shape)} {labels.dtype}"
+            )
+        # Elsewhere the check would wait for the device, at every step.
+        if labels.device.type == "cpu" and len(labels):
+            lowest, highest = labels.aminmax()
+            if lowest < 0 or highest >= self._n_classes:
+                raise InvalidInput(
+                    f"training loss: expected labels from 0 to {self._n_classes - 1}, "
+                    f"found {int(lowest)} to {int(highest)}"
+                )
+
+
+@contextlib.contextmanager
+def _same_draws(step: int) -> Iterator[None]:
+    """Among several processes, let losses and miners that draw at random draw alike on each; else leave them alone."""
+    if not is_distributed():
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(step)
+        yield
