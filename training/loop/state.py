@@ -64,7 +64,7 @@ class TrainingState:
         self.step = saved["step"]
 
 
-def load_weights(module: nn.Module, saved: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(module: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
     """Give the module the weights saved in `path`. Raises InvalidInput, saying what differs, where they do not fit."""
     wanted = module.state_dict()
     problems = [f"{key} is missing" for key in wanted if key not in saved]
@@ -72,7 +72,7 @@ def load_weights(module: nn.Module, saved: Mapping[str, Tensor], path: Path) -> 
     problems += [
         f"{key} has the shape {list(saved[key].shape)}, expected {list(value.shape)}"
         for key, value in wanted.items()
-        if key in saved and saved[key].shape != value.shape
+        if isinstance(value, Tensor) and key in saved and saved[key].shape != value.shape  # others are extra state
     ]
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""

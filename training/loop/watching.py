@@ -18,8 +18,9 @@ _WINDOW = 20  # answers over which a speed is a mean
 class StepReport:
     """One step, for people: losses, shares of pairs that TCM still moves, speed over the last steps.
 
-    step: from 1; margin: TCM before its warm-up; images_per_s: of all processes; waited: share of the time that went by waiting for data;
-    evaluation: the last one of this process, None before the first.
+    Values as in StepValues. step: from 1; learning_rates: the highest of each part; images_per_s: of all processes;
+    waited: share of the time that went by waiting for data; evaluation: the last one of this process, None before the
+    first.
     """
 
     step: int

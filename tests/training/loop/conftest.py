@@ -24,7 +24,7 @@ def small_config() -> TrainingConfig:
 
 @pytest.fixture(scope="session")
 def everything_config() -> TrainingConfig:
-    """All that the loop can do on one CPU, at once."""
+    """All that the loop can do on one CPU, at once, with a loss that keeps a state."""
     loop = {
         "precision": "bf16",
         "chunk_images": 3,
@@ -34,7 +34,8 @@ def everything_config() -> TrainingConfig:
         "evaluate_every": 2,
         "checkpoint_every": 2,
     }
-    return parse_config({**SMALL, "loop": loop}, source="test")
+    tcm = {"margins": "quantiles", "memory": 12, "warmup_steps": 3}
+    return parse_config({**SMALL, "loop": loop, "loss": {"tcm": tcm}}, source="test")
 
 
 @pytest.fixture(scope="session")
