@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from accelerate.utils import (  # type: ignore[import-untyped]
-    DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
 )
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings, RetrievalError, Unavailable
 
@@ -44,11 +44,7 @@ class Processes:
             cpu=target.type == "cpu",
             mixed_precision=precision,
             gradient_accumulation_steps=1,
-            kwargs_handlers=[
-                # Buffers are frozen statistics, or alike on all processes already.
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
@@ -101,6 +97,14 @@ class Processes:
         """This process's part of n things in a row; n is a multiple of the number of processes."""
         part = n // self.world
         return slice(self.rank * part, (self.rank + 1) * part)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are averaged over the processes when there are several."""
+        if self.world == 1:
+            return module
+        devices = None if self.device.type == "cpu" else [self.device.index]
+        # Buffers are frozen statistics, or alike on all processes already.
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def without_sync(self, model: nn.Module, *, when: bool) -> AbstractContextManager[None]:
         """Within it, when asked to, the gradients of a wrapped model stay this process's own."""

@@ -24,15 +24,14 @@ from training.losses import StepLoss
 
 
 class Stepper:
-    """Takes steps on the state's embedder, loss and optimiser, which it brings to the processes' device."""
+    """Takes steps on the state's embedder, loss and optimiser, on the processes' device."""
 
     def __init__(self, state: TrainingState, processes: Processes, config: TrainingConfig) -> None:
         self._state = state
         self._processes = processes
         self._config = config
         state.embedder.train()
-        # Wrapped, because Accelerate changes what it prepares: evaluation and export want the plain embedder.
-        self._model: nn.Module = processes.accelerator.prepare_model(_Trained(state.embedder))
+        self._model = processes.wrap(state.embedder)
         self._optimizer = processes.accelerator.prepare_optimizer(state.optimizer)
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
 
@@ -85,23 +84,14 @@ class Stepper:
         """Embeddings, float32. A chunk meets the same random choices, those of dropout, each time it is embedded."""
         seed = np.random.default_rng((self._config.seed, number, self._processes.rank, chunk)).integers(2**63)
         torch.manual_seed(int(seed))
-        embeddings: Tensor = self._model(pixels)
+        with self._processes.accelerator.autocast():
+            embeddings: Tensor = self._model(pixels)
         return embeddings.float()
 
     def _backward(self, embeddings: Tensor, labels: Tensor, n_batches: int) -> StepLoss:
         step_loss: StepLoss = self._state.loss(embeddings, labels, step=self._state.step)
         self._processes.accelerator.backward(step_loss.total / n_batches)
         return step_loss
-
-
-class _Trained(nn.Module):
-    def __init__(self, embedder: nn.Module) -> None:
-        super().__init__()
-        self.embedder = embedder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        embeddings: Tensor = self.embedder(pixels)
-        return embeddings
 
 
 def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_images: int) -> None:
