@@ -7,6 +7,7 @@ live to `engine/store.py`.
     contract.json     format, dimension, preprocessing, input and output names, opset, checksums of the other files
     evaluation.json   what training measured; free form
     probe.npz         a few inputs with their expected embeddings, so that anybody can verify a bundle without data
+    MODEL_CARD.md     for people: data, metrics, limits, licence; bundles may lack it
 
 The digest of a bundle is the digest of contract.json, which holds the checksums of everything else.
 """
@@ -32,15 +33,18 @@ BundleDigest = NewType("BundleDigest", str)
 
 FORMAT = 1
 MODEL, CONTRACT, EVALUATION, PROBE = "model.onnx", "contract.json", "evaluation.json", "probe.npz"
-BUNDLE_FILES = (MODEL, CONTRACT, EVALUATION, PROBE)
+MODEL_CARD = "MODEL_CARD.md"
+BUNDLE_FILES = (MODEL, CONTRACT, EVALUATION, PROBE, MODEL_CARD)
+_REQUIRED = (MODEL, EVALUATION, PROBE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """An opened bundle, its checksums verified. `directory` holds its files."""
+    """An opened bundle, its checksums verified. `directory` holds its `files`, contract.json among them."""
 
     digest: BundleDigest
     directory: Path
+    files: tuple[str, ...]
     dimension: int
     preprocessing: Preprocessing
     input_name: str
@@ -52,6 +56,11 @@ class Bundle:
     def model_path(self) -> Path:
         """Where the ONNX model lies."""
         return self.directory / MODEL
+
+    @property
+    def model_card(self) -> str | None:
+        """The model card, Markdown; None where the bundle was written without one."""
+        return (self.directory / MODEL_CARD).read_text(encoding="utf-8") if MODEL_CARD in self.files else None
 
     def probe(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Inputs [n, 3, h, w] and the embeddings [n, d] that the model gave for them when it was exported."""
@@ -71,16 +80,20 @@ def write_bundle(
     evaluation: Mapping[str, Any],
     probe_inputs: NDArray[np.float32],
     probe_embeddings: NDArray[np.float32],
+    model_card: str | None = None,
 ) -> Bundle:
     """Write a bundle into `directory`, which must not exist yet or be empty, and open it.
 
-    The directory appears whole or not at all. Raises InvalidInput where it holds something else already.
+    model_card: Markdown; without it the bundle has none. The directory appears whole or not at all. Raises InvalidInput
+    where it holds something else already.
     """
     if directory.exists() and any(directory.iterdir()):
         raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
     probe = io.BytesIO()
     np.savez(probe, inputs=probe_inputs, embeddings=probe_embeddings)
     files = {MODEL: onnx_model, EVALUATION: json_bytes(evaluation), PROBE: probe.getvalue()}
+    if model_card is not None:
+        files[MODEL_CARD] = model_card.encode()
     contract = {
         "format": FORMAT,
         "dimension": dimension,
@@ -119,6 +132,7 @@ def open_bundle(directory: Path) -> Bundle:
         return Bundle(
             digest=BundleDigest(digest_bytes(raw)),
             directory=directory,
+            files=(*sorted(contract["checksums"]), CONTRACT),
             dimension=int(contract["dimension"]),
             preprocessing=Preprocessing.from_json(contract["preprocessing"]),
             input_name=str(contract["input_name"]),
@@ -131,7 +145,12 @@ def open_bundle(directory: Path) -> Bundle:
 
 
 def _verify_checksums(directory: Path, checksums: Mapping[str, str]) -> None:
-    for name in (MODEL, EVALUATION, PROBE):
+    if unknown := sorted(set(checksums) - set(BUNDLE_FILES)):
+        raise CorruptArtifact(
+            f"bundle {directory}: its contract names the file {unknown[0]!r}, which this version does not know: "
+            "open it with the version that wrote it, or a later one"
+        )
+    for name in sorted({*_REQUIRED, *checksums}):
         path = directory / name
         if not path.is_file():
             raise CorruptArtifact(f"bundle {directory}: {name} is missing; export or copy the bundle again")

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.contract.bundle import BUNDLE_FILES, CONTRACT, Bundle, BundleDigest, open_bundle
+from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, open_bundle
 from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import SCORE, Score, ScoreDigest, open_score
@@ -65,7 +65,7 @@ class Store:
         bundle = open_bundle(directory)
         prefix = _bundle_prefix(bundle.digest)
         if not self.objects.exists(f"{prefix}/{CONTRACT}"):
-            for name in sorted(BUNDLE_FILES, key=lambda name: name == CONTRACT):  # the marker last
+            for name in sorted(bundle.files, key=lambda name: name == CONTRACT):  # the marker last
                 self.objects.put_file(f"{prefix}/{name}", directory / name)
         return self.bundle(bundle.digest)
 

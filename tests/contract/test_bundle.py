@@ -14,6 +14,7 @@ from retrieval.contract.bundle import (
     CONTRACT,
     EVALUATION,
     MODEL,
+    MODEL_CARD,
     PROBE,
     Bundle,
     open_bundle,
@@ -39,13 +40,61 @@ def test_round_trip(bundle: Bundle) -> None:
     assert bundle.model_path.read_bytes() == tiny.onnx_model()
     inputs, embeddings = bundle.probe()
     np.testing.assert_array_equal(embeddings, tiny.embed(inputs))
-    assert {path.name for path in bundle.directory.iterdir()} == set(BUNDLE_FILES)
+    assert {path.name for path in bundle.directory.iterdir()} == set(bundle.files) == set(BUNDLE_FILES) - {MODEL_CARD}
+    assert bundle.model_card is None
 
 
 def test_the_digest_is_that_of_the_content(tiny_bundle: Bundle, other_bundle: Bundle, tmp_path: Path) -> None:
     """Written again elsewhere the digest is the same; another model has another."""
     assert write_tiny_bundle(tmp_path / "again").digest == tiny_bundle.digest
     assert other_bundle.digest != tiny_bundle.digest
+
+
+def write_with_card(directory: Path, tiny_bundle: Bundle, card: str) -> Bundle:
+    inputs, embeddings = tiny_bundle.probe()
+    return write_bundle(
+        directory,
+        onnx_model=tiny.onnx_model(),
+        preprocessing=tiny.PREPROCESSING,
+        dimension=tiny.DIMENSION,
+        opset=tiny.OPSET,
+        input_name="pixels",
+        output_name="embedding",
+        evaluation={},
+        probe_inputs=inputs,
+        probe_embeddings=embeddings,
+        model_card=card,
+    )
+
+
+def test_the_card_belongs_to_the_bundle(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """It is verified, and another card makes another bundle."""
+    bundle = write_with_card(tmp_path / "bundle", tiny_bundle, "# Übersicht\n")
+    assert bundle.model_card == "# Übersicht\n"
+    assert set(bundle.files) == set(BUNDLE_FILES)
+    assert write_with_card(tmp_path / "other", tiny_bundle, "# Other\n").digest != bundle.digest
+    for damage in (lambda path: path.write_text("# changed\n"), lambda path: path.unlink()):
+        damage(bundle.directory / MODEL_CARD)
+        with pytest.raises(CorruptArtifact, match=MODEL_CARD):
+            open_bundle(bundle.directory)
+
+
+def test_a_bundle_from_before_there_were_cards_opens() -> None:
+    """Its files lie beside this test; its digest, by which operating points name it, is still the same."""
+    bundle = open_bundle(Path(__file__).parent / "bundle_without_card")
+    assert bundle.digest == "9187805b7ac46ec69e4eec17d6b70ade"
+    assert bundle.model_card is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "../evaluation.json"])
+def test_a_file_of_a_later_version_is_refused(bundle: Bundle, name: str) -> None:
+    """Or a contract could make its reader look anywhere."""
+    path = bundle.directory / CONTRACT
+    contract = json.loads(path.read_bytes())
+    contract["checksums"][name] = "0" * 32
+    path.write_text(json.dumps(contract))
+    with pytest.raises(CorruptArtifact, match="does not know"):
+        open_bundle(bundle.directory)
 
 
 @pytest.mark.parametrize("name", [MODEL, EVALUATION, PROBE])

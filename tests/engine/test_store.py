@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest
+from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, write_bundle
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import Score, ScoreDigest
@@ -218,6 +218,26 @@ def test_bundles(store: Store, tiny_bundle: Bundle, other_bundle: Bundle) -> Non
     assert set(store.bundles()) == {tiny_bundle.digest, other_bundle.digest}
     with pytest.raises(InvalidInput, match=r"holds 2 bundles, name one of them: .*"):
         store.only_bundle()
+
+
+def test_a_model_card_comes_along(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """Into a store elsewhere, and from there to who fetches the bundle."""
+    store = Store(f"memory://{uuid.uuid4().hex}", cache=tmp_path / "cache")
+    inputs, embeddings = tiny_bundle.probe()
+    with_card = write_bundle(
+        tmp_path / "with card",
+        onnx_model=tiny_bundle.model_path.read_bytes(),
+        preprocessing=tiny_bundle.preprocessing,
+        dimension=tiny_bundle.dimension,
+        opset=tiny_bundle.opset,
+        input_name=tiny_bundle.input_name,
+        output_name=tiny_bundle.output_name,
+        evaluation={},
+        probe_inputs=inputs,
+        probe_embeddings=embeddings,
+        model_card="# Card\n",
+    )
+    assert store.add_bundle(with_card.directory).model_card == "# Card\n"
 
 
 def test_unknown_bundle(store: Store) -> None:

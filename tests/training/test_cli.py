@@ -1,14 +1,17 @@
 """The commands as a user runs them: result on stdout, the rest on stderr, exit codes."""
 
+import inspect
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from training.cli import main
+from training.cli import export, main
+from training.export import ExportOptions
 
 CONFIG = """
 [input]
@@ -56,9 +59,12 @@ def test_train_export_evaluate(
     trained = json.loads(out)
     assert trained["run"] == str(tmp_path / "run")
 
-    code, out, err = training("export", trained["run"], "--out", tmp_path / "bundle", "--json")
+    measured = ("--images", held_out, "--far", "0.05")
+    code, out, err = training("export", trained["run"], "--out", tmp_path / "bundle", *measured, "--json")
     assert code == 0, err
-    assert json.loads(out)["dimension"] == 16
+    exported = json.loads(out)
+    assert (exported["dimension"], exported["precision"]) == (16, "fp32")
+    assert exported["shift"]["n_images"] == 70
 
     code, out, err = training("evaluate", "--bundle", tmp_path / "bundle", "--data", held_out, "--json")
     assert code == 0, err
@@ -78,6 +84,7 @@ def test_errors_are_one_line_without_a_trace(
         (("train", *options[2:], "--data", tmp_path / "none"), 2, "found nothing there"),
         (("train", "--data", folders[0]), 2, "--validation"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle"), 3, "holds no checkpoint"),
+        (("export", tmp_path / "none", "--out", tmp_path / "bundle", "--precision", "fp16"), 2, "--images"),
         (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is no model bundle"),
     ):
         code, out, err = training(*arguments)
@@ -85,6 +92,16 @@ def test_errors_are_one_line_without_a_trace(
         assert expected in err
         assert "Traceback" not in err
         assert out == ""
+
+
+def test_export_defaults_to_what_its_options_default_to() -> None:
+    """Help must not import the package that states them."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(export).parameters.items()}
+    options = asdict(ExportOptions())
+    assert {name: defaults[name] for name in ("precision", "max_flips", "licence", "images", "calibration_images")} == {
+        name: options[name] for name in ("precision", "max_flips", "licence", "images", "calibration_images")
+    }
+    assert defaults["far"] == options["far_target"]
 
 
 def test_help_needs_no_torch() -> None:

@@ -125,8 +125,8 @@ class MarginConfig:
     the model's own quantiles at the first step to positive_margin and negative_margin at the last.
     average: over "active" pairs, as in the paper, or over "all" pairs of a side. balance: every pair, or every class,
     counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps that
-    are paired with the batch's, 0 for none. chunk: of more rows than this, the similarities are computed twice, so many
-    rows at a time, rather than remembered.
+    are paired with the batch's, 0 for none. chunk: of more rows than this, compared so many at a time, no pair is
+    kept for the gradient; where many are active, they are compared again.
     """
 
     positive_weight: Amount = 1.0

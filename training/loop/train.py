@@ -26,6 +26,7 @@ from training.loop.steps import prepare_batch_norms
 from training.loop.watching import SILENT, Observers
 from training.losses import TrainingLoss
 from training.model import Embedder, create_embedder
+from training.provenance import record_data
 
 
 def train(
@@ -82,7 +83,7 @@ def train(
             state.load_state_dict(saved, run / CHECKPOINT)
             observers.message(f"resumed after step {state.step}")
         evaluation = course.run(images)
-        processes.on_main(lambda: write_evaluation(run, evaluation))
+        processes.on_main(lambda: _finish(run, items, validation, evaluation))
         return evaluation
 
 
@@ -96,6 +97,11 @@ def _begin(embedder: Embedder, loss: TrainingLoss, config: TrainingConfig, proce
         scaler=processes.accelerator.scaler,
         average=average_weights(embedder, decay=decay) if decay else None,
     )
+
+
+def _finish(run: Path, items: Sequence[Item], validation: Sequence[Item], evaluation: Evaluation) -> None:
+    record_data(run, items, validation)
+    write_evaluation(run, evaluation)
 
 
 def _check_batch(images: TrainingImages, config: TrainingConfig, processes: Processes) -> None:

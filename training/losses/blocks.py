@@ -60,6 +60,14 @@ class Active:
     negatives: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Few:
+    """The same as a list: places [2, p], row and column of each active pair; negatives: [p] bool, which it is."""
+
+    places: Tensor
+    negatives: Tensor
+
+
 def split_blocks(pairs: Pairs, chunk: int) -> Iterator[Block]:
     """Blocks of at most `chunk` rows that hold every pair of this process's rows.
 
@@ -91,7 +99,7 @@ def tally(pairs: Pairs, block: Block, similarities: Tensor, same: Tensor, active
     # Multiplied, not selected, so that NaN among the embeddings stays NaN whatever the comparisons said.
     sums = [_by_group(pairs, block, similarities * mask) for mask in (active.positives, active.negatives)]
     counts = [_by_group(pairs, block, mask) for mask in (active.positives, active.negatives, same)]
-    return torch.cat([torch.stack(sums).double(), torch.stack(counts).double()])
+    return torch.cat([torch.stack(sums).double(), torch.stack(counts).double()]).view(5, pairs.n_groups)
 
 
 def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
@@ -104,33 +112,44 @@ def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
     return batch * len(pairs.labels) + memory * pairs.n_batch, batch
 
 
-def add_gradient(gradient: Tensor, pairs: Pairs, block: Block, active: Active, end_worth: Tensor) -> None:
+def condense(active: Active, *, keep: bool) -> Active | Few | None:
+    """What is kept of a block until its gradient is wanted: a list if that is short, else the masks, or nothing.
+
+    keep: whether masks may be kept. How many are active is known without waiting on a CPU only; elsewhere the dense product is fast enough.
+    """
+    n_pairs = active.positives.numel()
+    if active.positives.device.type == "cpu" and n_pairs >= _SPARSE_FROM:
+        either = active.positives | active.negatives
+        if either.count_nonzero() < _SPARSE_BELOW * n_pairs:
+            places = either.nonzero().T
+            return Few(places, active.negatives[*places])
+    return active if keep else None
+
+
+def add_gradient(gradient: Tensor, pairs: Pairs, block: Block, active: Active | Few, end_worth: Tensor) -> None:
     """Add to `gradient` [n_batch, d] what the active pairs of a block contribute.
 
     end_worth: [2, n_groups], the derivative of the loss by the similarity of a positive and of a negative pair, as far
     as it comes from an end in each group. That of a pair is the sum of its two ends.
     """
     rows, columns = pairs.columns[block.rows], pairs.columns[block.first :]
+    row_worth = _of_groups(end_worth, pairs, block.rows)
+    column_worth = _of_groups(end_worth, pairs, slice(block.first, None))
+    # Columns that are to be moved by this block too; those of the memory are not moved.
     later = slice(block.once - block.first, pairs.n_batch - block.first)
-    row_worth, column_worth = (
-        _of_groups(end_worth, pairs, block.rows),
-        _of_groups(end_worth, pairs, slice(block.first, None)),
-    )
-    if _is_sparse(active):
-        places = (active.positives | active.negatives).nonzero().T
-        row, column = places
-        side = active.negatives[row, column].long()
+    if isinstance(active, Few):
+        (row, column), side = active.places, active.negatives.long()
         worth = row_worth.expand(2, len(rows))[side, row] + column_worth.expand(2, len(columns))[side, column]
-        forces = torch.sparse_coo_tensor(places, worth, active.positives.shape, check_invariants=False)
+        forces = torch.sparse_coo_tensor(active.places, worth, (len(rows), len(columns)), check_invariants=False)
         gradient[block.rows] += forces @ columns
         if later.start < later.stop:
             gradient[block.once :] += (forces.T @ rows)[later]
-        return
-    positive, negative = row_worth[:, :, None] + column_worth[:, None]
-    forces = active.positives * positive + active.negatives * negative
-    gradient[block.rows].addmm_(forces, columns)
-    if later.start < later.stop:
-        gradient[block.once :].addmm_(forces[:, later].T, rows)
+    else:
+        positive, negative = row_worth[:, :, None] + column_worth[:, None]
+        dense = active.positives * positive + active.negatives * negative
+        gradient[block.rows].addmm_(dense, columns)
+        if later.start < later.stop:
+            gradient[block.once :].addmm_(dense[:, later].T, rows)
 
 
 def _of_groups(worth: Tensor, pairs: Pairs, columns: slice) -> Tensor:
@@ -138,22 +157,13 @@ def _of_groups(worth: Tensor, pairs: Pairs, columns: slice) -> Tensor:
     return worth if pairs.groups is None else worth[:, pairs.groups[columns]]
 
 
-def _is_sparse(active: Active) -> bool:
-    """Known without waiting on a CPU only; elsewhere, and for small blocks, the dense product is fast enough."""
-    n_pairs = active.positives.numel()
-    if active.positives.device.type != "cpu" or n_pairs < _SPARSE_FROM:
-        return False
-    n_active = active.positives.count_nonzero() + active.negatives.count_nonzero()
-    return bool(n_active < _SPARSE_BELOW * n_pairs)
-
-
 def _by_group(pairs: Pairs, block: Block, values: Tensor) -> Tensor:
-    """Sums over the ends of a block's pairs, by the group of the end: [n_groups]."""
-    once = values[:, block.once - block.first :]
+    """Sums over the ends of a block's pairs, by the group of the end: [n_groups], or [] where there is one group."""
     if pairs.groups is None:
         total = _total(values)
-        return (total + _total(once) if once.numel() else total)[None]
-    ends = values.sum(1), once.sum(0)
+        has_once = block.once < len(pairs.columns)
+        return total + _total(values[:, block.once - block.first :]) if has_once else total
+    ends = values.sum(1), values[:, block.once - block.first :].sum(0)
     found = torch.zeros(pairs.n_groups, dtype=ends[0].dtype, device=values.device)
     return found.index_add_(0, pairs.groups[block.rows], ends[0]).index_add_(0, pairs.groups[block.once :], ends[1])
 

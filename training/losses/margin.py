@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.losses.blocks import Active, Pairs, add_gradient, all_ends, compare, split_blocks, tally
+from training.losses.blocks import Active, Few, Pairs, add_gradient, all_ends, compare, condense, split_blocks, tally
 from training.losses.gathering import sum_over_processes
 from training.losses.memory import Remembered
 
@@ -54,8 +54,8 @@ def threshold_consistent_margin(
     pair to both of its classes; classes without a pair to average over are left out. memory: rows without gradient that
     are paired with those of the batch, not with each other. own: where `embeddings` are the rows of all data-parallel
     processes, those of this one; sums and counts are then added up over the processes, and the gradient is that of the
-    own rows (see `gather`). chunk: more rows than this are compared twice, so many at a time, in place of keeping one
-    byte for each pair.
+    own rows (see `gather`). chunk: of more rows than this, compared so many at a time, no pair is kept: where many
+    are active they are compared twice.
 
     Computed in float32 or better, also under autocast, with no more than n x (n + memory) similarities; the gradient is
     found on the way, and cannot be differentiated again.
@@ -117,24 +117,23 @@ def _evaluate(
     spread: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Value [], gradient [n_batch, d], and the shares [2] of pairs that are active."""
-    kept: list[Active] = []
-    keep = needs_gradient and pairs.own.stop - pairs.own.start <= chunk
+    kept: list[Active | Few | None] = []
+    keep = pairs.own.stop - pairs.own.start <= chunk
     found = pairs.columns.new_zeros((5, pairs.n_groups), dtype=torch.float64)
     blocks = list(split_blocks(pairs, chunk))
     for block in blocks:
         similarities, same, active = compare(pairs, block)
         found += tally(pairs, block, similarities, same, active)
-        if keep:
-            kept.append(active)
+        if needs_gradient:
+            kept.append(condense(active, keep=keep))
     if spread:
         found = sum_over_processes(found)
     value, worth, shares = _average(found, pairs, weights, average)
     if not needs_gradient:
         return value, None, shares
     gradient = torch.zeros_like(pairs.columns[: pairs.n_batch])
-    for number, block in enumerate(blocks):
-        active = kept[number] if keep else compare(pairs, block)[2]
-        add_gradient(gradient, pairs, block, active, worth)
+    for block, known in zip(blocks, kept, strict=True):
+        add_gradient(gradient, pairs, block, known or compare(pairs, block)[2], worth)
     return value, gradient, shares
 
 

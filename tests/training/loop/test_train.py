@@ -24,6 +24,7 @@ from training.loop import (
     read_evaluation,
     train,
 )
+from training.provenance import DATA
 
 
 def test_training_beats_the_untrained_head_on_unseen_classes(
@@ -75,7 +76,7 @@ def test_steps_are_reported(tmp_path: Path, small_config: TrainingConfig, train_
     assert reports[0].learning_rates == pytest.approx({"backbone": 1e-3, "head": 5e-3, "loss": 2e-2})
     assert messages == ["40 images of 8 classes to train on"]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
-        [CHECKPOINT, CONFIG, EVALUATION, EVENTS]
+        [CHECKPOINT, CONFIG, DATA, EVALUATION, EVENTS]
     )
 
 

@@ -28,28 +28,39 @@ CASES: dict[str, LossConfig] = {
 RANDOM = LossConfig(base=(BaseLossConfig(name="MarginLoss", options={"triplets_per_anchor": 2}),))
 
 
-def run_alone() -> dict[str, list[list[Tensor]]]:
-    """What every step of every case finds in one process: values, then gradients."""
-    return {name: _run(config, slice(0, N)) for name, config in CASES.items()}
+# What every step of every case found: values, then gradients.
+Found = dict[str, list[list[Tensor]]]
 
 
-def run_together(shares: list[int], folder: Path) -> list[dict[str, list[list[Tensor]]]]:
-    """The same by as many processes as there are shares, which say how many rows each has; one answer of each."""
-    multiprocessing.spawn(_work, args=(shares, folder), nprocs=len(shares))
-    return [torch.load(folder / f"{rank}.pt") for rank in range(len(shares))]
+def run_alone() -> Found:
+    return _run_all(slice(0, N))
 
 
-def _work(rank: int, shares: list[int], folder: Path) -> None:
+def run_together(splits: list[list[int]], folder: Path) -> list[list[Found]]:
+    """For each split of the rows among the processes, what each of them found; a split: how many rows each has.
+
+    The case "random" is theirs only: processes draw as the step says, one process alone as it likes.
+    """
+    world = len(splits[0])
+    multiprocessing.spawn(_work, args=(splits, folder), nprocs=world)
+    return [*map(list, zip(*(torch.load(folder / f"{rank}.pt") for rank in range(world)), strict=True))]
+
+
+def _work(rank: int, splits: list[list[int]], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(shares))
-    start = sum(shares[:rank])
-    own = slice(start, start + shares[rank])
-    found = {name: _run(config, own) for name, config in CASES.items()}
-    torch.manual_seed(rank)
-    found["random"] = _run(RANDOM, own, seed=rank)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(splits[0]))
+    found = []
+    for shares in splits:
+        start = sum(shares[:rank])
+        own = slice(start, start + shares[rank])
+        found.append(_run_all(own) | {"random": _run(RANDOM, own, seed=rank)})
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def _run_all(own: slice) -> Found:
+    return {name: _run(config, own) for name, config in CASES.items()}
 
 
 def _run(config: LossConfig, own: slice, *, seed: int = 0) -> list[list[Tensor]]:

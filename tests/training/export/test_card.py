@@ -1,0 +1,79 @@
+"""The model card says what evaluation.json says, and nothing that comes from outside changes its shape."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.contract.bundle import open_bundle
+from retrieval.contract.preprocessing import Preprocessing
+from training.config import ModelConfig
+from training.export.card import backbone_licence, render_card
+
+
+@pytest.fixture
+def evaluation(exported: Path) -> dict[str, Any]:
+    return dict(open_bundle(exported).evaluation)
+
+
+def _render(evaluation: dict[str, Any]) -> str:
+    preprocessing = Preprocessing(resize=32, crop=32, mean=(127.0,) * 3, std=(128.0,) * 3)
+    return render_card(evaluation, preprocessing=preprocessing, dimension=16)
+
+
+def test_the_card_of_a_bundle(lower: dict[str, Path]) -> None:
+    """Data, classes, metrics, evidence for the threshold, precision with its flips, licence."""
+    bundle = open_bundle(lower["int8"])
+    card, evaluation = bundle.model_card, bundle.evaluation
+    assert card is not None
+    shift = evaluation["export"]["shift"]
+    for expected in (
+        "unit vector of 16 numbers",
+        "| precision | int8; pooling, head and unit norm in float32 |",
+        r"| licence of this model | ours \| to keep |",
+        "| licence of the pretrained backbone | Apache-2.0 |",
+        f"| trained on | 40 | 8 | {evaluation['data']['training']['digest']} |",
+        f"| held out | 70 | 14 | {evaluation['data']['validation']['digest']} |",
+        "No class is on both sides",
+        f"| r_at_1 | {evaluation['held_out']['r_at_1']:.4g} | share of images whose nearest other image",
+        "retrieval calibrate --bundle BUNDLE",
+        f"{100 * shift['flips']:.3g} % of the {shift['n_accepted']} pairs accepted before",
+        "Ranges of activations were taken from 40 of 40 images",
+        '"backbone": "efficientnet-lite0"',
+    ):
+        assert expected in card
+
+
+def test_classes_on_both_sides_are_told(evaluation: dict[str, Any]) -> None:
+    data = evaluation["data"] | {"shared_classes": ["cup"]}
+    assert "**1 classes are on both sides** (`cup`)" in _render(evaluation | {"data": data})
+
+
+def test_a_run_that_recorded_no_data(evaluation: dict[str, Any]) -> None:
+    assert "did not record which images it saw" in _render(evaluation | {"data": None})
+
+
+def test_names_of_classes_are_quoted_and_cut(evaluation: dict[str, Any]) -> None:
+    names = ["a`b", "two\nlines", *map(str, range(20))]
+    training = evaluation["data"]["training"] | {"classes": names}
+    card = _render(evaluation | {"data": evaluation["data"] | {"training": training}})
+    assert "- Classes trained on: `a b`, `two lines`, `0`, `1`, `2`, `3`, `4`, `5` and 14 more" in card
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "expected"),
+    [
+        ("efficientnet-lite0", "pretrained", "Apache-2.0"),
+        ("efficientnet-lite0", "random", "none: the backbone was not pretrained"),
+        ("efficientnet-lite0", "mine.pt", "not stated"),
+        ("torchvision/resnet18", "pretrained", "not stated"),
+        ("timm/resnet50.a1_in1k", "pretrained", "apache-2.0"),
+        ("timm/convnext_tiny.fb_in22k", "pretrained", "apache-2.0"),
+    ],
+)
+def test_licence_of_the_backbone(backbone: str, weights: str, expected: str) -> None:
+    """As the package that publishes the weights states it."""
+    assert backbone_licence(replace(ModelConfig(), backbone=backbone, weights=weights)) == expected

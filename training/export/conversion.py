@@ -1,0 +1,141 @@
+"""A trained embedder as a model in the precision asked for, checked through the production encoder.
+
+Decides what is compared with what, on which images; leaves how a graph is converted to `precision.py` and what a shift
+is to `shift.py`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.contract.bundle import write_bundle
+from retrieval.contract.manifest import Item
+from retrieval.contract.preprocessing import Preprocessing
+from retrieval.engine.encoder import Encoder
+from retrieval.errors import NotEnoughEvidence
+from training.data import read_items
+from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
+from training.export.options import ExportOptions, Watch
+from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
+from training.export.precision import to_half, to_int8
+from training.export.shift import check_flips, measure_shift
+from training.loop import FinishedRun, embedding_function
+from training.provenance import describe_items
+
+_N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images: 64 flipped as few decisions as 256 and 512
+_CALIBRATION_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """content: the model's bytes; embed: what it is to give; evidence: how it was checked, for the bundle."""
+
+    content: bytes
+    embed: Embed
+    evidence: Mapping[str, Any]
+
+
+def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch: Watch) -> Converted:
+    """The embedder in the precision of `options`. Raises as `export_run`.
+
+    float32 is compared with the trained embedder at batches of one, two and the most that the encoder runs at once;
+    a lower precision with float32, on images.
+    """
+    model = to_onnx(finished.embedder, finished.preprocessing)
+    trained = embedding_function(finished.embedder)
+    dimension = trained(probe_pixels(finished.preprocessing, 1)).shape[1]
+    exact = try_out(model.content(), finished.preprocessing, dimension, staging / "fp32")
+    pixels = probe_pixels(finished.preprocessing, max(parity_batches(exact)))
+    evidence: dict[str, Any] = {
+        "precision": options.precision,
+        "opset": OPSET,
+        "parity": check_parity(exact, trained, pixels),
+        "parity_batches": list(parity_batches(exact)),
+        "fp32_bytes": len(model.content()),
+    }
+    if options.precision == "fp32":
+        content, embed = model.content(), trained
+        evidence |= _measure(trained, exact.embed, finished, options, watch)
+    else:
+        content = _lower(model, finished, options, watch)
+        lower = try_out(content, finished.preprocessing, dimension, staging / options.precision)
+        embed = lower.embed
+        evidence["batch_difference"] = check_batches(lower, pixels)
+        evidence |= _measure(exact.embed, lower.embed, finished, options, watch)
+    return Converted(content=content, embed=embed, evidence=evidence | {"model_bytes": len(content)})
+
+
+def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder: Path) -> Encoder:
+    """The production encoder of a model of which nothing is known yet: the probe of its bundle is empty."""
+    side = preprocessing.crop
+    bundle = write_bundle(
+        folder,
+        onnx_model=content,
+        preprocessing=preprocessing,
+        dimension=dimension,
+        opset=OPSET,
+        input_name=INPUT_NAME,
+        output_name=OUTPUT_NAME,
+        evaluation={},
+        probe_inputs=np.empty((0, 3, side, side), dtype=np.float32),
+        probe_embeddings=np.empty((0, dimension), dtype=np.float32),
+    )
+    return Encoder.open(bundle)
+
+
+def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watch: Watch) -> bytes:
+    if options.precision == "fp16":
+        return to_half(model)
+    items = options.calibration_images or ()
+    if len(items) < _MIN_CALIBRATION:
+        raise NotEnoughEvidence(
+            f"int8 is calibrated on at least {_MIN_CALIBRATION} images, found {len(items)}: give more "
+            "(--calibration-images)"
+        )
+    rng = np.random.default_rng(_CALIBRATION_SEED)
+    rows = np.sort(rng.choice(len(items), size=min(len(items), _N_CALIBRATION), replace=False))
+    return to_int8(model, _pixels([items[row] for row in rows], finished, watch))
+
+
+def _pixels(items: Sequence[Item], finished: FinishedRun, watch: Watch) -> Iterator[NDArray[np.float32]]:
+    for part in read_items(
+        items,
+        finished.preprocessing,
+        max_unreadable=finished.config.data.max_unreadable,
+        progress=watch.calibrating,
+    ):
+        yield part.pixels
+
+
+def _measure(
+    before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, watch: Watch
+) -> dict[str, Any]:
+    """What is written about the shift on the images; nothing without images. Raises as `check_flips`."""
+    if options.images is None:
+        return {}
+    rows_before, rows_after, labels = [], [], []
+    for part in read_items(
+        options.images,
+        finished.preprocessing,
+        max_unreadable=finished.config.data.max_unreadable,
+        progress=watch.measuring,
+    ):
+        rows_before.append(before(part.pixels))
+        rows_after.append(after(part.pixels))
+        labels += [item.label for item in part.items]
+    shift = measure_shift(
+        np.concatenate(rows_before),
+        np.concatenate(rows_after),
+        labels,
+        far_target=options.far_target or finished.evaluation.far_target,
+    )
+    check_flips(shift, options.max_flips, precision=options.precision)
+    images = {"shift_images": describe_items(options.images).to_json()}
+    if options.precision == "int8" and options.calibration_images is not None:
+        n_used = min(len(options.calibration_images), _N_CALIBRATION)
+        images["calibration_images"] = describe_items(options.calibration_images).to_json() | {"n_used": n_used}
+    return {"shift": shift.to_json(), "max_flips": options.max_flips, **images}

@@ -1,0 +1,168 @@
+"""What a conversion does to decisions: how far similarities move at the threshold, and which pairs change sides.
+
+Arrays in, values out. Which images, which threshold's target and what is too much is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency.ranking import recall_at_k
+from retrieval.consistency.robustness import decision_flips
+from retrieval.consistency.separation.classwise import slices
+from retrieval.contract.bundle import Bundle
+from retrieval.errors import NotEnoughEvidence, ValidationFailed
+
+Vectors = NDArray[np.float32]
+
+# Half the width of the band around the threshold in which the shift is measured: the decisions that can flip.
+BAND = 0.02
+# Flips as a share of accepted pairs. On emoji at FAR 1e-2, moving the threshold by its own standard error, which the
+# draw of 120 calibration classes leaves, flips 10 to 11 %: a conversion should do no more than another draw does.
+DEFAULT_MAX_FLIPS = 0.1
+_MIN_ACCEPTED = 100  # fewer cannot show a share of one per cent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecisionShift:
+    """What changed between the trained embedder (before) and the exported one (after), on all pairs of labelled images.
+
+    threshold: lowest, before, with a pooled FAR of at most far_target; every rate but tar_own is at it. own_threshold:
+    likewise, after; tar_own: TAR after at it, which is what calibrating anew would give. shift_*: of similarity, after
+    minus before, over the n_band pairs within BAND of the threshold; shift_p99: 99th percentile of its size.
+    n_accepted: pairs accepted before. n_lost, n_won: true pairs that are no longer accepted, that now are; n_gained,
+    n_dropped: pairs of two classes that now are, that no longer are.
+    """
+
+    n_images: int
+    n_classes: int
+    far_target: float
+    threshold: float
+    own_threshold: float
+    n_band: int
+    shift_mean: float
+    shift_std: float
+    shift_p99: float
+    n_accepted: int
+    n_lost: int
+    n_won: int
+    n_gained: int
+    n_dropped: int
+    tar_before: float
+    tar_after: float
+    tar_own: float
+    far_before: float
+    far_after: float
+    r_at_1_before: float
+    r_at_1_after: float
+
+    @property
+    def flips(self) -> float:
+        """Pairs whose decision changed, as a share of the pairs accepted before."""
+        return (self.n_lost + self.n_won + self.n_gained + self.n_dropped) / self.n_accepted
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `shift_of` turns back into an equal value, and the share of flips."""
+        return asdict(self) | {"flips": self.flips}
+
+    def __str__(self) -> str:
+        rows = (
+            ("TAR", self.tar_before, self.tar_after),
+            ("TAR at the threshold with the same FAR", self.tar_before, self.tar_own),
+            ("FAR", self.far_before, self.far_after),
+            ("R@1", self.r_at_1_before, self.r_at_1_after),
+        )
+        lines = [
+            (
+                f"{self.n_images:,} images of {self.n_classes:,} classes at FAR {self.far_target:g}, threshold "
+                f"{self.threshold:.4f}:"
+            ),
+            (
+                f"  shift near the threshold ({self.n_band:,} pairs): mean {self.shift_mean:+.1e}, standard deviation "
+                f"{self.shift_std:.1e}, 99 % within {self.shift_p99:.1e}"
+            ),
+            (
+                f"  decisions that flip: {self.flips:.2%} of {self.n_accepted:,} accepted pairs (true pairs: "
+                f"{self.n_lost} lost, {self.n_won} won; false ones: {self.n_gained} gained, {self.n_dropped} dropped)"
+            ),
+            *(f"  {name:<40} {before:.4f} -> {after:.4f}" for name, before, after in rows),
+        ]
+        return "\n".join(lines)
+
+
+def shift_of(bundle: Bundle) -> PrecisionShift | None:
+    """The shift that was measured when `bundle` was exported; None where none was."""
+    stored = bundle.evaluation.get("export", {}).get("shift")
+    if stored is None:
+        return None
+    return PrecisionShift(**{field.name: stored[field.name] for field in fields(PrecisionShift)})
+
+
+def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far_target: float) -> PrecisionShift:
+    """The shift between embeddings [n, d] float32, unit rows, of the same n images. Cost: n * n * d, a few times.
+
+    Raises NotEnoughEvidence where the images have too few classes, pairs or accepted pairs for the target.
+    """
+    threshold, own_threshold = (float(thresholds_at_far(e, labels, fars=[far_target])[0]) for e in (before, after))
+    flips = decision_flips(before, {"conversion": after}, labels, threshold, sides=["both"]).flips[0]
+    n_accepted = flips.lost.total + flips.dropped.total
+    if n_accepted < _MIN_ACCEPTED:
+        raise NotEnoughEvidence(
+            f"{n_accepted} pairs of {len(labels)} images are accepted at FAR {far_target:g}, at least {_MIN_ACCEPTED} "
+            "are needed to say which share of them flips: give more labelled images, or a higher --far"
+        )
+    shift = _shift_in_band(before, after, threshold)
+    return PrecisionShift(
+        n_images=len(labels),
+        n_classes=len(set(labels)),
+        far_target=far_target,
+        threshold=threshold,
+        own_threshold=own_threshold,
+        n_band=len(shift),
+        shift_mean=float(shift.mean()) if len(shift) else 0.0,
+        shift_std=float(shift.std()) if len(shift) else 0.0,
+        shift_p99=float(np.quantile(np.abs(shift), 0.99)) if len(shift) else 0.0,
+        n_accepted=n_accepted,
+        n_lost=flips.lost.count,
+        n_won=flips.won.count,
+        n_gained=flips.gained.count,
+        n_dropped=flips.dropped.count,
+        tar_before=flips.tar_clean,
+        tar_after=flips.tar,
+        tar_own=float(operating_curves(after, labels, thresholds=np.array([own_threshold])).pooled_tar[0]),
+        far_before=flips.far_clean,
+        far_after=flips.far,
+        r_at_1_before=recall_at_k(before, labels, k=(1,))[1],
+        r_at_1_after=recall_at_k(after, labels, k=(1,))[1],
+    )
+
+
+def check_flips(shift: PrecisionShift, max_flips: float, *, precision: str) -> None:
+    """Raises ValidationFailed where more than a share of `max_flips` of the accepted pairs changed sides."""
+    if not shift.flips <= max_flips:
+        raise ValidationFailed(
+            f"{precision} flips {shift.flips:.2%} of the {shift.n_accepted:,} pairs that the trained embedder accepts "
+            f"at FAR {shift.far_target:g} (threshold {shift.threshold:.4f}, {shift.n_images:,} images), at most "
+            f"{max_flips:.2%} are allowed: nothing was written; use a higher precision, or accept it with --max-flips"
+        )
+
+
+def _shift_in_band(before: Vectors, after: Vectors, threshold: float, tile: int = 1024) -> NDArray[np.float32]:
+    """After minus before of the similarities, before, within BAND of the threshold; each pair once."""
+    parts = [np.empty(0, dtype=np.float32)]
+    for rows in slices(0, len(before), tile):
+        for columns in slices(rows.start, len(before), tile):
+            old = scores_of(before[rows], before[columns])
+            near = np.abs(old - threshold) <= BAND
+            if rows == columns:
+                near = np.triu(near, k=1)
+            parts.append((scores_of(after[rows], after[columns]) - old)[near])
+    return np.concatenate(parts)
