@@ -85,6 +85,14 @@ class InvalidSettings(FailedPrecondition):
     """The configuration is unusable; all problems are listed at once."""
 
 
+class OutOfSpace(FailedPrecondition):
+    """A file could not be written whole; what it would have replaced is still there."""
+
+
+class TrainingDiverged(FailedPrecondition):
+    """A loss or gradient is NaN or infinite; training stopped rather than go on from what it makes of the weights."""
+
+
 class CorruptArtifact(RetrievalError):
     """A stored artefact is truncated or differs from its checksum."""
 

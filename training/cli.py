@@ -19,9 +19,9 @@ from training.emoji import PACKAGES, EmojiRecipe, prepare_emoji
 from training.emoji_drawings import VERSIONS
 
 if TYPE_CHECKING:
-    from training.train import StepReport
+    from training.loop import StepReport
 
-VERDICT_FAILED, USAGE_ERROR, COULD_NOT_RUN = 1, 2, 3
+VERDICT_FAILED, USAGE_ERROR, COULD_NOT_RUN, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -157,12 +157,37 @@ def train(
     """Train an embedder and measure it on classes that it has not seen.
 
     While training it shows the loss, the shares of positive and of negative pairs of the batch that are still on the
-    wrong side of their margin (active), and images per second.
+    wrong side of their margin (active), images per second, and R@1 and OPIS of the last evaluation. TensorBoard shows
+    the same as curves: tensorboard --logdir OUT/tensorboard.
+
+    Several devices share each batch: torchrun --nproc-per-node 2 -m training.cli train ..., or accelerate launch
+    --num_processes 2 -m training.cli train ... (with --cpu for processes on the CPU).
+
+    Interrupted, it ends with exit code 130; the same command with --resume goes on from the last checkpoint, to the
+    same weights as if nothing had happened.
     """
+    try:
+        _train(data, validation, out, config=config, resume=resume, device=device, seed=seed, as_json=as_json)
+    except KeyboardInterrupt:
+        _messages.print(f"interrupted: the same command with --resume goes on from the last checkpoint in {out}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _train(
+    data: str,
+    validation: str,
+    out: Path,
+    *,
+    config: str,
+    resume: bool,
+    device: str,
+    seed: int | None,
+    as_json: bool,
+) -> None:
     from retrieval.contract.manifest import read_manifest
     from training.config import load_config
-    from training.train import Observers
-    from training.train import train as run_training
+    from training.loop import Observers, is_main_process, leave_processes
+    from training.loop import train as run_training
 
     started = time.perf_counter()
     settings = load_config(config)
@@ -181,7 +206,9 @@ def train(
         evaluation = run_training(settings, items, held_out, out, device=device, resume=resume, observers=observers)
     seconds = time.perf_counter() - started
     result = {"run": str(out), "seconds": seconds, "held_out": asdict(evaluation)}
-    _print(result, f"{evaluation}\nrun: {out} ({seconds:.0f} s)", as_json)
+    if is_main_process():
+        _print(result, f"{evaluation}\nrun: {out} ({seconds:.0f} s)", as_json)
+    leave_processes()
 
 
 @app.command()
@@ -278,7 +305,10 @@ def export(
 
 
 def main() -> None:
-    """Run the command line; exit code 0 done, 1 a check failed, 2 wrong usage or input, 3 could not run."""
+    """Run the command line.
+
+    Exit code: 0 done, 1 a check failed, 2 wrong usage or input, 3 could not run, 130 interrupted.
+    """
     # Threads that spin while they wait make training up to three times slower wherever another process wants a core.
     # OpenMP looks once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -307,6 +337,8 @@ class _Bars:
             f"loss {report.loss:.2f}, active {report.active_positives:.0%} {report.active_negatives:.1%}, "
             f"{report.images_per_s:.0f}/s"
         )
+        if report.evaluation is not None:
+            note += f", R@1 {report.evaluation.r_at_1:.3f}, OPIS {report.evaluation.opis:.1e}"
         self._update("training", report.step, report.steps, note)
 
     def _update(self, description: str, done: int, total: int, note: str = "") -> None:
@@ -330,3 +362,7 @@ def _progress() -> Iterator[Progress]:
 
 def _print(result: dict[str, Any], text: str, as_json: bool) -> None:
     typer.echo(json.dumps(result, indent=2) if as_json else text)
+
+
+if __name__ == "__main__":  # as torchrun and accelerate launch start it
+    main()

@@ -34,7 +34,7 @@ from torch import nn
 from retrieval.consistency import consistency_report, operating_curves, recall_at_k, thresholds_at_far
 from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.domains import DOMAINS, Picture
-from training.runs import FinishedRun, load_finished
+from training.loop import FinishedRun, load_finished
 
 FOLDER = Path(".bench/adaptation")
 EMOJI = Path(".bench/emoji")  # data-0, data-1, ...: made by tests.bench.measuring.emoji

@@ -25,7 +25,7 @@ from training.export.conversion import try_out
 from training.export.onnx_model import OnnxModel, to_onnx
 from training.export.precision import to_half, to_int8
 from training.export.shift import PrecisionShift, measure_shift
-from training.runs import FinishedRun, load_finished
+from training.loop import FinishedRun, load_finished
 
 Pixels = NDArray[np.float32]
 _BATCHES = (1, 16)

@@ -29,8 +29,7 @@ from retrieval.contract.preprocessing import Preprocessing, to_array
 from retrieval.engine.perturbations import KINDS, Perturbation, preprocess_perturbed
 from tests.bench.measuring.emoji import FOLDER, Embedded, emoji
 from training.evaluate import Embed
-from training.runs import load_finished
-from training.train import embedding_function
+from training.loop import embedding_function, load_finished
 
 _MODEL = "base+tcm"
 _TARGETS = (1e-2, 1e-3)

@@ -11,8 +11,7 @@ import torch
 from retrieval.contract.manifest import Item, read_manifest
 from tests.pictures import write_class_folders
 from training.config import TrainingConfig, parse_config
-from training.runs import FinishedRun, load_finished
-from training.train import train
+from training.loop import FinishedRun, load_finished, train
 
 TINY: dict[str, Any] = {
     "input": {"resize": 32, "crop": 32},

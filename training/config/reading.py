@@ -80,3 +80,5 @@ def _unknown_keys(values: Mapping[str, Any], default: Any, prefix: str = "") -> 
 def _contradictions(config: TrainingConfig) -> Iterable[str]:
     if config.input.crop > config.input.resize:
         yield f"input.crop is at most input.resize, found {config.input.crop} and {config.input.resize}"
+    if config.loop.patience and not config.loop.evaluate_every:
+        yield f"loop.patience needs loop.evaluate_every, found {config.loop.patience} and 0"

@@ -23,9 +23,8 @@ from training.export.options import ExportOptions, Watch
 from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
 from training.export.precision import to_half, to_int8
 from training.export.shift import check_flips, measure_shift
+from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
-from training.runs import FinishedRun
-from training.train import embedding_function
 
 _N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images: 64 flipped as few decisions as 256 and 512
 _CALIBRATION_SEED = 0

@@ -19,8 +19,8 @@ from training.export.conversion import Converted, convert
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME
 from training.export.options import FLOAT32, SILENT, ExportOptions, Watch
 from training.export.parity import probe_pixels
+from training.loop import FinishedRun, load_finished
 from training.provenance import recorded_data
-from training.runs import FinishedRun, load_finished
 
 _N_PROBE = 8
 

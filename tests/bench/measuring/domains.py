@@ -29,8 +29,7 @@ from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.emoji import FOLDER as EMOJI
 from tests.bench.measuring.emoji import Embedded, emoji
 from training.emoji_drawings import read_icon_set
-from training.runs import load_finished
-from training.train import embedding_function
+from training.loop import embedding_function, load_finished
 
 FOLDER = Path(".bench/domains")
 _LOGO_MAKERS = {

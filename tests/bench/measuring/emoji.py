@@ -24,9 +24,8 @@ from retrieval.contract.manifest import Item, read_manifest
 from training.config import CONFIGS, ModelConfig, load_config
 from training.data import read_items
 from training.evaluate import Embed
+from training.loop import embedding_function, load_finished
 from training.model import create_embedder
-from training.runs import load_finished
-from training.train import embedding_function
 
 MODELS = ("frozen", "base", "base+tcm")
 PARTS = ("train", "cohort", "calibration", "audit")

@@ -12,8 +12,8 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.export import ExportOptions, conversion, export_run
 from training.export.onnx_model import OnnxModel, to_onnx
+from training.loop import FinishedRun
 from training.model import Embedder
-from training.runs import FinishedRun
 
 
 @pytest.fixture(scope="session")

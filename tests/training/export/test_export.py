@@ -17,9 +17,8 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence, ValidationFailed
 from training.config import to_json
 from training.export import ExportOptions, export_run, parity, shift_of
 from training.export.parity import PARITY_TOLERANCE, parity_batches
+from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
-from training.runs import FinishedRun
-from training.train import embedding_function
 
 
 def test_production_gives_what_training_gives(exported: Path, finished: FinishedRun) -> None:

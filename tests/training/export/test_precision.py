@@ -18,8 +18,7 @@ from training.export import shift_of
 from training.export.onnx_model import OPSET, OnnxModel
 from training.export.parity import PARITY_TOLERANCE
 from training.export.precision import to_half, to_int8
-from training.runs import FinishedRun
-from training.train import embedding_function
+from training.loop import FinishedRun, embedding_function
 
 
 def _pixels(items: list[Item], finished: FinishedRun) -> np.ndarray:

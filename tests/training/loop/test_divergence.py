@@ -1,0 +1,58 @@
+"""What is no number is found at the right step, and only where it means the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrieval.errors import TrainingDiverged
+from training.loop.divergence import Guard, TakenStep
+from training.loop.processes import Processes
+
+FINE = [3.0, 2.0, 1.0, 0.5, 0.25, 0.9, 0.5, 7.0]
+
+
+def taken(step: int) -> TakenStep:
+    return TakenStep(step=step, learning_rates={"backbone": 1e-3}, ids=("a", "b"))
+
+
+def guard(tmp_path: Path, *, gradient_may_overflow: bool = False) -> Guard:
+    return Guard(Processes("cpu", "no"), tmp_path, gradient_may_overflow=gradient_may_overflow)
+
+
+def test_values_come_back_by_name(tmp_path: Path) -> None:
+    ((step, values),) = guard(tmp_path).check(taken(1), torch.tensor(FINE), now=False)
+    assert step == taken(1)
+    assert (values.loss, values.base, values.margin, values.gradient_norm) == (3.0, 2.0, 1.0, 7.0)
+    assert (values.active_positives, values.active_negatives) == (0.5, 0.25)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (7, "gradient")])
+def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, place: int, what: str) -> None:
+    values = torch.tensor(FINE)
+    values[place] = value
+    expected = rf"the {what} of step 3 is not finite .*backbone 0\.001.*items are a, b,"
+    with pytest.raises(TrainingDiverged, match=expected):
+        guard(tmp_path).check(taken(3), values, now=False)
+    assert json.loads((tmp_path / "items_of_step_3.json").read_bytes()) == ["a", "b"]
+
+
+def test_a_scaled_gradient_may_overflow(tmp_path: Path) -> None:
+    """float16: the scaler skips such a step and lowers its scale."""
+    values = torch.tensor([*FINE[:7], float("inf")])
+    assert guard(tmp_path, gradient_may_overflow=True).check(taken(1), values, now=False)
+
+
+def test_several_steps_are_asked_for_at_once_and_each_is_known_by_its_number(tmp_path: Path) -> None:
+    """As on a GPU, where each question makes it wait."""
+    patient = guard(tmp_path)
+    patient._at_once = 3
+    assert patient.check(taken(1), torch.tensor(FINE), now=False) == []
+    assert patient.check(taken(2), torch.tensor(FINE), now=False) == []
+    assert [step.step for step, _ in patient.check(taken(3), torch.tensor(FINE), now=False)] == [1, 2, 3]
+    assert patient.check(taken(4), torch.tensor([float("nan")] * 8), now=False) == []
+    with pytest.raises(TrainingDiverged, match="of step 4 "):
+        patient.check(taken(5), torch.tensor(FINE), now=True)

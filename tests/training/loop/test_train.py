@@ -1,0 +1,206 @@
+"""A run: it learns, it repeats, it survives being killed, and it refuses what it cannot continue."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrieval.contract.manifest import Item
+from retrieval.errors import FailedPrecondition, InvalidInput, InvalidSettings, TooManyFailures, TrainingDiverged
+from tests.training.loop.conftest import TrainSmall
+from tests.training.loop.small import SMALL, Killed, assert_same_weights, kill_at, weights
+from training.config import TrainingConfig, parse_config
+from training.evaluate import Evaluation
+from training.loop import (
+    CHECKPOINT,
+    CONFIG,
+    EVALUATION,
+    EVENTS,
+    Observers,
+    StepReport,
+    load_finished,
+    read_evaluation,
+    train,
+)
+from training.provenance import DATA
+
+
+def test_training_beats_the_untrained_head_on_unseen_classes(
+    tmp_path: Path, tiny_config: TrainingConfig, training_items: list[Item], held_out_items: list[Item], run: Path
+) -> None:
+    untouched = replace(
+        tiny_config,
+        schedule=replace(tiny_config.schedule, steps=1, head_steps=0, learning_rate=0, head_learning_rate=0),
+    )
+    before = train(untouched, training_items, held_out_items, tmp_path / "run")
+    after = read_evaluation(run)
+    assert after is not None
+    assert after.r_at_1 > before.r_at_1
+    assert (after.n_images, after.n_classes, after.n_unreadable) == (70, 14, 0)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, step: int, small_config: TrainingConfig, train_small: TrainSmall, small_run: Path
+) -> None:
+    """Killed before, between and after checkpoints: bit for bit what the uninterrupted run gives."""
+    with pytest.raises(Killed):
+        train_small(small_config, tmp_path / "run", observers=kill_at(step))
+    assert not (tmp_path / "run" / EVALUATION).exists()
+    evaluation = train_small(small_config, tmp_path / "run", resume=True)
+    assert_same_weights(tmp_path / "run", small_run)
+    assert evaluation == read_evaluation(small_run)
+
+
+def test_resuming_is_exact_with_everything_the_loop_can_do(
+    tmp_path: Path, everything_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    """Running mean, best weights, bfloat16, chunks, accumulation and clipping come back as they were."""
+    whole = train_small(everything_config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train_small(everything_config, tmp_path / "run", observers=kill_at(4))
+    assert train_small(everything_config, tmp_path / "run", resume=True) == whole
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_steps_are_reported(tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall) -> None:
+    reports: list[StepReport] = []
+    messages: list[str] = []
+    train_small(small_config, tmp_path / "run", observers=Observers(step=reports.append, message=messages.append))
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    assert all(report.steps == 4 and report.images_per_s > 0 and 0 < report.waited < 1 for report in reports)
+    assert all(report.loss == pytest.approx(report.base + report.margin) for report in reports)
+    assert all(report.gradient_norm > 0 for report in reports)
+    assert reports[0].learning_rates == pytest.approx({"backbone": 1e-3, "head": 5e-3, "loss": 2e-2})
+    assert messages == ["40 images of 8 classes to train on"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        [CHECKPOINT, CONFIG, DATA, EVALUATION, EVENTS]
+    )
+
+
+def test_the_seed_decides(tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall) -> None:
+    short = replace(small_config, schedule=replace(small_config.schedule, steps=1, head_steps=1))
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        train_small(replace(short, seed=seed), tmp_path / name)
+    assert_same_weights(tmp_path / "first", tmp_path / "again")
+    first, other = weights(tmp_path / "first"), weights(tmp_path / "other")
+    assert not torch.equal(first[".embedder.head.weight"], other[".embedder.head.weight"])
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    """A learning rate of 0 learns nothing: the first evaluation stays the best, two more end the run."""
+    still = replace(
+        small_config,
+        schedule=replace(
+            small_config.schedule, steps=9, learning_rate=0, head_learning_rate=0, loss_learning_rate=0, weight_decay=0
+        ),
+        loop=replace(small_config.loop, evaluate_every=2, patience=2, checkpoint_every=100),
+    )
+    seen: list[tuple[int, Evaluation]] = []
+    observers = Observers(evaluation=lambda step, evaluation: seen.append((step, evaluation)))
+    evaluation = train_small(still, tmp_path / "run", observers=observers)
+    assert [step for step, _ in seen] == [2, 4, 6]
+    assert evaluation == seen[0][1] == read_evaluation(tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    assert (saved["step"], saved["stopping"]["step"], saved["stopping"]["over"]) == (6, 2, True)
+    (tmp_path / "run" / EVALUATION).unlink()
+    assert train_small(still, tmp_path / "run", resume=True) == evaluation
+
+
+def test_the_running_mean_is_what_is_evaluated_and_loaded(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    averaged = replace(small_config, loop=replace(small_config.loop, ema_decay=0.9))
+    evaluation = train_small(averaged, tmp_path / "run")
+    finished = load_finished(tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    mean, last = saved["average"]["module.head.weight"], saved["embedder"]["head.weight"]
+    assert torch.equal(finished.embedder.head.weight, mean)
+    assert not torch.equal(mean, last)
+    assert finished.evaluation == evaluation
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    """The message names step, values, rates and items; the checkpoint from before is whole."""
+    wild = replace(
+        small_config,
+        schedule=replace(small_config.schedule, warmup_steps=0, learning_rate=1e30, decay="constant"),
+        loop=replace(small_config.loop, checkpoint_every=1),
+    )
+    with pytest.raises(TrainingDiverged, match=r"of step 2 is not finite \(loss nan, base nan.*clip_norm") as caught:
+        train_small(wild, tmp_path / "run")
+    assert "backbone 1e+30, head 0.005, loss 0.02" in str(caught.value)
+    items = json.loads((tmp_path / "run" / "items_of_step_2.json").read_bytes())
+    assert len(items) == 8
+    assert f"Its items are {', '.join(items[:5])} and 3 more" in str(caught.value)
+    saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
+    assert saved["step"] == 1
+
+
+def test_classes_on_both_sides_are_pointed_out(
+    tmp_path: Path,
+    small_config: TrainingConfig,
+    train_small: TrainSmall,
+    training_items: list[Item],
+    held_out_items: list[Item],
+) -> None:
+    messages: list[str] = []
+    observers = replace(kill_at(1), message=messages.append)
+    with pytest.raises(Killed):
+        train_small(small_config, tmp_path / "run", held_out=held_out_items + training_items[:1], observers=observers)
+    assert messages[1].startswith("1 classes are trained on and validated on, for instance 'class_000'")
+
+
+def test_a_run_that_failed_at_once_can_be_repeated(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, training_items: list[Item]
+) -> None:
+    """Too many unreadable images; mended, the same command works."""
+    lost = replace(training_items[0], uri="file:///nowhere/lost.png")
+    with pytest.raises(TooManyFailures):
+        train_small(small_config, tmp_path / "run", items=[lost, *training_items[1:]])
+    with pytest.raises(Killed):
+        train_small(small_config, tmp_path / "run", observers=kill_at(1))
+
+
+def test_a_finished_run_is_left_as_it_is(
+    small_run: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    before = (small_run / CHECKPOINT).stat().st_mtime_ns
+    evaluation = train_small(small_config, small_run, resume=True)
+    assert evaluation == read_evaluation(small_run)
+    assert (small_run / CHECKPOINT).stat().st_mtime_ns == before
+
+
+def test_an_unfinished_run_cannot_be_used(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    with pytest.raises(Killed):
+        train_small(small_config, tmp_path / "run", observers=kill_at(3))
+    with pytest.raises(FailedPrecondition, match="stopped after step 2 of 4"):
+        load_finished(tmp_path / "run")
+    with pytest.raises(FailedPrecondition, match="holds no checkpoint"):
+        load_finished(tmp_path / "elsewhere")
+
+
+def test_what_does_not_fit_the_device_is_refused(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    half = replace(small_config, loop=replace(small_config.loop, precision="fp16"))
+    with pytest.raises(InvalidSettings, match=r"fp16 needs a GPU, found the device cpu"):
+        train_small(half, tmp_path / "run")
+
+
+def test_patience_without_evaluations_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match=r"loop\.patience needs loop\.evaluate_every"):
+        parse_config({**SMALL, "loop": {"patience": 3}}, source="test")
+
+
+def test_a_used_folder_needs_resume(small_run: Path, small_config: TrainingConfig, train_small: TrainSmall) -> None:
+    with pytest.raises(InvalidInput, match="--resume"):
+        train_small(small_config, small_run)

@@ -1,0 +1,80 @@
+"""What each of two processes does in the tests: train, agree on failures, and notice that the other one is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from retrieval.errors import InvalidInput, RetrievalError
+from training import cli
+from training.loop.divergence import Guard, TakenStep
+from training.loop.processes import Processes
+
+
+def main(folder: Path, second_port: str, *arguments: str) -> None:
+    """Run the command line with the arguments; then write down, a file for each process, what it saw."""
+    sys.argv = ["training", *arguments]
+    try:
+        cli.main()
+    except SystemExit as left:
+        if left.code:
+            raise
+    os.environ["MASTER_PORT"] = second_port
+    processes = Processes("cpu", "no")
+    found = {
+        "world": [processes.rank, processes.world, processes.is_main],
+        "gathered": processes.gather(torch.tensor([[float(processes.rank)]])).flatten().tolist(),
+        "collected": processes.collect([f"of {processes.rank}"]),
+        "told": processes.on_main(lambda: f"by {processes.rank}"),
+        "mean": averaged(processes),
+    }
+
+    def refuse() -> None:
+        raise InvalidInput(f"refused by {processes.rank}")
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    for name, work in (("refusal", refuse), ("failure", fail)):
+        try:
+            processes.on_main(work)
+        except (RetrievalError, ValueError) as error:
+            found[name] = [type(error).__name__, str(error)]
+    found["divergence"] = diverge(processes, folder)
+    (folder / f"{processes.rank}.json").write_text(json.dumps(found))
+    if processes.rank == 1:
+        os._exit(7)  # without a word, as one that the system ends for want of memory
+    with processes.together():
+        processes.gather(torch.zeros(1, 1))
+
+
+def averaged(processes: Processes) -> list[float]:
+    module = torch.nn.Linear(1, 1)
+    if processes.is_main:
+        module.weight.grad = torch.full((1, 1), 3.0)
+        module.bias.grad = torch.tensor([1.0])
+    else:
+        module.weight.grad = torch.full((1, 1), 5.0)
+    processes.average_gradients(module)
+    return [p.grad.item() for p in module.parameters() if p.grad is not None]
+
+
+def diverge(processes: Processes, folder: Path) -> str:
+    """Only the second process meets a loss that is no number."""
+    guard = Guard(processes, folder, gradient_may_overflow=False)
+    values = torch.ones(8)
+    if processes.rank == 1:
+        values[0] = float("nan")
+    try:
+        guard.check(TakenStep(step=9, learning_rates={}, ids=[f"item of {processes.rank}"]), values, now=True)
+    except RetrievalError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

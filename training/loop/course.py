@@ -1,0 +1,132 @@
+"""The course of a run from its first step to its last: batches in, steps, evaluations, checkpoints."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from retrieval.contract.manifest import Item
+from retrieval.contract.preprocessing import Preprocessing
+from training.config import TrainingConfig
+from training.data import Batch, TrainingImages, batches
+from training.evaluate import Evaluation, evaluate_items
+from training.loop.divergence import Guard, TakenStep
+from training.loop.embedding import embedding_function
+from training.loop.events import EventLog
+from training.loop.processes import Processes
+from training.loop.runs import EVENTS, write_checkpoint
+from training.loop.state import TrainingState
+from training.loop.steps import Stepper
+from training.loop.watching import Observers, Watch
+
+
+class Course:
+    """Takes the steps that are left, evaluates on `validation`, and saves into the folder of the run.
+
+    All processes follow the same course; the main one alone evaluates, saves and reports. fingerprint: digest of the
+    items to train on.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        config: TrainingConfig,
+        preprocessing: Preprocessing,
+        validation: Sequence[Item],
+        folder: Path,
+        fingerprint: str,
+        processes: Processes,
+        observers: Observers,
+    ) -> None:
+        self._state = state
+        self._config = config
+        self._preprocessing = preprocessing
+        self._validation = validation
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._processes = processes
+        self._observers = observers
+
+    def run(self, images: TrainingImages) -> Evaluation:
+        """To the end of the schedule, or until evaluations stop getting better; what the weights to keep are worth."""
+        with closing(self._draw(images)) as drawn, self._watch(images) as watch:
+            self._take_steps(drawn, watch)
+            return self._processes.on_main(lambda: self._state.stopping.evaluation or self._evaluate(watch))
+
+    def save(self) -> None:
+        """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
+        self._processes.on_main(
+            lambda: write_checkpoint(self._folder, self._state.state_dict(), self._config, self._fingerprint)
+        )
+
+    def _take_steps(self, drawn: Iterator[Batch], watch: Watch) -> None:
+        state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
+        stepper = Stepper(state, self._processes, self._config)
+        guard = Guard(self._processes, self._folder, gradient_may_overflow=state.scaler is not None)
+        while state.step < n_steps and not state.stopping.over:
+            with watch.waiting():
+                parts = list(islice(drawn, loop.accumulate))
+            self._report_unreadable(parts)
+            rates = stepper.set_learning_rates()
+            values = stepper.measure(parts)
+            number = state.step + 1
+            must_evaluate = loop.evaluate_every > 0 and (number % loop.evaluate_every == 0 or number == n_steps)
+            must_save = number % loop.checkpoint_every == 0 or number == n_steps
+            taken = TakenStep(step=number, learning_rates=rates, ids=[name for part in parts for name in part.ids])
+            known = guard.check(taken, values, now=must_evaluate or must_save)
+            stepper.descend(values[-1])
+            state.step = number
+            watch.report(known)
+            with watch.pausing():
+                if must_evaluate:
+                    state.stopping.over = self._processes.on_main(lambda: self._consider(watch))
+                    state.embedder.train()
+                if must_save or state.stopping.over:
+                    self.save()
+
+    def _evaluate(self, watch: Watch) -> Evaluation:
+        evaluation = evaluate_items(
+            self._validation,
+            embedding_function(self._state.evaluated),
+            self._preprocessing,
+            max_unreadable=self._config.data.max_unreadable,
+            progress=self._observers.evaluated,
+        )
+        watch.evaluated(self._state.step, evaluation)
+        return evaluation
+
+    def _consider(self, watch: Watch) -> bool:
+        """Evaluate; whether that ends the run."""
+        state = self._state
+        state.stopping.consider(state.step, self._evaluate(watch), state.evaluated, self._config.loop)
+        return state.stopping.over
+
+    def _draw(self, images: TrainingImages) -> Generator[Batch]:
+        """This process's shares of the batches of the steps to come, so many a step as are accumulated."""
+        schedule, n = self._config.schedule, self._config.loop.accumulate
+        long = replace(self._config, schedule=replace(schedule, steps=n * schedule.steps))
+        rank, world = self._processes.rank, self._processes.world
+        return batches(images, long, self._preprocessing, first=n * self._state.step, rank=rank, world=world)
+
+    def _report_unreadable(self, parts: Sequence[Batch]) -> None:
+        for part in parts:
+            for failure in part.unreadable:
+                self._observers.message(f"skipped {failure.item.uri}: {failure.reason}")
+
+    @contextmanager
+    def _watch(self, images: TrainingImages) -> Iterator[Watch]:
+        """Tell the observers and TensorBoard, in the main process; nobody in the others."""
+        schedule = self._config.schedule
+        n_images = count_images(images, self._config) * self._config.loop.accumulate
+        if not self._processes.is_main:
+            yield Watch([], steps=schedule.steps, n_images=n_images)
+            return
+        log = EventLog(self._folder / EVENTS, first=self._state.step, message=self._observers.message)
+        with closing(log) as events:
+            yield Watch([self._observers, events], steps=schedule.steps, n_images=n_images)
+
+
+def count_images(images: TrainingImages, config: TrainingConfig) -> int:
+    """Images of one batch, over all processes."""
+    return min(config.schedule.classes, len(images.classes)) * config.schedule.images

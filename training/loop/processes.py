@@ -1,0 +1,146 @@
+"""The processes that train together, one per device: who speaks for them, and how they agree.
+
+Decides device and precision, through Accelerate. Whatever only one process does, all learn how it ended, so that none
+waits for a message that never comes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Literal, TypeVar, cast
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+from accelerate.utils import (  # type: ignore[import-untyped]
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings, RetrievalError, Unavailable
+
+T = TypeVar("T")
+
+# Longer than the main process may take to evaluate or to write, while the others wait for its word.
+_LONGEST_WAIT = timedelta(hours=1)
+
+
+class Processes:
+    """This process among those that train together.
+
+    rank: from 0, the main process, which alone writes, evaluates and reports; world: how many there are.
+    """
+
+    def __init__(self, device: str, precision: Literal["no", "bf16", "fp16"]) -> None:
+        target = select_device(device)
+        if precision == "fp16" and target.type == "cpu":
+            raise InvalidSettings("loop.precision: fp16 needs a GPU, found the device cpu: use bf16 or no")
+        # Accelerate keeps device and precision for the life of the process; another run in it may want others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            cpu=target.type == "cpu",
+            mixed_precision=precision,
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        )
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, Unavailable is raised where another process ends while this one waits for it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not _is_lost_connection(error):
+                raise
+            raise Unavailable(
+                f"another process of this run is gone, found by process {self.rank}: its own message, or the system's "
+                "log, says why. When that is mended, go on with --resume"
+            ) from error
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the main process, in all of them. What it raises there is raised in all of them."""
+        if self.world == 1:
+            return work()
+        if not self.is_main:
+            result, error = broadcast_object_list([None, None])
+            if error is not None:
+                raise error
+            return cast(T, result)
+        try:
+            result = work()
+        except RetrievalError as error:
+            broadcast_object_list([None, error])
+            raise
+        except Exception as error:
+            broadcast_object_list([None, Unavailable(f"the main process failed, its trace says where: {error!r}")])
+            raise
+        broadcast_object_list([result, None])
+        return result
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows [n, ...] of each process, n alike, one after another: [world * n, ...]."""
+        gathered: Tensor = self.accelerator.gather(rows)
+        return gathered
+
+    def collect(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, one process after another."""
+        return list(gather_object(list(texts)))
+
+    def share(self, n: int) -> slice:
+        """This process's part of n things in a row; n is a multiple of the number of processes."""
+        part = n // self.world
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, whose gradients are averaged over the processes when there are several."""
+        if self.world == 1:
+            return module
+        devices = None if self.device.type == "cpu" else [self.device.index]
+        # Buffers are frozen statistics, or alike on all processes already.
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+
+    def without_sync(self, model: nn.Module, *, when: bool) -> AbstractContextManager[None]:
+        """Within it, when asked to, the gradients of a wrapped model stay this process's own."""
+        without: AbstractContextManager[None] = self.accelerator.no_sync(model) if when else nullcontext()
+        return without
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Replace the gradients of a module that is not wrapped by their mean over the processes."""
+        if self.world == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(own, reduction="mean")
+
+
+def select_device(name: str) -> torch.device:
+    """cpu, cuda, or auto: cuda where present. Raises DeviceUnavailable where cuda is asked for and missing."""
+    if name not in ("cpu", "cuda", "auto"):
+        raise InvalidInput(f"device: expected cpu, cuda or auto, found {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable("device cuda was asked for, but torch finds none: use --device cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Gloo knows no class of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for those that train together; true where there is only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def leave_processes() -> None:
+    """Part from the other processes, all of them at the end of their work; nothing where there are none."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,56 @@
+"""The optimiser and how its learning rates change over the steps."""
+
+import math
+from typing import Any
+
+import torch
+
+from training.config import ScheduleConfig
+from training.losses import TrainingLoss
+from training.model import Embedder, parameter_groups
+
+
+def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
+    """Share of the peak learning rate at `step` (from 0): a linear rise over the warm-up, then `schedule.decay`.
+
+    >>> [round(learning_rate_factor(step, ScheduleConfig(steps=6, warmup_steps=2)), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    >>> stairs = ScheduleConfig(steps=4, warmup_steps=0, decay="step")
+    >>> [round(learning_rate_factor(step, stairs), 2) for step in range(4)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.decay == "cosine":
+        done = (step - schedule.warmup_steps) / max(schedule.steps - schedule.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule.decay == "step":
+        return schedule.step_factor ** sum(step >= share * schedule.steps for share in schedule.step_at)
+    return 1.0
+
+
+def create_optimizer(embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """AdamW, whose groups keep their highest learning rate in `peak` and what they belong to in `part`."""
+    backbone = set(embedder.backbone.parameters())
+    groups = [
+        {**group, "part": "backbone" if group["params"][0] in backbone else "head"}
+        for group in parameter_groups(embedder, schedule)
+    ]
+    return torch.optim.AdamW([*groups, loss_group(loss, schedule)], weight_decay=schedule.weight_decay)
+
+
+def loss_group(loss: TrainingLoss, schedule: ScheduleConfig) -> dict[str, Any]:
+    """What the loss owns, as a group of an optimiser."""
+    # Proxies are directions: decaying their length only changes how fast they turn.
+    parameters = list(loss.parameters())
+    return {"part": "loss", "params": parameters, "peak": schedule.loss_learning_rate, "weight_decay": 0.0}
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> dict[str, float]:
+    """Give each group its learning rate at `step`, whatever went before; the highest of each part."""
+    factor = learning_rate_factor(step, schedule)
+    highest: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+        highest[group["part"]] = max(group["lr"], highest.get(group["part"], 0.0))
+    return highest

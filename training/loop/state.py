@@ -1,0 +1,99 @@
+"""What training changes from step to step: all of it goes into a checkpoint, and comes back from it.
+
+Random choices are functions of seed and step and need no place in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from retrieval.errors import InvalidInput
+from training.loop.stopping import Stopping
+from training.losses import TrainingLoss
+from training.model import Embedder
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingState:
+    """step: how many were taken. scaler: of float16 gradients; average: of the weights; None where there is none."""
+
+    embedder: Embedder
+    loss: TrainingLoss
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    average: AveragedModel | None = None
+    stopping: Stopping = field(default_factory=Stopping)
+    step: int = 0
+
+    @property
+    def evaluated(self) -> Embedder:
+        """The embedder whose quality counts: the running mean where there is one."""
+        if self.average is None:
+            return self.embedder
+        return cast(Embedder, self.average.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, and in "final" the weights to evaluate and export."""
+        final = self.stopping.weights or self.evaluated.state_dict()
+        return {
+            "step": self.step,
+            "embedder": self.embedder.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "final": final,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Become what `state_dict` was taken of, read from `path`. Raises InvalidInput where the weights do not fit."""
+        load_weights(self.embedder, saved["embedder"], path)
+        load_weights(self.loss, saved["loss"], path)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            load_weights(self.average, saved["average"], path)
+        self.stopping.load_state_dict(saved["stopping"])
+        self.step = saved["step"]
+
+
+def load_weights(module: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
+    """Give the module the weights saved in `path`. Raises InvalidInput, saying what differs, where they do not fit."""
+    wanted = module.state_dict()
+    problems = [f"{key} is missing" for key in wanted if key not in saved]
+    problems += [f"{key} is not known here" for key in saved if key not in wanted]
+    problems += [
+        f"{key} has the shape {list(saved[key].shape)}, expected {list(value.shape)}"
+        for key, value in wanted.items()
+        if isinstance(value, Tensor) and key in saved and saved[key].shape != value.shape  # others are extra state
+    ]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InvalidInput(
+            f"{path} is of another architecture: {'; '.join(problems[:3])}{more}. Use the versions of the libraries "
+            "that it was trained with, or train in a new folder"
+        )
+    module.load_state_dict(saved)
+
+
+def count_bytes(state: object) -> int:
+    """Size of the tensors in a state, each counted once."""
+    seen: dict[int, int] = {}
+    parts = [state]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Tensor):
+            storage = part.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list | tuple):
+            parts += part
+    return sum(seen.values())

@@ -1,0 +1,124 @@
+"""The training run: first the head alone, then step after step, evaluations on the way or at the end.
+
+Leaves what is on disk to `runs.py`, the steps to `course.py`, pixels to `training.data`. Every random choice is a
+function of seed and step, so that a resumed run ends where an uninterrupted one would.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from retrieval.contract.canonical import digest_json
+from retrieval.contract.manifest import Item
+from retrieval.errors import InvalidSettings
+from training.config import TrainingConfig
+from training.data import TrainingImages, open_training_images, remarks
+from training.evaluate import Evaluation
+from training.loop.average import average_weights
+from training.loop.course import Course, count_images
+from training.loop.head import train_head
+from training.loop.processes import Processes
+from training.loop.runs import CHECKPOINT, open_run, read_checkpoint, read_evaluation, write_evaluation
+from training.loop.schedule import create_optimizer
+from training.loop.state import TrainingState
+from training.loop.steps import prepare_batch_norms
+from training.loop.watching import SILENT, Observers
+from training.losses import TrainingLoss
+from training.model import Embedder, create_embedder
+from training.provenance import record_data
+
+
+def train(
+    config: TrainingConfig,
+    items: Sequence[Item],
+    validation: Sequence[Item],
+    run: Path,
+    *,
+    device: str = "cpu",
+    resume: bool = False,
+    observers: Observers = SILENT,
+) -> Evaluation:
+    """Train an embedder on `items` and evaluate it on `validation`, which should share no class with them.
+
+    `run` is a new folder, or with `resume` that of an earlier run with the same configuration and items; a finished run
+    is left as it is. Called in each of the processes that `torchrun` or `accelerate launch` started, it trains in all
+    of them together, as one process would with the same batch; only the main one calls the observers.
+
+    Raises InvalidInput where the folder or its checkpoint does not fit, InvalidSettings where the configuration does
+    not fit itself or the device, NotEnoughEvidence where there are too few images, TooManyFailures where too many of
+    them cannot be read, TrainingDiverged where loss or gradient is not finite, OutOfSpace where a checkpoint cannot
+    be written, Unavailable where another process is gone.
+    """
+    processes = Processes(device, config.loop.precision)
+    observers = observers if processes.is_main else SILENT
+    fingerprint = digest_json([[item.id, item.label] for item in items])
+    with processes.together():
+        processes.on_main(lambda: open_run(run, config, fingerprint, resume=resume))
+        if (finished := read_evaluation(run)) is not None:
+            observers.message(f"{run} is finished already")
+            return finished
+        saved = read_checkpoint(run)
+
+        torch.manual_seed(config.seed)
+        embedder, preprocessing = create_embedder(config.model, config.input)
+        prepare_batch_norms(embedder, processes, chunk_images=config.loop.chunk_images)
+        images = open_training_images(items, preprocessing, config.data, cache=run, progress=observers.read)
+        _describe(images, config, validation, observers.message)
+        _check_batch(images, config, processes)
+        n_classes, dimension = len(images.classes), config.model.dimension
+        loss = TrainingLoss(config.loss, n_classes=n_classes, dimension=dimension, steps=config.schedule.steps)
+        embedder.to(processes.device)
+        loss.to(processes.device)
+        if saved is None:
+            train_head(embedder, loss, images, preprocessing, config, processes, progress=observers.head)
+        state = _begin(embedder, loss, config, processes)
+
+        course = Course(state, config, preprocessing, validation, run, fingerprint, processes, observers)
+        if saved is None:
+            course.save()
+        else:
+            state.load_state_dict(saved, run / CHECKPOINT)
+            observers.message(f"resumed after step {state.step}")
+        evaluation = course.run(images)
+        processes.on_main(lambda: _finish(run, items, validation, evaluation))
+        return evaluation
+
+
+def _begin(embedder: Embedder, loss: TrainingLoss, config: TrainingConfig, processes: Processes) -> TrainingState:
+    """The state before the first step."""
+    decay = config.loop.ema_decay
+    return TrainingState(
+        embedder=embedder,
+        loss=loss,
+        optimizer=create_optimizer(embedder, loss, config.schedule),
+        scaler=processes.accelerator.scaler,
+        average=average_weights(embedder, decay=decay) if decay else None,
+    )
+
+
+def _finish(run: Path, items: Sequence[Item], validation: Sequence[Item], evaluation: Evaluation) -> None:
+    record_data(run, items, validation)
+    write_evaluation(run, evaluation)
+
+
+def _check_batch(images: TrainingImages, config: TrainingConfig, processes: Processes) -> None:
+    """Raises InvalidSettings where the processes cannot share a batch evenly."""
+    batch = count_images(images, config)
+    if batch % processes.world:
+        raise InvalidSettings(
+            f"a batch of {batch} images cannot be shared evenly by {processes.world} processes: change "
+            "schedule.classes or schedule.images, or the number of processes"
+        )
+
+
+def _describe(
+    images: TrainingImages, config: TrainingConfig, validation: Sequence[Item], message: Callable[[str], None]
+) -> None:
+    for line in remarks(images, config.schedule):
+        message(line)
+    if shared := sorted({item.label for item in validation} & set(images.classes)):
+        message(
+            f"{len(shared)} classes are trained on and validated on, for instance {shared[0]!r}: "
+            "the result will look better than it is on new classes"
+        )
