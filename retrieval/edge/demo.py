@@ -25,7 +25,7 @@ _STOP_S = 20.0
 _GO_ON = """
 Go on with your own images, a folder with one sub-folder per class or a table with the columns id, uri, label:
   training split MY_IMAGES --out my
-  training train --data my/train.csv --validation my/cohort.csv --out run && training export run --out bundle
+  training train --data my/train.csv --validation my/validation.csv --out run && training export run --out bundle
   retrieval calibrate --bundle bundle --data my/calibration.csv --cohort my/train.csv --far 0.01 --activate
   retrieval worker &  retrieval serve &
   retrieval reindex my_catalog my/new.csv

@@ -56,7 +56,7 @@ def main() -> None:
             for cache, workers in LOADING:
                 data = replace(config.data, cache=cache, workers=workers)  # type: ignore[arg-type]  # of LOADING
                 images = open_training_images(
-                    items, preprocessing, data, cache=Path(folder) / "cache", progress=lambda done, total: None
+                    items, preprocessing, data, cache=Path(folder), progress=lambda done, total: None
                 )
                 cases[f"cache {cache}, workers {workers}"] = partial(
                     measure, images, replace(config, data=data), preprocessing, step

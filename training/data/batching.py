@@ -6,17 +6,21 @@ whatever the number of workers and of training processes.
 
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from types import TracebackType
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import InvalidInput, TooManyFailures
@@ -214,10 +218,22 @@ def _by_workers(maker: _Maker, plans: Iterator[_Plan], n_workers: int) -> Genera
         # Forked, a worker has the images at hand, the file without a name among them.
         multiprocessing_context="fork",
     )
-    yield from loader
+    iterator = cast(_MultiProcessingDataLoaderIter, iter(loader))
+    try:
+        yield from iterator
+    finally:
+        # It would end them when it is forgotten, but the trace of an error remembers it to the end of the process.
+        iterator._shutdown_workers()
 
 
 def _begin_worker(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal: the main one ends its workers, who have nothing to say of it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.excepthook = _tell_unless_left
+
+
+def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell of an error in a worker's thread, unless it is that the main process went while it took over a batch."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing, preprocess
-from retrieval.errors import RetrievalError, TooManyFailures
+from retrieval.errors import InvalidInput, RetrievalError, TooManyFailures
 
 Progress = Callable[[int, int], None]
 
@@ -72,8 +72,11 @@ def read_item(item: Item, preprocessing: Preprocessing) -> NDArray[np.float32] |
 
 
 def fetch(uri: str) -> bytes:
-    """The bytes at a path or an fsspec URL. Raises OSError where there are none."""
-    filesystem, path = fsspec.core.url_to_fs(uri)
+    """The bytes at a path or an fsspec URL. Raises OSError where there are none, InvalidInput where it is no URL."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+        raise InvalidInput(f"{uri} cannot be opened: {error}") from error
     data: bytes = filesystem.cat_file(path)
     return data
 

@@ -8,6 +8,7 @@ import errno
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def open_training_images(
 ) -> TrainingImages:
     """The items to draw from. With `config.cache` "decoded" each is decoded now, into a file without a name.
 
-    The file lies in the folder of `cache` and is gone with the process, however that ends. Raises InvalidInput where
+    The file lies in the folder `cache` and is gone with the process, however that ends. Raises InvalidInput where
     an item has no label or the disk has no room, NotEnoughEvidence where there are fewer than two classes or no class
     has two images, TooManyFailures as `read_items` does.
     """
@@ -144,22 +145,20 @@ def _labelled(
     return TrainingImages(tuple(items), labels.astype(np.int64), tuple(map(str, classes)), whole, pixels, unreadable)
 
 
-def _nameless_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _nameless_file(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """An array in a file that has no name: nothing stays behind, however the run ends."""
     needed = math.prod(shape)
     try:
-        with path.open("xb") as file:
-            if needed > shutil.disk_usage(path.parent).free:  # asked first: reserving fills the disk before it fails
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if needed > shutil.disk_usage(folder).free:  # asked first: reserving fills the disk before it fails
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             # Writing to a mapped page that the disk has no room for kills the process instead of raising.
             os.posix_fallocate(file.fileno(), 0, needed)
-        return np.memmap(path, mode="r+", dtype=np.uint8, shape=shape)
+            return np.memmap(file, mode="r+", dtype=np.uint8, shape=shape)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         raise InvalidInput(
-            f"{path.parent}: decoded images need {needed:,} bytes, {shutil.disk_usage(path.parent).free:,} are free: "
-            'make room, lower input.resize, or set data.cache = "none" to decode images each time they are drawn'
+            f"{folder}: decoded images need {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free: make room, "
+            'lower input.resize, or set data.cache = "none" to decode images each time they are drawn'
         ) from error
-    finally:
-        path.unlink(missing_ok=True)

@@ -64,9 +64,7 @@ def train(
         torch.manual_seed(config.seed)
         embedder, preprocessing = create_embedder(config.model, config.input)
         prepare_batch_norms(embedder, processes, chunk_images=config.loop.chunk_images)
-        # Each process draws from all images, and needs a file of its own name while it makes it.
-        cache = run / f".pixels-{processes.rank}"
-        images = open_training_images(items, preprocessing, config.data, cache=cache, progress=observers.read)
+        images = open_training_images(items, preprocessing, config.data, cache=run, progress=observers.read)
         _describe(images, config, validation, observers.message)
         _check_batch(images, config, processes)
         n_classes, dimension = len(images.classes), config.model.dimension

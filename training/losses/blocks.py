@@ -115,7 +115,8 @@ def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
 def condense(active: Active, *, keep: bool) -> Active | Few | None:
     """What is kept of a block until its gradient is wanted: a list if that is short, else the masks, or nothing.
 
-    keep: whether masks may be kept. How many are active is known without waiting on a CPU only; elsewhere the dense product is fast enough.
+    keep: whether masks may be kept. How many are active is known without waiting on a CPU only; elsewhere the dense
+    product is fast enough.
     """
     n_pairs = active.positives.numel()
     if active.positives.device.type == "cpu" and n_pairs >= _SPARSE_FROM:

@@ -55,7 +55,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def _row_counts(n_rows: int, world: int, device: torch.device) -> list[int]:
     counts = torch.empty(world, dtype=torch.int64, device=device)
-    distributed.all_gather([counts[rank] for rank in range(world)], torch.tensor(n_rows, device=device))
+    distributed.all_gather([counts[rank : rank + 1] for rank in range(world)], torch.tensor([n_rows], device=device))
     return [int(count) for count in counts.tolist()]
 
 

@@ -6,7 +6,7 @@ Decides which names and options a configuration may use and says what is wrong w
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from types import ModuleType
 from typing import Any
 
@@ -73,6 +73,8 @@ _OBJECTS = frozenset(
     }
 )
 _SIZES = frozenset({"num_classes", "embedding_size", "descriptors_dim"})
+# Of these the library takes any other value for the first.
+_CHOICES = {"type_of_triplets": ("all", "hard", "semihard", "easy")}
 _COUNTS = ("num_", "n_", "pos_per_", "neg_per_", "centers_per_", "sub_centers")
 
 
@@ -148,8 +150,8 @@ def _problems(
             yield f"{name} takes an object, which a configuration cannot hold; the library's default is used"
         elif name not in usable:
             yield f"unknown argument {name!r}, accepted: {', '.join(usable) or 'none'}" + suggestion(name, usable)
-        elif (expected := _expected(usable[name])) and not _fits(value, expected):
-            yield f"{name} takes {expected}, found {value!r}"
+        elif not _fits(value, _expected(usable[name]), _CHOICES.get(name)):
+            yield f"{name} takes {_expected(usable[name])}, found {value!r}"
     for name, argument in usable.items():
         if argument.default is argument.empty and name not in options:
             yield f"{name} is missing, it has no default"
@@ -170,11 +172,13 @@ def _arguments(cls: type) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _expected(argument: inspect.Parameter) -> str | None:
-    """What kind of value an argument takes, judged by its default; the library rarely says. None: cannot be told."""
+def _expected(argument: inspect.Parameter) -> str:
+    """What kind of value an argument takes, judged by its name and default; the library rarely says."""
     default: Any = argument.default
     if argument.name == "triplets_per_anchor":
         return 'a count or "all"'
+    if argument.name in _CHOICES:
+        return f"one of {', '.join(_CHOICES[argument.name])}"
     if isinstance(default, bool):
         return "true or false"
     if isinstance(default, str):
@@ -184,7 +188,9 @@ def _expected(argument: inspect.Parameter) -> str | None:
     return "a number"
 
 
-def _fits(value: float | int | str | bool, expected: str) -> bool:
+def _fits(value: float | int | str | bool, expected: str, choices: Sequence[str] | None) -> bool:
+    if choices is not None:
+        return value in choices
     is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
     match expected:
         case "true or false":

@@ -28,7 +28,7 @@ class SmoothAPLoss(nn.Module):
 
     temperature: of the sigmoid that stands for "is ranked before".
 
-    Source: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020, equation 7.
+    Source: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020.
     """
 
     def __init__(self, temperature: float = 0.01) -> None:
@@ -59,8 +59,8 @@ class RecallAtKSurrogateLoss(nn.Module):
     k: values separated by commas or blanks. rank_temperature: of the sigmoid that stands for "is ranked before";
     cut_temperature: of the one that stands for "has a rank of at most k".
 
-    Source: Patel et al., "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022, equations 3 to
-    7, without the mixup.
+    Source: Patel et al., "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022, without
+    the mixup.
     """
 
     def __init__(self, k: str = "1,2,4,8,16", rank_temperature: float = 0.01, cut_temperature: float = 1.0) -> None:
@@ -79,7 +79,7 @@ class RecallAtKSurrogateLoss(nn.Module):
 
         def rank(rows: Tensor, query: Tensor, item: Tensor) -> Tensor:
             before = _comes_before(rows, query, item, self.rank_temperature)
-            return 1 + before.sum(1) - before[torch.arange(len(query)), query]
+            return 1 + before.sum(1) - before.gather(1, query[:, None])[:, 0]
 
         ranks = _in_parts(rank, similarities, query, item)
         n_positives = same.sum(1)

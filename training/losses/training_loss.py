@@ -61,7 +61,7 @@ class TrainingLoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
             batch = gather(rows, labels)
-            with _same_draws(step):
+            with _same_draws(step, rows.device):
                 base = self._base(batch)
             positive_margin, negative_margin = self.margins(batch.embeddings.detach(), batch.labels, step=step)
             margin = self._margin(batch, positive_margin, negative_margin, step)
@@ -116,11 +116,11 @@ class TrainingLoss(nn.Module):
 
 
 @contextlib.contextmanager
-def _same_draws(step: int) -> Iterator[None]:
+def _same_draws(step: int, device: torch.device) -> Iterator[None]:
     """Among several processes, let losses and miners that draw at random draw alike on each; else leave them alone."""
     if not is_distributed():
         yield
         return
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(step)
         yield

@@ -34,7 +34,7 @@ def configured(**sections: Any) -> TrainingConfig:
 
 def opened(items: list[Item], tmp_path: Path, config: TrainingConfig | None = None) -> TrainingImages:
     data = (config or configured()).data
-    return open_training_images(items, PREPROCESSING, data, cache=tmp_path / "cache", progress=ignore)
+    return open_training_images(items, PREPROCESSING, data, cache=tmp_path, progress=ignore)
 
 
 @pytest.fixture

@@ -50,8 +50,9 @@ def _uri(source: str, kind: str, name: str) -> str:
     return source.replace("zip://", f"zip://{name}") if kind == "zip" else f"{source}/{name}"
 
 
-def test_a_missing_file_is_unreadable(training_items: list[Item]) -> None:
-    lost = Item(id="lost", uri="file:///nowhere/lost.png", label="x", attributes={})
+@pytest.mark.parametrize("uri", ["file:///nowhere/lost.png", "nonsense://lost.png", "zip://a.png::file:///nowhere.zip"])
+def test_a_missing_file_is_unreadable(training_items: list[Item], uri: str) -> None:
+    lost = Item(id="lost", uri=uri, label="x", attributes={})
     (batch,) = read_items([*training_items, lost], PREPROCESSING, max_unreadable=0.1, progress=ignore)
     assert [failure.item.id for failure in batch.unreadable] == ["lost"]
     assert len(batch.items) == len(batch.pixels) == len(training_items)

@@ -88,7 +88,7 @@ def test_a_disk_without_room_is_refused_before_it_is_filled(training_items: list
     vast = replace(PREPROCESSING, resize=3_000_000)
     n_bytes = f"{len(training_items) * 3_000_000**2 * 3:,}"
     with pytest.raises(InvalidInput, match=rf'need {n_bytes} bytes, .* data\.cache = "none"'):
-        open_training_images(training_items, vast, configured().data, cache=tmp_path / "cache", progress=ignore)
+        open_training_images(training_items, vast, configured().data, cache=tmp_path, progress=ignore)
     assert list(tmp_path.iterdir()) == []
 
 

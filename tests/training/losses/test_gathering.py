@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.training.losses.processes import CASES, N, run_alone, run_together
 from training.losses import gather
 
 
+# Two new interpreters import torch: seconds on idle cores, more beside other work.
+@pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Value, active shares, margins, and after data-parallel averaging the gradient of model and proxies.
 

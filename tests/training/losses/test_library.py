@@ -138,6 +138,8 @@ def test_all_problems_come_at_once() -> None:
 def test_wrong_miner_options_are_refused() -> None:
     with pytest.raises(InvalidSettings, match=r"loss\.base\.miner_options of HDCMiner: unknown argument 'share'"):
         create_miner(BaseLossConfig(miner="HDCMiner", miner_options={"share": 0.5}))
+    with pytest.raises(InvalidSettings, match="type_of_triplets takes one of all, hard, semihard, easy, found 'hrad'"):
+        create_miner(BaseLossConfig(miner="TripletMarginMiner", miner_options={"type_of_triplets": "hrad"}))
     with pytest.raises(InvalidSettings, match="allowed_pos_range takes an object"):
         create_miner(BaseLossConfig(miner="BatchEasyHardMiner", miner_options={"allowed_pos_range": 0.5}))
     with pytest.raises(InvalidSettings, match="expected none without a miner"):

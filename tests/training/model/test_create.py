@@ -19,6 +19,7 @@ SMALL = InputConfig(resize=32, crop=32)
         ("torchvision/resnet18", 512),
         ("timm/mobilenetv3_small_050", 1024),
         ("timm/resnet10t", 512),
+        ("timm/vit_tiny_patch16_224", 192),
     ],
 )
 def test_a_backbone_gives_an_embedder_of_unit_rows(name: str, n_features: int) -> None:
@@ -47,6 +48,7 @@ def test_packaged_weights_are_loaded() -> None:
         ("efficientnet-light0", "did you mean efficientnet-lite0"),
         ("torchvision/resnet5", "torchvision has no model 'resnet5'; did you mean resnet50"),
         ("timm/resnet5", "timm has no model 'resnet5'; did you mean resnet50"),
+        ("timm/resnet18.a1_in2k", "timm has no weights 'a1_in2k' of resnet18, only .*; did you mean a1_in1k"),
         (
             "resnet50",
             "expected efficientnet-lite0, efficientnet-lite1, efficientnet-lite2, torchvision/NAME or timm/NAME",

@@ -36,7 +36,7 @@ def settings_by_name(embedder: Embedder, schedule: ScheduleConfig = SCHEDULE) ->
             "torchvision/resnet18",
             ["conv1.weight", *(f"layer{n}.{block}.conv1.weight" for n in (1, 2, 3, 4) for block in (0, 1))],
         ),
-        ("timm/vit_tiny_patch16_224", ["cls_token", *(f"blocks.{n}.mlp.fc1.weight" for n in range(12))]),
+        ("timm/test_vit", ["cls_token", *(f"blocks.{n}.mlp.fc1.weight" for n in range(6))]),
     ],
 )
 def test_each_block_learns_more_slowly_than_the_next(backbone: str, lowest_to_highest: list[str]) -> None:
@@ -66,7 +66,7 @@ def test_blocks_beside_each_other_in_the_network_are_levels_too() -> None:
 
 
 def test_vectors_positions_and_tokens_are_not_decayed() -> None:
-    for backbone in ("timm/vit_tiny_patch16_224", "torchvision/resnet18"):
+    for backbone in ("timm/test_vit", "torchvision/resnet18"):
         found = settings_by_name(embedder_of(backbone))
         for name, (_, decay) in found.items():
             vector = name.endswith((".bias", "pos_embed", "cls_token")) or "norm" in name or ".bn" in name
@@ -74,7 +74,7 @@ def test_vectors_positions_and_tokens_are_not_decayed() -> None:
 
 
 def test_without_decay_of_layers_there_is_one_rate_for_each_part() -> None:
-    embedder = embedder_of("timm/resnet10t", pooling="gem")
+    embedder = embedder_of("timm/test_resnet", pooling="gem")
     groups = parameter_groups(embedder, ScheduleConfig())
     assert sorted((group["peak"], group["weight_decay"]) for group in groups) == [
         (1e-3, 0.0),
@@ -86,7 +86,7 @@ def test_without_decay_of_layers_there_is_one_rate_for_each_part() -> None:
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
-    embedder = embedder_of("timm/resnet10t", frozen=("conv1", "layer1.0.bn1.weight"))
+    embedder = embedder_of("timm/test_resnet", frozen=("conv1", "layer1.0.bn1.weight"))
     found = settings_by_name(embedder)
     trained = {name for name, parameter in embedder.named_parameters() if parameter.requires_grad}
     assert found.keys() == trained
