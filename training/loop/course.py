@@ -52,7 +52,7 @@ class Course:
         """To the end of the schedule, or until evaluations stop getting better; what the weights to keep are worth."""
         with closing(self._draw(images)) as drawn, self._watch(images) as watch:
             self._take_steps(drawn, watch)
-            return self._processes.on_main(lambda: self._state.stopping.evaluation or self._evaluate(watch))
+            return self._processes.on_main(lambda: self._conclude(watch))
 
     def save(self) -> None:
         """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
@@ -85,22 +85,31 @@ class Course:
                 if must_save or state.stopping.over:
                     self.save()
 
-    def _evaluate(self, watch: Watch) -> Evaluation:
-        evaluation = evaluate_items(
+    def _evaluate(self) -> Evaluation:
+        return evaluate_items(
             self._validation,
             embedding_function(self._state.evaluated),
             self._preprocessing,
             max_unreadable=self._config.data.max_unreadable,
             progress=self._observers.evaluated,
         )
-        watch.evaluated(self._state.step, evaluation)
-        return evaluation
 
     def _consider(self, watch: Watch) -> bool:
         """Evaluate; whether that ends the run."""
-        state = self._state
-        state.stopping.consider(state.step, self._evaluate(watch), state.evaluated, self._config.loop)
+        state, evaluation = self._state, self._evaluate()
+        watch.evaluated(state.step, evaluation)
+        state.stopping.consider(state.step, evaluation, state.evaluated, self._config.loop)
         return state.stopping.over
+
+    def _conclude(self, watch: Watch) -> Evaluation:
+        """Evaluate the weights to keep."""
+        state = self._state
+        if state.stopping.weights is not None:
+            state.evaluated.load_state_dict(state.stopping.weights)
+            return self._evaluate()
+        evaluation = self._evaluate()
+        watch.evaluated(state.step, evaluation)
+        return evaluation
 
     def _draw(self, images: TrainingImages) -> Generator[Batch]:
         """This process's shares of the batches of the steps to come, so many a step as are accumulated."""

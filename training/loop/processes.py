@@ -47,6 +47,9 @@ class Processes:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
         self.device: torch.device = self.accelerator.device
+        # On a GPU the fastest convolution is found by trying, and may sum in another order each time.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process

@@ -1,10 +1,12 @@
 """When a run has learnt what it will: the evaluations while it trains, the best one, and how long ago it was."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from retrieval.errors import NotEnoughEvidence
 from training.config import LoopConfig
 from training.evaluate import Evaluation
 
@@ -25,8 +27,11 @@ class Stopping:
     over: bool = False
 
     def consider(self, step: int, evaluation: Evaluation, embedder: nn.Module, config: LoopConfig) -> None:
-        """Keep the weights if they are the best after `step` steps; else, out of patience, end the run."""
-        if self.evaluation is None or _is_better(evaluation, self.evaluation, config.stop_on):
+        """Keep the weights if they are the best after `step` steps; else, out of patience, end the run.
+
+        Raises NotEnoughEvidence where the evaluation lacks the metric that decides.
+        """
+        if _is_better(evaluation, self.evaluation, config.stop_on):
             self.step, self.evaluation, self.n_since = step, evaluation, 0
             self.weights = {key: value.detach().cpu().clone() for key, value in embedder.state_dict().items()}
         else:
@@ -37,7 +42,7 @@ class Stopping:
         """All of it, in types that a checkpoint may hold."""
         return {
             "step": self.step,
-            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
+            "evaluation": None if self.evaluation is None else json.dumps(asdict(self.evaluation)),
             "weights": self.weights,
             "n_since": self.n_since,
             "over": self.over,
@@ -47,10 +52,20 @@ class Stopping:
         """Become what `state_dict` was taken of."""
         found = state["evaluation"]
         self.step, self.n_since, self.over = state["step"], state["n_since"], state["over"]
-        self.evaluation = None if found is None else Evaluation(**found)
+        self.evaluation = None if found is None else Evaluation(**json.loads(found))
         self.weights = state["weights"]
 
 
-def _is_better(evaluation: Evaluation, best: Evaluation, metric: str) -> bool:
-    new, old = float(getattr(evaluation, metric)), float(getattr(best, metric))
+def _is_better(evaluation: Evaluation, best: Evaluation | None, metric: str) -> bool:
+    new = _value(evaluation, metric)
+    if best is None:
+        return True
+    old = _value(best, metric)
     return new < old if metric in _LOWER_IS_BETTER else new > old
+
+
+def _value(evaluation: Evaluation, metric: str) -> float:
+    value = getattr(evaluation, metric, None)
+    if value is None:
+        raise NotEnoughEvidence(f"loop.stop_on: {metric} cannot be measured on the validation images: choose another")
+    return float(value)

@@ -43,7 +43,8 @@ def train(
 
     `run` is a new folder, or with `resume` that of an earlier run with the same configuration and items; a finished run
     is left as it is. Called in each of the processes that `torchrun` or `accelerate launch` started, it trains in all
-    of them together, as one process would with the same batch; only the main one calls the observers.
+    of them together, as one process would with the same batch; only the main one calls the observers, and all of them
+    reach the folder.
 
     Raises InvalidInput where the folder or its checkpoint does not fit, InvalidSettings where the configuration does
     not fit itself or the device, NotEnoughEvidence where there are too few images, TooManyFailures where too many of

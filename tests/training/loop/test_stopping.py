@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from retrieval.errors import NotEnoughEvidence
 from training.config import LoopConfig
 from training.evaluate import Evaluation
 from training.loop.stopping import Stopping
@@ -53,6 +54,15 @@ def test_without_patience_it_never_ends() -> None:
     for step in range(50):
         stopping.consider(step, EVALUATION, nn.Linear(1, 1), LoopConfig(evaluate_every=1))
     assert not stopping.over
+
+
+def test_a_metric_that_is_not_there_is_named() -> None:
+    without = LoopConfig(evaluate_every=1, stop_on="map_at_r")
+    evaluation = replace(EVALUATION)
+    if hasattr(evaluation, "map_at_r"):
+        evaluation = replace(evaluation, map_at_r=None)
+    with pytest.raises(NotEnoughEvidence, match="map_at_r cannot be measured"):
+        Stopping().consider(1, evaluation, nn.Linear(1, 1), without)
 
 
 def test_it_comes_back_as_it_was() -> None:
