@@ -20,6 +20,7 @@ from training.emoji_drawings import VERSIONS
 from training.split import DEFAULT_SHARES, split_by_class, write_splits
 
 if TYPE_CHECKING:
+    from training.experiment import RunNews
     from training.train import StepReport
 
 USAGE_ERROR, COULD_NOT_RUN = 2, 3
@@ -171,6 +172,55 @@ def export(
     )
 
 
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Annotated[list[str], typer.Option(help="NAME=FOLDER or NAME=MANIFEST; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="File to write, .npz.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Embed images with a finished run: NAME.embeddings, NAME.labels and NAME.ids in one .npz file."""
+    from training.experiment.embeddings import embed_parts, parse_parts
+
+    with _progress() as progress:
+        n_images = embed_parts(run, parse_parts(data), out, device=device, progress=_Bars(progress).watch("embedding"))
+    lines = [f"{name}: {n:,} images" for name, n in n_images.items()]
+    _print({"file": str(out), "n_images": n_images}, "\n".join([*lines, f"file: {out}"]), as_json)
+
+
+@app.command()
+def experiment(
+    file: Annotated[str, typer.Argument(help="An experiment in training/configs/experiments, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, tables and plots; finished runs in it are kept.")],
+    data: Annotated[Path, typer.Option(help="Folder that the file's relative paths of data count from.")] = Path(),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; from 2 on each has one thread.")] = 1,
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="In place of the file's seeds.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train arms times seeds with equal budgets, measure them alike and compare them.
+
+    Runs that are finished are skipped, interrupted ones go on, one that fails does not end the others (exit code 3).
+    Writes table.md, table.csv, runs.csv, table.json and plots into OUT.
+    """
+    from training.experiment import load_experiment, run_experiment, to_json
+
+    plan = load_experiment(file, root=data)
+    if seeds:
+        plan = plan.with_seeds(tuple(dict.fromkeys(seeds)))
+    with _progress() as progress:
+        bars = _Bars(progress)
+        result = run_experiment(
+            plan, out, n_processes=jobs, device=device, observe=bars.run, measured=bars.watch("measuring")
+        )
+    _print(to_json(result), f"{result}\nin {out}", as_json)
+    if result.failures:
+        for failure in result.failures:
+            _messages.print(f"error: {failure}", style="bold red", markup=False)
+        raise typer.Exit(COULD_NOT_RUN)
+
+
 def main() -> None:
     """Run the command line; exit code 0 done, 2 wrong usage or input, 3 could not run."""
     # Threads that spin while they wait make training up to three times slower wherever another process wants a core.
@@ -202,6 +252,10 @@ class _Bars:
             f"{report.images_per_s:.0f}/s"
         )
         self._update("training", report.step, report.steps, note)
+
+    def run(self, news: "RunNews") -> None:
+        self._progress.console.print(f"{news.arm}, seed {news.seed}: {news.what}", markup=False)
+        self._update("runs", news.done, news.total, f"{news.arm}, seed {news.seed}: {news.what}")
 
     def _update(self, description: str, done: int, total: int, note: str = "") -> None:
         if description not in self._tasks:
