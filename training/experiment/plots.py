@@ -36,7 +36,7 @@ def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
                 continue
             style: dict[str, Any] = {
                 "color": COLOURS[number % len(COLOURS)],
-                "marker": MARKERS[number % len(MARKERS)],
+                "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
                 "linestyle": "none",
             }
             accuracy, opis = arm.figures["r_at_1"], arm.figures[name]
