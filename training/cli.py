@@ -181,7 +181,7 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Embed images with a finished run: NAME.embeddings, NAME.labels and NAME.ids in one .npz file."""
-    from training.experiment.embeddings import embed_parts, parse_parts
+    from training.embeddings import embed_parts, parse_parts
 
     with _progress() as progress:
         n_images = embed_parts(run, parse_parts(data), out, device=device, progress=_Bars(progress).watch("embedding"))

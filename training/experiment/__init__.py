@@ -1,6 +1,5 @@
 """Arms times seeds on the same data: run, measured alike, compared with tests."""
 
-from training.experiment.embeddings import Embedded, embed_parts, parse_parts, read_embeddings
 from training.experiment.experiment import run_experiment
 from training.experiment.figures import Figures, Measured, measure
 from training.experiment.plan import EXPERIMENTS, Arm, Experiment, load_experiment, parse_experiment
@@ -14,7 +13,6 @@ __all__ = [
     "Arm",
     "ArmSummary",
     "Difference",
-    "Embedded",
     "Estimate",
     "Experiment",
     "ExperimentResult",
@@ -23,13 +21,10 @@ __all__ = [
     "Measured",
     "RunNews",
     "ScoreConfig",
-    "embed_parts",
     "fit_score",
     "load_experiment",
     "measure",
     "parse_experiment",
-    "parse_parts",
-    "read_embeddings",
     "run_experiment",
     "summarise",
     "to_json",

@@ -1,16 +1,17 @@
 """The whole experiment: what is left to train, then figures, tables and plots of all that is there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from retrieval.errors import RetrievalError
-from training.experiment.embeddings import Embedded, read_embeddings
+from training.embeddings import Embedded, read_embeddings
 from training.experiment.figures import Measured, measure
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
 from training.experiment.running import (
     EMBEDDINGS,
+    PROGRAM,
     Failure,
     RunNews,
     only_user,
@@ -31,6 +32,7 @@ def run_experiment(
     device: str = "auto",
     observe: Callable[[RunNews], None] = lambda news: None,
     measured: Progress = lambda done, total: None,
+    program: Sequence[str] = PROGRAM,
 ) -> ExperimentResult:
     """Train what is not trained yet, measure every arm, write tables and plots into `out`.
 
@@ -38,7 +40,9 @@ def run_experiment(
     another configuration, FailedPrecondition where another experiment is at work there.
     """
     with only_user(out):
-        failures = run_jobs(plan_jobs(experiment, out), n_processes=n_processes, device=device, observe=observe)
+        failures = run_jobs(
+            plan_jobs(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
+        )
         result = _measure_all(experiment, out, failures, measured)
         write_report(result, out)
         write_plots(result.arms, out)

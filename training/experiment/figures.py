@@ -23,7 +23,7 @@ from retrieval.consistency.opis.opis_options import OpisOptions
 from retrieval.consistency.opis.utility import Axis
 from retrieval.consistency.pairs.pairs import LabelledVectors
 from retrieval.errors import NotEnoughEvidence
-from training.experiment.embeddings import Embedded
+from training.embeddings import Embedded
 from training.experiment.scores import Factors, ScoreConfig, fit_score
 
 PAPER_BAND = (1e-2, 1e-1)

@@ -35,6 +35,7 @@ MADE_OF, RUN, TRAINED, EMBEDDINGS, LOG = "made_of.json", "run", "trained.json", 
 _CONFIG, _LOCK = "config.json", ".lock"
 _TRAINED_ON = ("train", "validation")
 EMBEDDED_PARTS = ("cohort", "calibration", "test")
+PROGRAM = (sys.executable, "-m", "training")
 _APART = ("train", "cohort", "calibration", "test")
 
 _LIBC = ctypes.CDLL(None)
@@ -114,14 +115,20 @@ def only_user(out: Path) -> Iterator[None]:
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, n_processes: int, device: str, observe: Callable[[RunNews], None]
+    jobs: Sequence[Job],
+    *,
+    n_processes: int,
+    device: str,
+    observe: Callable[[RunNews], None],
+    program: Sequence[str] = PROGRAM,
 ) -> list[Failure]:
     """Do what is left of the jobs, `n_processes` at a time; what could not be done. Finished ones are skipped.
 
-    More than one process at a time get one thread each. On an interrupt the processes are ended; what they did up to
+    More than one process at a time get one thread each. program: understands `train` and `embed` as this package
+    does. On an interrupt the processes are ended; what they did up to
     their last checkpoint is kept.
     """
-    crew = _Crew(len(jobs), n_processes, device, observe)
+    crew = _Crew(len(jobs), n_processes, device, observe, program)
     with ThreadPoolExecutor(n_processes) as pool:
         futures = [pool.submit(crew.work, job) for job in jobs]
         try:
@@ -137,8 +144,10 @@ def run_jobs(
 class _Crew:
     """The processes at work. Thread rule: every field that changes is read and written under the lock."""
 
-    def __init__(self, total: int, n_processes: int, device: str, observe: Callable[[RunNews], None]) -> None:
-        self._total, self._device, self._observe = total, device, observe
+    def __init__(
+        self, total: int, n_processes: int, device: str, observe: Callable[[RunNews], None], program: Sequence[str]
+    ) -> None:
+        self._total, self._device, self._observe, self._program = total, device, observe, program
         self._environment = dict(os.environ) | {"COLUMNS": "1000"}  # messages in the log keep their lines
         if n_processes > 1:
             self._environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -203,7 +212,7 @@ class _Crew:
                 if self._stopped:
                     return Failure(arm=job.arm.name, seed=job.seed, what=what, reason="stopped", log=None)
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "training", *arguments],
+                    [*self._program, *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,

@@ -1,6 +1,6 @@
-"""What a finished run makes of images, kept beside it: tables can be made again without embedding again.
+"""What a finished run makes of images, in a file: figures can be made again without embedding again.
 
-Decides what the file holds and when it fits the images; leaves training to `running.py`.
+Decides what the file holds; leaves what the embeddings are worth to `evaluation` and `experiment`.
 """
 
 import zipfile
