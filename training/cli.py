@@ -135,25 +135,35 @@ def evaluate(
     bundle: Annotated[Path, typer.Option(help="Folder of the model bundle.")],
     data: Annotated[str, typer.Option(help="Labelled images: folder or manifest.")],
     far: Annotated[float, typer.Option(min=1e-6, max=0.5, help="False accept rate at which TAR is measured.")] = 1e-2,
+    report: Annotated[Path | None, typer.Option(help="Folder for tables of figures and of classes, and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA."""
+    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA.
+
+    Ranking, TAR at several FARs, OPIS, and what a threshold that was fixed on half of the classes does to the others.
+    """
     from retrieval.contract.bundle import open_bundle
     from retrieval.contract.manifest import read_manifest
     from retrieval.engine.encoder import Encoder
-    from training.evaluate import evaluate_items
+    from training.evaluation import embed_items
+    from training.evaluation import evaluate as evaluate_embeddings
+    from training.evaluation.report import to_markdown, write_report
 
     encoder = Encoder.open(open_bundle(bundle))
     items = read_manifest(data)
     with _progress() as progress:
-        evaluation = evaluate_items(
+        found = embed_items(
             items,
             encoder.embed,
             encoder.bundle.preprocessing,
-            far_target=far,
-            progress=_Bars(progress).watch("evaluating"),
+            max_unreadable=0.01,
+            progress=_Bars(progress).watch("embedding"),
         )
-    _print(asdict(evaluation), str(evaluation), as_json)
+    labels = found.labels
+    evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))
+    written = write_report(evaluation, found.embeddings, labels, report) if report else []
+    lines = [to_markdown(evaluation), *(f"wrote {path}" for path in written)]
+    _print(evaluation.to_json(), "\n".join(lines), as_json)
 
 
 @app.command()

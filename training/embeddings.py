@@ -4,16 +4,15 @@ Decides what the file holds; leaves what the embeddings are worth to `evaluation
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.manifest import read_manifest
 from retrieval.errors import CorruptArtifact, InvalidInput
-from training.data import Progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,13 +24,15 @@ class Embedded:
     ids: NDArray[np.str_]
 
 
-def embed_parts(run: Path, parts: Mapping[str, str], out: Path, *, device: str, progress: Progress) -> dict[str, int]:
+def embed_parts(
+    run: Path, parts: Mapping[str, str], out: Path, *, device: str, progress: Callable[[int, int], None]
+) -> dict[str, int]:
     """Write the embeddings of every part (name -> folder or manifest) into `out`, an .npz file; the images of each.
 
     Through the production preprocessing. The file appears whole or not at all. Raises FailedPrecondition where the run
     is not finished, TooManyFailures where too many images cannot be read.
     """
-    from training.data import read_items
+    from training.evaluation import embed_items
     from training.runs import load_finished
     from training.train import embedding_function, select_device
 
@@ -42,21 +43,18 @@ def embed_parts(run: Path, parts: Mapping[str, str], out: Path, *, device: str, 
     total, before = sum(map(len, items.values())), 0
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, members in items.items():
-        rows: list[NDArray[np.float32]] = []
-        kept: list[Item] = []
-        for batch in read_items(
+        found = embed_items(
             members,
+            embed,
             finished.preprocessing,
             max_unreadable=finished.config.data.max_unreadable,
             progress=lambda done, _, before=before: progress(before + done, total),  # type: ignore[misc]
-        ):
-            rows.append(embed(batch.pixels))
-            kept += batch.items
+        )
         before += len(members)
         arrays |= {
-            f"{name}.embeddings": np.concatenate(rows),
-            f"{name}.labels": np.array([item.label for item in kept]),
-            f"{name}.ids": np.array([item.id for item in kept]),
+            f"{name}.embeddings": found.embeddings,
+            f"{name}.labels": np.array(found.labels),
+            f"{name}.ids": np.array([item.id for item in found.items]),
         }
     staging = out.with_name(f".{out.name}.npz")
     np.savez(staging, **arrays)  # type: ignore[arg-type]  # the stubs take the keywords for its options

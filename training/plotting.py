@@ -40,7 +40,15 @@ def mark_threshold(axes: Axes, threshold: float) -> None:
 
 def add_legend(axes: Axes) -> None:
     """Above the plot, where it never hides data."""
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8, labelcolor=INK)
+    axes.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=4,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        columnspacing=1.0,
+    )
 
 
 def save_png(figure: Figure, path: Path) -> Path:

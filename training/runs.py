@@ -8,7 +8,7 @@ Each file is replaced atomically: a run that is killed can be resumed from its l
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from retrieval.contract.canonical import json_bytes
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.model import Embedder, create_embedder
 
 CHECKPOINT, CONFIG, EVALUATION = "checkpoint.pt", "config.json", "evaluation.json"
@@ -50,13 +50,13 @@ def write_checkpoint(run: Path, state: dict[str, Any]) -> None:
 
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Mark the run as finished."""
-    _write_atomically(run / EVALUATION, json_bytes(asdict(evaluation)))
+    _write_atomically(run / EVALUATION, json_bytes(evaluation.to_json()))
 
 
 def read_evaluation(run: Path) -> Evaluation | None:
     """What a finished run found; None while it is not finished."""
     path = run / EVALUATION
-    return Evaluation(**json.loads(path.read_bytes())) if path.is_file() else None
+    return Evaluation.from_json(json.loads(path.read_bytes())) if path.is_file() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import DeviceUnavailable, InvalidInput
 from training.config import ScheduleConfig, TrainingConfig, to_json
 from training.data import Progress, TrainingImages, augment, draw_batch, load_training_images, normalise
-from training.evaluate import Embed, Evaluation, evaluate_items
+from training.evaluation import Embed, Evaluation, evaluate_items
 from training.losses import StepLoss, TrainingLoss
 from training.model import Embedder, create_embedder
 from training.runs import open_run, read_evaluation, write_checkpoint, write_evaluation

@@ -12,7 +12,6 @@ Decides what is left to do and does it; leaves what the embeddings are worth to 
 import ctypes
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,6 +35,7 @@ _CONFIG, _LOCK = "config.json", ".lock"
 _TRAINED_ON = ("train", "validation")
 EMBEDDED_PARTS = ("cohort", "calibration", "test")
 PROGRAM = (sys.executable, "-m", "training")
+_ONE_THREAD = ("OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1")
 _APART = ("train", "cohort", "calibration", "test")
 
 _LIBC = ctypes.CDLL(None)
@@ -147,10 +147,9 @@ class _Crew:
     def __init__(
         self, total: int, n_processes: int, device: str, observe: Callable[[RunNews], None], program: Sequence[str]
     ) -> None:
-        self._total, self._device, self._observe, self._program = total, device, observe, program
-        self._environment = dict(os.environ) | {"COLUMNS": "1000"}  # messages in the log keep their lines
-        if n_processes > 1:
-            self._environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._total, self._device, self._observe = total, device, observe
+        threads = _ONE_THREAD if n_processes > 1 else ()
+        self._program = ("env", "COLUMNS=1000", *threads, *program)  # wide, so that messages keep their lines
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
@@ -216,7 +215,6 @@ class _Crew:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    env=self._environment,
                     start_new_session=True,  # an interrupt reaches the experiment, which ends them in order
                     preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one C function
                 )

@@ -1,0 +1,24 @@
+"""How well an embedder serves classes it was not trained on. Tables and plots of it are in `report`."""
+
+from training.evaluation.evaluation import (
+    Consistency,
+    Evaluation,
+    OtherClasses,
+    RateAtFar,
+    evaluate,
+    require_evidence,
+)
+from training.evaluation.items import Embed, EmbeddedItems, embed_items, evaluate_items
+
+__all__ = [
+    "Consistency",
+    "Embed",
+    "EmbeddedItems",
+    "Evaluation",
+    "OtherClasses",
+    "RateAtFar",
+    "embed_items",
+    "evaluate",
+    "evaluate_items",
+    "require_evidence",
+]
