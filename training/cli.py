@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from training.experiment import RunNews
     from training.train import StepReport
 
-USAGE_ERROR, COULD_NOT_RUN = 2, 3
+USAGE_ERROR, COULD_NOT_RUN, INTERRUPTED = 2, 3, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -212,6 +212,7 @@ def experiment(
     """Train arms times seeds with equal budgets, measure them alike and compare them.
 
     Runs that are finished are skipped, interrupted ones go on, one that fails does not end the others (exit code 3).
+    Interrupted, it ends with exit code 130.
     Writes table.md, table.csv, runs.csv, table.json and plots into OUT.
     """
     from training.experiment import load_experiment, run_experiment, to_json
@@ -221,9 +222,13 @@ def experiment(
         plan = plan.with_seeds(tuple(dict.fromkeys(seeds)))
     with _progress() as progress:
         bars = _Bars(progress)
-        result = run_experiment(
-            plan, out, n_processes=jobs, device=device, observe=bars.run, measured=bars.watch("measuring")
-        )
+        try:
+            result = run_experiment(
+                plan, out, n_processes=jobs, device=device, observe=bars.run, measured=bars.watch("measuring")
+            )
+        except KeyboardInterrupt:
+            _messages.print(f"interrupted: the same command goes on from the last checkpoints in {out}")
+            raise typer.Exit(INTERRUPTED) from None
     _print(to_json(result), f"{result}\nin {out}", as_json)
     if result.failures:
         for failure in result.failures:

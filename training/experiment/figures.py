@@ -41,7 +41,8 @@ class Figures:
     r_at_1, map_at_r: of the ranking. opis_*: debiased OPIS, over the pooled FARs 1e-2 to 1e-1 on the axes of distance
     (cosine only) and of log FAR, and over the decade around the deployed FAR, on the latter. tar_at_*: pooled TAR at a
     pooled FAR of 1e-2 and so on. transfer_*: at the threshold for the deployed FAR on the calibration classes: pooled
-    FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest. training_s: seconds.
+    FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest. training_s: seconds
+    that the training process took, its start and its own evaluation included.
     """
 
     r_at_1: float | None

@@ -109,16 +109,18 @@ def test_one_experiment_at_a_time_in_a_folder(tmp_path: Path, described: dict[st
         run_experiment(parsed(described), tmp_path, program=PRETENCE)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_experiment_goes_on_where_it_was(
-    tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
+    how: signal.Signals, tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
 ) -> None:
-    """SIGKILL takes the run at work with it; no step is taken twice, and how long it took is not claimed."""
+    """It takes the run at work with it; no step is taken twice, and how long it took is not claimed."""
     described |= {"seeds": [0], "common": {"schedule": {"steps": 100, "head_steps": 2, "warmup_steps": 1}}}
     described["arms"] = described["arms"][:1]
     program = f"""
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from training.experiment import parse_experiment, run_experiment
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
 root = Path({str(root)!r})
 experiment = parse_experiment(json.loads({json.dumps(described)!r}), name="tried", folder=root, root=root)
 run_experiment(experiment, Path({str(tmp_path)!r}), program={PRETENCE!r})
@@ -130,7 +132,7 @@ run_experiment(experiment, Path({str(tmp_path)!r}), program={PRETENCE!r})
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(how)
     process.wait()
     _await_silence(checkpoint)
     taken = len(steps_of(tmp_path, "base", 0))
