@@ -5,10 +5,9 @@ from training.evaluation.evaluation import (
     Evaluation,
     OtherClasses,
     RateAtFar,
-    evaluate,
-    require_evidence,
 )
 from training.evaluation.items import Embed, EmbeddedItems, embed_items, evaluate_items
+from training.evaluation.measuring import evaluate, require_evidence
 
 __all__ = [
     "Consistency",

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.data import Progress, Unreadable, read_items
-from training.evaluation.evaluation import Evaluation, evaluate
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.measuring import evaluate
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -6,19 +6,11 @@ from pathlib import Path
 from retrieval.errors import RetrievalError
 from training.embeddings import Embedded, read_embeddings
 from training.experiment.figures import Measured, measure
+from training.experiment.jobs import EMBEDDINGS, plan_jobs, training_seconds
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
-from training.experiment.running import (
-    EMBEDDINGS,
-    PROGRAM,
-    Failure,
-    RunNews,
-    only_user,
-    plan_jobs,
-    run_jobs,
-    training_seconds,
-)
+from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_jobs
 from training.experiment.summary import summarise
 
 Progress = Callable[[int, int], None]

@@ -1,43 +1,38 @@
 """The runs of an experiment: each a process of its own in a folder of its own, so that none ends the others.
 
-    OUT/<arm>/<seed>/made_of.json     configuration and digests of the items
-    OUT/<arm>/<seed>/run              the training run
-    OUT/<arm>/<seed>/trained.json     how long training took; there only when it is finished
-    OUT/<arm>/<seed>/embeddings.npz   of the parts cohort, calibration and test
-    OUT/<arm>/<seed>/log.txt          what the processes said
-
-Decides what is left to do and does it; leaves what the embeddings are worth to `figures.py`.
+Decides what is left to do and does it; leaves what runs there are to `jobs.py`, what they are worth to `figures.py`.
 """
 
 import ctypes
 import fcntl
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from retrieval.contract.canonical import digest_json, json_bytes
-from retrieval.contract.manifest import Item, read_manifest
-from retrieval.errors import FailedPrecondition, InvalidInput
-from training.config import to_json
-from training.experiment.plan import Arm, Experiment, ExperimentData
+from retrieval.errors import FailedPrecondition
+from training.experiment.jobs import (
+    CONFIG,
+    EMBEDDED_PARTS,
+    EMBEDDINGS,
+    LOCK,
+    LOG,
+    MADE_OF,
+    RUN,
+    TRAINED,
+    Job,
+    read_json,
+    write_json,
+)
 
-MADE_OF, RUN, TRAINED, EMBEDDINGS, LOG = "made_of.json", "run", "trained.json", "embeddings.npz", "log.txt"
-_CONFIG, _LOCK = "config.json", ".lock"
-_TRAINED_ON = ("train", "validation")
-EMBEDDED_PARTS = ("cohort", "calibration", "test")
 PROGRAM = (sys.executable, "-m", "training")
 _ONE_THREAD = ("OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1")
-_APART = ("train", "cohort", "calibration", "test")
-
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _MAX_REASON = 600  # characters; the log has all
@@ -69,42 +64,11 @@ class RunNews:
     total: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One run to be made: the arm with the seed in its configuration, where it lies and what it is made of."""
-
-    arm: Arm
-    seed: int
-    data: ExperimentData
-    folder: Path
-    made_of: Mapping[str, Any]
-
-
-def plan_jobs(experiment: Experiment, out: Path) -> list[Job]:
-    """The runs of the experiment, seed by seed, so that after the first seed every arm can be compared.
-
-    Raises InvalidInput where a class is in two parts of the data, or a folder in `out` holds a run of the same arm and
-    seed with another configuration or other items; InvalidManifest, EmptyCatalog where the data cannot be read.
-    """
-    jobs = []
-    for seed in experiment.seeds:
-        data = experiment.data.of_seed(seed, experiment.root)
-        items = {part: read_manifest(getattr(data, part)) for part in ExperimentData.__slots__}
-        _check_apart(items, seed)
-        digests = {part: digest_json([[item.id, item.label] for item in items[part]]) for part in items}
-        for arm in experiment.trained_arms:
-            made_of = {"config": to_json(replace(arm.training, seed=seed)), "items": digests}
-            folder = out / arm.name / str(seed)
-            _check_same(folder, made_of)
-            jobs.append(Job(arm=arm, seed=seed, data=data, folder=folder, made_of=made_of))
-    return jobs
-
-
 @contextmanager
 def only_user(out: Path) -> Iterator[None]:
     """Make `out`, and keep other experiments out of it. Raises FailedPrecondition where one is at work there."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / _LOCK).open("w") as lock:
+    with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -124,9 +88,8 @@ def run_jobs(
 ) -> list[Failure]:
     """Do what is left of the jobs, `n_processes` at a time; what could not be done. Finished ones are skipped.
 
-    More than one process at a time get one thread each. program: understands `train` and `embed` as this package
-    does. On an interrupt the processes are ended; what they did up to
-    their last checkpoint is kept.
+    More than one process at a time get one thread each. program: understands `train` and `embed` as this package does.
+    On an interrupt the processes are ended; what they did up to their last checkpoint is kept.
     """
     crew = _Crew(len(jobs), n_processes, device, observe, program)
     with ThreadPoolExecutor(n_processes) as pool:
@@ -174,24 +137,24 @@ class _Crew:
         if trained.is_file():
             return None
         self._tell(job, "training")
-        _write(job.folder / MADE_OF, job.made_of)
-        _write(job.folder / _CONFIG, job.made_of["config"])
+        write_json(job.folder / MADE_OF, job.made_of)
+        write_json(job.folder / CONFIG, job.made_of["config"])
         resumed = any(run.glob("*checkpoint*"))
         started = time.monotonic()
         failure = self._call(
             job,
             "training",
             *("train", "--data", job.data.train, "--validation", job.data.validation, "--out", str(run)),
-            *("--config", str(job.folder / _CONFIG), "--device", self._device, "--resume"),
+            *("--config", str(job.folder / CONFIG), "--device", self._device, "--resume"),
         )
         if failure is None:
             # How long the part before the interruption took is not known.
-            _write(trained, {"seconds": None if resumed else time.monotonic() - started})
+            write_json(trained, {"seconds": None if resumed else time.monotonic() - started})
         return failure
 
     def _embed(self, job: Job) -> Failure | None:
         out = job.folder / EMBEDDINGS
-        if out.is_file() and _read(job.folder / MADE_OF) == job.made_of:
+        if out.is_file() and read_json(job.folder / MADE_OF) == job.made_of:
             return None
         self._tell(job, "embedding")
         parts = [argument for part in EMBEDDED_PARTS for argument in ("--data", f"{part}={getattr(job.data, part)}")]
@@ -199,7 +162,7 @@ class _Crew:
             job, "embedding", "embed", str(job.folder / RUN), "--out", str(out), "--device", self._device, *parts
         )
         if failure is None:
-            _write(job.folder / MADE_OF, job.made_of)
+            write_json(job.folder / MADE_OF, job.made_of)
         return failure
 
     def _call(self, job: Job, what: str, *arguments: str) -> Failure | None:
@@ -232,45 +195,6 @@ class _Crew:
         self._observe(news)
 
 
-def training_seconds(folder: Path) -> float | None:
-    """How long training took; None where it was interrupted in between."""
-    seconds = (_read(folder / TRAINED) or {}).get("seconds")
-    return None if seconds is None else float(seconds)
-
-
-def _check_apart(items: Mapping[str, Sequence[Item]], seed: int) -> None:
-    classes = {part: {item.label for item in items[part]} for part in _APART}
-    for number, first in enumerate(_APART):
-        for second in _APART[number + 1 :]:
-            if shared := sorted(classes[first] & classes[second]):
-                raise InvalidInput(
-                    f"seed {seed}: {first} and {second} share {len(shared)} classes, for instance {shared[0]!r}: what "
-                    "is measured must not have been trained, fitted or calibrated on"
-                )
-
-
-def _check_same(folder: Path, made_of: Mapping[str, Any]) -> None:
-    found = _read(folder / MADE_OF)
-    if found is None:
-        return
-    if found["config"] != made_of["config"]:
-        keys = ", ".join(_differences(found["config"], made_of["config"]))
-        raise InvalidInput(
-            f"{folder} holds a run with another configuration ({keys}): name a new folder, or delete this one"
-        )
-    if any(found["items"][part] != made_of["items"][part] for part in _TRAINED_ON):
-        raise InvalidInput(f"{folder} holds a run on other items: name a new folder, or delete this one")
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted(first.keys() | second.keys()):
-        old, new = first.get(key), second.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}"
-
-
 def _reason(log: Path, code: int) -> str:
     """The error that the process ended with, or how it was ended."""
     if code < 0:
@@ -278,19 +202,6 @@ def _reason(log: Path, code: int) -> str:
     text = log.read_text(errors="replace").rpartition("$ training ")[2]
     *_, last = text.rpartition("error: ") if "error: " in text else text.rpartition("\n\n")
     return " ".join(last.split())[-_MAX_REASON:] or f"exit code {code}"
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_bytes())
-    return content
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    staging = path.with_name(f".{path.name}")
-    staging.write_bytes(json_bytes(value))
-    staging.replace(path)
 
 
 def _die_with_parent() -> None:
