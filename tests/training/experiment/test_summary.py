@@ -79,7 +79,7 @@ def test_paired_over_classes(result: ExperimentResult) -> None:
     found = result.arms[1].differences["opis_log_far"]
     assert found.mean == pytest.approx(np.mean([one.difference for one in single]))
     combined = combine_p_values([one.difference for one in single], [one.p_value for one in single])
-    assert found.class_p_value == pytest.approx(combined, abs=0.02)  # two bootstraps of one hypothesis
+    assert found.class_p_value == pytest.approx(combined, abs=0.05)  # two bootstraps of one hypothesis
     assert found.relative == pytest.approx(np.mean([one.ratio - 1 for one in single if one.ratio]))
 
 
@@ -112,11 +112,11 @@ def test_tables_agree(result: ExperimentResult, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "table.json").read_text())
     assert document == json.loads(json.dumps(to_json(result)))
     mean = document["arms"][1]["figures"]["opis_log_far"]["mean"]
-    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     (row,) = [row for row in rows if (row["arm"], row["figure"]) == ("narrow", "opis_log_far")]
     assert float(row["mean"]) == mean
     assert f"{1e3 * mean:.2f}" in (tmp_path / "table.md").read_text()
-    runs = list(csv.DictReader((tmp_path / "runs.csv").open()))
+    runs = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
     assert len(runs) == 6
     assert np.mean([float(run["opis_log_far"]) for run in runs if run["arm"] == "narrow"]) == pytest.approx(mean)
 
