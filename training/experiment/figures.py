@@ -81,12 +81,12 @@ class Measured:
 def measure(
     parts: Mapping[str, Embedded], score: ScoreConfig, *, far_target: float, training_s: float | None
 ) -> Measured:
-    """Fit the score on `cohort`, fix the threshold on `calibration`, measure on `test`.
+    """Fit the score on `cohort`, or on `train` where it says so, fix the threshold on `calibration`, measure on `test`.
 
-    Raises NotEnoughEvidence where the cohort is too small for the score, or test holds no two classes and no pair.
+    Raises NotEnoughEvidence where these are too few for the score, or test holds no two classes and no pair.
     """
-    cohort, calibration, test = (parts[name] for name in ("cohort", "calibration", "test"))
-    fitted = fit_score(score, cohort.embeddings, cohort.labels.tolist(), far_target=far_target)
+    fitted_on, calibration, test = (parts[name] for name in (score.fitted_on, "calibration", "test"))
+    fitted = fit_score(score, fitted_on.embeddings, fitted_on.labels.tolist(), far_target=far_target)
     query, gallery = fitted(test.embeddings)
     labels = test.labels.tolist()
     vectors = labelled_vectors(query, labels, gallery)

@@ -3,7 +3,7 @@
 OUT/<arm>/<seed>/made_of.json     configuration and digests of the items
 OUT/<arm>/<seed>/run              the training run
 OUT/<arm>/<seed>/trained.json     how long training took; there only when it is finished
-OUT/<arm>/<seed>/embeddings.npz   of the parts cohort, calibration and test
+OUT/<arm>/<seed>/embeddings.npz   of the parts train, cohort, calibration and test
 OUT/<arm>/<seed>/log.txt          what the processes said
 """
 
@@ -21,9 +21,8 @@ from training.experiment.plan import Arm, Experiment, ExperimentData
 
 MADE_OF, CONFIG, RUN, TRAINED = "made_of.json", "config.json", "run", "trained.json"
 EMBEDDINGS, LOG, LOCK = "embeddings.npz", "log.txt", ".lock"
-EMBEDDED_PARTS = ("cohort", "calibration", "test")
+EMBEDDED_PARTS = ("train", "cohort", "calibration", "test")
 _TRAINED_ON = ("train", "validation")
-_APART = ("train", "cohort", "calibration", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +78,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _check_apart(items: Mapping[str, Sequence[Item]], seed: int) -> None:
-    classes = {part: {item.label for item in items[part]} for part in _APART}
-    for number, first in enumerate(_APART):
-        for second in _APART[number + 1 :]:
+    classes = {part: {item.label for item in items[part]} for part in EMBEDDED_PARTS}
+    for number, first in enumerate(EMBEDDED_PARTS):
+        for second in EMBEDDED_PARTS[number + 1 :]:
             if shared := sorted(classes[first] & classes[second]):
                 raise InvalidInput(
                     f"seed {seed}: {first} and {second} share {len(shared)} classes, for instance {shared[0]!r}: what "

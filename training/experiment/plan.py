@@ -218,6 +218,8 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
                 yield f"arm {arm.name!r}: {key} names an earlier arm, found {other!r}" + suggestion(other, known)
         if arm.model is not None and (arm.config or arm.like):
             yield f"arm {arm.name!r} uses the runs of {arm.model!r}: config and like say nothing there, leave them out"
+        if arm.score.fitted_on == "train" and arm.score.kind != "cohort":
+            yield f'arm {arm.name!r}: only a score of kind "cohort" may be fitted on "train", found {arm.score.kind!r}'
         known.append(arm.name)
 
 

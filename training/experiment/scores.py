@@ -34,7 +34,8 @@ class ScoreConfig:
 
     kind: "cosine"; "cohort", with the k nearest and weight of `retrieval.contract.score`, after a whitening or not;
     "isotonic", one rising map from cosine to match probability; "cluster_offsets", the cosine less what each of
-    `clusters` needs for the same FAR; "cluster_isotonic", a rising map for each of `clusters`.
+    `clusters` needs for the same FAR; "cluster_isotonic", a rising map for each of `clusters`. fitted_on: the part of
+    the data; "train" for kind "cohort" alone, which looks at no label: those of classes trained on mislead.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -43,6 +44,7 @@ class ScoreConfig:
     k: Annotated[int, Field(ge=1)] = 20
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     whitened: bool = False
+    fitted_on: Literal["cohort", "train"] = "cohort"
     clusters: Annotated[int, Field(ge=2)] = 10
 
 

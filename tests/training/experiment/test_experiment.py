@@ -29,7 +29,7 @@ config.loss.tcm = { positive_weight = 0.5 }
 [[arms]]
 name = "tcm+cohort"
 model = "tcm"
-score = { kind = "cohort", k = 5 }
+score = { kind = "cohort", k = 5, fitted_on = "train" }
 """
 
 
@@ -55,7 +55,7 @@ def test_training_for_real(tmp_path: Path) -> None:
         assert arm["figures"]["training_s"]["mean"] > 0
     kept = read_embeddings(out / "tcm" / "0" / "embeddings.npz")
     assert {name: part.embeddings.shape for name, part in kept.items()} == dict.fromkeys(
-        ("cohort", "calibration", "test"), (48, 16)
+        ("train", "cohort", "calibration", "test"), (48, 16)
     )
     trained = json.loads((out / "tcm" / "0" / "run" / "config.json").read_text())
     assert trained["loss"]["tcm"]["positive_weight"] == 0.5

@@ -41,6 +41,7 @@ def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path
         ({"arms": [{"name": "a", "config": {"schedule": {"steps": 0}}}]}, "arm 'a': schedule.steps"),
         ({"arms": [{"name": "a", "scores": {}}]}, "unknown key arms.0.scores; did you mean score"),
         ({"arms": [{"name": "a", "score": {"kind": "cohrot"}}]}, "arms.0.score.kind"),
+        ({"arms": [{"name": "a", "score": {"kind": "isotonic", "fitted_on": "train"}}]}, "only a score of kind"),
         ({"arms": []}, "arms"),
         ({"arms": [{"name": "a/b"}]}, "found 'a/b'"),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, "two arms are named 'a'"),
