@@ -19,6 +19,7 @@ from training.emoji import PACKAGES, EmojiRecipe, prepare_emoji
 from training.emoji_drawings import VERSIONS
 
 if TYPE_CHECKING:
+    from training.experiment import RunNews
     from training.loop import StepReport
 
 VERDICT_FAILED, USAGE_ERROR, COULD_NOT_RUN, INTERRUPTED = 1, 2, 3, 130
@@ -205,7 +206,7 @@ def _train(
         )
         evaluation = run_training(settings, items, held_out, out, device=device, resume=resume, observers=observers)
     seconds = time.perf_counter() - started
-    result = {"run": str(out), "seconds": seconds, "held_out": asdict(evaluation)}
+    result = {"run": str(out), "seconds": seconds, "held_out": evaluation.to_json()}
     if is_main_process():
         _print(result, f"{evaluation}\nrun: {out} ({seconds:.0f} s)", as_json)
     leave_processes()
@@ -216,25 +217,35 @@ def evaluate(
     bundle: Annotated[Path, typer.Option(help="Folder of the model bundle.")],
     data: Annotated[str, typer.Option(help="Labelled images: folder or manifest.")],
     far: Annotated[float, typer.Option(min=1e-6, max=0.5, help="False accept rate at which TAR is measured.")] = 1e-2,
+    report: Annotated[Path | None, typer.Option(help="Folder for tables of figures and of classes, and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA."""
+    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA.
+
+    Ranking, TAR at several FARs, OPIS, and what a threshold that was fixed on half of the classes does to the others.
+    """
     from retrieval.contract.bundle import open_bundle
     from retrieval.contract.manifest import read_manifest
     from retrieval.engine.encoder import Encoder
-    from training.evaluate import evaluate_items
+    from training.evaluation import embed_items
+    from training.evaluation import evaluate as evaluate_embeddings
+    from training.evaluation.report import to_markdown, write_report
 
     encoder = Encoder.open(open_bundle(bundle))
     items = read_manifest(data)
     with _progress() as progress:
-        evaluation = evaluate_items(
+        found = embed_items(
             items,
             encoder.embed,
             encoder.bundle.preprocessing,
-            far_target=far,
-            progress=_Bars(progress).watch("evaluating"),
+            max_unreadable=0.01,
+            progress=_Bars(progress).watch("embedding"),
         )
-    _print(asdict(evaluation), str(evaluation), as_json)
+    labels = found.labels
+    evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))
+    written = write_report(evaluation, found.embeddings, labels, report) if report else []
+    lines = [to_markdown(evaluation), *(f"wrote {path}" for path in written)]
+    _print(evaluation.to_json(), "\n".join(lines), as_json)
 
 
 @app.command()
@@ -304,6 +315,60 @@ def export(
     _print(result, text if shift is None else f"{text}\n{shift}", as_json)
 
 
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    data: Annotated[list[str], typer.Option(help="NAME=FOLDER or NAME=MANIFEST; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="File to write, .npz.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Embed images with a finished run: NAME.embeddings, NAME.labels and NAME.ids in one .npz file."""
+    from training.embeddings import embed_parts, parse_parts
+
+    with _progress() as progress:
+        n_images = embed_parts(run, parse_parts(data), out, device=device, progress=_Bars(progress).watch("embedding"))
+    lines = [f"{name}: {n:,} images" for name, n in n_images.items()]
+    _print({"file": str(out), "n_images": n_images}, "\n".join([*lines, f"file: {out}"]), as_json)
+
+
+@app.command()
+def experiment(
+    file: Annotated[str, typer.Argument(help="An experiment in training/configs/experiments, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, tables and plots; finished runs in it are kept.")],
+    data: Annotated[Path, typer.Option(help="Folder that the file's relative paths of data count from.")] = Path(),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; from 2 on each has one thread.")] = 1,
+    seeds: Annotated[list[int] | None, typer.Option(min=0, help="In place of the file's seeds.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train arms times seeds with equal budgets, measure them alike and compare them.
+
+    Runs that are finished are skipped, interrupted ones go on, one that fails does not end the others (exit code 3).
+    Interrupted, it ends with exit code 130.
+    Writes table.md, table.csv, runs.csv, table.json and plots into OUT.
+    """
+    from training.experiment import load_experiment, run_experiment, to_json
+
+    plan = load_experiment(file, root=data)
+    if seeds:
+        plan = plan.with_seeds(tuple(dict.fromkeys(seeds)))
+    with _progress() as progress:
+        bars = _Bars(progress)
+        try:
+            result = run_experiment(
+                plan, out, n_processes=jobs, device=device, observe=bars.run, measured=bars.watch("measuring")
+            )
+        except KeyboardInterrupt:
+            _messages.print(f"interrupted: the same command goes on from the last checkpoints in {out}")
+            raise typer.Exit(INTERRUPTED) from None
+    _print(to_json(result), f"{result}\nin {out}", as_json)
+    if result.failures:
+        for failure in result.failures:
+            _messages.print(f"error: {failure}", style="bold red", markup=False)
+        raise typer.Exit(COULD_NOT_RUN)
+
+
 def main() -> None:
     """Run the command line.
 
@@ -340,6 +405,10 @@ class _Bars:
         if report.evaluation is not None:
             note += f", R@1 {report.evaluation.r_at_1:.3f}, OPIS {report.evaluation.opis:.1e}"
         self._update("training", report.step, report.steps, note)
+
+    def run(self, news: "RunNews") -> None:
+        self._progress.console.print(f"{news.arm}, seed {news.seed}: {news.what}", markup=False)
+        self._update("runs", news.done, news.total, f"{news.arm}, seed {news.seed}: {news.what}")
 
     def _update(self, description: str, done: int, total: int, note: str = "") -> None:
         if description not in self._tasks:

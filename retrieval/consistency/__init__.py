@@ -27,6 +27,7 @@ from retrieval.consistency.drift.drift_size import DriftSize, drift_size
 from retrieval.consistency.drift.drift_state import DriftState
 from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
 from retrieval.consistency.drift.unlabelled_rates import MOVED, UNCHANGED, UnlabelledRates, estimate_rates
+from retrieval.consistency.identification import IdentificationRates, identification_rates, largest_gallery
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.normalisation import Whitening, fit_whitening
 from retrieval.consistency.opis.comparison import OpisComparison, compare_consistency
@@ -36,6 +37,7 @@ from retrieval.consistency.pairs.pairs import LabelledVectors, crossed_vectors, 
 from retrieval.consistency.pairs.selection import threshold_grid, thresholds_at_far
 from retrieval.consistency.ranking import map_at_r, recall_at_k
 from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
+from retrieval.consistency.separation.class_confusions import ConfusedWith, class_confusions
 from retrieval.consistency.separation.class_separation import ClassSeparation, class_separation
 from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
 from retrieval.consistency.separation.mislabelled import LabelMargins, SuspectLabel, label_margins
@@ -61,6 +63,7 @@ from retrieval.consistency.thresholds.contamination import (
     contaminate,
     threshold_under_contamination,
 )
+from retrieval.consistency.thresholds.cross_fitted import CrossFittedRates, cross_fitted_rates
 from retrieval.consistency.thresholds.influence import ClassInfluence, ThresholdInfluence, threshold_influence
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.consistency.thresholds.threshold_bootstrap import bootstrap_threshold_interval
@@ -86,9 +89,11 @@ __all__ = [
     "ClassSeparation",
     "CohortFit",
     "ConfusedPair",
+    "ConfusedWith",
     "Confusion",
     "ContaminationCurve",
     "ContaminationPoint",
+    "CrossFittedRates",
     "CrossRate",
     "DecisionFlips",
     "DriftSize",
@@ -97,6 +102,7 @@ __all__ = [
     "GroupComparison",
     "GroupRates",
     "GroupTest",
+    "IdentificationRates",
     "Interval",
     "IsotonicCalibrator",
     "LabelMargins",
@@ -130,6 +136,7 @@ __all__ = [
     "certify_mean",
     "choose_threshold",
     "choose_threshold_for_far",
+    "class_confusions",
     "class_rates",
     "class_separation",
     "cohort_fit",
@@ -138,6 +145,7 @@ __all__ = [
     "compare_thresholds",
     "consistency_report",
     "contaminate",
+    "cross_fitted_rates",
     "cross_validate_calibrators",
     "crossed_vectors",
     "decision_flips",
@@ -152,9 +160,11 @@ __all__ = [
     "gini",
     "group_rates",
     "holm",
+    "identification_rates",
     "judged_curves",
     "label_margins",
     "labelled_vectors",
+    "largest_gallery",
     "look_for_drift",
     "map_at_r",
     "max_geometric_mean",

@@ -28,7 +28,7 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.contract.preprocessing import Preprocessing, to_array
 from retrieval.engine.perturbations import KINDS, Perturbation, preprocess_perturbed
 from tests.bench.measuring.emoji import FOLDER, Embedded, emoji
-from training.evaluate import Embed
+from training.evaluation import Embed
 from training.loop import embedding_function, load_finished
 
 _MODEL = "base+tcm"

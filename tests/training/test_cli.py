@@ -66,8 +66,10 @@ def test_train_export_evaluate(
     assert (exported["dimension"], exported["precision"]) == (16, "fp32")
     assert exported["shift"]["n_images"] == 70
 
-    code, out, err = training("evaluate", "--bundle", tmp_path / "bundle", "--data", held_out, "--json")
+    options = ("--bundle", tmp_path / "bundle", "--data", held_out, "--report", tmp_path / "report")
+    code, out, err = training("evaluate", *options, "--json")
     assert code == 0, err
+    assert (tmp_path / "report" / "classes.csv").is_file()
     found = json.loads(out)
     # Two programs, one model: cosines differ by rounding, so at most single pairs change sides.
     assert found["r_at_1"] == pytest.approx(trained["held_out"]["r_at_1"], abs=0.02)
@@ -86,6 +88,8 @@ def test_errors_are_one_line_without_a_trace(
         (("export", tmp_path / "none", "--out", tmp_path / "bundle"), 3, "holds no checkpoint"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle", "--precision", "fp16"), 2, "--images"),
         (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is no model bundle"),
+        (("embed", tmp_path / "none", "--out", tmp_path / "e.npz", "--data", "here"), 2, "expected NAME=FOLDER"),
+        (("experiment", "emoji_tmc", "--out", tmp_path / "out"), 2, "did you mean emoji_tcm?"),
     ):
         code, out, err = training(*arguments)
         assert code == expected_code, err
@@ -109,7 +113,7 @@ def test_help_needs_no_torch() -> None:
     program = """
 import sys
 from training.cli import main
-for command in ("emoji", "train", "evaluate", "export"):
+for command in ("emoji", "train", "evaluate", "export", "embed", "experiment"):
     sys.argv = ["training", command, "--help"]
     try:
         main()
@@ -119,5 +123,5 @@ print("torch" in sys.modules, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("--json") == 4
+    assert done.stdout.count("--json") == 6
     assert done.stderr.strip() == "False"

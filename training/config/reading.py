@@ -1,6 +1,7 @@
 """A configuration from TOML that lists only what differs from the defaults; all its problems at once."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
@@ -18,12 +19,12 @@ _ADAPTER = TypeAdapter(TrainingConfig)
 
 
 def load_config(name_or_path: str) -> TrainingConfig:
-    """The configuration of this name in `training/configs`, or in this TOML file.
+    """The configuration of this name in `training/configs`, or in this TOML file or config.json of a run.
 
     Raises InvalidSettings, with all problems at once, where it is missing, not TOML, or holds an unknown key or value.
     """
     path = Path(name_or_path)
-    if path.suffix != ".toml":
+    if path.suffix not in (".toml", ".json"):
         path = CONFIGS / f"{name_or_path}.toml"
     if not path.is_file():
         names = sorted(config.stem for config in CONFIGS.glob("*.toml"))
@@ -32,9 +33,10 @@ def load_config(name_or_path: str) -> TrainingConfig:
             + suggestion(name_or_path, names)
         )
     try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"{path} is not TOML: {error}") from error
+        text = path.read_text()
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:  # every way in which text is not TOML, JSON or UTF-8 is one
+        raise InvalidSettings(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
     return parse_config(values, source=str(path))
 
 

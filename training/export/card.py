@@ -17,6 +17,7 @@ from training.torchvision_compat import allow_mismatched_torchvision
 
 _MEANINGS = {
     "r_at_1": "share of images whose nearest other image shows the same class",
+    **{f"r_at_{k}": f"share of images with one of the same class among the {k} nearest" for k in (2, 4, 8)},
     "map_at_r": "mean average precision among the R nearest, R being the number of images of the class that are left",
     "far_target": "false accept rate for which the threshold was chosen: share of pairs of two classes accepted",
     "threshold": "lowest cosine similarity that keeps it on these images",

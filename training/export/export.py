@@ -6,7 +6,7 @@ appears where the bundle should be before every check has passed.
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _evaluation(run: Path, finished: FinishedRun, options: ExportOptions, conver
     data = recorded_data(run)
     return {
         "training": to_json(_without_paths(finished.config)),
-        "held_out": asdict(finished.evaluation),
+        "held_out": finished.evaluation.to_json(),
         "data": None if data is None else data.to_json(),
         "export": dict(converted.evidence),
         "licence": {"model": options.licence, "backbone": backbone_licence(finished.config.model)},

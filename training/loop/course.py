@@ -10,7 +10,7 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import TrainingConfig
 from training.data import Batch, TrainingImages, batches
-from training.evaluate import Evaluation, evaluate_items
+from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
@@ -85,18 +85,19 @@ class Course:
                 if must_save or state.stopping.over:
                     self.save()
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, *, in_full: bool) -> Evaluation:
         return evaluate_items(
             self._validation,
             embedding_function(self._state.evaluated),
             self._preprocessing,
             max_unreadable=self._config.data.max_unreadable,
             progress=self._observers.evaluated,
+            in_full=in_full,
         )
 
     def _consider(self, watch: Watch) -> bool:
         """Evaluate; whether that ends the run."""
-        state, evaluation = self._state, self._evaluate()
+        state, evaluation = self._state, self._evaluate(in_full=False)
         watch.evaluated(state.step, evaluation)
         state.stopping.consider(state.step, evaluation, state.evaluated, self._config.loop)
         return state.stopping.over
@@ -106,8 +107,8 @@ class Course:
         state = self._state
         if state.stopping.weights is not None:
             state.evaluated.load_state_dict(state.stopping.weights)
-            return self._evaluate()
-        evaluation = self._evaluate()
+            return self._evaluate(in_full=True)
+        evaluation = self._evaluate(in_full=True)
         watch.evaluated(state.step, evaluation)
         return evaluation
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.evaluate import Embed
+from training.evaluation import Embed
 from training.model import Embedder
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop.watching import StepReport
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ Each file is replaced atomically: a run that is killed can be resumed from its l
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from retrieval.contract.canonical import json_bytes
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop.state import count_bytes
 from training.loop.writing import write_whole
 from training.model import Embedder, restore_embedder
@@ -71,13 +71,13 @@ def read_checkpoint(run: Path) -> dict[str, Any] | None:
 
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:
     """Mark the run as finished."""
-    _write_json(run / EVALUATION, asdict(evaluation))
+    _write_json(run / EVALUATION, evaluation.to_json())
 
 
 def read_evaluation(run: Path) -> Evaluation | None:
     """What a finished run found; None while it is not finished."""
     path = run / EVALUATION
-    return Evaluation(**json.loads(path.read_bytes())) if path.is_file() else None
+    return Evaluation.from_json(json.loads(path.read_bytes())) if path.is_file() else None
 
 
 def write_batch(run: Path, step: int, ids: Iterable[str]) -> Path:

@@ -1,14 +1,14 @@
 """When a run has learnt what it will: the evaluations while it trains, the best one, and how long ago it was."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from retrieval.errors import NotEnoughEvidence
 from training.config import LoopConfig
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 
 _LOWER_IS_BETTER = frozenset({"opis"})
 
@@ -42,7 +42,7 @@ class Stopping:
         """All of it, in types that a checkpoint may hold."""
         return {
             "step": self.step,
-            "evaluation": None if self.evaluation is None else json.dumps(asdict(self.evaluation)),
+            "evaluation": None if self.evaluation is None else json.dumps(self.evaluation.to_json()),
             "weights": self.weights,
             "n_since": self.n_since,
             "over": self.over,
@@ -52,7 +52,7 @@ class Stopping:
         """Become what `state_dict` was taken of."""
         found = state["evaluation"]
         self.step, self.n_since, self.over = state["step"], state["n_since"], state["over"]
-        self.evaluation = None if found is None else Evaluation(**json.loads(found))
+        self.evaluation = None if found is None else Evaluation.from_json(json.loads(found))
         self.weights = state["weights"]
 
 

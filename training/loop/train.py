@@ -14,7 +14,7 @@ from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidSettings
 from training.config import TrainingConfig
 from training.data import TrainingImages, open_training_images, remarks
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop.average import average_weights
 from training.loop.course import Course, count_images
 from training.loop.head import train_head

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from training.data import Progress
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop.divergence import StepValues, TakenStep
 
 _WINDOW = 20  # answers over which a speed is a mean

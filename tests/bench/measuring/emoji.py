@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from retrieval.contract.manifest import Item, read_manifest
 from training.config import CONFIGS, ModelConfig, load_config
 from training.data import read_items
-from training.evaluate import Embed
+from training.evaluation import Embed
 from training.loop import embedding_function, load_finished
 from training.model import create_embedder
 

@@ -11,7 +11,7 @@ import pytest
 from retrieval.contract.manifest import Item
 from tests.training.loop.small import SMALL
 from training.config import TrainingConfig, parse_config
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop import SILENT, Observers, train
 
 TrainSmall = Callable[..., Evaluation]

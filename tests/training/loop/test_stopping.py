@@ -8,7 +8,7 @@ from torch import nn
 
 from retrieval.errors import NotEnoughEvidence
 from training.config import LoopConfig
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop.stopping import Stopping
 
 EVALUATION = Evaluation(

@@ -12,7 +12,7 @@ from retrieval.errors import FailedPrecondition, InvalidInput, InvalidSettings, 
 from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import SMALL, Killed, assert_same_weights, kill_at, weights
 from training.config import TrainingConfig, parse_config
-from training.evaluate import Evaluation
+from training.evaluation import Evaluation
 from training.loop import (
     CHECKPOINT,
     CONFIG,
@@ -104,7 +104,12 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     observers = Observers(evaluation=lambda step, evaluation: seen.append((step, evaluation)))
     evaluation = train_small(still, tmp_path / "run", observers=observers)
     assert [step for step, _ in seen] == [2, 4, 6]
-    assert evaluation == seen[0][1] == read_evaluation(tmp_path / "run")
+    assert evaluation == read_evaluation(tmp_path / "run")
+    assert (evaluation.r_at_1, evaluation.threshold, evaluation.opis) == (
+        seen[0][1].r_at_1,
+        seen[0][1].threshold,
+        seen[0][1].opis,
+    )
     saved = torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)
     assert (saved["step"], saved["stopping"]["step"], saved["stopping"]["over"]) == (6, 2, True)
     (tmp_path / "run" / EVALUATION).unlink()

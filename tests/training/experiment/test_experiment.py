@@ -1,0 +1,61 @@
+"""An experiment as a user runs it: real processes that train on real pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.pictures import write_class_folders
+from training.embeddings import read_embeddings
+
+EXPERIMENT = """
+seeds = [0]
+far_target = 0.05
+[data]
+train = "train"
+validation = "cohort"
+cohort = "cohort"
+calibration = "calibration"
+test = "test"
+[common]
+input = { resize = 32, crop = 32 }
+model = { dimension = 16, frozen = ["stem", "blocks"] }
+schedule = { steps = 2, head_steps = 10, classes = 4, images = 2, warmup_steps = 1 }
+[[arms]]
+name = "tcm"
+config.loss.tcm = { positive_weight = 0.5 }
+[[arms]]
+name = "tcm+cohort"
+model = "tcm"
+score = { kind = "cohort", k = 5, fitted_on = "train" }
+"""
+
+
+def test_training_for_real(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "cohort", "calibration", "test")):
+        write_class_folders(tmp_path / part, n_classes=12, n_images=4, first_class=100 * number)
+    (tmp_path / "tried.toml").write_text(EXPERIMENT)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "training", "experiment", str(tmp_path / "tried.toml"), "--out", str(out)),
+            *("--data", str(tmp_path), "--device", "cpu", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [arm["name"] for arm in result["arms"]] == ["tcm", "tcm+cohort"]
+    for arm in result["arms"]:
+        assert 0 < arm["figures"]["r_at_1"]["mean"] <= 1
+        assert arm["figures"]["training_s"]["mean"] > 0
+    kept = read_embeddings(out / "tcm" / "0" / "embeddings.npz")
+    assert {name: part.embeddings.shape for name, part in kept.items()} == dict.fromkeys(
+        ("train", "cohort", "calibration", "test"), (48, 16)
+    )
+    trained = json.loads((out / "tcm" / "0" / "run" / "config.json").read_text())
+    assert trained["loss"]["tcm"]["positive_weight"] == 0.5

@@ -1,0 +1,78 @@
+"""What an experiment file may say, and how it is told what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.errors import InvalidSettings
+from training.experiment import EXPERIMENTS, Experiment, load_experiment
+
+Parse = Callable[[dict[str, Any]], Experiment]
+
+
+def test_arms_differ_from_the_common_configuration(described: dict[str, Any], parsed: Parse) -> None:
+    """Overrides are merged key by key, `like` goes on from another arm, `model` takes another arm's runs."""
+    described["arms"].append({"name": "late tcm", "like": "base+tcm", "config": {"loss": {"tcm": {"warmup_steps": 9}}}})
+    found = parsed(described)
+    base, tcm, cohort, late = found.arms
+    assert (base.training.schedule.steps, base.training.schedule.classes) == (3, 32)
+    assert (base.training.loss.tcm.positive_weight, tcm.training.loss.tcm.positive_weight) == (0, 2)
+    assert (late.training.loss.tcm.positive_weight, late.training.loss.tcm.warmup_steps) == (2, 9)
+    assert (cohort.trained_by, cohort.training, cohort.trains) == ("base", base.training, False)
+    assert [arm.against for arm in found.arms] == [None, "base", "base", "base"]
+    assert found.trained_arms == (base, tcm, late)
+
+
+def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path) -> None:
+    """{seed} is the seed, relative paths count from the root, URLs stay."""
+    described["data"] |= {"train": "split-{seed}/train.csv", "test": "s3://bucket/{seed}.csv"}
+    data = parsed(described).data.of_seed(7, tmp_path)
+    assert (data.train, data.test) == (str(tmp_path / "split-7/train.csv"), "s3://bucket/7.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"arms": [{"name": "a", "config": {"loss": {"tmc": {}}}}]}, "arm 'a': unknown key loss.tmc; did you mean tcm"),
+        ({"arms": [{"name": "a", "config": {"schedule": {"steps": 0}}}]}, "arm 'a': schedule.steps"),
+        ({"arms": [{"name": "a", "scores": {}}]}, "unknown key arms.0.scores; did you mean score"),
+        ({"arms": [{"name": "a", "score": {"kind": "cohrot"}}]}, "arms.0.score.kind"),
+        ({"arms": [{"name": "a", "score": {"kind": "isotonic", "fitted_on": "train"}}]}, "only a score of kind"),
+        ({"arms": []}, "arms"),
+        ({"arms": [{"name": "a/b"}]}, "found 'a/b'"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, "two arms are named 'a'"),
+        ({"arms": [{"name": "one"}, {"name": "b", "like": "on"}]}, "like names an earlier arm, found 'on'; did you"),
+        ({"arms": [{"name": "a", "model": "b"}, {"name": "b"}]}, "model names an earlier arm, found 'b'"),
+        ({"arms": [{"name": "a"}, {"name": "b", "model": "a", "config": {"seed": 1}}]}, "say nothing there"),
+        ({"seeds": [1, 1]}, "seeds differ from each other"),
+        ({"common": {"seed": 3}}, "seed is set by seeds"),
+        ({"data": {"train": "a"}}, "data.validation is missing"),
+        ({"config": "emojy"}, "did you mean emoji"),
+        ({"far_target": 0.6}, "far_target"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    change: dict[str, Any], expected: str, described: dict[str, Any], parsed: Parse
+) -> None:
+    with pytest.raises(InvalidSettings, match=expected):
+        parsed(described | change)
+
+
+def test_unequal_budgets_are_refused_unless_free(described: dict[str, Any], parsed: Parse) -> None:
+    described["arms"][1]["config"]["schedule"] = {"steps": 4}
+    with pytest.raises(InvalidSettings, match="arm 'base\\+tcm' takes 4 steps of 128 images after 2 of the head, arm"):
+        parsed(described)
+    assert len(parsed(described | {"budget": "free"}).arms) == 3
+
+
+def test_shipped_experiments_can_be_read() -> None:
+    names = [path.stem for path in EXPERIMENTS.glob("*.toml")]
+    assert names
+    for name in names:
+        assert len(load_experiment(name, root=Path()).trained_arms) > 1
+    with pytest.raises(InvalidSettings, match="does not exist"):
+        load_experiment("none", root=Path())

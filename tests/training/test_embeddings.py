@@ -1,0 +1,37 @@
+"""Embeddings of a finished run in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
+from training.embeddings import embed_parts, parse_parts, read_embeddings
+
+
+def test_parts_are_embedded_and_read_back(run: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    seen = []
+    out = tmp_path / "embeddings.npz"
+    parts = {"train": str(folders[0]), "new": str(folders[1])}
+    counts = embed_parts(run, parts, out, device="cpu", progress=lambda done, total: seen.append((done, total)))
+    assert counts == {"train": 40, "new": 70}
+    assert seen[-1][1] == 110
+    found = read_embeddings(out)
+    assert {name: part.embeddings.shape for name, part in found.items()} == {"train": (40, 16), "new": (70, 16)}
+    assert np.linalg.norm(found["new"].embeddings, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (found["new"].labels[0], found["new"].ids[0]) == ("class_100", "class_100/0.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings.npz"]
+
+
+def test_what_cannot_be_done_is_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    nothing = {"device": "cpu", "progress": lambda done, total: None}
+    with pytest.raises(FailedPrecondition, match="holds no checkpoint"):
+        embed_parts(tmp_path, {"new": str(folders[1])}, tmp_path / "e.npz", **nothing)
+    (tmp_path / "e.npz").write_bytes(b"PK cut off")
+    with pytest.raises(CorruptArtifact, match="delete it"):
+        read_embeddings(tmp_path / "e.npz")
+    for arguments in (["a"], ["a="], ["a=1", "a=2"], ["a b=1"]):
+        with pytest.raises(InvalidInput, match="expected NAME=FOLDER"):
+            parse_parts(arguments)

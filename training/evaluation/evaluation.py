@@ -1,0 +1,115 @@
+"""What an evaluation says, and how it is kept: ranking, one threshold for all, consistency, identification.
+
+Leaves how each figure comes about to `measuring.py`, tables and plots to `report.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from retrieval.consistency import IdentificationRates, Interval
+from retrieval.consistency.opis.utility import Axis
+from retrieval.errors import CorruptArtifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consistency:
+    """OPIS over the pooled FARs far_low to far_high, on the axis of distance or of log FAR.
+
+    opis, eps_opis: as they come, with the values that chance alone gives classes of these sizes (floor, eps_floor) and
+    95 % intervals over the draw of classes; debiased: without noise, None where classes have too few images.
+    """
+
+    axis: Axis
+    far_low: float
+    far_high: float
+    opis: float
+    floor: float
+    interval: Interval
+    debiased: float | None
+    debiased_interval: Interval | None
+    eps_opis: float
+    eps_floor: float
+    eps_interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateAtFar:
+    """Pooled TAR at the lowest threshold whose pooled FAR on these images is at most `far`."""
+
+    far: float
+    threshold: float
+    tar: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherClasses:
+    """At thresholds for the FAR target that were fixed on one half of the classes, measured on the other half.
+
+    far, tar: pooled, n_splits splits together; far_range: the lowest and the highest FAR of a half; worst_tar,
+    worst_far: means over the tenth of the classes with the lowest TAR and with the highest FAR.
+    """
+
+    far: float
+    tar: float
+    far_range: Interval
+    worst_tar: float
+    worst_far: float
+    n_splits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Leave-one-out over all images. threshold: lowest with a pooled pair FAR of at most far_target on these images.
+
+    r_at_1, 2, 4, 8, map_at_r: of the ranking. tar: pooled TAR at the threshold; opis with its noise floor and, where
+    the images allow it, the estimate without noise: over FAR 1e-2 to 1e-1, on the axis of distance. n_single: classes
+    with one image, which have no positive pair. consistency: the same with intervals, also on the axis of log FAR and
+    over the decade around far_target; tar_at_far: at each FAR that the pairs can tell; other_classes, identification:
+    at thresholds fixed on other classes. missing: why a figure is not there, by its name. What only a full evaluation
+    measures has a default.
+    """
+
+    n_images: int
+    n_classes: int
+    n_single: int
+    n_unreadable: int
+    r_at_1: float
+    r_at_2: float | None = None
+    r_at_4: float | None = None
+    r_at_8: float | None = None
+    map_at_r: float | None = None
+    far_target: float
+    threshold: float
+    tar: float
+    opis: float
+    opis_floor: float
+    opis_debiased: float | None
+    consistency: tuple[Consistency, ...] = ()
+    tar_at_far: tuple[RateAtFar, ...] = ()
+    other_classes: OtherClasses | None = None
+    identification: tuple[IdentificationRates, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_images} images of {self.n_classes} classes: R@1 {self.r_at_1:.3f}, TAR {self.tar:.3f} at FAR "
+            f"{self.far_target:g} (threshold {self.threshold:.3f}), "
+            f"OPIS {self.opis:.2e} (noise floor {self.opis_floor:.2e})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` turns back into an equal value."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """Undo `to_json`. Raises CorruptArtifact where the values are of no evaluation."""
+        try:
+            evaluation: Evaluation = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise CorruptArtifact(f"an evaluation cannot be read: {problems}") from error
+        return evaluation

@@ -1,0 +1,71 @@
+"""From images to an evaluation, through the production preprocessing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.contract.manifest import Item
+from retrieval.contract.preprocessing import Preprocessing
+from training.data import Progress, Unreadable, read_items
+from training.evaluation.evaluation import Evaluation
+from training.evaluation.measuring import evaluate
+
+Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddedItems:
+    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the others."""
+
+    embeddings: NDArray[np.float32]
+    items: tuple[Item, ...]
+    unreadable: tuple[Unreadable, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """What each item shows."""
+        return [item.label for item in self.items]
+
+
+def evaluate_items(
+    items: Sequence[Item],
+    embed: Embed,
+    preprocessing: Preprocessing,
+    *,
+    far_target: float = 1e-2,
+    max_unreadable: float = 0.01,
+    progress: Progress,
+    in_full: bool = True,
+) -> Evaluation:
+    """Embed the items and evaluate them, see `evaluate`.
+
+    Raises TooManyFailures where too many are unreadable, NotEnoughEvidence where they are too few to say anything.
+    """
+    found = embed_items(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
+    return evaluate(
+        found.embeddings, found.labels, far_target=far_target, n_unreadable=len(found.unreadable), in_full=in_full
+    )
+
+
+def embed_items(
+    items: Sequence[Item],
+    embed: Embed,
+    preprocessing: Preprocessing,
+    *,
+    max_unreadable: float,
+    progress: Progress,
+) -> EmbeddedItems:
+    """Embed the items that can be read, in their order.
+
+    Raises TooManyFailures as `read_items` does.
+    """
+    parts: list[NDArray[np.float32]] = []
+    kept: list[Item] = []
+    unreadable: list[Unreadable] = []
+    for batch in read_items(items, preprocessing, max_unreadable=max_unreadable, progress=progress):
+        parts.append(embed(batch.pixels))
+        kept += batch.items
+        unreadable += batch.unreadable
+    return EmbeddedItems(np.concatenate(parts), tuple(kept), tuple(unreadable))

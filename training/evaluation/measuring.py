@@ -1,0 +1,203 @@
+"""From embeddings to an evaluation. Every figure's arithmetic is in `retrieval.consistency`.
+
+Decides which figures are measured and when the images are too few for one; leaves embedding to `items.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency import (
+    IdentificationRates,
+    Interval,
+    OpisResult,
+    consistency_report,
+    cross_fitted_rates,
+    identification_rates,
+    labelled_vectors,
+    largest_gallery,
+    map_at_r,
+    operating_curves,
+    recall_at_k,
+    thresholds_at_far,
+)
+from retrieval.consistency.opis.utility import Axis
+from retrieval.errors import NotEnoughEvidence
+from training.evaluation.evaluation import Consistency, Evaluation, OtherClasses, RateAtFar
+
+PAPER_BAND = (1e-2, 1e-1)
+FARS = (1e-1, 1e-2, 1e-3, 1e-4)
+GALLERY_SIZES = (30, 100, 300, 1_000, 3_000, 10_000)
+MIN_FALSE_ACCEPTS = 10  # by which a FAR can be told
+_HALF_A_DECADE = 10**0.5
+_SEED = 0  # an interval must not change when nothing else does
+
+
+def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None:
+    """Raise NotEnoughEvidence where `evaluate` would, from the labels alone: before hours of training, not after."""
+    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    if len(counts) < 2 or counts.max(initial=0) < 2:
+        raise NotEnoughEvidence(
+            f"an evaluation needs two classes and two images of a class, found {len(labels)} images of {len(counts)} "
+            "classes: add labelled images"
+        )
+    n_negatives = (int(counts.sum()) ** 2 - int((counts**2).sum())) // 2
+    lowest = min(far_target, PAPER_BAND[0])
+    if lowest * n_negatives < MIN_FALSE_ACCEPTS:
+        raise NotEnoughEvidence(
+            f"a FAR of {lowest:g} is told by {MIN_FALSE_ACCEPTS} false accepts, {n_negatives} pairs of images of "
+            f"different classes give {lowest * n_negatives:.3g}: add images or classes"
+            + (", or raise the FAR target" if far_target < PAPER_BAND[0] else "")
+        )
+    if int((counts >= 2).sum()) < 2:
+        raise NotEnoughEvidence("OPIS compares classes with two images or more, found one: add images per class")
+
+
+def evaluate(
+    embeddings: NDArray[np.float32],
+    labels: Sequence[str],
+    *,
+    far_target: float = 1e-2,
+    n_unreadable: int = 0,
+    in_full: bool = True,
+) -> Evaluation:
+    """Evaluate embeddings [n, d] float32, unit rows, with their n labels. Cost: n * n * d, a few tens of times.
+
+    in_full: also what Evaluation gives a default for, but ranks; without it about a fifth of the time. Raises
+    NotEnoughEvidence where `require_evidence` does, InvalidEmbeddings where rows are not of unit length.
+    """
+    require_evidence(labels, far_target=far_target)
+    (threshold,) = thresholds_at_far(embeddings, labels, fars=[far_target])
+    curves = operating_curves(embeddings, labels, thresholds=np.array([threshold]))
+    paper = _opis(embeddings, labels, PAPER_BAND, "distance")
+    recall = recall_at_k(embeddings, labels, k=(1, 2, 4, 8))
+    missing: dict[str, str] = {}
+    if paper.debiased is None:
+        missing["opis_debiased"] = "OPIS without noise takes 10 classes of 4 images or more"
+    extended = _in_full(embeddings, labels, far_target, paper, missing) if in_full else {}
+    return Evaluation(
+        n_images=len(labels),
+        n_classes=len(curves.classes),
+        n_single=int((curves.n_images == 1).sum()),
+        n_unreadable=n_unreadable,
+        r_at_1=recall[1],
+        r_at_2=recall[2],
+        r_at_4=recall[4],
+        r_at_8=recall[8],
+        map_at_r=map_at_r(embeddings, labels),
+        far_target=far_target,
+        threshold=float(threshold),
+        tar=float(curves.pooled_tar[0]),
+        opis=paper.value,
+        opis_floor=paper.floor,
+        opis_debiased=paper.debiased,
+        missing=missing,
+        **extended,
+    )
+
+
+def _in_full(
+    embeddings: NDArray[np.float32],
+    labels: Sequence[str],
+    far_target: float,
+    paper: OpisResult,
+    missing: dict[str, str],
+) -> dict[str, Any]:
+    other_classes = _other_classes(embeddings, labels, far_target, missing)
+    return {
+        "consistency": _consistency(embeddings, labels, far_target, paper, missing),
+        "tar_at_far": _tar_at_far(embeddings, labels, missing),
+        "other_classes": other_classes,
+        "identification": _identification(embeddings, labels, far_target, missing) if other_classes else (),
+    }
+
+
+def _consistency(
+    embeddings: NDArray[np.float32],
+    labels: Sequence[str],
+    far_target: float,
+    paper: OpisResult,
+    missing: dict[str, str],
+) -> tuple[Consistency, ...]:
+    found = [paper, _opis(embeddings, labels, PAPER_BAND, "log_far")]
+    around = (far_target / _HALF_A_DECADE, min(far_target * _HALF_A_DECADE, 0.5))
+    try:
+        found.append(_opis(embeddings, labels, around, "log_far"))
+    except NotEnoughEvidence as error:
+        missing["consistency around far_target"] = str(error)
+    return tuple(
+        Consistency(
+            axis=result.axis,
+            far_low=result.far_low,
+            far_high=result.far_high,
+            opis=result.value,
+            floor=result.floor,
+            interval=result.interval,
+            debiased=result.debiased,
+            debiased_interval=result.debiased_interval,
+            eps_opis=result.eps_opis,
+            eps_floor=result.eps_floor,
+            eps_interval=result.eps_interval,
+        )
+        for result in found
+    )
+
+
+def _opis(embeddings: NDArray[np.float32], labels: Sequence[str], band: tuple[float, float], axis: Axis) -> OpisResult:
+    rng = np.random.default_rng(_SEED)
+    return consistency_report(embeddings, labels, far_low=band[0], far_high=band[1], axis=axis, rng=rng)
+
+
+def _tar_at_far(
+    embeddings: NDArray[np.float32], labels: Sequence[str], missing: dict[str, str]
+) -> tuple[RateAtFar, ...]:
+    n_negatives = labelled_vectors(embeddings, labels).n_negatives
+    told = [far for far in FARS if far * n_negatives >= MIN_FALSE_ACCEPTS]
+    for far in FARS[len(told) :]:
+        missing[f"tar at far {far:g}"] = f"{n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} of them"
+    if not told:
+        return ()
+    thresholds = thresholds_at_far(embeddings, labels, fars=told)
+    curves = operating_curves(embeddings, labels, thresholds=thresholds)
+    return tuple(
+        RateAtFar(far=far, threshold=float(threshold), tar=float(curves.at(threshold).pooled_tar[0]))
+        for far, threshold in zip(told, thresholds, strict=True)
+    )
+
+
+def _other_classes(
+    embeddings: NDArray[np.float32], labels: Sequence[str], far_target: float, missing: dict[str, str]
+) -> OtherClasses | None:
+    try:
+        rates = cross_fitted_rates(embeddings, labels, target_far=far_target, rng=np.random.default_rng(_SEED))
+    except NotEnoughEvidence as error:
+        missing["other_classes"] = missing["identification"] = str(error)
+        return None
+    return OtherClasses(
+        far=rates.far,
+        tar=rates.tar,
+        far_range=Interval(float(rates.fars.min()), float(rates.fars.max())),
+        worst_tar=rates.worst_tar,
+        worst_far=rates.worst_far,
+        n_splits=len(rates.fars) // 2,
+    )
+
+
+def _identification(
+    embeddings: NDArray[np.float32], labels: Sequence[str], far_target: float, missing: dict[str, str]
+) -> tuple[IdentificationRates, ...]:
+    largest = largest_gallery(labels)
+    sizes = [size for size in GALLERY_SIZES if size <= largest]
+    if not sizes:
+        missing["identification"] = f"half of the classes fill a gallery of {largest} images, at least 30 are needed"
+        return ()
+    try:
+        found = identification_rates(
+            embeddings, labels, gallery_sizes=sizes, target_far=far_target, rng=np.random.default_rng(_SEED)
+        )
+    except NotEnoughEvidence as error:
+        missing["identification"] = str(error)
+        return ()
+    return tuple(found)

@@ -1,0 +1,31 @@
+"""Arms times seeds on the same data: run, measured alike, compared with tests."""
+
+from training.experiment.experiment import run_experiment
+from training.experiment.figures import Figures, Measured, measure
+from training.experiment.plan import EXPERIMENTS, Arm, Experiment, load_experiment, parse_experiment
+from training.experiment.report import ExperimentResult, to_json
+from training.experiment.running import Failure, RunNews
+from training.experiment.scores import ScoreConfig, fit_score
+from training.experiment.summary import ArmSummary, Difference, Estimate, summarise
+
+__all__ = [
+    "EXPERIMENTS",
+    "Arm",
+    "ArmSummary",
+    "Difference",
+    "Estimate",
+    "Experiment",
+    "ExperimentResult",
+    "Failure",
+    "Figures",
+    "Measured",
+    "RunNews",
+    "ScoreConfig",
+    "fit_score",
+    "load_experiment",
+    "measure",
+    "parse_experiment",
+    "run_experiment",
+    "summarise",
+    "to_json",
+]

@@ -1,0 +1,195 @@
+"""What the embeddings of one run are worth under one score: the figures that an experiment compares.
+
+Decides which figures and on which classes each is fitted, fixed and measured; leaves seeds and arms to `summary.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency import (
+    OpisResult,
+    labelled_vectors,
+    map_at_r,
+    operating_curves,
+    recall_at_k,
+    thresholds_at_far,
+)
+from retrieval.consistency.opis.debiased import DebiasedShares
+from retrieval.consistency.opis.opis import measure_consistency
+from retrieval.consistency.opis.opis_options import OpisOptions
+from retrieval.consistency.opis.utility import Axis
+from retrieval.consistency.pairs.pairs import LabelledVectors
+from retrieval.errors import NotEnoughEvidence
+from training.embeddings import Embedded
+from training.experiment.scores import Factors, ScoreConfig, fit_score
+
+PAPER_BAND = (1e-2, 1e-1)
+TAR_FARS = (1e-2, 1e-3, 1e-4)
+_MIN_ERRORS = 10  # false accepts by which a FAR can be told
+_HALF_A_DECADE = 10**0.5
+_N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
+_TILE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One run under one score, on the test classes. None where the images do not allow a figure, see `missing`.
+
+    r_at_1, map_at_r: of the ranking. opis_*: debiased OPIS, over the pooled FARs 1e-2 to 1e-1 on the axes of distance
+    (cosine only) and of log FAR, and over the decade around the deployed FAR, on the latter. tar_at_*: pooled TAR at a
+    pooled FAR of 1e-2 and so on. transfer_*: at the threshold for the deployed FAR on the calibration classes: pooled
+    FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest. training_s: seconds
+    that the training process took, its start and its own evaluation included.
+    """
+
+    r_at_1: float | None
+    map_at_r: float | None
+    opis_distance: float | None
+    opis_log_far: float | None
+    opis_deployed: float | None
+    tar_at_1e_2: float | None
+    tar_at_1e_3: float | None
+    tar_at_1e_4: float | None
+    transfer_far: float | None
+    transfer_tar: float | None
+    transfer_worst_tar: float | None
+    training_s: float | None
+
+
+FIGURES = tuple(field.name for field in fields(Figures))
+OPIS_FIGURES = ("opis_distance", "opis_log_far", "opis_deployed")
+HIGHER_IS_BETTER = ("r_at_1", "map_at_r", "tar_at_1e_2", "tar_at_1e_3", "tar_at_1e_4", "transfer_tar")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """The figures of one run, and what a comparison of runs takes.
+
+    missing: why a figure is None, by its name; shares: what the classes add to an OPIS on the log-FAR axis, by its
+    name; classes: names, to which the shares' rows point.
+    """
+
+    figures: Figures
+    missing: Mapping[str, str]
+    shares: Mapping[str, DebiasedShares]
+    classes: tuple[str, ...]
+
+
+def measure(
+    parts: Mapping[str, Embedded], score: ScoreConfig, *, far_target: float, training_s: float | None
+) -> Measured:
+    """Fit the score on `cohort`, or on `train` where it says so, fix the threshold on `calibration`, measure on `test`.
+
+    Raises NotEnoughEvidence where these are too few for the score, or test holds no two classes and no pair.
+    """
+    fitted_on, calibration, test = (parts[name] for name in (score.fitted_on, "calibration", "test"))
+    fitted = fit_score(score, fitted_on.embeddings, fitted_on.labels.tolist(), far_target=far_target)
+    query, gallery = fitted(test.embeddings)
+    labels = test.labels.tolist()
+    vectors = labelled_vectors(query, labels, gallery)
+    missing: dict[str, str] = {}
+    opis, shares = _consistency(vectors, far_target, missing)
+    transfer = _transfer(fitted(calibration.embeddings), calibration, (query, gallery), labels, far_target, missing)
+    figures = Figures(
+        r_at_1=recall_at_k(query, labels, gallery_vectors=gallery)[1],
+        map_at_r=map_at_r(query, labels, gallery_vectors=gallery),
+        **opis,
+        **_tars(vectors, (query, gallery), labels, missing),
+        **transfer,
+        training_s=training_s,
+    )
+    if training_s is None:
+        missing["training_s"] = "training was interrupted in between"
+    return Measured(figures, missing, shares, vectors.classes)
+
+
+def _consistency(
+    vectors: LabelledVectors, far_target: float, missing: dict[str, str]
+) -> tuple[dict[str, float | None], dict[str, DebiasedShares]]:
+    around = (far_target / _HALF_A_DECADE, far_target * _HALF_A_DECADE)
+    bands: tuple[tuple[str, tuple[float, float], Axis], ...] = (
+        ("opis_distance", PAPER_BAND, "distance"),
+        ("opis_log_far", PAPER_BAND, "log_far"),
+        ("opis_deployed", around, "log_far"),
+    )
+    values: dict[str, float | None] = dict.fromkeys(OPIS_FIGURES)
+    shares = {}
+    for name, band, axis in bands:
+        if axis == "distance" and not vectors.cosine:
+            missing[name] = "a distance exists for the cosine only"
+            continue
+        try:
+            found, of_classes = _opis(vectors, band, axis)
+        except NotEnoughEvidence as error:
+            missing[name] = str(error)
+            continue
+        values[name] = found.debiased
+        if found.debiased is None or of_classes is None:
+            missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
+        elif axis == "log_far":
+            shares[name] = of_classes
+    return values, shares
+
+
+def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> tuple[OpisResult, DebiasedShares | None]:
+    options = OpisOptions(
+        far_low=band[0],
+        far_high=band[1],
+        axis=axis,
+        distance_range=None,
+        c=1.0,
+        eps=10.0,
+        weighting="equal",
+        n_bootstrap=_N_BOOTSTRAP,
+        confidence=0.95,
+    )
+    return measure_consistency(vectors, options, rng=np.random.default_rng(0), tile=_TILE)
+
+
+def _tars(
+    vectors: LabelledVectors, factors: Factors, labels: list[str], missing: dict[str, str]
+) -> dict[str, float | None]:
+    names = {far: f"tar_at_1e_{round(-np.log10(far))}" for far in TAR_FARS}
+    values: dict[str, float | None] = dict.fromkeys(names.values())
+    told = [far for far in TAR_FARS if far * vectors.n_negatives >= _MIN_ERRORS]
+    for far in set(TAR_FARS) - set(told):
+        missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {_MIN_ERRORS} false accepts"
+    if told:
+        query, gallery = factors
+        thresholds = thresholds_at_far(query, labels, gallery_vectors=gallery, fars=told)
+        curves = operating_curves(query, labels, gallery_vectors=gallery, thresholds=thresholds)
+        for far, threshold in zip(told, thresholds, strict=True):
+            values[names[far]] = float(curves.at(threshold).pooled_tar[0])
+    return values
+
+
+def _transfer(
+    calibration_factors: Factors,
+    calibration: Embedded,
+    factors: Factors,
+    labels: list[str],
+    far_target: float,
+    missing: dict[str, str],
+) -> dict[str, float | None]:
+    query, gallery = calibration_factors
+    fixed_on = labelled_vectors(query, calibration.labels.tolist(), gallery)
+    if far_target * fixed_on.n_negatives < _MIN_ERRORS:
+        reason = f"{fixed_on.n_negatives} negative calibration pairs are too few for FAR {far_target:g}"
+        names = ("transfer_far", "transfer_tar", "transfer_worst_tar")
+        missing |= dict.fromkeys(names, reason)
+        return dict.fromkeys(names)
+    thresholds = thresholds_at_far(query, calibration.labels.tolist(), gallery_vectors=gallery, fars=[far_target])
+    curves = operating_curves(factors[0], labels, gallery_vectors=factors[1], thresholds=thresholds)
+    lowest = np.sort(curves.tar[:, 0])[: max(1, round(len(curves.tar) / 10))]
+    return {
+        "transfer_far": float(curves.pooled_far[0]),
+        "transfer_tar": float(curves.pooled_tar[0]),
+        "transfer_worst_tar": _mean(lowest),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean())

@@ -1,0 +1,263 @@
+"""What an experiment compares: arms, seeds and data, read from a TOML file, all its problems at once.
+
+Decides which runs are trained and whether their budgets are equal; leaves training to `running.py`.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from retrieval.errors import InvalidSettings
+from training.config import CONFIGS, TrainingConfig, load_config, parse_config, suggestion, to_json
+from training.experiment.scores import ScoreConfig
+
+EXPERIMENTS = CONFIGS / "experiments"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # arms name folders
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentData:
+    """Folders or manifests, no class in two of them; "{seed}" in one stands for the seed.
+
+    validation: for what training itself measures; cohort: to fit scores on; calibration: to fix thresholds on; test:
+    what is reported.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    train: str
+    validation: str
+    cohort: str
+    calibration: str
+    test: str
+
+    def of_seed(self, seed: int, root: Path) -> "ExperimentData":
+        """The paths for this seed; relative ones count from `root`, URLs stay."""
+
+        def located(path: str) -> str:
+            named = path.replace("{seed}", str(seed))
+            return named if "://" in named else str(root / named)
+
+        return ExperimentData(
+            train=located(self.train),
+            validation=located(self.validation),
+            cohort=located(self.cohort),
+            calibration=located(self.calibration),
+            test=located(self.test),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmConfig:
+    """One arm. config: what differs from the common configuration, or from that of the earlier arm `like`.
+
+    model: an earlier arm whose trained runs are used; then nothing is trained, and only `score` may differ. against:
+    the arm it is compared with, by default the first.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    like: str | None = None
+    model: str | None = None
+    against: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentConfig:
+    """The file. config: name or path of a training configuration; common: what differs from it in every arm.
+
+    budget: "equal" refuses arms that take other numbers of steps or images. far_target: the deployed pooled pair FAR.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    data: ExperimentData
+    arms: Annotated[tuple[ArmConfig, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    config: str = "default"
+    common: Mapping[str, Any] = field(default_factory=dict)
+    budget: Literal["equal", "free"] = "equal"
+    far_target: Annotated[float, Field(ge=1e-6, le=0.1)] = 1e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """An arm with its whole configuration; trained_by: the arm whose runs it uses, its own name where it trains."""
+
+    name: str
+    trained_by: str
+    against: str | None
+    training: TrainingConfig
+    score: ScoreConfig
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has runs of its own."""
+        return self.trained_by == self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A checked experiment. arms: in the order of the file; root: where relative paths of data count from."""
+
+    name: str
+    root: Path
+    data: ExperimentData
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    far_target: float
+
+    @property
+    def trained_arms(self) -> tuple[Arm, ...]:
+        """The arms that have runs of their own."""
+        return tuple(arm for arm in self.arms if arm.trains)
+
+    def with_seeds(self, seeds: tuple[int, ...]) -> "Experiment":
+        """The same with these seeds."""
+        return replace(self, seeds=seeds)
+
+
+def load_experiment(name_or_path: str, *, root: Path) -> Experiment:
+    """The experiment of this name in `training/configs/experiments`, or in this TOML file.
+
+    Raises InvalidSettings, with all problems at once, where it is missing, not TOML, holds an unknown key or value,
+    names an arm that does not come before, or gives arms unequal budgets without saying so.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = EXPERIMENTS / f"{name_or_path}.toml"
+    if not path.is_file():
+        names = sorted(experiment.stem for experiment in EXPERIMENTS.glob("*.toml"))
+        raise InvalidSettings(
+            f"experiment {name_or_path!r} does not exist: name a .toml file, or one of {', '.join(names)}"
+            + suggestion(name_or_path, names)
+        )
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not TOML: {error}") from error
+    return parse_experiment(values, name=path.stem, folder=path.parent, root=root)
+
+
+def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root: Path) -> Experiment:
+    """The experiment that `values` describe. folder: where a configuration named by a relative path lies.
+
+    Raises InvalidSettings as `load_experiment` does; `name` stands in its message.
+    """
+    try:
+        config = TypeAdapter(ExperimentConfig).validate_python(values)
+    except ValidationError as error:
+        raise InvalidSettings(f"experiment {name}: " + "; ".join(_described(error))) from error
+    problems = [*_problems_of_names(config.arms), *_problems_of_seeds(config)]
+    if problems:
+        raise InvalidSettings(f"experiment {name}: " + "; ".join(problems))
+    arms = _resolve(config, name, folder)
+    if config.budget == "equal" and (unequal := list(_unequal_budgets(arms))):
+        raise InvalidSettings(
+            f'experiment {name}: {"; ".join(unequal)}; give all arms the same, or say budget = "free"'
+        )
+    return Experiment(
+        name=name, root=root, data=config.data, seeds=config.seeds, arms=arms, far_target=config.far_target
+    )
+
+
+def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `over` in their place; tables are merged key by key, all else is replaced.
+
+    >>> merge({"a": {"b": 1, "c": 2}, "d": [1, 2]}, {"a": {"b": 3}, "d": [4]})
+    {'a': {'b': 3, 'c': 2}, 'd': [4]}
+    """
+    merged = dict(values)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _resolve(config: ExperimentConfig, name: str, folder: Path) -> tuple[Arm, ...]:
+    beside = folder / config.config
+    common = to_json(load_config(str(beside) if beside.is_file() else config.config))
+    overrides: dict[str, dict[str, Any]] = {}
+    arms: dict[str, Arm] = {}
+    for number, arm in enumerate(config.arms):
+        start = overrides[arm.like] if arm.like else dict(config.common)
+        overrides[arm.name] = merge(start, arm.config)
+        model = arms[arm.model] if arm.model else None
+        arms[arm.name] = Arm(
+            name=arm.name,
+            trained_by=model.trained_by if model else arm.name,
+            against=None if number == 0 else arm.against or config.arms[0].name,
+            training=model.training
+            if model
+            else parse_config(merge(common, overrides[arm.name]), source=f"experiment {name}, arm {arm.name!r}"),
+            score=arm.score,
+        )
+    return tuple(arms.values())
+
+
+def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
+    known: list[str] = []
+    for arm in arms:
+        if not _NAME.fullmatch(arm.name):
+            yield f"an arm's name consists of letters, digits, spaces and . _ + -, found {arm.name!r}"
+        if arm.name in known:
+            yield f"two arms are named {arm.name!r}"
+        for key in ("like", "model", "against"):
+            other = getattr(arm, key)
+            if other is not None and other not in known:
+                yield f"arm {arm.name!r}: {key} names an earlier arm, found {other!r}" + suggestion(other, known)
+        if arm.model is not None and (arm.config or arm.like):
+            yield f"arm {arm.name!r} uses the runs of {arm.model!r}: config and like say nothing there, leave them out"
+        if arm.score.fitted_on == "train" and arm.score.kind != "cohort":
+            yield f'arm {arm.name!r}: only a score of kind "cohort" may be fitted on "train", found {arm.score.kind!r}'
+        known.append(arm.name)
+
+
+def _problems_of_seeds(config: ExperimentConfig) -> Iterator[str]:
+    if len(set(config.seeds)) < len(config.seeds):
+        yield f"seeds differ from each other, found {list(config.seeds)}"
+    if "seed" in config.common or any("seed" in arm.config for arm in config.arms):
+        yield "seed is set by seeds, for every arm alike: take it out of common and config"
+
+
+def _unequal_budgets(arms: Iterable[Arm]) -> Iterator[str]:
+    trained = [arm for arm in arms if arm.trains]
+    first = trained[0]
+    for arm in trained[1:]:
+        if _budget(arm.training) != _budget(first.training):
+            yield (
+                f"arm {arm.name!r} takes {_spelled(arm.training)}, arm {first.name!r} takes {_spelled(first.training)}"
+            )
+
+
+def _budget(config: TrainingConfig) -> tuple[int, ...]:
+    schedule = config.schedule
+    return (schedule.steps, schedule.head_steps, schedule.classes * schedule.images, config.loop.accumulate)
+
+
+def _spelled(config: TrainingConfig) -> str:
+    steps, head_steps, images, accumulate = _budget(config)
+    return f"{steps} steps of {images * accumulate} images after {head_steps} of the head"
+
+
+def _described(error: ValidationError) -> Iterator[str]:
+    """Each problem with the place it has in the file; an unknown key with the known ones nearest to it."""
+    known = {name for part in (ExperimentConfig, ExperimentData, ArmConfig, ScoreConfig) for name in part.__slots__}
+    for problem in error.errors():
+        place = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "unexpected_keyword_argument":
+            yield f"unknown key {place}" + suggestion(str(problem["loc"][-1]), known)
+        elif problem["type"] == "missing":
+            yield f"{place} is missing"
+        else:
+            yield f"{place}: {problem['msg']}, found {problem['input']!r}"

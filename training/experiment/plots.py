@@ -1,0 +1,101 @@
+"""The plots of an experiment: accuracy against consistency, and how much each arm changes OPIS.
+
+Decides what is drawn; leaves the look to `training.plotting`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from training.experiment.summary import ArmSummary
+from training.plotting import COLOURS, INK, MARKERS, QUIET, name_axes, new_figure, save_png
+
+_PANELS = {"opis_log_far": "pooled FAR 1e-2 to 1e-1", "opis_deployed": "decade around the deployed FAR"}
+
+
+def write_plots(arms: Sequence[ArmSummary], out: Path) -> list[Path]:
+    """Write front.png and, where arms are compared, opis.png into `out`; their paths. None without an OPIS."""
+    paths = []
+    if any(name in arm.figures for arm in arms for name in _PANELS):
+        paths.append(draw_front(arms, out / "front.png"))
+    if any(arm.differences[name].relative is not None for arm in arms for name in _PANELS if name in arm.differences):
+        paths.append(draw_changes(arms, out / "opis.png"))
+    return paths
+
+
+def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
+    """R@1 against debiased OPIS: small marks for seeds, large ones for means, and the Pareto front of the means."""
+    figure, panels = new_figure(len(_PANELS), width=5.4, height=4.4)
+    for axes, (name, band) in zip(panels, _PANELS.items(), strict=True):
+        points = {}
+        for number, arm in enumerate(arms):
+            if "r_at_1" not in arm.figures or name not in arm.figures:
+                continue
+            style: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+                "linestyle": "none",
+            }
+            accuracy, opis = arm.figures["r_at_1"], arm.figures[name]
+            seeds = sorted(accuracy.values.keys() & opis.values.keys())
+            axes.plot(
+                [accuracy.values[seed] for seed in seeds],
+                [opis.values[seed] for seed in seeds],
+                **style,
+                markersize=4,
+                alpha=0.45,
+                markeredgewidth=0,
+            )
+            points[arm.name] = (accuracy.mean, opis.mean)
+            axes.plot(accuracy.mean, opis.mean, **style, markersize=9, label=arm.name)
+        _draw_staircase(axes, list(points.values()))
+        name_axes(axes, "R@1 (right is better)", "debiased OPIS, log-FAR axis (low is better)")
+        axes.set_title(band, fontsize=9, color=INK)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
+    return save_png(figure, path)
+
+
+def draw_changes(arms: Sequence[ArmSummary], path: Path) -> Path:
+    """Change of debiased OPIS relative to the arm compared with, a bar with its interval for each arm."""
+    shown = [arm for arm in arms if any(name in arm.differences for name in _PANELS)]
+    figure, panels = new_figure(len(_PANELS), width=5.4, height=1.4 + 0.36 * len(shown))
+    for axes, (name, band) in zip(panels, _PANELS.items(), strict=True):
+        for row, arm in enumerate(shown):
+            found = arm.differences.get(name)
+            if found is None or found.relative is None:
+                continue
+            axes.barh(row, 100 * found.relative, color=COLOURS[0], alpha=0.75, height=0.6)
+            if interval := found.relative_interval:
+                axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=INK, linewidth=1.4)
+        axes.axvline(0, color=QUIET, linewidth=1)
+        axes.set_yticks(range(len(shown)), [f"{arm.name}  (against {arm.against})" for arm in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.set_title(band, fontsize=9, color=INK)
+        name_axes(axes, "change of debiased OPIS, % (left is better)", "")
+    panels[1].set_yticklabels([])
+    return save_png(figure, path)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (higher is better, lower is better) that no other beats in both, by rising first coordinate.
+
+    >>> pareto_front([(0.7, 0.02), (0.8, 0.03), (0.6, 0.03), (0.75, 0.02)])
+    [(0.75, 0.02), (0.8, 0.03)]
+    """
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda point: (-point[0], point[1])):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def _draw_staircase(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    if len(front) > 1:
+        # What lies below and to the right of the steps is better than any arm here.
+        axes.step(*zip(*front, strict=True), where="pre", color=QUIET, linewidth=1, linestyle=":", label="Pareto front")

@@ -1,0 +1,179 @@
+"""What an arm applies to a trained model's embeddings, in place of the cosine: scores fitted on other classes.
+
+Decides how each kind is fitted and how it becomes an inner product, on which every statistic works unchanged; leaves
+the cohort scores themselves to `retrieval.contract.score`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from scipy.special import logit
+from sklearn.cluster import KMeans
+
+from retrieval.consistency import Calibrator, fit_scores, fit_whitening, thresholds_at_far
+from retrieval.contract.score import cohort_score
+from retrieval.errors import NotEnoughEvidence
+
+Vectors: TypeAlias = NDArray[np.float32]
+Factors: TypeAlias = tuple[Vectors, Vectors]
+FittedScore: TypeAlias = Callable[[Vectors], Factors]
+
+# A score that is no inner product of few columns takes as many as there are images: memory and time grow with n^3.
+MAX_PAIRWISE_IMAGES = 6000
+_MIN_PAIRS = 200  # a cluster with fewer pairs of either kind takes the map of all
+_TIE_BREAK = 0.1  # of log odds that reach to about 10, so that float32 still tells cosines 1e-5 apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """What the threshold is applied to.
+
+    kind: "cosine"; "cohort", with the k nearest and weight of `retrieval.contract.score`, after a whitening or not;
+    "isotonic", one rising map from cosine to match probability; "cluster_offsets", the cosine less what each of
+    `clusters` needs for the same FAR; "cluster_isotonic", a rising map for each of `clusters`. fitted_on: the part of
+    the data; "train" for kind "cohort" alone, which looks at no label: those of classes trained on mislead.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: Literal["cosine", "cohort", "isotonic", "cluster_offsets", "cluster_isotonic"] = "cosine"
+    k: Annotated[int, Field(ge=1)] = 20
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    whitened: bool = False
+    fitted_on: Literal["cohort", "train"] = "cohort"
+    clusters: Annotated[int, Field(ge=2)] = 10
+
+
+def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *, far_target: float) -> FittedScore:
+    """A function from embeddings [n, d] to the factors (query, gallery) whose products are the scores.
+
+    Fitted on embeddings [m, d] float32, unit rows, with m labels, of classes that the score is not measured on; the
+    cohort scores do not look at the labels. "isotonic" and "cluster_isotonic" give factors [n, n] and take at most
+    6,000 images.
+
+    Raises NotEnoughEvidence where there are too few images, or too many for the kind.
+
+    Source: "cluster_isotonic": Salvador et al., "FairCal: Fairness Calibration for Face Verification", ICLR 2022, with
+    isotonic regression for its beta calibration and log odds for its probabilities.
+    """
+    if config.kind == "cosine":
+        return lambda rows: (rows, rows)
+    if config.kind == "cohort":
+        whitening = fit_whitening(embeddings) if config.whitened else None
+        return cohort_score(
+            embeddings, k=min(config.k, len(embeddings)), weight=config.weight, whitening=whitening
+        ).vectors
+    if config.kind == "isotonic":
+        calibrator = _fit_isotonic(*_pairs(embeddings, labels))
+        return lambda rows: _as_factors(_rising(calibrator, _cosines(rows)))
+    clusters = _Clusters.fit(embeddings, config.clusters)
+    if config.kind == "cluster_offsets":
+        return _fit_offsets(clusters, embeddings, labels, far_target)
+    return _fit_cluster_isotonic(clusters, embeddings, labels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Clusters:
+    """centres: [c, d] float32, unit rows; a row belongs to the nearest."""
+
+    centres: Vectors
+
+    @classmethod
+    def fit(cls, embeddings: Vectors, n_clusters: int) -> "_Clusters":
+        if len(embeddings) < 10 * n_clusters:
+            raise NotEnoughEvidence(
+                f"{n_clusters} clusters need at least {10 * n_clusters} images, found {len(embeddings)}: add images "
+                "or lower clusters"
+            )
+        means = KMeans(n_clusters, n_init=4, random_state=0).fit(embeddings).cluster_centers_
+        return cls((means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32))
+
+    def of(self, embeddings: Vectors) -> NDArray[np.int64]:
+        return np.asarray((embeddings @ self.centres.T).argmax(axis=1), dtype=np.int64)
+
+
+def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str], far_target: float) -> FittedScore:
+    """The cosine less (o(a) + o(b)) / 2; o: the threshold at which pairs with an end in the cluster have the FAR."""
+    (overall,) = thresholds_at_far(embeddings, labels, fars=[far_target])
+    scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
+    offsets = np.full(len(clusters.centres), overall)
+    for cluster in range(len(offsets)):
+        negatives = scores[~matches & ((first == cluster) | (second == cluster))]
+        if far_target * len(negatives) >= 10:
+            offsets[cluster] = np.quantile(negatives, 1 - far_target)
+
+    def factors(rows: Vectors) -> Factors:
+        offset = (-0.5 * offsets[clusters.of(rows)]).astype(np.float32)[:, None]
+        ones = np.ones_like(offset)
+        return np.hstack([rows, offset, ones]), np.hstack([rows, ones, offset])
+
+    return factors
+
+
+def _fit_cluster_isotonic(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str]) -> FittedScore:
+    """The mean log odds by the maps of both ends, each weighted by the pairs that it was fitted on."""
+    scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
+    overall = _fit_isotonic(scores, matches)
+    maps, sizes = [], np.zeros(len(clusters.centres))
+    for cluster in range(len(clusters.centres)):
+        inside = (first == cluster) | (second == cluster)
+        n_pairs, n_matches = int(inside.sum()), int(matches[inside].sum())
+        sizes[cluster] = n_pairs
+        enough = min(n_matches, n_pairs - n_matches) >= _MIN_PAIRS
+        maps.append(_fit_isotonic(scores[inside], matches[inside]) if enough else overall)
+
+    def factors(rows: Vectors) -> Factors:
+        cosines, cluster_of = _cosines(rows), clusters.of(rows)
+        mapped = np.empty(cosines.shape)  # [i, j]: by the map of row i's cluster
+        for cluster in np.unique(cluster_of):
+            inside = cluster_of == cluster
+            mapped[inside] = _rising(maps[cluster], cosines[inside])
+        weights = np.maximum(sizes[cluster_of], 1)
+        shares = weights[:, None] / (weights[:, None] + weights)
+        return _as_factors(shares * mapped + shares.T * mapped.T)
+
+    return factors
+
+
+def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_]) -> Calibrator:
+    # At even odds a probability says what a pair adds to what was known before, in every cluster alike.
+    return fit_scores(scores, matches, kind="isotonic", prevalence=0.5)
+
+
+def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log odds of cosines, any shape, rising in the flat stretches of the map too: ties have no threshold."""
+    log_odds = logit(calibrator.probability(cosines.ravel()).reshape(cosines.shape))
+    return np.asarray(log_odds + _TIE_BREAK * cosines, dtype=np.float64)
+
+
+def _pairs(embeddings: Vectors, labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    rows, columns = np.triu_indices(len(embeddings), 1)
+    names = np.asarray(labels)
+    return _cosines(embeddings)[rows, columns], names[rows] == names[columns]
+
+
+def _pairs_with_ends(
+    embeddings: Vectors, labels: Sequence[str], clusters: _Clusters
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    rows, columns = np.triu_indices(len(embeddings), 1)
+    cluster_of = clusters.of(embeddings)
+    return *_pairs(embeddings, labels), cluster_of[rows], cluster_of[columns]
+
+
+def _cosines(embeddings: Vectors) -> NDArray[np.float32]:
+    if len(embeddings) > MAX_PAIRWISE_IMAGES:
+        raise NotEnoughEvidence(
+            f"this score is computed pair by pair, for at most {MAX_PAIRWISE_IMAGES} images, found {len(embeddings)}: "
+            "use fewer images, or a cohort score"
+        )
+    return np.asarray(embeddings @ embeddings.T)
+
+
+def _as_factors(scores: NDArray[np.float64]) -> Factors:
+    """Any matrix of scores is an inner product: its rows with those of the identity, without rounding."""
+    query = scores.astype(np.float32)
+    return query, np.eye(len(query), dtype=np.float32)

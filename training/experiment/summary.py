@@ -1,0 +1,178 @@
+"""Arms over seeds: means with intervals, and each arm against the one it is compared with, paired by seed and by class.
+
+Decides how seeds and classes are combined; leaves tables and plots to `report.py` and `plots.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from retrieval.consistency.intervals import Interval, student_quantile
+from retrieval.consistency.opis.weighting import mean_over_classes
+from training.experiment.figures import FIGURES, OPIS_FIGURES, Measured
+from training.experiment.plan import Arm
+
+CONFIDENCE = 0.95
+MIN_SEEDS = 3
+_N_BOOTSTRAP = 2000
+
+Results = Mapping[str, Mapping[int, Measured]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure over seeds. interval: 95 %, Student's t over seeds, None with fewer than 3 of them; values: by seed."""
+
+    mean: float
+    interval: Interval | None
+    values: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The arm's figure minus that of the other arm, over the seeds that both have.
+
+    interval, p_value: Student's t over the seeds' differences, two-sided, None with fewer than 3 seeds; they say what
+    other seeds would give. relative, relative_interval: of the difference in units of the other arm's figure, seed by
+    seed; for OPIS only, None where one of those is not above 0. class_p_value: two-sided, over the draw of classes,
+    for OPIS on the log-FAR axis only; it says what other test classes would give with the same trained models.
+    """
+
+    mean: float
+    interval: Interval | None
+    p_value: float | None
+    relative: float | None
+    relative_interval: Interval | None
+    class_p_value: float | None
+    n_seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSummary:
+    """figures: by name, those that some seed has; differences: likewise, from the arm `against`; missing: reasons."""
+
+    name: str
+    against: str | None
+    n_seeds: int
+    figures: Mapping[str, Estimate]
+    differences: Mapping[str, Difference]
+    missing: Mapping[str, str]
+
+
+def summarise(arms: Sequence[Arm], results: Results) -> list[ArmSummary]:
+    """One summary for each arm that has a result, in their order. results: arm -> seed -> what was measured."""
+    return [
+        ArmSummary(
+            name=arm.name,
+            against=arm.against,
+            n_seeds=len(results[arm.name]),
+            figures=_estimates(results[arm.name]),
+            differences=_differences(results[arm.name], results.get(arm.against or "", {})),
+            missing={name: reason for found in results[arm.name].values() for name, reason in found.missing.items()},
+        )
+        for arm in arms
+        if results.get(arm.name)
+    ]
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """Their mean, and its interval by Student's t where there are 3 values or more.
+
+    >>> over_seeds([1.0, 2.0, 3.0])  # 2 -+ 4.303 / sqrt(3)
+    (2.0, Interval(low=-0.484..., high=4.484...))
+    """
+    mean = float(np.mean(values))
+    if len(values) < MIN_SEEDS:
+        return mean, None
+    half_width = student_quantile(len(values), CONFIDENCE) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, Interval(mean - half_width, mean + half_width)
+
+
+def combine_p_values(differences: Sequence[float], p_values: Sequence[float]) -> float:
+    """One two-sided p-value from those of single seeds, valid however the seeds depend on each other.
+
+    Each is taken one-sided, in the direction of the mean difference; twice their mean is a p-value whatever their
+    dependence, and twice that accounts for the direction, which the data chose.
+
+    Source: Vovk, Wang, "Combining p-values via averaging", Biometrika 107 (2020).
+
+    >>> combine_p_values([-1.0, -2.0], [0.02, 0.04])  # one-sided 0.01 and 0.02; 4 times their mean
+    0.06
+    """
+    down = np.mean(differences) < 0
+    one_sided = [
+        p / 2 if (difference < 0) == down else 1 - p / 2 for difference, p in zip(differences, p_values, strict=True)
+    ]
+    return min(1.0, 4 * float(np.mean(one_sided)))
+
+
+def _estimates(of_seeds: Mapping[int, Measured]) -> dict[str, Estimate]:
+    estimates = {}
+    for name in FIGURES:
+        values = {
+            seed: value for seed, found in of_seeds.items() if (value := getattr(found.figures, name)) is not None
+        }
+        if values:
+            mean, interval = over_seeds(list(values.values()))
+            estimates[name] = Estimate(mean=mean, interval=interval, values=values)
+    return estimates
+
+
+def _differences(own: Mapping[int, Measured], other: Mapping[int, Measured]) -> dict[str, Difference]:
+    differences = {}
+    for name in FIGURES:
+        pairs = {
+            seed: (first, second)
+            for seed in own
+            if seed in other
+            and (first := getattr(own[seed].figures, name)) is not None
+            and (second := getattr(other[seed].figures, name)) is not None
+        }
+        if pairs:
+            by_class = [_by_class(own[seed], other[seed], name) for seed in pairs]
+            differences[name] = _difference(name, list(pairs.values()), [found for found in by_class if found])
+    return differences
+
+
+def _difference(name: str, pairs: Sequence[tuple[float, float]], by_class: Sequence[tuple[float, float]]) -> Difference:
+    apart = [first - second for first, second in pairs]
+    mean, interval = over_seeds(apart)
+    comparable = name in OPIS_FIGURES and all(second > 0 for _, second in pairs)
+    relative = over_seeds([first / second - 1 for first, second in pairs]) if comparable else (None, None)
+    return Difference(
+        mean=mean,
+        interval=interval,
+        p_value=_paired_p_value(apart),
+        relative=relative[0],
+        relative_interval=relative[1],
+        class_p_value=combine_p_values(*zip(*by_class, strict=True)) if by_class else None,
+        n_seeds=len(pairs),
+    )
+
+
+def _paired_p_value(apart: Sequence[float]) -> float | None:
+    if len(apart) < MIN_SEEDS:
+        return None
+    if np.ptp(apart) == 0:  # without spread there is no test, except of arms that are the same
+        return 1.0 if apart[0] == 0 else None
+    return float(stats.ttest_1samp(apart, 0.0).pvalue)
+
+
+def _by_class(own: Measured, other: Measured, name: str) -> tuple[float, float] | None:
+    """Difference of debiased OPIS and its p-value over the draw of classes, as `compare_consistency` has it."""
+    first, second = own.shares.get(name), other.shares.get(name)
+    if first is None or second is None:
+        return None
+    if own.classes != other.classes or not np.array_equal(first.rows, second.rows):
+        return None
+    found = mean_over_classes(
+        first.shares - second.shares,
+        first.weights,
+        n_bootstrap=_N_BOOTSTRAP,
+        confidence=CONFIDENCE,
+        rng=np.random.default_rng(0),
+    )
+    return found.value, found.p_value
