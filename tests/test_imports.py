@@ -73,8 +73,8 @@ def test_environment_reads_finds_each_form(source: str, lines: list[int]) -> Non
 
 
 def test_environment_is_read_in_settings_only() -> None:
-    """Below edge/settings.py values are arguments. training/cli.py reads nothing: it tells OpenMP how to wait."""
+    """Below edge/settings.py values are arguments. training/cli/app.py reads nothing: it tells OpenMP how to wait."""
     found = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := environment_reads(path.read_text()))}
     found.pop("retrieval/edge/settings.py", None)
-    found.pop("training/cli.py", None)
+    found.pop("training/cli/app.py", None)
     assert found == {}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import export, main
+from training.cli import main
+from training.cli.bundles import export
 from training.export import ExportOptions
 
 CONFIG = """
@@ -85,6 +86,7 @@ def test_errors_are_one_line_without_a_trace(
         (("train", *options, "--config", "emojy"), 2, "did you mean emoji?"),
         (("train", *options[2:], "--data", tmp_path / "none"), 2, "found nothing there"),
         (("train", "--data", folders[0]), 2, "--validation"),
+        (("train", *options[:2], "--validation", folders[0], *options[4:]), 2, "must not share a class, 8 are in both"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle"), 3, "holds no checkpoint"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle", "--precision", "fp16"), 2, "--images"),
         (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is no model bundle"),

@@ -61,7 +61,8 @@ def require_disjoint(parts: Mapping[str, Sequence[Item]]) -> None:
             if shared := sorted(classes[name] & classes[other]):
                 raise InvalidInput(
                     f"{name} and {other} must not share a class, {len(shared)} are in both, for instance "
-                    f"{shared[0]!r}: results on classes that were trained on say nothing about new ones. Split by class"
+                    f"{shared[0]!r}: results on classes that were "
+                    "trained on say nothing about new ones. Split by class, see `training split`"
                 )
 
 

@@ -46,7 +46,7 @@ def options(folders: tuple[Path, Path], config: Path, out: Path) -> list[str]:
 
 def start(folders: tuple[Path, Path], config: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "training.cli", "train", *options(folders, config, out)],
+        [sys.executable, "-m", "training", "train", *options(folders, config, out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,109 @@
+"""Commands on model bundles: export, evaluate."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from training.cli.terminal import AsJson, Bars, print_result, progress_bars
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(
+            help="Of the backbone. fp16 halves the file, but CPUs without its instructions run it slower than fp32. "
+            "int8 is a third of the file, faster on CPUs, and changes more decisions."
+        ),
+    ] = "fp32",
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled images, folder or manifest, of classes not trained on, for instance those given to train "
+            "as --validation: the shift of similarity is measured on them. Needed for fp16 and int8."
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        str | None,
+        typer.Option(help="Images, folder or manifest, that show int8 the ranges of activations: those trained on."),
+    ] = None,
+    far: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=0.5, help="False accept rate of the threshold; as in the run if not given."),
+    ] = None,
+    max_flips: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of the accepted pairs whose decision may change.")
+    ] = 0.1,
+    licence: Annotated[str, typer.Option(help="Licence of the model, for its card.")] = "not stated",
+    as_json: AsJson = False,
+) -> None:
+    """Export a finished run to ONNX, check it against the production encoder, write the model bundle and its card.
+
+    With --images it prints how far similarities move near the threshold and which decisions flip; beyond --max-flips
+    nothing is written.
+    """
+    from retrieval.contract.manifest import read_manifest
+    from training.export import ExportOptions, Watch, export_run, shift_of
+
+    with progress_bars() as progress:
+        bars = Bars(progress)
+        options = ExportOptions(
+            precision=precision,
+            images=read_manifest(images) if images else None,
+            calibration_images=read_manifest(calibration_images) if calibration_images else None,
+            far_target=far,
+            max_flips=max_flips,
+            licence=licence,
+        )
+        watch = Watch(calibrating=bars.watch("calibrating"), measuring=bars.watch("measuring"))
+        bundle = export_run(run, out, options, watch=watch)
+    shift = shift_of(bundle)
+    result = {
+        "bundle": str(out),
+        "digest": bundle.digest,
+        "dimension": bundle.dimension,
+        "opset": bundle.opset,
+        "precision": precision,
+        "model_bytes": bundle.evaluation["export"]["model_bytes"],
+        "parity": bundle.evaluation["export"]["parity"],
+        "shift": None if shift is None else shift.to_json(),
+    }
+    text = f"bundle {bundle.digest} in {out}: {bundle.dimension} dimensions, {precision}, ONNX opset {bundle.opset}"
+    print_result(result, text if shift is None else f"{text}\n{shift}", as_json)
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="Folder of the model bundle.")],
+    data: Annotated[str, typer.Option(help="Labelled images: folder or manifest.")],
+    far: Annotated[float, typer.Option(min=1e-6, max=0.5, help="False accept rate at which TAR is measured.")] = 1e-2,
+    report: Annotated[Path | None, typer.Option(help="Folder for tables of figures and of classes, and plots.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA.
+
+    Ranking, TAR at several FARs, OPIS, and what a threshold that was fixed on half of the classes does to the others.
+    """
+    from retrieval.contract.bundle import open_bundle
+    from retrieval.contract.manifest import read_manifest
+    from retrieval.engine.encoder import Encoder
+    from training.evaluation import embed_items
+    from training.evaluation import evaluate as evaluate_embeddings
+    from training.evaluation.report import to_markdown, write_report
+
+    encoder = Encoder.open(open_bundle(bundle))
+    items = read_manifest(data)
+    with progress_bars() as progress:
+        found = embed_items(
+            items,
+            encoder.embed,
+            encoder.bundle.preprocessing,
+            max_unreadable=0.01,
+            progress=Bars(progress).watch("embedding"),
+        )
+    labels = found.labels
+    evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))
+    written = write_report(evaluation, found.embeddings, labels, report) if report else []
+    lines = [to_markdown(evaluation), *(f"wrote {path}" for path in written)]
+    print_result(evaluation.to_json(), "\n".join(lines), as_json)
