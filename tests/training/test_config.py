@@ -1,10 +1,14 @@
 """Configurations: only differences, nothing unknown, all problems at once."""
 
+import re
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from retrieval.errors import InvalidSettings
+from training import config as sections
 from training.config import CONFIGS, TrainingConfig, load_config, parse_config, to_json
 
 
@@ -51,3 +55,16 @@ def test_all_problems_come_at_once() -> None:
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InvalidSettings, match=r"default, emoji; did you mean emoji\?"):
         load_config("emojis")
+
+
+def test_the_example_of_the_readme_is_a_configuration() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    config = parse_config(tomllib.loads(example), source="README.md")
+    assert config.loss.base[0].name == "MultiSimilarityLoss"
+
+
+@pytest.mark.parametrize("section", sections.__all__)
+def test_every_key_is_documented(section: str) -> None:
+    kind = getattr(sections, section)
+    if section.endswith("Config") and section != "TrainingConfig":
+        assert [field.name for field in fields(kind) if field.name not in kind.__doc__] == []

@@ -19,7 +19,10 @@ Options = Mapping[str, float | int | str | bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputConfig:
-    """Pixels: shorter side after resizing, side of the centre square, Pillow's filter. They go into the bundle."""
+    """Pixels. resize: their shorter side; crop: side of the centre square; interpolation: Pillow's filter.
+
+    They go into the bundle.
+    """
 
     resize: Count = 256
     crop: Count = 224
@@ -44,7 +47,8 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning of the backbone. rank: 0 for none; alpha: their scale times rank.
+    """Low-rank adapters in place of full fine-tuning of the backbone. rank: 0 for none; alpha: their scale times rank;
+    dropout: share of an adapter's inputs that are dropped in training.
 
     targets: names, or endings of names, of the linear layers and convolutions that get one.
 
@@ -67,7 +71,7 @@ class ModelConfig:
     frozen: names of parameters, or of modules that hold them ("stem", "blocks.0"), that keep their pretrained values;
     leading ones also save the time of their backward pass. batch_norm: "frozen" keeps the pretrained statistics.
     channels_last: layout of pixels and convolutions; on CPUs depthwise convolutions are about three times faster in it.
-    gradient_checkpointing: compute activations twice rather than keep them.
+    gradient_checkpointing: compute activations twice rather than keep them. lora: adapters in place of full fine-tuning.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -106,7 +110,8 @@ class AugmentationConfig:
 class BaseLossConfig:
     """name: a class of pytorch_metric_learning.losses or of training.losses; options: its arguments.
 
-    weight: of its value in the sum. miner: a class of pytorch_metric_learning.miners that chooses pairs for it.
+    weight: of its value in the sum. miner: a class of pytorch_metric_learning.miners that chooses pairs for it, with the
+    arguments miner_options.
     """
 
     name: str = "NormalizedSoftmaxLoss"
@@ -146,7 +151,7 @@ class MarginConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """The sum of base losses and TCM."""
+    """The sum of the losses in `base` and of `tcm`."""
 
     base: tuple[BaseLossConfig, ...] = (BaseLossConfig(options={"temperature": 0.07}),)
     tcm: MarginConfig = MarginConfig()
@@ -159,8 +164,9 @@ class ScheduleConfig:
     classes, images: of one batch, over all processes, and images per class. head_steps: taken first, by the head alone,
     on the features of the unchanged backbone. warmup_steps: in which the learning rates rise linearly, before they
     follow `decay`: down a "cosine" to 0, or times `step_factor` at each of the shares of the run in `step_at`.
-    loss_learning_rate: of the parameters that some base losses own (class proxies). layer_decay: factor of the learning
-    rate from each block of the backbone to the one before it.
+    learning_rate: at its peak, of the backbone; head_learning_rate: of the head; loss_learning_rate: of the parameters
+    that some base losses own (class proxies). layer_decay: factor of the learning rate from each block of the backbone
+    to the one before it. weight_decay: AdamW's, of matrices and kernels; vectors, positions, tokens and proxies have none.
     """
 
     steps: Count = 2000
