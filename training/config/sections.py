@@ -47,9 +47,9 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning of the backbone. rank: 0 for none; alpha: their scale times rank;
-    dropout: share of an adapter's inputs that are dropped in training.
+    """Low-rank adapters in place of full fine-tuning of the backbone.
 
+    rank: 0 for none; alpha: their scale times rank; dropout: share of an adapter's inputs dropped in training;
     targets: names, or endings of names, of the linear layers and convolutions that get one.
 
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
@@ -71,7 +71,7 @@ class ModelConfig:
     frozen: names of parameters, or of modules that hold them ("stem", "blocks.0"), that keep their pretrained values;
     leading ones also save the time of their backward pass. batch_norm: "frozen" keeps the pretrained statistics.
     channels_last: layout of pixels and convolutions; on CPUs depthwise convolutions are about three times faster in it.
-    gradient_checkpointing: compute activations twice rather than keep them. lora: adapters in place of full fine-tuning.
+    gradient_checkpointing: compute activations twice rather than keep them. lora: train adapters, not the backbone.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -110,8 +110,8 @@ class AugmentationConfig:
 class BaseLossConfig:
     """name: a class of pytorch_metric_learning.losses or of training.losses; options: its arguments.
 
-    weight: of its value in the sum. miner: a class of pytorch_metric_learning.miners that chooses pairs for it, with the
-    arguments miner_options.
+    weight: of its value in the sum. miner: a class of pytorch_metric_learning.miners that chooses pairs for it;
+    miner_options: its arguments.
     """
 
     name: str = "NormalizedSoftmaxLoss"
@@ -166,7 +166,7 @@ class ScheduleConfig:
     follow `decay`: down a "cosine" to 0, or times `step_factor` at each of the shares of the run in `step_at`.
     learning_rate: at its peak, of the backbone; head_learning_rate: of the head; loss_learning_rate: of the parameters
     that some base losses own (class proxies). layer_decay: factor of the learning rate from each block of the backbone
-    to the one before it. weight_decay: AdamW's, of matrices and kernels; vectors, positions, tokens and proxies have none.
+    to the one before it. weight_decay: AdamW's, of matrices and kernels; vectors, positions and proxies have none.
     """
 
     steps: Count = 2000
