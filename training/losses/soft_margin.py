@@ -1,4 +1,4 @@
-"""A loss of pytorch-metric-learning that keeps a state from step to step, kept so that it can be trained and resumed."""
+"""A loss of pytorch-metric-learning that remembers earlier steps, made fit for more than one step and for resuming."""
 
 from __future__ import annotations
 
