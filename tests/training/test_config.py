@@ -35,6 +35,14 @@ def test_every_packaged_configuration_loads_and_survives_json(name: str) -> None
         ("[schedule]\nsteps = 0", "schedule.steps"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),
         ("[input]\nresize = 64\ncrop = 65", "input.crop is at most input.resize, found 65 and 64"),
+        ("[schedule]\nclasses = 1", "schedule.classes"),
+        ("[loop]\npatience = 3", r"loop\.patience needs loop\.evaluate_every, found 3 and 0"),
+        ("[model]\nfrozen = ['stem']\nlora.rank = 2", r"model\.frozen has no effect with model\.lora"),
+        ("[model]\nbatch_norm = 'trained'\nlora.rank = 2", r"model\.batch_norm .* no effect with model\.lora"),
+        ("[loss]\nbase = []\ntcm = { positive_weight = 0, negative_weight = 0 }", "nothing is left to minimise"),
+        ("[[loss.base]]\nweight = 0\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0", "nothing is left"),
+        ("[loss.tcm]\npositive_margin = 0.4", "positive_margin lies above .*negative_margin, found 0.4 and 0.5"),
+        ("[loss.tcm]\nmargins = 'schedule'\nnegative_margin = 0.9", "found 0.9 and 0.9"),
         ("[[loss.base]]\nnmae = 'SupConLoss'", r"unknown key loss\.base\.0\.nmae; did you mean name"),
         ("model = 3", "model"),
         ("seed = ", "is not TOML"),
@@ -47,9 +55,27 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
         load_config(str(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[loss.tcm]\npositive_margin = 0.4\nmargins = 'quantiles'",  # used only where a batch has no such pair
+        "[loss.tcm]\npositive_margin = 0.4\nnegative_weight = 0",
+        "[loss]\nbase = []",
+        "[loss.tcm]\npositive_weight = 0\nnegative_weight = 0",
+        "[model]\nlora.rank = 2",
+    ],
+)
+def test_what_only_looks_like_a_contradiction_is_not_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    load_config(str(path))
+
+
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(InvalidSettings, match=r"unknown key a; unknown key loss\.b"):
         parse_config({"a": 1, "loss": {"b": 2}}, source="test")
+    with pytest.raises(InvalidSettings, match=r"input\.crop is .*; loop\.patience needs"):
+        parse_config({"input": {"crop": 300}, "loop": {"patience": 1}}, source="test")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from retrieval.errors import InvalidSettings
+from training.config.contradictions import contradictions
 from training.config.sections import TrainingConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -49,7 +50,7 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> TrainingConfig:
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
         else:
-            problems = list(_contradictions(config))
+            problems = list(contradictions(config))
             if not problems:
                 return config
     raise InvalidSettings(f"{source}: " + "; ".join(problems))
@@ -77,10 +78,3 @@ def _unknown_keys(values: Mapping[str, Any], default: Any, prefix: str = "") -> 
         elif isinstance(value, list) and isinstance(known[key], tuple) and any(map(is_dataclass, known[key])):
             for row, entry in enumerate(entry for entry in value if isinstance(entry, Mapping)):
                 yield from _unknown_keys(entry, known[key][0], f"{prefix}{key}.{row}.")
-
-
-def _contradictions(config: TrainingConfig) -> Iterable[str]:
-    if config.input.crop > config.input.resize:
-        yield f"input.crop is at most input.resize, found {config.input.crop} and {config.input.resize}"
-    if config.loop.patience and not config.loop.evaluate_every:
-        yield f"loop.patience needs loop.evaluate_every, found {config.loop.patience} and 0"

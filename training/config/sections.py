@@ -129,9 +129,9 @@ class MarginConfig:
     negative similarities (those above it are the hard ones), with `momentum` per step; or "schedule", which lead from
     the model's own quantiles at the first step to positive_margin and negative_margin at the last.
     average: over "active" pairs, as in the paper, or over "all" pairs of a side. balance: every pair, or every class,
-    counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps that
-    are paired with the batch's, 0 for none. chunk: of more rows than this, compared so many at a time, no pair is
-    kept for the gradient; where many are active, they are compared again.
+    counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps, those of
+    the head included, that are paired with the batch's: a batch or more, 0 for none. chunk: of more rows than this,
+    compared so many at a time, no pair is kept for the gradient; where many are active, they are compared again.
     """
 
     positive_weight: Amount = 1.0
@@ -162,16 +162,18 @@ class ScheduleConfig:
     """How long and how fast. Steps, not seconds, end a run, so that it can be repeated.
 
     classes, images: of one batch, over all processes, and images per class. head_steps: taken first, by the head alone,
-    on the features of the unchanged backbone. warmup_steps: in which the learning rates rise linearly, before they
-    follow `decay`: down a "cosine" to 0, or times `step_factor` at each of the shares of the run in `step_at`.
-    learning_rate: at its peak, of the backbone; head_learning_rate: of the head; loss_learning_rate: of the parameters
-    that some base losses own (class proxies). layer_decay: factor of the learning rate from each block of the backbone
-    to the one before it. weight_decay: AdamW's, of matrices and kernels; vectors, positions and proxies have none.
+    on the features of the unchanged backbone, at full learning rates and with TCM as it is at the first step.
+    warmup_steps: in which the learning rates rise linearly, before they follow `decay`: down a "cosine" to 0, or times
+    `step_factor` at each of the shares of the run in `step_at`, in any order. learning_rate: at its peak, of the
+    backbone; head_learning_rate: of the head; loss_learning_rate: of the parameters that some base losses own (class
+    proxies). layer_decay: factor of the learning rate from each block of the backbone to the one before it.
+    weight_decay: of matrices and kernels, decoupled from the gradient (AdamW); vectors (biases, norms), positions,
+    class tokens and what losses own are not decayed.
     """
 
     steps: Count = 2000
     head_steps: CountOrZero = 300
-    classes: Count = 32
+    classes: Annotated[int, Field(ge=2)] = 32
     images: Annotated[int, Field(ge=2)] = 4
     warmup_steps: CountOrZero = 100
     decay: Literal["cosine", "step", "constant"] = "cosine"

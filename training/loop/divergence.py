@@ -24,8 +24,9 @@ _N_NAMED = 5  # items in the message; the file has all
 class StepValues:
     """Means over the batches of a step and over the processes.
 
-    margin: TCM before its warm-up; active_positives, active_negatives: shares of the pairs it still moves, at the
-    positive_margin and negative_margin of the step; gradient_norm: over all parameters, before clipping.
+    margin: TCM with its weights, warm-up included, so that loss is base + margin; active_positives, active_negatives:
+    shares of the pairs on the wrong side of the positive_margin and negative_margin of the step; gradient_norm: over
+    all parameters, before clipping.
     """
 
     loss: float

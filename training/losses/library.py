@@ -17,6 +17,7 @@ from torch import nn
 from retrieval.errors import InvalidSettings
 from training.config import BaseLossConfig, suggestion
 from training.losses.ranking import RecallAtKSurrogateLoss, SmoothAPLoss
+from training.losses.soft_margin import DynamicSoftMarginLoss
 
 # Names of the library that are no base losses of labelled batches, and what to use in their place.
 _UNUSABLE_LOSSES = {
@@ -41,6 +42,7 @@ WITHOUT_MINER = frozenset(
 )
 # In place of a class of the same name in the library, where it has one.
 _OWN_LOSSES: dict[str, type[nn.Module]] = {
+    "DynamicSoftMarginLoss": DynamicSoftMarginLoss,
     "RecallAtKSurrogateLoss": RecallAtKSurrogateLoss,
     "SmoothAPLoss": SmoothAPLoss,
 }

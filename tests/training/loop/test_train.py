@@ -10,8 +10,8 @@ import torch
 from retrieval.contract.manifest import Item
 from retrieval.errors import FailedPrecondition, InvalidInput, InvalidSettings, TooManyFailures, TrainingDiverged
 from tests.training.loop.conftest import TrainSmall
-from tests.training.loop.small import SMALL, Killed, assert_same_weights, kill_at, weights
-from training.config import TrainingConfig, parse_config
+from tests.training.loop.small import Killed, assert_same_weights, kill_at, weights
+from training.config import TrainingConfig
 from training.evaluation import Evaluation
 from training.loop import (
     CHECKPOINT,
@@ -199,11 +199,6 @@ def test_what_does_not_fit_the_device_is_refused(
     half = replace(small_config, loop=replace(small_config.loop, precision="fp16"))
     with pytest.raises(InvalidSettings, match=r"fp16 needs a GPU, found the device cpu"):
         train_small(half, tmp_path / "run")
-
-
-def test_patience_without_evaluations_is_refused() -> None:
-    with pytest.raises(InvalidSettings, match=r"loop\.patience needs loop\.evaluate_every"):
-        parse_config({**SMALL, "loop": {"patience": 3}}, source="test")
 
 
 def test_a_used_folder_needs_resume(small_run: Path, small_config: TrainingConfig, train_small: TrainSmall) -> None:

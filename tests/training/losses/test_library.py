@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from pytorch_metric_learning import losses
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
 from retrieval.errors import InvalidSettings
 from tests.training.losses.batches import random_batch
@@ -59,6 +61,45 @@ def test_every_loss_can_be_named_and_stepped(name: str) -> None:
             create_base_loss(
                 BaseLossConfig(name=name, options=config.options, miner="HDCMiner"), n_classes=6, dimension=8
             )
+
+
+@pytest.mark.parametrize("name", sorted(loss_names()))
+def test_every_loss_goes_on_from_its_state(name: str) -> None:
+    """Step after step, and after its state was taken over by a new one: whatever it remembers is in the state."""
+    config = BaseLossConfig(name=name, options=REQUIRED.get(name, {}))
+    torch.manual_seed(0)
+    loss, resumed = (create_base_loss(config, n_classes=6, dimension=8) for _ in range(2))
+    for step in range(2):
+        loss(*_differentiable(step)).backward()
+    resumed.load_state_dict(loss.state_dict())
+    for step in (2, 3):
+        values = []
+        for one in (loss, resumed):
+            torch.manual_seed(step)
+            values.append(one(*_differentiable(step)).item())
+        assert values[0] == values[1]
+
+
+def test_the_dynamic_soft_margin_is_the_library_s_with_constant_weights() -> None:
+    """The first step of both, whose weights are known: the share of triplets that are no harder."""
+    rows, labels = _differentiable(0)
+    own = create_base_loss(BaseLossConfig(name="DynamicSoftMarginLoss"), n_classes=6, dimension=8)
+    library = losses.DynamicSoftMarginLoss()
+    assert own(rows, labels).item() == library(rows, labels).item()
+    (found,) = torch.autograd.grad(own(rows, labels), rows)
+    anchor, positive, negative = lmu.get_all_triplets_indices(labels)
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    distances = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")
+    values = distances[anchor, positive] - distances[anchor, negative]
+    bins = ((values + 2) / 0.4).floor().long()
+    weights = own.hist_.cumsum(0)[bins]
+    (expected,) = torch.autograd.grad((weights * values).mean(), rows)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _differentiable(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, labels = random_batch(seed, dimension=8)
+    return rows.requires_grad_(), labels
 
 
 def test_nothing_of_the_library_is_missing() -> None:
