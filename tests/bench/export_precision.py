@@ -1,6 +1,6 @@
 """What do half precision and 8-bit integers cost and gain?
 
-A finished run, exported in float32, in float16 and in several kinds of 8-bit integers; labelled images of classes that
+A finished run (emoji, a softmax plus TCM, if none is named), exported in float32, in float16 and in several kinds of 8-bit integers; labelled images of classes that
 it was not trained on, through the production encoder on one thread: by how much similarities move near the threshold,
 which decisions flip, R@1 and TAR, size of the file, and CPU time beside float32 in the same rounds.
 """
@@ -19,6 +19,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 
 from retrieval.contract.manifest import read_manifest
 from retrieval.engine.encoder import Encoder
+from tests.bench.measuring.emoji import emoji_data, emoji_run
 from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
 from training.data import read_items
 from training.export.conversion import try_out
@@ -34,12 +35,15 @@ _TIMED_IMAGES = 64
 
 def main() -> None:
     parser = option_parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="a finished run of `training train`")
-    parser.add_argument("--images", required=True, help="labelled images, folder or manifest, not trained on")
-    parser.add_argument("--calibration-images", required=True, help="images that show the ranges of activations")
+    parser.add_argument("--run", type=Path, help="a finished run of `training train`; given with both kinds of images")
+    parser.add_argument("--images", help="labelled images, folder or manifest, not trained on")
+    parser.add_argument("--calibration-images", help="images that show the ranges of activations")
     parser.add_argument("--n-calibration", type=int, default=256, help="how many of them")
     parser.add_argument("--far", type=float, nargs="+", default=[1e-2], help="targets of the threshold")
     options = parser.parse_args()
+    if options.run is None:
+        data, options.run = emoji_data(), emoji_run("base+tcm")
+        options.images, options.calibration_images = f"{data}/cohort.csv", f"{data}/train.csv"
     finished = load_finished(options.run)
     pixels, labels = _read(options.images, finished)
     shown, _ = _read(options.calibration_images, finished, 32 if options.quick else options.n_calibration)

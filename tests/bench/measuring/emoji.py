@@ -1,8 +1,8 @@
 """Real embeddings to measure on: emoji by three models, made once and kept.
 
     frozen     EfficientNet-Lite0 as pretrained, its 1280 features as they come
-    base       the demonstration's recipe without TCM
-    base+tcm   the demonstration's recipe
+    base       the demonstration's recipe with a softmax over class proxies
+    base+tcm   the same plus TCM
 
 Made with the public commands. `train` classes were trained on; `cohort`, `calibration` and `audit` ones never.
 """
@@ -10,6 +10,7 @@ Made with the public commands. `train` classes were trained on; `cohort`, `calib
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item, read_manifest
-from training.config import CONFIGS, ModelConfig, load_config
+from training.config import BaseLossConfig, LossConfig, MarginConfig, ModelConfig, load_config, to_json
 from training.data import read_items
 from training.evaluation import Embed
 from training.loop import embedding_function, load_finished
@@ -56,22 +57,32 @@ def emoji(model: str, *, seed: int = 0, folder: Path = FOLDER) -> dict[str, Embe
         return {part: Embedded(*(arrays[f"{part}.{name}"] for name in Embedded.__slots__)) for part in PARTS}
 
 
-def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
+def emoji_data(*, seed: int = 0, folder: Path = FOLDER) -> Path:
+    """The folder with the manifest of each part; the first call renders them."""
     data = folder / f"data-{seed}"
     _training("emoji", str(data), "--seed", str(seed))
+    return data
+
+
+def emoji_run(model: str, *, seed: int = 0, folder: Path = FOLDER) -> Path:
+    """The folder of a finished run of "base" or "base+tcm"; the first call trains, for minutes."""
+    data, run, config = emoji_data(seed=seed, folder=folder), folder / f"run-{model}-{seed}", folder / f"{model}.json"
+    config.write_text(json.dumps(to_json(replace(load_config("emoji"), loss=_LOSSES[model]))))
+    _training(
+        *("train", "--config", str(config), "--data", f"{data}/train.csv", "--resume"),
+        *("--validation", f"{data}/cohort.csv", "--out", str(run), "--seed", str(seed)),
+    )
+    return run
+
+
+def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
+    data = emoji_data(seed=seed, folder=folder)
     if model == "frozen":
         config = replace(load_config("emoji"), model=ModelConfig(dimension=1))
         embedder, preprocessing = create_embedder(config.model, config.input)
         embed = _features_of(embedder.eval().backbone)
     else:
-        config_path = folder / f"{model}.toml"
-        config_path.write_text((CONFIGS / "emoji.toml").read_text() + _LOSSES[model])
-        run = folder / f"run-{model}-{seed}"
-        _training(
-            *("train", "--config", str(config_path), "--data", f"{data}/train.csv", "--resume"),
-            *("--validation", f"{data}/cohort.csv", "--out", str(run), "--seed", str(seed)),
-        )
-        finished = load_finished(run)
+        finished = load_finished(emoji_run(model, seed=seed, folder=folder))
         embed, preprocessing = embedding_function(finished.embedder), finished.preprocessing
     arrays: dict[str, NDArray[np.generic]] = {}
     for part in PARTS:
@@ -94,7 +105,11 @@ def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
     staging.replace(kept)
 
 
-_LOSSES = {"base": "\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0\n", "base+tcm": ""}
+_SOFTMAX = BaseLossConfig(name="NormalizedSoftmaxLoss", options={"temperature": 0.07})
+_LOSSES = {
+    "base": LossConfig(base=(_SOFTMAX,), tcm=MarginConfig(positive_weight=0, negative_weight=0)),
+    "base+tcm": LossConfig(base=(_SOFTMAX,)),
+}
 
 
 def _features_of(backbone: torch.nn.Module) -> Embed:
