@@ -1,8 +1,9 @@
 """What do half precision and 8-bit integers cost and gain?
 
-A finished run (emoji, a softmax plus TCM, if none is named), exported in float32, in float16 and in several kinds of 8-bit integers; labelled images of classes that
-it was not trained on, through the production encoder on one thread: by how much similarities move near the threshold,
-which decisions flip, R@1 and TAR, size of the file, and CPU time beside float32 in the same rounds.
+A finished run (emoji, a softmax plus TCM, if none is named), exported in float32, in float16 and in several kinds of
+8-bit integers; labelled images of classes that it was not trained on, through the production encoder on one thread: by
+how much similarities move near the threshold, which decisions flip, R@1 and TAR, size of the file, and CPU time beside
+float32 in the same rounds.
 """
 
 from __future__ import annotations
