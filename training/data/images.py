@@ -9,6 +9,8 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -28,13 +31,31 @@ _CHANNELS = 3
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class NamelessFile:
+    """A file without a name: gone with the last process that has it open, however that ends."""
+
+    def __init__(self, folder: Path, n_bytes: int) -> None:
+        """Reserve n_bytes in `folder`. Raises OSError where there is no room."""
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Writing to a mapped page that the disk has no room for kills the process instead of raising.
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def path(self) -> str:
+        """Where processes of this machine and user can open it, as long as this one has it open."""
+        return f"/proc/{os.getpid()}/fd/{self._descriptor}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingImages:
     """Labelled images to draw from, in rows.
 
     items: one a row; labels: [n] int64, index into classes (sorted names); pixels: [n, side, side, 3] uint8 on disk, or
     None where images are decoded each time; unreadable: items that were left out, known only where pixels are.
-    whole: the preprocessing that gives a square of side x side pixels, neither cropped nor normalised.
+    whole: the preprocessing that gives a square of side x side pixels, neither cropped nor normalised. digest: of ids
+    and labels of the rows and, where they are kept, of the pixels. file: of the pixels, in the process that decoded.
     """
 
     items: tuple[Item, ...]
@@ -43,6 +64,8 @@ class TrainingImages:
     whole: Preprocessing
     pixels: NDArray[np.uint8] | None
     unreadable: tuple[Unreadable, ...]
+    digest: str
+    file: NamelessFile | None
 
     @property
     def members(self) -> list[NDArray[np.int64]]:
@@ -77,18 +100,22 @@ def open_training_images(
         raise InvalidInput(
             f"every image to train on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
         )
+    _require_pairs(items)  # before hours of decoding
     side = preprocessing.resize
     whole = replace(preprocessing, crop=side, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     if config.cache == "none":
-        return _labelled(items, whole, None, ())
-    pixels = _nameless_file(cache, (len(items), side, side, _CHANNELS))
+        return _labelled(items, whole, None, (), 0, None)
+    file, pixels = _reserve(cache, (len(items), side, side, _CHANNELS))
     read: list[Item] = []
     unreadable: list[Unreadable] = []
+    checksum = 0
     for batch in read_items(items, whole, max_unreadable=config.max_unreadable, progress=progress):
-        pixels[len(read) : len(read) + len(batch.items)] = batch.pixels.transpose(0, 2, 3, 1)
+        rows = pixels[len(read) : len(read) + len(batch.items)]
+        rows[:] = batch.pixels.transpose(0, 2, 3, 1)
+        checksum = zlib.adler32(rows.data, checksum)
         read += batch.items
         unreadable += batch.unreadable
-    return _labelled(read, whole, pixels[: len(read)], tuple(unreadable))
+    return _labelled(read, whole, pixels[: len(read)], tuple(unreadable), checksum, file)
 
 
 def unchanged(
@@ -130,31 +157,44 @@ def remarks(images: TrainingImages, schedule: ScheduleConfig) -> list[str]:
     return lines
 
 
+def _require_pairs(items: Sequence[Item]) -> None:
+    n_classes = len({item.label for item in items})
+    if n_classes < 2 or n_classes == len(items):
+        raise NotEnoughEvidence(
+            f"training needs at least two classes and two images of a class, found {len(items)} images of "
+            f"{n_classes} classes: add images, or give those of one thing the same label"
+        )
+
+
 def _labelled(
     items: Sequence[Item],
     whole: Preprocessing,
     pixels: NDArray[np.uint8] | None,
     unreadable: tuple[Unreadable, ...],
+    checksum: int,
+    file: NamelessFile | None,
 ) -> TrainingImages:
+    _require_pairs(items)
     classes, labels = np.unique(np.array([item.label for item in items], dtype=np.str_), return_inverse=True)
-    if len(classes) < 2 or len(classes) == len(items):
-        raise NotEnoughEvidence(
-            f"training needs at least two classes and two images of a class, found {len(items)} images of "
-            f"{len(classes)} classes"
-        )
-    return TrainingImages(tuple(items), labels.astype(np.int64), tuple(map(str, classes)), whole, pixels, unreadable)
+    return TrainingImages(
+        items=tuple(items),
+        labels=labels.astype(np.int64),
+        classes=tuple(map(str, classes)),
+        whole=whole,
+        pixels=pixels,
+        unreadable=unreadable,
+        digest=digest_json([checksum, *([item.id, item.label] for item in items)]),
+        file=file,
+    )
 
 
-def _nameless_file(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _reserve(folder: Path, shape: tuple[int, ...]) -> tuple[NamelessFile, NDArray[np.uint8]]:
     """An array in a file that has no name: nothing stays behind, however the run ends."""
     needed = math.prod(shape)
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if needed > shutil.disk_usage(folder).free:  # asked first: reserving fills the disk before it fails
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            # Writing to a mapped page that the disk has no room for kills the process instead of raising.
-            os.posix_fallocate(file.fileno(), 0, needed)
-            return np.memmap(file, mode="r+", dtype=np.uint8, shape=shape)
+        if needed > shutil.disk_usage(folder).free:  # asked first: reserving fills the disk before it fails
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file = NamelessFile(folder, needed)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -162,3 +202,4 @@ def _nameless_file(folder: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             f"{folder}: decoded images need {needed:,} bytes, {shutil.disk_usage(folder).free:,} are free: make room, "
             'lower input.resize, or set data.cache = "none" to decode images each time they are drawn'
         ) from error
+    return file, np.memmap(file.path, mode="r+", dtype=np.uint8, shape=shape)

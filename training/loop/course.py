@@ -9,13 +9,13 @@ from pathlib import Path
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import TrainingConfig
-from training.data import Batch, TrainingImages, batches
+from training.data import Batch, TrainingImages, Unreadable, batches, refuse_too_many
 from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
 from training.loop.processes import Processes
-from training.loop.runs import EVENTS, write_checkpoint
+from training.loop.runs import EVENTS, Fingerprint, write_checkpoint
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper
 from training.loop.watching import Observers, Watch
@@ -24,8 +24,7 @@ from training.loop.watching import Observers, Watch
 class Course:
     """Takes the steps that are left, evaluates on `validation`, and saves into the folder of the run.
 
-    All processes follow the same course; the main one alone evaluates, saves and reports. fingerprint: digest of the
-    items to train on.
+    All processes follow the same course; the main one alone evaluates, saves and reports.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Course:
         preprocessing: Preprocessing,
         validation: Sequence[Item],
         folder: Path,
-        fingerprint: str,
+        fingerprint: Fingerprint,
         processes: Processes,
         observers: Observers,
     ) -> None:
@@ -47,11 +46,13 @@ class Course:
         self._fingerprint = fingerprint
         self._processes = processes
         self._observers = observers
+        self._unreadable: list[Unreadable] = []  # what this process met and nobody was told of
+        self._told: set[str] = set()
 
     def run(self, images: TrainingImages) -> Evaluation:
         """To the end of the schedule, or until evaluations stop getting better; what the weights to keep are worth."""
         with closing(self._draw(images)) as drawn, self._watch(images) as watch:
-            self._take_steps(drawn, watch)
+            self._take_steps(drawn, watch, n_images=len(images.labels))
             return self._processes.on_main(lambda: self._conclude(watch))
 
     def save(self) -> None:
@@ -60,14 +61,14 @@ class Course:
             lambda: write_checkpoint(self._folder, self._state.state_dict(), self._config, self._fingerprint)
         )
 
-    def _take_steps(self, drawn: Iterator[Batch], watch: Watch) -> None:
+    def _take_steps(self, drawn: Iterator[Batch], watch: Watch, *, n_images: int) -> None:
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
         guard = Guard(self._processes, self._folder, gradient_may_overflow=state.scaler is not None)
         while state.step < n_steps and not state.stopping.over:
             with watch.waiting():
                 parts = list(islice(drawn, loop.accumulate))
-            self._report_unreadable(parts)
+            self._unreadable += [failure for part in parts for failure in part.unreadable]
             rates = stepper.set_learning_rates()
             values = stepper.measure(parts)
             number = state.step + 1
@@ -79,6 +80,8 @@ class Course:
             state.step = number
             watch.report(known)
             with watch.pausing():
+                if must_evaluate or must_save or self._processes.world == 1:
+                    self._report_unreadable(n_images)
                 if must_evaluate:
                     state.stopping.over = self._processes.on_main(lambda: self._consider(watch))
                     state.embedder.train()
@@ -119,10 +122,17 @@ class Course:
         rank, world = self._processes.rank, self._processes.world
         return batches(images, long, self._preprocessing, first=n * self._state.step, rank=rank, world=world)
 
-    def _report_unreadable(self, parts: Sequence[Batch]) -> None:
-        for part in parts:
-            for failure in part.unreadable:
+    def _report_unreadable(self, n_images: int) -> None:
+        """Tell of what the processes met; several of them wait for each other, and do so now and then only.
+
+        Raises TooManyFailures where they met too many together; alone each looks at its own.
+        """
+        for failure in self._processes.collect(self._unreadable):
+            if failure.item.id not in self._told:
+                self._told.add(failure.item.id)
                 self._observers.message(f"skipped {failure.item.uri}: {failure.reason}")
+                refuse_too_many(len(self._told), n_images, self._config.data.max_unreadable, failure)
+        self._unreadable.clear()
 
     @contextmanager
     def _watch(self, images: TrainingImages) -> Iterator[Watch]:

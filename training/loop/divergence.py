@@ -17,6 +17,8 @@ from training.loop.processes import Processes
 from training.loop.runs import write_batch
 
 _STEPS_AT_ONCE = 10
+# A gradient scaler that halves its scale so often has gone from 65,536 down to what no gradient needs.
+_MOST_OVERFLOWS = 40  # 2**-24, in a row
 _N_NAMED = 5  # items in the message; the file has all
 
 
@@ -40,6 +42,8 @@ class StepValues:
 
 
 _FIELDS = tuple(f.name for f in fields(StepValues))
+_LOSSES = [_FIELDS.index(name) for name in ("loss", "base", "margin")]
+_GRADIENT = _FIELDS.index("gradient_norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +62,8 @@ class Guard:
         self._processes = processes
         self._run = run
         # A gradient scaler looks for the largest scale without overflow by overflowing, and skips such a step.
-        names = ("loss", "base", "margin") if gradient_may_overflow else ("loss", "base", "margin", "gradient_norm")
-        self._checked = [_FIELDS.index(name) for name in names]
+        self._most_overflows = _MOST_OVERFLOWS if gradient_may_overflow else 0
+        self._n_overflows = 0  # in a row
         self._at_once = 1 if processes.device.type == "cpu" else _STEPS_AT_ONCE
         self._pending: list[tuple[TakenStep, Tensor]] = []
 
@@ -76,8 +80,12 @@ class Guard:
         table = self._processes.gather(own[None]).cpu()
         known = []
         for row, (step, _) in enumerate(pending):
-            is_finite = table[:, row, self._checked].isfinite().all(dim=1)
             found = StepValues(**dict(zip(_FIELDS, table[:, row].mean(dim=0).tolist(), strict=True)))
+            is_finite = table[:, row, _LOSSES].isfinite().all(dim=1)
+            overflows = table[:, row, _GRADIENT].isfinite().logical_not()
+            self._n_overflows = self._n_overflows + 1 if overflows.any() else 0
+            if self._n_overflows > self._most_overflows:
+                is_finite &= ~overflows
             if not is_finite.all():
                 self._stop(step, found, own_fault=not bool(is_finite[self._processes.rank]))
             known.append((step, found))

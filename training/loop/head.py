@@ -1,6 +1,8 @@
 """The start of a run: the head alone learns, on features that the unchanged backbone gives once."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.contract.preprocessing import Preprocessing
@@ -8,7 +10,7 @@ from retrieval.errors import TooManyFailures
 from training.config import TrainingConfig
 from training.data import Progress, StepSampler, TrainingImages, unchanged
 from training.loop.processes import Processes
-from training.loop.schedule import loss_group
+from training.loop.schedule import create_optimizer
 from training.losses import TrainingLoss
 from training.model import Embedder
 
@@ -35,20 +37,14 @@ def train_head(
     schedule = config.schedule
     if schedule.head_steps == 0:
         return
-    features = _extract_features(embedder, images, preprocessing, processes.device, progress)
+    features, shown = _extract_features(embedder, images, preprocessing, processes.device, progress)
     labels = torch.from_numpy(images.labels).to(processes.device)
-    owned = loss_group(loss, schedule)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": list(embedder.head.parameters()), "lr": schedule.head_learning_rate},
-            {"params": owned["params"], "lr": owned["peak"]},
-        ]
-    )
+    optimizer = create_optimizer(embedder, loss, schedule, parts=("head", "loss"))
     embedder.train()
     torch.manual_seed(config.seed)
     sampler = StepSampler(images.labels, schedule, config.data.sampler, seed=config.seed, stream=_DRAWS)
     for step in range(schedule.head_steps):
-        rows = torch.from_numpy(sampler.rows(step))
+        rows = torch.from_numpy(shown[sampler.rows(step)])
         own = rows[processes.share(len(rows))].to(processes.device)
         optimizer.zero_grad()
         embeddings = embedder.embed_features(features[own])
@@ -64,17 +60,28 @@ def _extract_features(
     preprocessing: Preprocessing,
     device: torch.device,
     progress: Progress,
-) -> Tensor:
-    """Features [n, f] float32 of all training images."""
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """Features [n, f] float32 of all training images; the row to show for each row, as not all may be readable."""
     embedder.eval()
     features: Tensor | None = None
+    is_read = np.zeros(len(images.labels), dtype=np.bool_)
     with torch.no_grad():
         for rows, pixels in unchanged(images, preprocessing):
             part = embedder.features(pixels.to(device))
             if features is None:
                 features = part.new_zeros((len(images.labels), part.shape[1]))
             features[torch.from_numpy(rows).to(device)] = part
+            is_read[rows] = True
             progress(int(rows[-1]) + 1, len(images.labels))
     if features is None:
         raise TooManyFailures(f"none of the {len(images.labels)} images to train on can be read")
-    return features
+    return features, _stand_ins(images, is_read)
+
+
+def _stand_ins(images: TrainingImages, is_read: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each row itself or, where it cannot be read, the first of its class that can, or else of any."""
+    shown = np.arange(len(images.labels))
+    for members in images.members:
+        readable = members[is_read[members]]
+        shown[members[~is_read[members]]] = readable[0] if len(readable) else is_read.argmax()
+    return shown

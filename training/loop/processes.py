@@ -14,7 +14,6 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 from accelerate.utils import (  # type: ignore[import-untyped]
     InitProcessGroupKwargs,
-    broadcast_object_list,
     gather_object,
 )
 from torch import Tensor, nn
@@ -53,6 +52,7 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+        self._first_of_machine: int = self.rank - self.accelerator.local_process_index
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -69,32 +69,43 @@ class Processes:
 
     def on_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, in all of them. What it raises there is raised in all of them."""
+        return self._on(0, work)
+
+    def on_each_machine(self, work: Callable[[], T]) -> T:
+        """What `work` returns in the first process of a machine, in all of that machine.
+
+        What it raises on one machine is raised on all of them.
+        """
+        return self._on(self._first_of_machine, work)
+
+    def _on(self, leader: int, work: Callable[[], T]) -> T:
+        """Every process names the leader whose result it gets; a leader names itself."""
         if self.world == 1:
             return work()
-        if not self.is_main:
-            result, error = broadcast_object_list([None, None])
-            if error is not None:
-                raise error
-            return cast(T, result)
-        try:
-            result = work()
-        except RetrievalError as error:
-            broadcast_object_list([None, error])
-            raise
-        except Exception as error:
-            broadcast_object_list([None, Unavailable(f"the main process failed, its trace says where: {error!r}")])
-            raise
-        broadcast_object_list([result, None])
-        return result
+        outcome: tuple[T | None, RetrievalError | None] = (None, None)
+        if self.rank == leader:
+            try:
+                outcome = work(), None
+            except RetrievalError as error:
+                gather_object([(None, error)])
+                raise
+            except Exception as error:
+                failed = "the main process" if self.is_main else f"process {self.rank}"
+                gather_object([(None, Unavailable(f"{failed} failed, its trace says where: {error!r}"))])
+                raise
+        outcomes = gather_object([outcome])
+        if errors := [error for _, error in outcomes if error is not None]:
+            raise errors[0]
+        return cast(T, outcomes[leader][0])
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] of each process, n alike, one after another: [world * n, ...]."""
         gathered: Tensor = self.accelerator.gather(rows)
         return gathered
 
-    def collect(self, texts: Sequence[str]) -> list[str]:
-        """The texts of all processes, one process after another."""
-        return list(gather_object(list(texts)))
+    def collect(self, values: Sequence[T]) -> list[T]:
+        """The values of all processes, which pickle takes, one process after another."""
+        return list(gather_object(list(values)))
 
     def share(self, n: int) -> slice:
         """This process's part of n things in a row; n is a multiple of the number of processes."""

@@ -1,13 +1,15 @@
 """The optimiser and how its learning rates change over the steps."""
 
 import math
-from typing import Any
+from collections.abc import Collection
 
 import torch
 
 from training.config import ScheduleConfig
 from training.losses import TrainingLoss
 from training.model import Embedder, parameter_groups
+
+PARTS = ("backbone", "head", "loss")
 
 
 def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
@@ -29,21 +31,22 @@ def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
     return 1.0
 
 
-def create_optimizer(embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """AdamW, whose groups keep their highest learning rate in `peak` and what they belong to in `part`."""
+def create_optimizer(
+    embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig, *, parts: Collection[str] = PARTS
+) -> torch.optim.Optimizer:
+    """AdamW of these parts, whose groups keep their highest learning rate in `peak` and what they belong to in `part`.
+
+    parts: of PARTS, "head" with the pooling.
+    """
     backbone = set(embedder.backbone.parameters())
     groups = [
         {**group, "part": "backbone" if group["params"][0] in backbone else "head"}
         for group in parameter_groups(embedder, schedule)
     ]
-    return torch.optim.AdamW([*groups, loss_group(loss, schedule)], weight_decay=schedule.weight_decay)
-
-
-def loss_group(loss: TrainingLoss, schedule: ScheduleConfig) -> dict[str, Any]:
-    """What the loss owns, as a group of an optimiser."""
     # Proxies are directions: decaying their length only changes how fast they turn.
-    parameters = list(loss.parameters())
-    return {"part": "loss", "params": parameters, "peak": schedule.loss_learning_rate, "weight_decay": 0.0}
+    rate = schedule.loss_learning_rate
+    owned = {"part": "loss", "params": list(loss.parameters()), "lr": rate, "peak": rate, "weight_decay": 0.0}
+    return torch.optim.AdamW([group for group in (*groups, owned) if group["part"] in parts])
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> dict[str, float]:

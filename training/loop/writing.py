@@ -13,7 +13,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int
 
     Raises OutOfSpace where it cannot be written; the old one is then untouched.
     """
-    staging = path.with_name(f".{path.name}")
+    staging = path.with_name(staging_name(path.name))
     try:
         with staging.open("wb") as file:
             write(file)
@@ -32,6 +32,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int
             f"{path} cannot be written, {kept}: it needs about {n_bytes:,} bytes in {path.parent}, "
             f"{_free_bytes(path.parent):,} are free ({cause.strerror}). Make room, then go on with --resume"
         ) from error
+
+
+def staging_name(name: str) -> str:
+    """What a file is called while it is written. A kill leaves it behind; the next writing replaces it."""
+    return f".{name}"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -98,3 +98,18 @@ def test_a_lost_image_is_found_when_it_is_drawn(training_items: list[Item], tmp_
     failure = images.square(0)
     assert isinstance(failure, Unreadable)
     assert failure.item == lost
+
+
+def test_what_was_read_has_a_digest(training_items: list[Item], items_with_damage: list[Item], tmp_path: Path) -> None:
+    """Of the rows, and of pixels that are kept; not of where they lie."""
+    kept = opened(training_items, tmp_path)
+    moved = tmp_path / "moved.png"
+    moved.write_bytes(Path(training_items[0].uri.removeprefix("file://")).read_bytes())
+    elsewhere = [replace(training_items[0], uri=f"file://{moved}"), *training_items[1:]]
+    assert opened(elsewhere, tmp_path).digest == kept.digest
+    moved.write_bytes(encoded(noise(32)))
+    assert opened(elsewhere, tmp_path).digest != kept.digest
+    assert opened(elsewhere, tmp_path, UNCACHED).digest == opened(training_items, tmp_path, UNCACHED).digest
+    some = configured(data={"max_unreadable": 0.1})
+    without = [item for item in items_with_damage if item.id != "class_001/2.png"]
+    assert opened(items_with_damage, tmp_path, some).digest == opened(without, tmp_path, some).digest

@@ -46,6 +46,16 @@ def test_a_scaled_gradient_may_overflow(tmp_path: Path) -> None:
     assert guard(tmp_path, gradient_may_overflow=True).check(taken(1), values, now=False)
 
 
+def test_a_scaled_gradient_that_always_overflows_ends_the_run(tmp_path: Path) -> None:
+    """No smaller scale will help; a step without overflow begins the count anew."""
+    overflow, fine = torch.tensor([*FINE[:7], float("nan")]), torch.tensor(FINE)
+    patient = guard(tmp_path, gradient_may_overflow=True)
+    for step, values in enumerate([*[overflow] * 40, fine, *[overflow] * 40]):
+        assert patient.check(taken(step), values, now=False)
+    with pytest.raises(TrainingDiverged, match="the gradient of step 99 is not finite"):
+        patient.check(taken(99), overflow, now=False)
+
+
 def test_several_steps_are_asked_for_at_once_and_each_is_known_by_its_number(tmp_path: Path) -> None:
     """As on a GPU, where each question makes it wait."""
     patient = guard(tmp_path)

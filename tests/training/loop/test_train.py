@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from retrieval.contract.manifest import Item
-from retrieval.errors import FailedPrecondition, InvalidInput, InvalidSettings, TooManyFailures, TrainingDiverged
+from retrieval.errors import (
+    FailedPrecondition,
+    InvalidInput,
+    InvalidSettings,
+    NotEnoughEvidence,
+    TooManyFailures,
+    TrainingDiverged,
+)
 from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import Killed, assert_same_weights, kill_at, weights
 from training.config import TrainingConfig
@@ -160,6 +167,49 @@ def test_classes_on_both_sides_are_pointed_out(
     with pytest.raises(Killed):
         train_small(small_config, tmp_path / "run", held_out=held_out_items + training_items[:1], observers=observers)
     assert messages[1].startswith("1 classes are trained on and validated on, for instance 'class_000'")
+
+
+def test_images_to_validate_on_that_say_too_little_are_refused_at_once(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, held_out_items: list[Item]
+) -> None:
+    """Not at the end, and nothing is left behind."""
+    with pytest.raises(NotEnoughEvidence, match=r"the images to validate on: .* add images or classes"):
+        train_small(small_config, tmp_path / "run", held_out=held_out_items[:20])
+    unlabelled = [replace(held_out_items[0], label=""), *held_out_items[1:]]
+    with pytest.raises(InvalidInput, match=r"to validate on needs a label, 1 have none, for instance 'class_100/0"):
+        train_small(small_config, tmp_path / "run", held_out=unlabelled)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_memory_of_less_than_a_batch_is_refused(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    loss = replace(small_config.loss, tcm=replace(small_config.loss.tcm, memory=7))
+    with pytest.raises(InvalidSettings, match=r"loss\.tcm\.memory: expected room for a batch of 8 .* found 7"):
+        train_small(replace(small_config, loss=loss), tmp_path / "run")
+
+
+def test_a_warm_up_that_never_ends_is_pointed_out(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
+) -> None:
+    messages: list[str] = []
+    long = replace(small_config, schedule=replace(small_config.schedule, warmup_steps=5, head_steps=0))
+    with pytest.raises(Killed):
+        train_small(long, tmp_path / "run", observers=replace(kill_at(1), message=messages.append))
+    assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps, so that the learning rates never reach")
+
+
+def test_images_that_cannot_be_read_are_reported_once_and_counted(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, training_items: list[Item]
+) -> None:
+    """Decoded when drawn: the head's start does not learn from them either."""
+    data = replace(small_config.data, cache="none", max_unreadable=0.05)
+    lost = [replace(item, uri=f"file:///nowhere/{item.id}") for item in training_items[:2]]
+    messages: list[str] = []
+    config = replace(small_config, data=data, schedule=replace(small_config.schedule, classes=8))
+    train_small(config, tmp_path / "run", items=lost + training_items[2:], observers=Observers(message=messages.append))
+    skipped = [message for message in messages if message.startswith("skipped file:///nowhere/")]
+    assert len(skipped) == len(set(skipped)) > 0
 
 
 def test_a_run_that_failed_at_once_can_be_repeated(
