@@ -127,8 +127,8 @@ def _require_measurable(validation: Sequence[Item]) -> None:
     """Raises what the evaluation would, before hours of training instead of after them."""
     if unlabelled := [item.id for item in validation if not item.label]:
         raise InvalidInput(
-            f"every image to validate on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: add "
-            "labels, or leave these images out"
+            f"every image to validate on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: "
+            "add labels, or leave these images out"
         )
     try:
         require_evidence([item.label for item in validation])
