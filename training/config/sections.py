@@ -33,10 +33,11 @@ class InputConfig:
 class DataConfig:
     """How images are read and drawn.
 
-    max_unreadable: share of the images that may be unreadable before the run is refused. cache: "decoded" decodes every
-    image once, into a file of resize x resize x 3 bytes each; "none" decodes each time it is drawn. workers: processes
-    that decode and augment, 0 for threads of this one. sampler: "classes" draws `schedule.images` of each of
-    `schedule.classes` classes; "balanced" draws image after image, every class as often as any other.
+    max_unreadable: share of the images, to train or to validate on, that may be unreadable before the run is refused.
+    cache: "decoded" decodes every image once, into a file of resize x resize x 3 bytes each for all processes of a
+    machine; "none" decodes each time it is drawn. workers: processes that decode and augment, 0 for threads of this
+    one. sampler: "classes" draws `schedule.images` of each of `schedule.classes` classes; "balanced" draws as many
+    images one by one, with repetition, every class as often as any other.
     """
 
     max_unreadable: Share = 0.01
@@ -126,7 +127,7 @@ class MarginConfig:
     """The threshold-consistent margin (TCM). positive_weight, negative_weight: 0 and 0 switch it off.
 
     margins: "fixed"; "quantiles", which follow the running `positive_quantile` of positive and `negative_quantile` of
-    negative similarities (those above it are the hard ones), with `momentum` per step; or "schedule", which lead from
+    negative similarities (those above it are the hard ones), with `momentum` per batch; or "schedule", which lead from
     the model's own quantiles at the first step to positive_margin and negative_margin at the last.
     average: over "active" pairs, as in the paper, or over "all" pairs of a side. balance: every pair, or every class,
     counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps, those of

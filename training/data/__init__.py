@@ -5,7 +5,7 @@ from training.data.decoding import PreprocessedItems, Progress, Unreadable, read
 from training.data.duplicates import DEFAULT_TOLERANCE, Duplicate, DuplicateReport, find_duplicates
 from training.data.images import TrainingImages, normalise, open_training_images, remarks, unchanged
 from training.data.layouts import LAYOUTS, Layout, read_layout
-from training.data.sampling import StepSampler
+from training.data.sampling import StepSampler, batch_size
 from training.data.sharing import open_images_together
 from training.data.splits import NEW, TRAIN, SplitSummary, require_disjoint, split_by_class, write_splits
 
@@ -24,6 +24,7 @@ __all__ = [
     "StepSampler",
     "TrainingImages",
     "Unreadable",
+    "batch_size",
     "batches",
     "find_duplicates",
     "normalise",

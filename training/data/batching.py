@@ -155,7 +155,7 @@ class _Maker(Dataset["_Made | TooManyFailures"]):
             else:
                 raise TooManyFailures(
                     f"step {plan.step}: {len(unreadable)} images in a row cannot be read, the last is "
-                    f"{self._images.items[row].uri}: {unreadable[row].reason}"
+                    f"{self._images.items[row].uri}: {unreadable[row].reason}. Mend or remove them"
                 )
         return _Shown(row, apply_change(square, change, self._preprocessing), unreadable)
 

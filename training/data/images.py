@@ -98,7 +98,8 @@ def open_training_images(
     """
     if unlabelled := [item.id for item in items if not item.label]:
         raise InvalidInput(
-            f"every image to train on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
+            f"every image to train on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: add "
+            "labels, or leave these images out"
         )
     _require_pairs(items)  # before hours of decoding
     side = preprocessing.resize

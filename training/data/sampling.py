@@ -15,6 +15,11 @@ from torch.utils.data import WeightedRandomSampler
 from training.config import ScheduleConfig
 
 
+def batch_size(schedule: ScheduleConfig, n_classes: int) -> int:
+    """Images of one batch, over all processes, where there are so many classes to draw from."""
+    return schedule.images * min(schedule.classes, n_classes)
+
+
 class StepSampler:
     """Draws the rows of any step with the samplers of pytorch-metric-learning ("classes") and torch ("balanced").
 
@@ -34,7 +39,7 @@ class StepSampler:
         counts = np.bincount(labels)
         self._seed = seed
         self._stream = stream
-        self.batch_size = schedule.images * min(schedule.classes, len(counts))
+        self.batch_size = batch_size(schedule, len(counts))
         self._sampler: MPerClassSampler | WeightedRandomSampler
         if kind == "classes":
             self._sampler = MPerClassSampler(

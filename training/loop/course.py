@@ -9,7 +9,7 @@ from pathlib import Path
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import TrainingConfig
-from training.data import Batch, TrainingImages, Unreadable, batches, refuse_too_many
+from training.data import Batch, TrainingImages, Unreadable, batch_size, batches, refuse_too_many
 from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
@@ -138,15 +138,10 @@ class Course:
     def _watch(self, images: TrainingImages) -> Iterator[Watch]:
         """Tell the observers and TensorBoard, in the main process; nobody in the others."""
         schedule = self._config.schedule
-        n_images = count_images(images, self._config) * self._config.loop.accumulate
+        n_images = batch_size(schedule, len(images.classes)) * self._config.loop.accumulate
         if not self._processes.is_main:
             yield Watch([], steps=schedule.steps, n_images=n_images)
             return
         log = EventLog(self._folder / EVENTS, first=self._state.step, message=self._observers.message)
         with closing(log) as events:
             yield Watch([self._observers, events], steps=schedule.steps, n_images=n_images)
-
-
-def count_images(images: TrainingImages, config: TrainingConfig) -> int:
-    """Images of one batch, over all processes."""
-    return min(config.schedule.classes, len(images.classes)) * config.schedule.images

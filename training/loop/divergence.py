@@ -97,7 +97,7 @@ class Guard:
         parts = ", ".join(f"{name} {value:g}" for name, value in asdict(found).items())
         rates = ", ".join(f"{name} {rate:g}" for name, rate in step.learning_rates.items())
         more = f" and {len(ids) - _N_NAMED} more" if len(ids) > _N_NAMED else ""
-        what = "gradient" if math.isfinite(found.loss) else "loss"
+        what = "gradient" if math.isfinite(found.loss + found.base + found.margin) else "loss"
         raise TrainingDiverged(
             f"the {what} of step {step.step} is not finite ({parts}) at the learning rates {rates}. Its items are "
             f"{', '.join(ids[:_N_NAMED])}{more}, listed in {path}: look at them; then try, in a new folder, lower "

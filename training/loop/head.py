@@ -74,7 +74,10 @@ def _extract_features(
             is_read[rows] = True
             progress(int(rows[-1]) + 1, len(images.labels))
     if features is None:
-        raise TooManyFailures(f"none of the {len(images.labels)} images to train on can be read")
+        raise TooManyFailures(
+            f"none of the {len(images.labels)} images to train on can be read, the first is {images.items[0].uri}: see "
+            "that their paths lead to images from here"
+        )
     return features, _stand_ins(images, is_read)
 
 

@@ -23,8 +23,8 @@ from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings, R
 
 T = TypeVar("T")
 
-# Longer than the main process may take to evaluate or to write, while the others wait for its word.
-_LONGEST_WAIT = timedelta(hours=1)
+# Longer than one process may take to decode all images, to evaluate or to write, while others wait for its word.
+_LONGEST_WAIT = timedelta(hours=4)
 
 
 class Processes:

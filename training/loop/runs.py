@@ -23,9 +23,9 @@ from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
 from training.evaluation import Evaluation
 from training.loop.state import count_bytes
-from training.loop.writing import staging_name, write_whole
 from training.model import Embedder, restore_embedder
 from training.provenance import DATA
+from training.writing import staging_name, write_whole
 
 CHECKPOINT, CONFIG, EVALUATION, EVENTS = "checkpoint.pt", "config.json", "evaluation.json", "tensorboard"
 

@@ -65,7 +65,7 @@ def _is_better(evaluation: Evaluation, best: Evaluation | None, metric: str) -> 
 
 
 def _value(evaluation: Evaluation, metric: str) -> float:
-    value = getattr(evaluation, metric, None)
+    value = getattr(evaluation, metric)
     if value is None:
         raise NotEnoughEvidence(f"loop.stop_on: {metric} cannot be measured on the validation images: choose another")
     return float(value)

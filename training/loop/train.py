@@ -13,10 +13,10 @@ import torch
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidInput, InvalidSettings, NotEnoughEvidence
 from training.config import TrainingConfig
-from training.data import TrainingImages, open_images_together, remarks
+from training.data import TrainingImages, batch_size, open_images_together, remarks
 from training.evaluation import Evaluation, require_evidence
 from training.loop.average import average_weights
-from training.loop.course import Course, count_images
+from training.loop.course import Course
 from training.loop.head import train_head
 from training.loop.processes import Processes
 from training.loop.runs import (
@@ -127,7 +127,8 @@ def _require_measurable(validation: Sequence[Item]) -> None:
     """Raises what the evaluation would, before hours of training instead of after them."""
     if unlabelled := [item.id for item in validation if not item.label]:
         raise InvalidInput(
-            f"every image to validate on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
+            f"every image to validate on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: "
+            "add labels, or leave these images out"
         )
     try:
         require_evidence([item.label for item in validation])
@@ -148,7 +149,7 @@ def _require_same(images: TrainingImages, processes: Processes) -> None:
 
 def _check_batch(images: TrainingImages, config: TrainingConfig, processes: Processes) -> None:
     """Raises InvalidSettings where the processes cannot share a batch evenly, or a memory would hold less than one."""
-    batch, memory = count_images(images, config), config.loss.tcm.memory
+    batch, memory = batch_size(config.schedule, len(images.classes)), config.loss.tcm.memory
     if batch % processes.world:
         raise InvalidSettings(
             f"a batch of {batch} images cannot be shared evenly by {processes.world} processes: change "

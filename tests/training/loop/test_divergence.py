@@ -30,7 +30,7 @@ def test_values_come_back_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (7, "gradient")])
+@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (1, "loss"), (2, "loss"), (7, "gradient")])
 def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, place: int, what: str) -> None:
     values = torch.tensor(FINE)
     values[place] = value

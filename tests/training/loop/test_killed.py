@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def test_sigkill_and_resume_give_the_weights_of_an_uninterrupted_run(
     observers = Observers(message=messages.append)
     evaluation = train_small(config, tmp_path / "killed", resume=True, observers=observers)
     assert any(message.startswith("resumed after step") for message in messages)
-    assert train_small(config, tmp_path / "whole") == evaluation
+    seldom = replace(config, loop=replace(config.loop, checkpoint_every=20))
+    assert train_small(seldom, tmp_path / "whole") == evaluation
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 

@@ -7,18 +7,22 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings
+from retrieval.contract.manifest import Item
+from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings, TooManyFailures
 from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import weights
 from training.config import TrainingConfig, to_json
-from training.loop import EVALUATION, select_device
+from training.data import Unreadable
+from training.loop import EVALUATION, Observers, select_device
 from training.loop import train as run_training
-from training.loop.train import _check_batch
+from training.loop.course import Course
+from training.loop.train import _check_batch, _require_same
 
 
 def as_toml(values: dict[str, Any], prefix: str = "") -> str:
@@ -58,6 +62,7 @@ def exact_config(everything_config: TrainingConfig) -> TrainingConfig:
 def pair(tmp_path_factory: pytest.TempPathFactory, exact_config: TrainingConfig, folders: tuple[Path, Path]) -> Pair:
     """Two processes, started as torchrun starts them: they train together, then go through `two_processes.py`."""
     folder = tmp_path_factory.mktemp("pair")
+    (folder / "train").symlink_to(folders[0])
     (folder / "config.toml").write_text(as_toml(to_json(exact_config)))
     paths = ("--data", folders[0], "--validation", folders[1], "--config", folder / "config.toml")
     options = ("train", *paths, "--out", folder / "run", "--device", "cpu", "--json")
@@ -74,11 +79,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory, exact_config: TrainingConfig,
         )
         for rank in ("0", "1")
     ]
-    (out, err), (other_out, other_err) = (process.communicate(timeout=110) for process in started)
+    (out, err), (other_out, other_err) = (process.communicate(timeout=280) for process in started)
     codes = [process.returncode for process in started]
     return Pair(out=[out, other_out], err=[err, other_err], codes=codes, folder=folder)
 
 
+# Two interpreters import everything: seconds on idle cores, more beside other work.
+@pytest.mark.timeout(300)
 def test_two_processes_end_with_the_weights_of_one(
     tmp_path: Path, exact_config: TrainingConfig, train_small: TrainSmall, pair: Pair
 ) -> None:
@@ -96,6 +103,7 @@ def test_two_processes_end_with_the_weights_of_one(
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, equal_nan=True, msg=key)
 
 
+@pytest.mark.timeout(300)
 def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None:
     assert pair.codes == [1, 7], pair.err
     main, other = (json.loads((pair.folder / f"{rank}.json").read_text()) for rank in (0, 1))
@@ -105,18 +113,45 @@ def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None
         assert seen["collected"] == ["of 0", "of 1"]
         assert seen["told"] == "by 0"
         assert seen["mean"] == [4.0, 0.5]  # a process without a gradient counts as 0
-        assert seen["refusal"] == ["InvalidInput", "refused by 0"]
+        assert seen["refusal"] == seen["machine"] == ["InvalidInput", "refused by 0"]
+        assert seen["images"] == main["images"] | {"n_read": seen["images"]["n_read"]}
+        assert seen["images"]["failure"] == "1 images cannot be read so far"
         assert seen["divergence"].startswith("TrainingDiverged: the loss of step 9 is not finite (loss nan")
         assert "Its items are item of 1, listed in" in seen["divergence"]
+    assert (main["images"]["n_read"], other["images"]["n_read"]) == (1, 0)  # decoded once
     assert main["failure"] == ["ValueError", "a bug"]
     assert other["failure"][0] == "Unavailable"
     assert "the main process failed" in other["failure"][1]
     assert "Unavailable: another process of this run is gone" in pair.err[0]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingConfig) -> None:
-    from types import SimpleNamespace
+def test_processes_with_different_images_are_refused() -> None:
+    different = SimpleNamespace(collect=lambda digests: [*digests, "another"])
+    with pytest.raises(InvalidInput, match="process 1 reads other images to train on than process 0"):
+        _require_same(SimpleNamespace(digest="one"), different)  # type: ignore[arg-type]
 
+
+def test_images_that_another_process_could_not_read_are_reported_and_counted(
+    tmp_path: Path, small_config: TrainingConfig, training_items: list[Item]
+) -> None:
+    """Each once, whoever met it; together they may be too many though each process met few enough."""
+    messages: list[str] = []
+    others = [Unreadable(item, "lost") for item in training_items[:2]]
+    processes = SimpleNamespace(collect=lambda own: [*own, *others])
+    course = Course(
+        *(None, small_config, None, (), tmp_path, None, processes),  # type: ignore[arg-type]
+        Observers(message=messages.append),
+    )
+    course._unreadable = [others[0]]
+    course._report_unreadable(n_images=200)
+    course._report_unreadable(n_images=200)
+    assert messages == [f"skipped {item.uri}: lost" for item in training_items[:2]]
+    others.append(Unreadable(training_items[2], "lost"))
+    with pytest.raises(TooManyFailures, match=r"3 images cannot be read so far, at most 1\.0% of 200 may be"):
+        course._report_unreadable(n_images=200)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingConfig) -> None:
     images, three = SimpleNamespace(classes=("a", "b", "c", "d")), SimpleNamespace(world=3)
     with pytest.raises(InvalidSettings, match="a batch of 8 images cannot be shared evenly by 3 processes"):
         _check_batch(images, everything_config, three)  # type: ignore[arg-type]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
-from training.config import LossConfig, TrainingConfig, parse_config
+from training.config import LossConfig, MarginConfig, TrainingConfig, parse_config
 from training.data import Batch
 from training.loop.average import average_weights
 from training.loop.processes import Processes
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper, prepare_batch_norms
 from training.losses import TrainingLoss
+from training.losses.adaptive import similarity_quantiles
 
 N_CLASSES, DIMENSION = 3, 4
 
@@ -35,9 +36,9 @@ class Network(nn.Module):
         return nn.functional.normalize(self.layers(pixels), dim=1)
 
 
-def state(network: nn.Module) -> TrainingState:
+def state(network: nn.Module, **tcm: Any) -> TrainingState:
     torch.manual_seed(1)
-    loss = TrainingLoss(LossConfig(), n_classes=N_CLASSES, dimension=DIMENSION, steps=10)
+    loss = TrainingLoss(LossConfig(tcm=MarginConfig(**tcm)), n_classes=N_CLASSES, dimension=DIMENSION, steps=10)
     groups = [
         {"part": name, "params": list(module.parameters()), "peak": 0.1, "lr": 0.1}
         for name, module in (("network", network), ("loss", loss))
@@ -110,6 +111,23 @@ def test_chunks_meet_the_same_dropout_twice() -> None:
     made.loss(torch.cat(parts), one.labels, step=0).total.backward()
     found, _ = measured(network, one, chunk_images=3)
     assert_close(found, gradients(made))
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_the_loss_meets_each_batch_once(network: Network, chunk: int) -> None:
+    """Chunks are embedded twice; memory and running quantiles move on by one batch, accumulated ones by each."""
+    made = state(network, margins="quantiles", momentum=0.5, memory=50)
+    parts = [batch(0), batch(1, n=5)]
+    rows = [network(part.pixels).detach() for part in parts]
+    Stepper(made, Processes("cpu", "no"), config(chunk_images=chunk)).measure(parts)
+    remembered = made.loss.memory.remembered  # type: ignore[union-attr]
+    torch.testing.assert_close(remembered.embeddings, torch.cat(rows))
+    assert torch.equal(remembered.labels, torch.cat([part.labels for part in parts]))
+    quantiles = [
+        similarity_quantiles(own, part.labels, positive=0.5, negative=0.99)
+        for own, part in zip(rows, parts, strict=True)
+    ]
+    torch.testing.assert_close(made.loss.margins.quantiles, (quantiles[0] + quantiles[1]) / 2)
 
 
 @pytest.mark.parametrize("chunk", [0, 4])

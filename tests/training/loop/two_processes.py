@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.contract.manifest import read_manifest
+from retrieval.contract.preprocessing import Preprocessing
+from retrieval.errors import InvalidInput, RetrievalError, TooManyFailures
 from training import cli
+from training.config import DataConfig
+from training.data import open_images_together
 from training.loop.divergence import Guard, TakenStep
 from training.loop.processes import Processes
 
@@ -31,6 +37,7 @@ def main(folder: Path, second_port: str, *arguments: str) -> None:
         "collected": processes.collect([f"of {processes.rank}"]),
         "told": processes.on_main(lambda: f"by {processes.rank}"),
         "mean": averaged(processes),
+        "images": opened(processes, folder),
     }
 
     def refuse() -> None:
@@ -39,9 +46,10 @@ def main(folder: Path, second_port: str, *arguments: str) -> None:
     def fail() -> None:
         raise ValueError("a bug")
 
-    for name, work in (("refusal", refuse), ("failure", fail)):
+    everywhere, main = processes.on_each_machine, processes.on_main
+    for name, on, work in (("refusal", main, refuse), ("failure", main, fail), ("machine", everywhere, refuse)):
         try:
-            processes.on_main(work)
+            on(work)
         except (RetrievalError, ValueError) as error:
             found[name] = [type(error).__name__, str(error)]
     found["divergence"] = diverge(processes, folder)
@@ -50,6 +58,24 @@ def main(folder: Path, second_port: str, *arguments: str) -> None:
         os._exit(7)  # without a word, as one that the system ends for want of memory
     with processes.together():
         processes.gather(torch.zeros(1, 1))
+
+
+def opened(processes: Processes, folder: Path) -> dict[str, Any]:
+    """What each sees of the images that both train on, and how often it decoded; both meet more damage than allowed."""
+    items = read_manifest(str(folder / "train"))
+    preprocessing = Preprocessing(resize=8, crop=8, mean=(0, 0, 0), std=(1, 1, 1))
+    read: list[int] = []
+    options: dict[str, Any] = {"cache": folder, "progress": lambda done, total: read.append(done)}
+    together = processes.on_each_machine
+    images = open_images_together(items, preprocessing, DataConfig(), on_each_machine=together, **options)
+    assert images.pixels is not None
+    found = {"n_read": len(read), "sum": int(images.pixels.sum()), "digest": images.digest}
+    lost = [replace(items[0], uri="file:///nowhere/lost.png"), *items[1:]]
+    try:
+        open_images_together(lost, preprocessing, DataConfig(), on_each_machine=together, **options)
+    except TooManyFailures as error:
+        found["failure"] = str(error)[:30]
+    return found
 
 
 def averaged(processes: Processes) -> list[float]:
