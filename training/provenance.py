@@ -14,6 +14,7 @@ from typing import Any
 from retrieval.contract.canonical import digest_json, json_bytes
 from retrieval.contract.manifest import Item
 from retrieval.errors import CorruptArtifact
+from training.writing import write_bytes
 
 DATA = "data.json"
 
@@ -77,11 +78,9 @@ def describe_items(items: Sequence[Item]) -> DataFacts:
 
 
 def record_data(run: Path, items: Sequence[Item], validation: Sequence[Item]) -> None:
-    """Write the facts into the folder of a run, atomically."""
+    """Write the facts into the folder of a run, whole or not at all."""
     facts = {"training": describe_items(items).to_json(), "validation": describe_items(validation).to_json()}
-    staging = run / f".{DATA}"
-    staging.write_bytes(json_bytes(facts))
-    staging.replace(run / DATA)
+    write_bytes(run / DATA, json_bytes(facts))
 
 
 def recorded_data(run: Path) -> RunData | None:

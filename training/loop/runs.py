@@ -22,8 +22,8 @@ from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from training.config import TrainingConfig, parse_config, to_json
 from training.evaluation import Evaluation
 from training.loop.state import count_bytes
-from training.loop.writing import write_whole
 from training.model import Embedder, restore_embedder
+from training.writing import write_bytes, write_whole
 
 CHECKPOINT, CONFIG, EVALUATION, EVENTS = "checkpoint.pt", "config.json", "evaluation.json", "tensorboard"
 
@@ -142,5 +142,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    content = json_bytes(value)
-    write_whole(path, lambda file: file.write(content), n_bytes=len(content))
+    write_bytes(path, json_bytes(value))

@@ -16,7 +16,7 @@ from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import assert_same_weights
 from training.config import TrainingConfig
 from training.loop import CHECKPOINT, Observers, StepReport
-from training.loop.writing import write_whole
+from training.writing import write_whole
 
 
 @contextlib.contextmanager
