@@ -30,7 +30,7 @@ PAPER_BAND = (1e-2, 1e-1)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
 _MIN_ERRORS = 10  # false accepts by which a FAR can be told
 _HALF_A_DECADE = 10**0.5
-_N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
+_N_BOOTSTRAP = 200  # intervals come from seeds; those over classes only say whether a value is above 0
 _TILE = 1024
 
 
@@ -69,13 +69,15 @@ class Measured:
     """The figures of one run, and what a comparison of runs takes.
 
     missing: why a figure is None, by its name; shares: what the classes add to an OPIS on the log-FAR axis, by its
-    name; classes: names, to which the shares' rows point.
+    name; classes: names, to which the shares' rows point; above_zero: names of the OPIS whose 95 % interval over the
+    draw of classes is above 0, so that another can be divided by them.
     """
 
     figures: Figures
     missing: Mapping[str, str]
     shares: Mapping[str, DebiasedShares]
     classes: tuple[str, ...]
+    above_zero: frozenset[str]
 
 
 def measure(
@@ -91,7 +93,7 @@ def measure(
     labels = test.labels.tolist()
     vectors = labelled_vectors(query, labels, gallery)
     missing: dict[str, str] = {}
-    opis, shares = _consistency(vectors, far_target, missing)
+    opis, shares, above_zero = _consistency(vectors, far_target, missing)
     transfer = _transfer(fitted(calibration.embeddings), calibration, (query, gallery), labels, far_target, missing)
     figures = Figures(
         r_at_1=recall_at_k(query, labels, gallery_vectors=gallery)[1],
@@ -103,12 +105,12 @@ def measure(
     )
     if training_s is None:
         missing["training_s"] = "training was interrupted in between"
-    return Measured(figures, missing, shares, vectors.classes)
+    return Measured(figures, missing, shares, vectors.classes, above_zero)
 
 
 def _consistency(
     vectors: LabelledVectors, far_target: float, missing: dict[str, str]
-) -> tuple[dict[str, float | None], dict[str, DebiasedShares]]:
+) -> tuple[dict[str, float | None], dict[str, DebiasedShares], frozenset[str]]:
     around = (far_target / _HALF_A_DECADE, far_target * _HALF_A_DECADE)
     bands: tuple[tuple[str, tuple[float, float], Axis], ...] = (
         ("opis_distance", PAPER_BAND, "distance"),
@@ -116,7 +118,7 @@ def _consistency(
         ("opis_deployed", around, "log_far"),
     )
     values: dict[str, float | None] = dict.fromkeys(OPIS_FIGURES)
-    shares = {}
+    shares, above_zero = {}, set()
     for name, band, axis in bands:
         if axis == "distance" and not vectors.cosine:
             missing[name] = "a distance exists for the cosine only"
@@ -129,9 +131,12 @@ def _consistency(
         values[name] = found.debiased
         if found.debiased is None or of_classes is None:
             missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
-        elif axis == "log_far":
+            continue
+        if found.debiased_interval is not None and found.debiased_interval.low > 0:
+            above_zero.add(name)
+        if axis == "log_far":
             shares[name] = of_classes
-    return values, shares
+    return values, shares, frozenset(above_zero)
 
 
 def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> tuple[OpisResult, DebiasedShares | None]:

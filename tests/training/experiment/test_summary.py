@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,19 @@ def test_paired_over_classes(result: ExperimentResult) -> None:
     combined = combine_p_values([one.difference for one in single], [one.p_value for one in single])
     assert found.class_p_value == pytest.approx(combined, abs=0.05)  # two bootstraps of one hypothesis
     assert found.relative == pytest.approx(np.mean([one.ratio - 1 for one in single if one.ratio]))
+
+
+def test_nothing_is_divided_by_what_may_be_zero(
+    result: ExperimentResult, results: dict[str, dict[int, Measured]]
+) -> None:
+    """One seed whose classes may be alike leaves no relative change, and the difference as it was."""
+    assert all("opis_log_far" in found.above_zero for found in results["wide"].values())
+    unsure = {**results, "wide": {**results["wide"], 1: replace(results["wide"][1], above_zero=frozenset())}}
+    narrow = summarise((arm("wide"), arm("narrow", "wide")), unsure)[1].differences["opis_log_far"]
+    before = result.arms[1].differences["opis_log_far"]
+    assert (narrow.mean, narrow.p_value) == (before.mean, before.p_value)
+    assert before.relative is not None
+    assert narrow.relative is narrow.relative_interval is None
 
 
 def test_combined_p_values() -> None:
