@@ -17,10 +17,12 @@ from retrieval.consistency import (
     recall_at_k,
     thresholds_at_far,
 )
+from retrieval.consistency.intervals import percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedShares
 from retrieval.consistency.opis.opis import measure_consistency
 from retrieval.consistency.opis.opis_options import OpisOptions
 from retrieval.consistency.opis.utility import Axis
+from retrieval.consistency.opis.weighting import resampled_weights
 from retrieval.consistency.pairs.pairs import LabelledVectors
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
@@ -30,7 +32,8 @@ PAPER_BAND = (1e-2, 1e-1)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
 _MIN_ERRORS = 10  # false accepts by which a FAR can be told
 _HALF_A_DECADE = 10**0.5
-_N_BOOTSTRAP = 200  # intervals come from seeds; those over classes only say whether a value is above 0
+_N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
+_N_DRAWS = 1000  # of classes, to see whether a value is above 0
 _TILE = 1024
 
 
@@ -69,8 +72,8 @@ class Measured:
     """The figures of one run, and what a comparison of runs takes.
 
     missing: why a figure is None, by its name; shares: what the classes add to an OPIS on the log-FAR axis, by its
-    name; classes: names, to which the shares' rows point; above_zero: names of the OPIS whose 95 % interval over the
-    draw of classes is above 0, so that another can be divided by them.
+    name; classes: names, to which the shares' rows point; above_zero: names of the OPIS that are above 0 in 97.5 %
+    of the draws of classes, so that another can be divided by them.
     """
 
     figures: Figures
@@ -132,11 +135,18 @@ def _consistency(
         if found.debiased is None or of_classes is None:
             missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
             continue
-        if found.debiased_interval is not None and found.debiased_interval.low > 0:
+        if _is_above_zero(of_classes):
             above_zero.add(name)
         if axis == "log_far":
             shares[name] = of_classes
     return values, shares, frozenset(above_zero)
+
+
+def _is_above_zero(of_classes: DebiasedShares) -> bool:
+    """As `compare_consistency` decides whether there is a ratio."""
+    draws = resampled_weights(of_classes.weights, _N_DRAWS, np.random.default_rng(0))
+    replicates = np.concatenate([drawn @ of_classes.shares for drawn in draws])
+    return percentile_interval(replicates, 0.95).low > 0
 
 
 def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> tuple[OpisResult, DebiasedShares | None]:

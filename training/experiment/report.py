@@ -108,9 +108,9 @@ def _comparison(arms: Sequence[ArmSummary]) -> Iterable[str]:
     yield (
         "Difference from the other arm, paired by seed; for OPIS relative to it, seed by seed, unless that may be 0. "
         f"In parentheses: {CONFIDENCE:.0%} interval over seeds. p: paired t test over seeds of the difference itself, "
-        "what other seeds would say; c: over the draw of classes, what other test classes would say of the same trained "
-        "models, seeds combined as if they said the same (Vovk and Wang 2020). Neither is corrected for the number of "
-        "comparisons: of twenty without any difference one is expected below 0.05."
+        "what other seeds would say; c: over the draw of classes, what other test classes would say of the same "
+        "trained models, seeds combined as if they said the same (Vovk and Wang 2020). Neither is corrected for the "
+        "number of comparisons: of twenty without any difference one is expected below 0.05."
     )
 
 
