@@ -35,9 +35,7 @@ score = { kind = "cohort", k = 5, fitted_on = "train" }
 """
 
 
-def test_training_for_real(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for number, part in enumerate(("train", "cohort", "calibration", "test")):
         write_class_folders(tmp_path / part, n_classes=12, n_images=4, first_class=100 * number)
     (tmp_path / "tried.toml").write_text(EXPERIMENT)

@@ -139,3 +139,12 @@ def test_plots_are_written(result: ExperimentResult, tmp_path: Path) -> None:
     paths = write_plots(result.arms, tmp_path)
     assert [path.name for path in paths] == ["front.png", "opis.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_what_cannot_be_divided_is_no_plot_of_changes(result: ExperimentResult, tmp_path: Path) -> None:
+    wide, narrow = result.arms
+    unsure = {name: replace(found, relative=None, relative_interval=None) for name, found in narrow.differences.items()}
+    paths = write_plots([wide, replace(narrow, differences=unsure)], tmp_path)
+    assert [path.name for path in paths] == ["front.png"]
+    half = narrow.differences | {"opis_deployed": unsure["opis_deployed"]}
+    assert len(write_plots([wide, replace(narrow, differences=half)], tmp_path)) == 2
