@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.manifest import read_manifest
 from retrieval.errors import CorruptArtifact, InvalidInput
+from training.writing import write_whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,9 +30,12 @@ def embed_parts(
 ) -> dict[str, int]:
     """Write the embeddings of every part (name -> folder or manifest) into `out`, an .npz file; the images of each.
 
-    Through the production preprocessing. The file appears whole or not at all. Raises FailedPrecondition where the run
-    is not finished, TooManyFailures where too many images cannot be read.
+    Through the production preprocessing. The file appears whole or not at all. Raises InvalidInput where its folder is
+    missing or `out` is one, FailedPrecondition where the run is not finished, TooManyFailures where too many images
+    cannot be read, OutOfSpace where there is no room for it.
     """
+    if out.is_dir() or not out.parent.is_dir():
+        raise InvalidInput(f"expected a file in a folder that exists, found {out}: name another, or make the folder")
     from training.evaluation import embed_items
     from training.loop import embedding_function, load_finished, select_device
 
@@ -55,9 +59,9 @@ def embed_parts(
             f"{name}.labels": np.array(found.labels),
             f"{name}.ids": np.array([item.id for item in found.items]),
         }
-    staging = out.with_name(f".{out.name}.npz")
-    np.savez(staging, **arrays)  # type: ignore[arg-type]  # the stubs take the keywords for its options
-    staging.replace(out)
+    n_bytes = sum(array.nbytes for array in arrays.values())
+    # The stubs take the keywords for its options.
+    write_whole(out, lambda file: np.savez(file, **arrays), n_bytes=n_bytes)  # type: ignore[arg-type]
     return {name: len(arrays[f"{name}.ids"]) for name in parts}
 
 

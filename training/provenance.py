@@ -14,7 +14,7 @@ from typing import Any
 from retrieval.contract.canonical import digest_json, json_bytes
 from retrieval.contract.manifest import Item
 from retrieval.errors import CorruptArtifact
-from training.writing import write_whole
+from training.writing import write_bytes
 
 DATA = "data.json"
 
@@ -80,8 +80,7 @@ def describe_items(items: Sequence[Item]) -> DataFacts:
 def record_data(run: Path, items: Sequence[Item], validation: Sequence[Item]) -> None:
     """Write the facts into the folder of a run, whole or not at all. Raises OutOfSpace where there is no room."""
     facts = {"training": describe_items(items).to_json(), "validation": describe_items(validation).to_json()}
-    content = json_bytes(facts)
-    write_whole(run / DATA, lambda file: file.write(content), n_bytes=len(content))
+    write_bytes(run / DATA, json_bytes(facts))
 
 
 def recorded_data(run: Path) -> RunData | None:

@@ -5,7 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from retrieval.errors import OutOfSpace
+from retrieval.errors import InvalidInput, OutOfSpace
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` where it is missing. Raises InvalidInput where something else lies there or in its way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidInput(f"{folder} cannot be a folder, a file is in its place: name another") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by this content, as `write_whole` does."""
+    write_whole(path, lambda file: file.write(content), n_bytes=len(content))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int) -> None:
@@ -30,7 +43,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int
         kept = "the one before it is kept" if path.exists() else "there was none before it"
         raise OutOfSpace(
             f"{path} cannot be written, {kept}: it needs about {n_bytes:,} bytes in {path.parent}, "
-            f"{_free_bytes(path.parent):,} are free ({cause.strerror}). Make room, then go on with --resume"
+            f"{_free_bytes(path.parent):,} are free ({cause.strerror}). Make room, then go on (training: --resume)"
         ) from error
 
 

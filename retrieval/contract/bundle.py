@@ -87,8 +87,7 @@ def write_bundle(
     model_card: Markdown; without it the bundle has none. The directory appears whole or not at all. Raises InvalidInput
     where it holds something else already.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
+    check_new_folder(directory)
     probe = io.BytesIO()
     np.savez(probe, inputs=probe_inputs, embeddings=probe_embeddings)
     files = {MODEL: onnx_model, EVALUATION: json_bytes(evaluation), PROBE: probe.getvalue()}
@@ -115,6 +114,14 @@ def write_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return open_bundle(directory)
+
+
+def check_new_folder(directory: Path) -> None:
+    """Raises InvalidInput where a bundle cannot be written to `directory`: a file, or a folder that is not empty."""
+    if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
+        raise InvalidInput(f"{directory} is no folder: name a new one for the bundle")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
 
 
 def open_bundle(directory: Path) -> Bundle:

@@ -156,6 +156,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not empty"):
         write_tiny_bundle(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(InvalidInput, match="is no folder"):
+        write_tiny_bundle(tmp_path / "mine.txt")
     (tmp_path / "empty").mkdir()
     assert write_tiny_bundle(tmp_path / "empty").directory == tmp_path / "empty"
 

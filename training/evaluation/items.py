@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
+from retrieval.errors import TooManyFailures
 from training.data import Progress, Unreadable, read_items
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.measuring import evaluate
@@ -59,13 +60,17 @@ def embed_items(
 ) -> EmbeddedItems:
     """Embed the items that can be read, in their order.
 
-    Raises TooManyFailures as `read_items` does.
+    Raises TooManyFailures as `read_items` does, and where none can be read.
     """
     parts: list[NDArray[np.float32]] = []
     kept: list[Item] = []
     unreadable: list[Unreadable] = []
     for batch in read_items(items, preprocessing, max_unreadable=max_unreadable, progress=progress):
-        parts.append(embed(batch.pixels))
+        if batch.items:
+            parts.append(embed(batch.pixels))
         kept += batch.items
         unreadable += batch.unreadable
+    if not parts:
+        reason = f": {unreadable[0].item.uri}: {unreadable[0].reason}" if unreadable else ""
+        raise TooManyFailures(f"none of {len(items)} images can be read, at least one is needed{reason}")
     return EmbeddedItems(np.concatenate(parts), tuple(kept), tuple(unreadable))

@@ -24,7 +24,7 @@ from retrieval.consistency import (
     thresholds_at_far,
 )
 from retrieval.consistency.opis.utility import Axis
-from retrieval.errors import NotEnoughEvidence
+from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training.evaluation.evaluation import Consistency, Evaluation, OtherClasses, RateAtFar
 
 PAPER_BAND = (1e-2, 1e-1)
@@ -36,7 +36,15 @@ _SEED = 0  # an interval must not change when nothing else does
 
 
 def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None:
-    """Raise NotEnoughEvidence where `evaluate` would, from the labels alone: before hours of training, not after."""
+    """Raise what `evaluate` would, from the labels alone: before hours of training, not after.
+
+    NotEnoughEvidence where there are too few images or classes, InvalidInput where an image has no label.
+    """
+    if n_unlabelled := sum(not label for label in labels):
+        raise InvalidInput(
+            f"every image to evaluate on needs a label, {n_unlabelled} of {len(labels)} have none: label them, or "
+            "leave them out"
+        )
     counts = np.unique(np.asarray(labels), return_counts=True)[1]
     if len(counts) < 2 or counts.max(initial=0) < 2:
         raise NotEnoughEvidence(
@@ -66,7 +74,7 @@ def evaluate(
     """Evaluate embeddings [n, d] float32, unit rows, with their n labels. Cost: n * n * d, a few tens of times.
 
     in_full: also what Evaluation gives a default for, but ranks; without it about a fifth of the time. Raises
-    NotEnoughEvidence where `require_evidence` does, InvalidEmbeddings where rows are not of unit length.
+    what `require_evidence` does, InvalidEmbeddings where rows are not of unit length.
     """
     require_evidence(labels, far_target=far_target)
     (threshold,) = thresholds_at_far(embeddings, labels, fars=[far_target])
@@ -156,7 +164,9 @@ def _tar_at_far(
     n_negatives = labelled_vectors(embeddings, labels).n_negatives
     told = [far for far in FARS if far * n_negatives >= MIN_FALSE_ACCEPTS]
     for far in FARS[len(told) :]:
-        missing[f"tar at far {far:g}"] = f"{n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} of them"
+        missing[f"tar at far {far:g}"] = (
+            f"{n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
+        )
     if not told:
         return ()
     thresholds = thresholds_at_far(embeddings, labels, fars=told)

@@ -21,6 +21,7 @@ from retrieval.consistency.intervals import Interval
 from retrieval.contract.canonical import json_bytes
 from training.evaluation.evaluation import Evaluation
 from training.evaluation.plots import draw_classes, draw_histograms, draw_identification
+from training.writing import make_folder
 
 _COLUMNS = (
     "class",
@@ -40,8 +41,11 @@ _COLUMNS = (
 def write_report(
     evaluation: Evaluation, embeddings: NDArray[np.float32], labels: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Write the evaluation of these embeddings [n, d] into `folder`, made if missing; the files' paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the evaluation of these embeddings [n, d] into `folder`, made if missing; the files' paths.
+
+    Raises InvalidInput where a file lies there.
+    """
+    make_folder(folder)
     contents = {
         "evaluation.json": json_bytes(evaluation.to_json()),
         "evaluation.md": to_markdown(evaluation).encode(),

@@ -17,10 +17,12 @@ from retrieval.consistency import (
     recall_at_k,
     thresholds_at_far,
 )
+from retrieval.consistency.intervals import percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedShares
 from retrieval.consistency.opis.opis import measure_consistency
 from retrieval.consistency.opis.opis_options import OpisOptions
 from retrieval.consistency.opis.utility import Axis
+from retrieval.consistency.opis.weighting import resampled_weights
 from retrieval.consistency.pairs.pairs import LabelledVectors
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
@@ -31,6 +33,7 @@ TAR_FARS = (1e-2, 1e-3, 1e-4)
 _MIN_ERRORS = 10  # false accepts by which a FAR can be told
 _HALF_A_DECADE = 10**0.5
 _N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
+_N_DRAWS = 1000  # of classes, to see whether a value is above 0
 _TILE = 1024
 
 
@@ -69,13 +72,15 @@ class Measured:
     """The figures of one run, and what a comparison of runs takes.
 
     missing: why a figure is None, by its name; shares: what the classes add to an OPIS on the log-FAR axis, by its
-    name; classes: names, to which the shares' rows point.
+    name; classes: names, to which the shares' rows point; above_zero: names of the OPIS that are above 0 in 97.5 %
+    of the draws of classes, so that another can be divided by them.
     """
 
     figures: Figures
     missing: Mapping[str, str]
     shares: Mapping[str, DebiasedShares]
     classes: tuple[str, ...]
+    above_zero: frozenset[str]
 
 
 def measure(
@@ -91,7 +96,7 @@ def measure(
     labels = test.labels.tolist()
     vectors = labelled_vectors(query, labels, gallery)
     missing: dict[str, str] = {}
-    opis, shares = _consistency(vectors, far_target, missing)
+    opis, shares, above_zero = _consistency(vectors, far_target, missing)
     transfer = _transfer(fitted(calibration.embeddings), calibration, (query, gallery), labels, far_target, missing)
     figures = Figures(
         r_at_1=recall_at_k(query, labels, gallery_vectors=gallery)[1],
@@ -103,12 +108,12 @@ def measure(
     )
     if training_s is None:
         missing["training_s"] = "training was interrupted in between"
-    return Measured(figures, missing, shares, vectors.classes)
+    return Measured(figures, missing, shares, vectors.classes, above_zero)
 
 
 def _consistency(
     vectors: LabelledVectors, far_target: float, missing: dict[str, str]
-) -> tuple[dict[str, float | None], dict[str, DebiasedShares]]:
+) -> tuple[dict[str, float | None], dict[str, DebiasedShares], frozenset[str]]:
     around = (far_target / _HALF_A_DECADE, far_target * _HALF_A_DECADE)
     bands: tuple[tuple[str, tuple[float, float], Axis], ...] = (
         ("opis_distance", PAPER_BAND, "distance"),
@@ -116,7 +121,7 @@ def _consistency(
         ("opis_deployed", around, "log_far"),
     )
     values: dict[str, float | None] = dict.fromkeys(OPIS_FIGURES)
-    shares = {}
+    shares, above_zero = {}, set()
     for name, band, axis in bands:
         if axis == "distance" and not vectors.cosine:
             missing[name] = "a distance exists for the cosine only"
@@ -129,9 +134,19 @@ def _consistency(
         values[name] = found.debiased
         if found.debiased is None or of_classes is None:
             missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
-        elif axis == "log_far":
+            continue
+        if _is_above_zero(of_classes):
+            above_zero.add(name)
+        if axis == "log_far":
             shares[name] = of_classes
-    return values, shares
+    return values, shares, frozenset(above_zero)
+
+
+def _is_above_zero(of_classes: DebiasedShares) -> bool:
+    """As `compare_consistency` decides whether there is a ratio."""
+    draws = resampled_weights(of_classes.weights, _N_DRAWS, np.random.default_rng(0))
+    replicates = np.concatenate([drawn @ of_classes.shares for drawn in draws])
+    return percentile_interval(replicates, 0.95).low > 0
 
 
 def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> tuple[OpisResult, DebiasedShares | None]:

@@ -15,14 +15,18 @@ from typing import Any
 
 from retrieval.contract.canonical import digest_json, json_bytes
 from retrieval.contract.manifest import Item, read_manifest
-from retrieval.errors import InvalidInput
+from retrieval.errors import CorruptArtifact, InvalidInput
 from training.config import to_json
 from training.experiment.plan import Arm, Experiment, ExperimentData
+from training.writing import write_bytes
 
 MADE_OF, CONFIG, RUN, TRAINED = "made_of.json", "config.json", "run", "trained.json"
 EMBEDDINGS, LOG, LOCK = "embeddings.npz", "log.txt", ".lock"
 EMBEDDED_PARTS = ("train", "cohort", "calibration", "test")
+_PARTS = ("train", "validation", "cohort", "calibration", "test")
 _TRAINED_ON = ("train", "validation")
+# Nothing is measured or calibrated on either: the one chooses weights, the other is what scores are fitted on.
+_MAY_BE_THE_SAME = {"validation", "cohort"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +43,15 @@ class Job:
 def plan_jobs(experiment: Experiment, out: Path) -> list[Job]:
     """The runs of the experiment, seed by seed, so that after the first seed every arm can be compared.
 
-    Raises InvalidInput where a class is in two parts of the data, or a folder in `out` holds a run of the same arm and
-    seed with another configuration or other items; InvalidManifest, EmptyCatalog where the data cannot be read.
+    Raises InvalidInput where a class is in two parts of the data or images lack labels, or a folder in `out` holds a
+    run of the same arm and seed with another configuration or other items; InvalidManifest, EmptyCatalog where the data
+    cannot be read, CorruptArtifact where what the folder says about itself cannot.
     """
     jobs = []
     for seed in experiment.seeds:
         data = experiment.data.of_seed(seed, experiment.root)
-        items = {part: read_manifest(getattr(data, part)) for part in ExperimentData.__slots__}
+        items = {part: read_manifest(getattr(data, part)) for part in _PARTS}
+        _check_labels(items, data)
         _check_apart(items, seed)
         digests = {part: digest_json([[item.id, item.label] for item in items[part]]) for part in items}
         for arm in experiment.trained_arms:
@@ -63,25 +69,38 @@ def training_seconds(folder: Path) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What the file holds; None where there is none."""
+    """What the file holds; None where there is none. Raises CorruptArtifact where it is no JSON object."""
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptArtifact(f"{path} cannot be read ({error}): delete its folder, it will be made again") from error
+    if not isinstance(content, dict):
+        raise CorruptArtifact(f"{path} holds no JSON object: delete its folder, it will be made again")
     return content
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace the file, whole or not at all."""
-    staging = path.with_name(f".{path.name}")
-    staging.write_bytes(json_bytes(value))
-    staging.replace(path)
+    """Replace the file, whole or not at all. Raises OutOfSpace."""
+    write_bytes(path, json_bytes(value))
+
+
+def _check_labels(items: Mapping[str, Sequence[Item]], data: ExperimentData) -> None:
+    for part in items:
+        if unlabelled := [item.id for item in items[part] if not item.label]:
+            raise InvalidInput(
+                f"{getattr(data, part)}: every image of an experiment needs a label, {len(unlabelled)} have none, for "
+                f"instance {unlabelled[0]!r}: label them, or leave them out"
+            )
 
 
 def _check_apart(items: Mapping[str, Sequence[Item]], seed: int) -> None:
-    classes = {part: {item.label for item in items[part]} for part in EMBEDDED_PARTS}
-    for number, first in enumerate(EMBEDDED_PARTS):
-        for second in EMBEDDED_PARTS[number + 1 :]:
-            if shared := sorted(classes[first] & classes[second]):
+    classes = {part: {item.label for item in items[part]} for part in items}
+    for number, first in enumerate(_PARTS):
+        for second in _PARTS[number + 1 :]:
+            shared = sorted(classes[first] & classes[second])
+            if shared and {first, second} != _MAY_BE_THE_SAME:
                 raise InvalidInput(
                     f"seed {seed}: {first} and {second} share {len(shared)} classes, for instance {shared[0]!r}: what "
                     "is measured must not have been trained, fitted or calibrated on"

@@ -18,13 +18,14 @@ from training.experiment.scores import ScoreConfig
 
 EXPERIMENTS = CONFIGS / "experiments"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # arms name folders
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # arms name folders, beside the files of the result
+_RESULT_SUFFIXES = (".md", ".csv", ".json", ".png")
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentData:
-    """Folders or manifests, no class in two of them; "{seed}" in one stands for the seed.
+    """Folders or manifests, no class in two of them but validation and cohort; "{seed}" in one stands for the seed.
 
     validation: for what training itself measures; cohort: to fit scores on; calibration: to fix thresholds on; test:
     what is reported.
@@ -143,7 +144,7 @@ def load_experiment(name_or_path: str, *, root: Path) -> Experiment:
             + suggestion(name_or_path, names)
         )
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSettings(f"{path} is not TOML: {error}") from error
     return parse_experiment(values, name=path.stem, folder=path.parent, root=root)
@@ -191,7 +192,7 @@ def _resolve(config: ExperimentConfig, name: str, folder: Path) -> tuple[Arm, ..
     arms: dict[str, Arm] = {}
     for number, arm in enumerate(config.arms):
         start = overrides[arm.like] if arm.like else dict(config.common)
-        overrides[arm.name] = merge(start, arm.config)
+        overrides[arm.name] = overrides[arm.model] if arm.model else merge(start, arm.config)
         model = arms[arm.model] if arm.model else None
         arms[arm.name] = Arm(
             name=arm.name,
@@ -210,8 +211,10 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
     for arm in arms:
         if not _NAME.fullmatch(arm.name):
             yield f"an arm's name consists of letters, digits, spaces and . _ + -, found {arm.name!r}"
-        if arm.name in known:
-            yield f"two arms are named {arm.name!r}"
+        if arm.name.lower().endswith(_RESULT_SUFFIXES):
+            yield f"an arm's name ends with none of {', '.join(_RESULT_SUFFIXES)}, found {arm.name!r}"
+        if arm.name.lower() in map(str.lower, known):  # one folder where file systems know no case
+            yield f"two arms are named {arm.name!r}, whatever the case"
         for key in ("like", "model", "against"):
             other = getattr(arm, key)
             if other is not None and other not in known:

@@ -14,6 +14,7 @@ from training.experiment.summary import ArmSummary
 from training.plotting import COLOURS, INK, MARKERS, QUIET, name_axes, new_figure, save_png
 
 _PANELS = {"opis_log_far": "pooled FAR 1e-2 to 1e-1", "opis_deployed": "decade around the deployed FAR"}
+_LEGEND_COLUMNS = 3
 
 
 def write_plots(arms: Sequence[ArmSummary], out: Path) -> list[Path]:
@@ -28,7 +29,8 @@ def write_plots(arms: Sequence[ArmSummary], out: Path) -> list[Path]:
 
 def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
     """R@1 against debiased OPIS: small marks for seeds, large ones for means, and the Pareto front of the means."""
-    figure, panels = new_figure(len(_PANELS), width=5.4, height=4.4)
+    n_rows = -(-(len(arms) + 1) // _LEGEND_COLUMNS)
+    figure, panels = new_figure(len(_PANELS), width=5.4, height=4.0 + 0.2 * n_rows)
     for axes, (name, band) in zip(panels, _PANELS.items(), strict=True):
         points = {}
         for number, arm in enumerate(arms):
@@ -55,8 +57,16 @@ def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
         name_axes(axes, "R@1 (right is better)", "debiased OPIS, log-FAR axis (low is better)")
         axes.set_title(band, fontsize=9, color=INK)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
+    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        named.values(),
+        named.keys(),
+        loc="outside lower center",
+        ncols=_LEGEND_COLUMNS,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+    )
     return save_png(figure, path)
 
 
@@ -68,6 +78,7 @@ def draw_changes(arms: Sequence[ArmSummary], path: Path) -> Path:
         for row, arm in enumerate(shown):
             found = arm.differences.get(name)
             if found is None or found.relative is None:
+                axes.text(0, row, " cannot be told ", color=QUIET, fontsize=8, ha="right", va="center")
                 continue
             axes.barh(row, 100 * found.relative, color=COLOURS[0], alpha=0.75, height=0.6)
             if interval := found.relative_interval:

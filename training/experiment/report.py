@@ -90,7 +90,7 @@ def write_report(result: ExperimentResult, out: Path) -> list[Path]:
         "table.json": json.dumps(to_json(result), indent=1, allow_nan=False) + "\n",
     }
     for name, content in contents.items():
-        (out / name).write_text(content)
+        (out / name).write_text(content, encoding="utf-8")
     return [out / name for name in contents]
 
 
@@ -106,9 +106,11 @@ def _comparison(arms: Sequence[ArmSummary]) -> Iterable[str]:
     ]
     yield _aligned(head, rows)
     yield (
-        "Difference from the other arm, paired by seed; for OPIS relative to it, seed by seed. p: paired t test over "
-        "seeds, what other seeds would say; c: over the draw of classes, what other test classes would say of the same "
-        "trained models, seeds combined as if they said the same (Vovk and Wang 2020)."
+        "Difference from the other arm, paired by seed; for OPIS relative to it, seed by seed, unless that may be 0. "
+        f"In parentheses: {CONFIDENCE:.0%} interval over seeds. p: paired t test over seeds of the difference itself, "
+        "what other seeds would say; c: over the draw of classes, what other test classes would say of the same "
+        "trained models, seeds combined as if they said the same (Vovk and Wang 2020). Neither is corrected for the "
+        "number of comparisons: of twenty without any difference one is expected below 0.05."
     )
 
 

@@ -30,6 +30,7 @@ from training.experiment.jobs import (
     read_json,
     write_json,
 )
+from training.writing import make_folder
 
 PROGRAM = (sys.executable, "-m", "training")
 _ONE_THREAD = ("OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1")
@@ -66,8 +67,11 @@ class RunNews:
 
 @contextmanager
 def only_user(out: Path) -> Iterator[None]:
-    """Make `out`, and keep other experiments out of it. Raises FailedPrecondition where one is at work there."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Make `out`, and keep other experiments out of it.
+
+    Raises FailedPrecondition where one is at work there, InvalidInput where it cannot be a folder.
+    """
+    make_folder(out)
     with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,7 +93,8 @@ def run_jobs(
     """Do what is left of the jobs, `n_processes` at a time; what could not be done. Finished ones are skipped.
 
     More than one process at a time get one thread each. program: understands `train` and `embed` as this package does.
-    On an interrupt the processes are ended; what they did up to their last checkpoint is kept.
+    On an interrupt the processes are ended; what they did up to their last checkpoint is kept. observe: called from
+    several threads, by one at a time.
     """
     crew = _Crew(len(jobs), n_processes, device, observe, program)
     with ThreadPoolExecutor(n_processes) as pool:
@@ -121,8 +126,6 @@ class _Crew:
     def work(self, job: Job) -> Failure | None:
         job.folder.mkdir(parents=True, exist_ok=True)
         failure = self._train(job) or self._embed(job)
-        with self._lock:
-            self._done += 1
         self._tell(job, "failed" if failure else "done")
         return failure
 
@@ -157,13 +160,12 @@ class _Crew:
         if out.is_file() and read_json(job.folder / MADE_OF) == job.made_of:
             return None
         self._tell(job, "embedding")
+        out.unlink(missing_ok=True)  # before it is said what it will be made of: else the old one would pass for it
+        write_json(job.folder / MADE_OF, job.made_of)
         parts = [argument for part in EMBEDDED_PARTS for argument in ("--data", f"{part}={getattr(job.data, part)}")]
-        failure = self._call(
+        return self._call(
             job, "embedding", "embed", str(job.folder / RUN), "--out", str(out), "--device", self._device, *parts
         )
-        if failure is None:
-            write_json(job.folder / MADE_OF, job.made_of)
-        return failure
 
     def _call(self, job: Job, what: str, *arguments: str) -> Failure | None:
         log = job.folder / LOG
@@ -191,8 +193,8 @@ class _Crew:
 
     def _tell(self, job: Job, what: str) -> None:
         with self._lock:
-            news = RunNews(arm=job.arm.name, seed=job.seed, what=what, done=self._done, total=self._total)
-        self._observe(news)
+            self._done += what in ("done", "failed")
+            self._observe(RunNews(arm=job.arm.name, seed=job.seed, what=what, done=self._done, total=self._total))
 
 
 def _reason(log: Path, code: int) -> str:

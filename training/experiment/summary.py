@@ -12,7 +12,7 @@ from scipy import stats
 
 from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.consistency.opis.weighting import mean_over_classes
-from training.experiment.figures import FIGURES, OPIS_FIGURES, Measured
+from training.experiment.figures import FIGURES, Measured
 from training.experiment.plan import Arm
 
 CONFIDENCE = 0.95
@@ -37,7 +37,7 @@ class Difference:
 
     interval, p_value: Student's t over the seeds' differences, two-sided, None with fewer than 3 seeds; they say what
     other seeds would give. relative, relative_interval: of the difference in units of the other arm's figure, seed by
-    seed; for OPIS only, None where one of those is not above 0. class_p_value: two-sided, over the draw of classes,
+    seed; for OPIS only, None where one of those may be 0. class_p_value: two-sided, over the draw of classes,
     for OPIS on the log-FAR axis only; it says what other test classes would give with the same trained models.
     """
 
@@ -133,15 +133,17 @@ def _differences(own: Mapping[int, Measured], other: Mapping[int, Measured]) -> 
         }
         if pairs:
             by_class = [_by_class(own[seed], other[seed], name) for seed in pairs]
-            differences[name] = _difference(name, list(pairs.values()), [found for found in by_class if found])
+            divisible = all(name in other[seed].above_zero for seed in pairs)
+            differences[name] = _difference(list(pairs.values()), [found for found in by_class if found], divisible)
     return differences
 
 
-def _difference(name: str, pairs: Sequence[tuple[float, float]], by_class: Sequence[tuple[float, float]]) -> Difference:
+def _difference(
+    pairs: Sequence[tuple[float, float]], by_class: Sequence[tuple[float, float]], divisible: bool
+) -> Difference:
     apart = [first - second for first, second in pairs]
     mean, interval = over_seeds(apart)
-    comparable = name in OPIS_FIGURES and all(second > 0 for _, second in pairs)
-    relative = over_seeds([first / second - 1 for first, second in pairs]) if comparable else (None, None)
+    relative = over_seeds([first / second - 1 for first, second in pairs]) if divisible else (None, None)
     return Difference(
         mean=mean,
         interval=interval,

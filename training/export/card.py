@@ -4,7 +4,7 @@ Decides what is said and what a metric means; the wording lies in `model_card.md
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -31,6 +31,8 @@ _MEANINGS = {
     "n_unreadable": "images that could not be decoded",
 }
 _SHOWN_CLASSES = 8
+_LONGEST_NAME = 60
+_JOINERS = "\u200c\u200d"  # inside words of some scripts, and emoji of several parts
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("training.export", package_path=""),
@@ -58,6 +60,7 @@ def render_card(evaluation: Mapping[str, Any], *, preprocessing: Preprocessing, 
         dimension=dimension,
         configuration=json.dumps(evaluation["training"], indent=1, sort_keys=True),
         quoted=_quoted,
+        chosen_on_them=evaluation["training"]["loop"]["evaluate_every"] > 0,
         figure=_figure,
         cell=_cell,
     )
@@ -87,11 +90,18 @@ def _figure(value: object) -> str:
 
 def _cell(text: str) -> str:
     """Text for a cell of a table."""
-    return " ".join(text.split()).replace("|", r"\|")
+    return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|")
 
 
-def _quoted(names: list[str]) -> str:
+def _quoted(names: Sequence[str]) -> str:
     """The first few names as Markdown code, and how many more there are."""
-    shown = ", ".join(f"`{' '.join(name.replace('`', ' ').split())}`" for name in names[:_SHOWN_CLASSES])
+    shown = ", ".join(f"`{_printable(name)}`" for name in names[:_SHOWN_CLASSES])
     more = len(names) - _SHOWN_CLASSES
     return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def _printable(name: str) -> str:
+    """A name without what ends Markdown code, moves or turns the text around it; cut where it is very long."""
+    kept = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in name.replace("`", " "))
+    text = " ".join(kept.split()) or "?"
+    return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"

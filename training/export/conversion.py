@@ -18,6 +18,7 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import NotEnoughEvidence
 from training.data import read_items
+from training.evaluation import embed_items
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
 from training.export.options import ExportOptions, Watch
 from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
@@ -61,7 +62,10 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch:
         content, embed = model.content(), trained
         evidence |= _measure(trained, exact.embed, finished, options, watch)
     else:
-        content = _lower(model, finished, options, watch)
+        content, n_used = _lower(model, finished, options, watch)
+        if n_used:
+            calibration = describe_items(options.calibration_images or ()).to_json()
+            evidence["calibration_images"] = calibration | {"n_used": n_used}
         lower = try_out(content, finished.preprocessing, dimension, staging / options.precision)
         embed = lower.embed
         evidence["batch_difference"] = check_batches(lower, pixels)
@@ -87,28 +91,41 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
     return Encoder.open(bundle)
 
 
-def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watch: Watch) -> bytes:
+def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watch: Watch) -> tuple[bytes, int]:
+    """The model in fewer bits, and the images that its ranges are from."""
     if options.precision == "fp16":
-        return to_half(model)
+        return to_half(model), 0
     items = options.calibration_images or ()
-    if len(items) < _MIN_CALIBRATION:
-        raise NotEnoughEvidence(
-            f"int8 is calibrated on at least {_MIN_CALIBRATION} images, found {len(items)}: give more "
-            "(--calibration-images)"
-        )
+    _require_calibration(len(items))
     rng = np.random.default_rng(_CALIBRATION_SEED)
     rows = np.sort(rng.choice(len(items), size=min(len(items), _N_CALIBRATION), replace=False))
-    return to_int8(model, _pixels([items[row] for row in rows], finished, watch))
+    sizes: list[int] = []
+    content = to_int8(model, _pixels([items[row] for row in rows], finished, watch, sizes))
+    return content, sum(sizes)
 
 
-def _pixels(items: Sequence[Item], finished: FinishedRun, watch: Watch) -> Iterator[NDArray[np.float32]]:
+def _pixels(
+    items: Sequence[Item], finished: FinishedRun, watch: Watch, sizes: list[int]
+) -> Iterator[NDArray[np.float32]]:
+    """The images that can be read, a stretch at a time; how many each holds is added to `sizes`."""
     for part in read_items(
         items,
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
         progress=watch.calibrating,
     ):
-        yield part.pixels
+        sizes.append(len(part.items))
+        if part.items:
+            yield part.pixels
+    _require_calibration(sum(sizes))
+
+
+def _require_calibration(n: int) -> None:
+    if n < _MIN_CALIBRATION:
+        raise NotEnoughEvidence(
+            f"int8 is calibrated on at least {_MIN_CALIBRATION} images that can be read, found {n}: give more "
+            "(--calibration-images)"
+        )
 
 
 def _measure(
@@ -117,25 +134,16 @@ def _measure(
     """What is written about the shift on the images; nothing without images. Raises as `check_flips`."""
     if options.images is None:
         return {}
-    rows_before, rows_after, labels = [], [], []
-    for part in read_items(
+    found = embed_items(
         options.images,
+        lambda pixels: np.hstack([before(pixels), after(pixels)]),
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
         progress=watch.measuring,
-    ):
-        rows_before.append(before(part.pixels))
-        rows_after.append(after(part.pixels))
-        labels += [item.label for item in part.items]
-    shift = measure_shift(
-        np.concatenate(rows_before),
-        np.concatenate(rows_after),
-        labels,
-        far_target=options.far_target or finished.evaluation.far_target,
     )
+    far_target = options.far_target or finished.evaluation.far_target
+    rows_before, rows_after = np.hsplit(found.embeddings, 2)
+    shift = measure_shift(rows_before, rows_after, found.labels, far_target=far_target)
     check_flips(shift, options.max_flips, precision=options.precision)
-    images = {"shift_images": describe_items(options.images).to_json()}
-    if options.precision == "int8" and options.calibration_images is not None:
-        n_used = min(len(options.calibration_images), _N_CALIBRATION)
-        images["calibration_images"] = describe_items(options.calibration_images).to_json() | {"n_used": n_used}
-    return {"shift": shift.to_json(), "max_flips": options.max_flips, **images}
+    images = describe_items(options.images).to_json()
+    return {"shift": shift.to_json(), "max_flips": options.max_flips, "shift_images": images}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retrieval.contract.bundle import Bundle, open_bundle, write_bundle
+from retrieval.contract.bundle import Bundle, check_new_folder, open_bundle, write_bundle
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import InvalidInput
 from training.config import TrainingConfig, to_json
@@ -21,6 +21,7 @@ from training.export.options import FLOAT32, SILENT, ExportOptions, Watch
 from training.export.parity import probe_pixels
 from training.loop import FinishedRun, load_finished
 from training.provenance import recorded_data
+from training.writing import make_folder
 
 _N_PROBE = 8
 
@@ -34,7 +35,7 @@ def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, watch:
     """
     _check_request(out, options)
     finished = load_finished(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
         converted = convert(finished, options, Path(staging), watch)
         evaluation = _evaluation(run, finished, options, converted)
@@ -45,8 +46,7 @@ def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, watch:
 
 
 def _check_request(out: Path, options: ExportOptions) -> None:
-    if out.exists() and any(out.iterdir()):
-        raise InvalidInput(f"{out} is not empty: name a new folder for the bundle")
+    check_new_folder(out)
     if options.precision != "fp32" and options.images is None:
         raise InvalidInput(
             f"{options.precision} moves similarities: name labelled images of classes that were not trained on, for "
@@ -64,11 +64,15 @@ def _check_request(out: Path, options: ExportOptions) -> None:
 def _evaluation(run: Path, finished: FinishedRun, options: ExportOptions, converted: Converted) -> dict[str, Any]:
     """What the bundle says about itself to machines; the model card says the same to people."""
     data = recorded_data(run)
+    export = dict(converted.evidence)
+    if data is not None and options.images is not None:
+        measured = {item.label for item in options.images}
+        export["shift_trained_classes"] = sorted(measured.intersection(data.training.classes))
     return {
         "training": to_json(_without_paths(finished.config)),
         "held_out": finished.evaluation.to_json(),
         "data": None if data is None else data.to_json(),
-        "export": dict(converted.evidence),
+        "export": export,
         "licence": {"model": options.licence, "backbone": backbone_licence(finished.config.model)},
     }
 

@@ -151,7 +151,9 @@ def check_flips(shift: PrecisionShift, max_flips: float, *, precision: str) -> N
         raise ValidationFailed(
             f"{precision} flips {shift.flips:.2%} of the {shift.n_accepted:,} pairs that the trained embedder accepts "
             f"at FAR {shift.far_target:g} (threshold {shift.threshold:.4f}, {shift.n_images:,} images), at most "
-            f"{max_flips:.2%} are allowed: nothing was written; use a higher precision, or accept it with --max-flips"
+            f"{max_flips:.2%} are allowed: nothing was written; "
+            + ("use a higher precision, or accept it" if precision != "fp32" else "rounding moved them, allow more")
+            + " with --max-flips"
         )
 
 

@@ -25,7 +25,7 @@ from training.evaluation import Evaluation
 from training.loop.state import count_bytes
 from training.model import Embedder, restore_embedder
 from training.provenance import DATA
-from training.writing import staging_name, write_whole
+from training.writing import staging_name, write_bytes, write_whole
 
 CHECKPOINT, CONFIG, EVALUATION, EVENTS = "checkpoint.pt", "config.json", "evaluation.json", "tensorboard"
 
@@ -180,5 +180,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    content = json_bytes(value)
-    write_whole(path, lambda file: file.write(content), n_bytes=len(content))
+    write_bytes(path, json_bytes(value))

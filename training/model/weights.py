@@ -43,9 +43,9 @@ def read_state(path: str) -> State:
         raise InvalidSettings(f"model.weights: {path} is not a whole safetensors file ({error})") from error
     while (inner := next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)) is not None:
         content = inner
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
-        raise InvalidSettings(f"model.weights: {path} holds no tensors by name, but {_some(content)}")
+        raise InvalidSettings(f"model.weights: {path} holds no tensors by name, but {_some([*map(str, content)])}")
     return state
 
 

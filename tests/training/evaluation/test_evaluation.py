@@ -1,6 +1,7 @@
 """The figures of an evaluation, against a case that can be checked by hand and against what they are made of."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import pytest
 from retrieval.consistency import consistency_report, map_at_r, recall_at_k
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
-from retrieval.errors import CorruptArtifact, NotEnoughEvidence
+from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence, TooManyFailures
 from tests.consistency.conftest import draw_family
-from training.evaluation import Evaluation, evaluate, evaluate_items, require_evidence
+from training.evaluation import Evaluation, embed_items, evaluate, evaluate_items, require_evidence
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_figures_are_those_of_the_mathematics(drawn: tuple[np.ndarray, list[str]
     tars = {rate.far: rate.tar for rate in evaluation.tar_at_far}
     assert list(tars) == [1e-1, 1e-2, 1e-3]
     assert tars[1e-2] == evaluation.tar
-    assert evaluation.missing == {"tar at far 0.0001": "79000 negative pairs give fewer than 10 of them"}
+    assert evaluation.missing == {"tar at far 0.0001": "79000 negative pairs give fewer than 10 false accepts"}
 
 
 def test_other_classes_and_galleries(evaluation: Evaluation) -> None:
@@ -104,6 +105,21 @@ def test_items_are_embedded_in_order_and_damaged_ones_counted(held_out_items: li
     assert found.r_at_1 > 0.9
     assert found.tar > 0.9
     assert "R@1" in str(found)
+
+
+def test_images_without_labels_are_refused() -> None:
+    """They are no class of their own."""
+    with pytest.raises(InvalidInput, match="2 of 42 have none"):
+        require_evidence([*(f"{row // 4}" for row in range(40)), "", ""])
+
+
+def test_nothing_that_can_be_read(held_out_items: list[Item]) -> None:
+    lost = [replace(item, uri="file:///nowhere/lost.png") for item in held_out_items]
+    preprocessing = Preprocessing(resize=4, crop=4, mean=(127, 127, 127), std=(60, 60, 60))
+    with pytest.raises(TooManyFailures, match="none of 70 images can be read, at least one is needed: file:///nowhere"):
+        embed_items(
+            lost, lambda pixels: pixels.mean(axis=(2, 3)), preprocessing, max_unreadable=1, progress=lambda *_: None
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency import class_rates
+from retrieval.errors import InvalidInput
 from tests.consistency.conftest import draw_family
 from training.evaluation import Evaluation, evaluate
 from training.evaluation.report import class_table, to_markdown, write_report
@@ -59,6 +60,9 @@ def test_text_says_what_is_missing(drawn: tuple[np.ndarray, list[str]], tmp_path
     """A small set gets fewer tables and plots, and the reasons."""
     rows, labels = drawn
     few = evaluate(rows[:80], labels[:80])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="a file is in its place"):
+        write_report(few, rows[:80], labels[:80], tmp_path / "file")
     text = to_markdown(few)
     assert "mAP@R" in text
     assert "Left out:\n" in text

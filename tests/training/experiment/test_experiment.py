@@ -1,13 +1,15 @@
-"""An experiment as a user runs it: real processes that train on real pictures."""
+"""An experiment as a user runs it, whose processes train on real pictures."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.pictures import write_class_folders
+from training.cli import main
 from training.embeddings import read_embeddings
 
 EXPERIMENT = """
@@ -21,8 +23,8 @@ calibration = "calibration"
 test = "test"
 [common]
 input = { resize = 32, crop = 32 }
-model = { dimension = 16, frozen = ["stem", "blocks"] }
-schedule = { steps = 2, head_steps = 10, classes = 4, images = 2, warmup_steps = 1 }
+model = { backbone = "timm/test_resnet", weights = "random", dimension = 16 }
+schedule = { steps = 2, head_steps = 2, classes = 4, images = 2, warmup_steps = 1 }
 [[arms]]
 name = "tcm"
 config.loss.tcm = { positive_weight = 0.5 }
@@ -33,22 +35,19 @@ score = { kind = "cohort", k = 5, fitted_on = "train" }
 """
 
 
-def test_training_for_real(tmp_path: Path) -> None:
+def test_training_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for number, part in enumerate(("train", "cohort", "calibration", "test")):
         write_class_folders(tmp_path / part, n_classes=12, n_images=4, first_class=100 * number)
     (tmp_path / "tried.toml").write_text(EXPERIMENT)
     out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "training", "experiment", str(tmp_path / "tried.toml"), "--out", str(out)),
-            *("--data", str(tmp_path), "--device", "cpu", "--json"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    arguments = ("experiment", tmp_path / "tried.toml", "--out", out, "--data", tmp_path, "--device", "cpu", "--json")
+    monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as `main` would set it for all that comes after
+    with pytest.raises(SystemExit) as left:
+        main()
+    captured = capsys.readouterr()
+    assert left.value.code in (0, None), captured.err
+    result = json.loads(captured.out)
     assert [arm["name"] for arm in result["arms"]] == ["tcm", "tcm+cohort"]
     for arm in result["arms"]:
         assert 0 < arm["figures"]["r_at_1"]["mean"] <= 1

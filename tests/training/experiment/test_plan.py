@@ -27,6 +27,16 @@ def test_arms_differ_from_the_common_configuration(described: dict[str, Any], pa
     assert found.trained_arms == (base, tcm, late)
 
 
+def test_an_arm_like_one_that_uses_the_runs_of_another(described: dict[str, Any], parsed: Parse) -> None:
+    """It goes on from the configuration that those runs were trained with."""
+    described["arms"] += [
+        {"name": "scored tcm", "model": "base+tcm", "score": {"kind": "cohort"}},
+        {"name": "longer", "like": "scored tcm", "config": {"loss": {"tcm": {"warmup_steps": 9}}}},
+    ]
+    *_, longer = parsed(described).arms
+    assert (longer.training.loss.tcm.positive_weight, longer.training.loss.tcm.warmup_steps) == (2, 9)
+
+
 def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path) -> None:
     """{seed} is the seed, relative paths count from the root, URLs stay."""
     described["data"] |= {"train": "split-{seed}/train.csv", "test": "s3://bucket/{seed}.csv"}
@@ -44,7 +54,9 @@ def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path
         ({"arms": [{"name": "a", "score": {"kind": "isotonic", "fitted_on": "train"}}]}, "only a score of kind"),
         ({"arms": []}, "arms"),
         ({"arms": [{"name": "a/b"}]}, "found 'a/b'"),
-        ({"arms": [{"name": "a"}, {"name": "a"}]}, "two arms are named 'a'"),
+        ({"arms": [{"name": "a"}, {"name": "A"}]}, "two arms are named 'A'"),
+        ({"arms": [{"name": "table.md"}]}, "ends with none of .md"),
+        ({"arms": [{"name": ".."}]}, "found '..'"),
         ({"arms": [{"name": "one"}, {"name": "b", "like": "on"}]}, "like names an earlier arm, found 'on'; did you"),
         ({"arms": [{"name": "a", "model": "b"}, {"name": "b"}]}, "model names an earlier arm, found 'b'"),
         ({"arms": [{"name": "a"}, {"name": "b", "model": "a", "config": {"seed": 1}}]}, "say nothing there"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.errors import FailedPrecondition, InvalidInput
+from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidInput
 from tests.training.experiment.conftest import PRETENCE
 from training.experiment import Experiment, run_experiment
 from training.experiment.running import only_user
@@ -102,6 +102,51 @@ def test_classes_in_two_parts_are_refused(tmp_path: Path, described: dict[str, A
     described["data"]["test"] = "calibration.csv"
     with pytest.raises(InvalidInput, match="calibration and test share 20 classes, for instance 'class_200'"):
         run_experiment(parsed(described), tmp_path, program=PRETENCE)
+
+
+def test_weights_are_not_chosen_on_what_is_measured(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
+    """Validation may be the cohort, on which nothing is measured, and nothing else."""
+    described["data"]["validation"] = "test.csv"
+    with pytest.raises(InvalidInput, match="validation and test share 24 classes"):
+        run_experiment(parsed(described), tmp_path, program=PRETENCE)
+
+
+def test_images_without_labels_are_refused(
+    tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
+) -> None:
+    """They would count as one class without a name."""
+    rows = (root / "test.csv").read_text() + "lost,nowhere.png,\n"
+    (tmp_path / "test.csv").write_text(rows)
+    described["data"]["test"] = str(tmp_path / "test.csv")
+    with pytest.raises(InvalidInput, match=r"test.csv: every image .* 1 have none, for instance 'lost'"):
+        run_experiment(parsed(described), tmp_path / "out", program=PRETENCE)
+
+
+def test_what_is_in_the_way_is_said(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
+    """A file in place of the folder, and a record that is not one."""
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InvalidInput, match="a file is in its place"):
+            run_experiment(parsed(described), out, program=PRETENCE)
+    (tmp_path / "out" / "base" / "0").mkdir(parents=True)
+    for content in ("", "[]"):
+        (tmp_path / "out" / "base" / "0" / "made_of.json").write_text(content)
+        with pytest.raises(CorruptArtifact, match=r"made_of\.json .* delete its folder"):
+            run_experiment(parsed(described), tmp_path / "out", program=PRETENCE)
+
+
+def test_embeddings_of_other_images_are_not_taken_for_these(
+    tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
+) -> None:
+    """Embedding fails after the images changed; with the first ones again, they are embedded again."""
+    described |= {"seeds": [0], "arms": described["arms"][:1]}
+    first = run_experiment(parsed(described), tmp_path / "out", program=PRETENCE)
+    lines = (root / "test.csv").read_text().splitlines()
+    (tmp_path / "test.csv").write_text("\n".join(lines[:-5]) + "\n")
+    other = described | {"data": described["data"] | {"test": str(tmp_path / "test.csv")}}
+    failed = run_experiment(parsed(other), tmp_path / "out", program=("false",))
+    assert [failure.what for failure in failed.failures] == ["embedding"]
+    assert run_experiment(parsed(described), tmp_path / "out", program=PRETENCE).arms == first.arms
 
 
 def test_one_experiment_at_a_time_in_a_folder(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:

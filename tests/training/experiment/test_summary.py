@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,19 @@ def test_paired_over_classes(result: ExperimentResult) -> None:
     assert found.relative == pytest.approx(np.mean([one.ratio - 1 for one in single if one.ratio]))
 
 
+def test_nothing_is_divided_by_what_may_be_zero(
+    result: ExperimentResult, results: dict[str, dict[int, Measured]]
+) -> None:
+    """One seed whose classes may be alike leaves no relative change, and the difference as it was."""
+    assert all("opis_log_far" in found.above_zero for found in results["wide"].values())
+    unsure = {**results, "wide": {**results["wide"], 1: replace(results["wide"][1], above_zero=frozenset())}}
+    narrow = summarise((arm("wide"), arm("narrow", "wide")), unsure)[1].differences["opis_log_far"]
+    before = result.arms[1].differences["opis_log_far"]
+    assert (narrow.mean, narrow.p_value) == (before.mean, before.p_value)
+    assert before.relative is not None
+    assert narrow.relative is narrow.relative_interval is None
+
+
 def test_combined_p_values() -> None:
     """Seeds that agree keep their evidence, seeds that disagree lose it, and nothing exceeds 1."""
     assert combine_p_values([-1, -1, -1], [0.01] * 3) == pytest.approx(0.02)
@@ -125,3 +139,12 @@ def test_plots_are_written(result: ExperimentResult, tmp_path: Path) -> None:
     paths = write_plots(result.arms, tmp_path)
     assert [path.name for path in paths] == ["front.png", "opis.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_what_cannot_be_divided_is_no_plot_of_changes(result: ExperimentResult, tmp_path: Path) -> None:
+    wide, narrow = result.arms
+    unsure = {name: replace(found, relative=None, relative_interval=None) for name, found in narrow.differences.items()}
+    paths = write_plots([wide, replace(narrow, differences=unsure)], tmp_path)
+    assert [path.name for path in paths] == ["front.png"]
+    half = narrow.differences | {"opis_deployed": unsure["opis_deployed"]}
+    assert len(write_plots([wide, replace(narrow, differences=half)], tmp_path)) == 2

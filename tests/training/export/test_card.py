@@ -49,7 +49,32 @@ def test_the_card_of_a_bundle(lower: dict[str, Path]) -> None:
 
 def test_classes_on_both_sides_are_told(evaluation: dict[str, Any]) -> None:
     data = evaluation["data"] | {"shared_classes": ["cup"]}
-    assert "**1 classes are on both sides** (`cup`)" in _render(evaluation | {"data": data})
+    assert "**Classes on both sides: 1** (`cup`)" in _render(evaluation | {"data": data})
+
+
+def test_flips_on_classes_trained_on_are_told(evaluation: dict[str, Any]) -> None:
+    assert "were trained on**" not in _render(evaluation)
+    export = evaluation["export"] | {"shift_trained_classes": ["cup", "hat"]}
+    assert "**Of these classes 2 were trained on** (`cup`, `hat`)" in _render(evaluation | {"export": export})
+
+
+def test_the_threshold_is_told_with_its_evidence(evaluation: dict[str, Any]) -> None:
+    """TAR at every FAR that was measured, what a threshold fixed on other classes does, and on what weights depend."""
+    card = _render(evaluation)
+    rates = evaluation["held_out"]["tar_at_far"]
+    assert rates
+    for rate in rates:
+        assert f"| {rate['far']:.4g} | {rate['threshold']:.4g} | {rate['tar']:.4g} |" in card
+    assert "applied to the other" not in card  # too few classes here
+    assert "whose weights were kept" not in card
+    other = {"far": 0.011, "tar": 0.7, "far_range": {"low": 0.008, "high": 0.013}, "worst_tar": 0.2, "worst_far": 0.03}
+    held_out = evaluation["held_out"] | {"other_classes": other | {"n_splits": 5}}
+    training = evaluation["training"] | {"loop": evaluation["training"]["loop"] | {"evaluate_every": 5}}
+    card = _render(evaluation | {"held_out": held_out, "training": training})
+    assert "threshold accepts 0.011 of the pairs of two classes (0.008 to 0.013 from half to half)" in " ".join(
+        card.split()
+    )
+    assert "whose weights were kept was chosen on these images" in card
 
 
 def test_a_run_that_recorded_no_data(evaluation: dict[str, Any]) -> None:
@@ -57,10 +82,13 @@ def test_a_run_that_recorded_no_data(evaluation: dict[str, Any]) -> None:
 
 
 def test_names_of_classes_are_quoted_and_cut(evaluation: dict[str, Any]) -> None:
-    names = ["a`b", "two\nlines", *map(str, range(20))]
+    emoji = "\N{MAN}\u200d\N{SLICE OF PIZZA}"
+    names = ["a`b", "two\nlines", "`", "left\u202eright", emoji, "x" * 99, *map(str, range(16))]
     training = evaluation["data"]["training"] | {"classes": names}
     card = _render(evaluation | {"data": evaluation["data"] | {"training": training}})
-    assert "- Classes trained on: `a b`, `two lines`, `0`, `1`, `2`, `3`, `4`, `5` and 14 more" in card
+    long = "x" * 60 + "…"
+    expected = f"`a b`, `two lines`, `?`, `left right`, `{emoji}`, `{long}`, `0`, `1` and 14 more"
+    assert f"- Classes trained on: {expected}\n" in card
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from retrieval.contract.bundle import open_bundle
 from retrieval.contract.manifest import Item
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import InvalidInput, NotEnoughEvidence, ValidationFailed
-from training.config import to_json
-from training.export import ExportOptions, export_run, parity, shift_of
+from training.config import DataConfig, to_json
+from training.export import ExportOptions, Watch, conversion, export_run, parity, shift_of
 from training.export.parity import PARITY_TOLERANCE, parity_batches
 from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
@@ -106,6 +106,8 @@ def test_a_conversion_that_flips_too_much_is_not_written(
 def test_an_occupied_folder_is_refused_before_any_work(exported: Path, run: Path) -> None:
     with pytest.raises(InvalidInput, match="not empty"):
         export_run(run, exported)
+    with pytest.raises(InvalidInput, match="no folder"):
+        export_run(run, exported / "model.onnx")
 
 
 def test_lower_precision_needs_images(run: Path, held_out_items: list[Item], tmp_path: Path) -> None:
@@ -124,5 +126,23 @@ def test_too_few_calibration_images_are_refused(
     run: Path, held_out_items: list[Item], exporting: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options = ExportOptions(precision="int8", images=held_out_items, calibration_images=held_out_items[:31])
-    with pytest.raises(NotEnoughEvidence, match="at least 32 images, found 31"):
+    with pytest.raises(NotEnoughEvidence, match="at least 32 images that can be read, found 31"):
         export_run(run, tmp_path / "out", options)
+
+
+def test_calibration_images_that_cannot_be_read_do_not_count(
+    run: Path, held_out_items: list[Item], exporting: pytest.MonkeyPatch, tmp_path: Path, finished: FinishedRun
+) -> None:
+    lost = [replace(item, uri=f"{item.uri}.lost") for item in held_out_items[:1]]
+    finished = replace(finished, config=replace(finished.config, data=DataConfig(max_unreadable=0.1)))
+    options = ExportOptions(precision="int8", images=held_out_items, calibration_images=[*held_out_items[:31], *lost])
+    with pytest.raises(NotEnoughEvidence, match="that can be read, found 31"):
+        conversion.convert(finished, options, tmp_path, Watch())
+
+
+def test_images_of_classes_trained_on_are_told(
+    run: Path, training_items: list[Item], held_out_items: list[Item], exporting: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = [*held_out_items, *training_items[:5]]
+    bundle = export_run(run, tmp_path / "out", ExportOptions(images=images, far_target=0.05))
+    assert bundle.evaluation["export"]["shift_trained_classes"] == [training_items[0].label]

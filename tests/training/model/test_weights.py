@@ -85,6 +85,7 @@ def test_files_that_hold_no_state_are_refused(tmp_path: Path) -> None:
         "code.pt": network(),  # a whole module: reading it would run code
         "number.pth": 3,
         "empty.pt": {"step": 3},
+        "numbered.pt": {0: torch.zeros(2)},
     }.items():
         torch.save(content, tmp_path / name)
     (tmp_path / "cut.safetensors").write_bytes(b"\x08")
@@ -93,6 +94,7 @@ def test_files_that_hold_no_state_are_refused(tmp_path: Path) -> None:
         "code.pt": "cannot be read as tensors only",
         "number.pth": "holds no tensors by name",
         "empty.pt": "holds no tensors by name, but step",
+        "numbered.pt": "holds no tensors by name, but 0",
         "cut.safetensors": "not a whole safetensors file",
         "cut.pt": "cannot be read as tensors only",
         "absent.pt": "does not exist",
