@@ -1,8 +1,8 @@
 """Short training runs on kept activations, in seconds instead of minutes.
 
-    head    a linear head on the features of the unchanged network, of changed views
-    tail    the demonstration's recipe: first the head on unchanged features, then blocks 11 and later too, on changed
-            views; what differs from the real one is that blocks 5 to 10 stay frozen and views come from a stock
+head    a linear head on the features of the unchanged network, of changed views
+tail    the demonstration's recipe: first the head on unchanged features, then blocks 11 and later too, on changed
+        views; what differs from the real one is that blocks 5 to 10 stay frozen and views come from a stock
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Setting:
 
     base: str = "NormalizedSoftmaxLoss"
     options: Mapping[str, float] = field(default_factory=lambda: {"temperature": 0.07})
-    extra: Extra = Extra()
+    extra: Extra = field(default_factory=Extra)
     regime: Literal["head", "tail"] = "head"
     steps: int = 300
     head_steps: int = 150
@@ -115,7 +115,11 @@ class _Fitting:
     """A loss with its extra term, fitted on batches that a run draws."""
 
     def __init__(
-        self, setting: Setting, loss: nn.Module, members: list[NDArray[np.int64]], labels: Tensor,
+        self,
+        setting: Setting,
+        loss: nn.Module,
+        members: list[NDArray[np.int64]],
+        labels: Tensor,
         rng: np.random.Generator,
     ) -> None:
         self._setting, self._loss, self._members, self._labels, self._rng = setting, loss, members, labels, rng

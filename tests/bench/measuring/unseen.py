@@ -47,8 +47,15 @@ def measure(
         if axis == "distance" and score.cohort is not None:  # such a score has no distance
             continue
         options = OpisOptions(
-            far_low=low, far_high=high, axis=axis, distance_range=None, c=1.0, eps=10.0, weighting="equal",
-            n_bootstrap=2, confidence=0.95,
+            far_low=low,
+            far_high=high,
+            axis=axis,
+            distance_range=None,
+            c=1.0,
+            eps=10.0,
+            weighting="equal",
+            n_bootstrap=2,
+            confidence=0.95,
         )
         report, share = measure_consistency(vectors, options, rng=np.random.default_rng(0), tile=1024)
         assert share is not None  # hundreds of classes of four images and more
