@@ -100,16 +100,24 @@ _TERMS: dict[str, tuple[Extra, ...]] = {
         _quantiles(10, 0.8, 0.99),
     ),
 }
-# Tried beside the arms, on the first base, outside their equal budgets.
-_OTHERS: dict[str, Mapping[str, Any]] = {
-    "negative side only": {"extra": _margins("tcm", 0, 10, 0.9, 0.5)},
-    "positive side only": {"extra": _margins("tcm", 10, 0, 0.9, 0.5)},
-    "mean over classes": {"extra": _margins("class-mean", 10, 10, 0.9, 0.5)},
-    "scheduled margins": {"extra": _margins("scheduled", 10, 10, 0.9, 0.5)},
-    "TCM in the second half": {"extra": replace(_margins("tcm", 10, 10, 0.9, 0.5), start=0.5)},
-}
-# The base loss alone, for shorter and longer: how OPIS goes with accuracy when nothing else changes.
-_STRENGTHS = (50, 100, 200, 600)
+_TCM = _margins("tcm", 10, 10, 0.9, 0.5)
+# Beside the arms and their budgets. "strength": the base loss alone, from weak to strong, to tell how OPIS goes with
+# accuracy when nothing else changes.
+_OTHERS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    *(("softmax", "strength", {"steps": steps}) for steps in (50, 100, 200, 600)),
+    ("softmax", "strength", {"loss_learning_rate": 0.3}),
+    ("softmax", "strength", {"loss_learning_rate": 0.1, "steps": 600}),
+    ("softmax", "negative side only", {"extra": replace(_TCM, positive_weight=0)}),
+    ("softmax", "positive side only", {"extra": replace(_TCM, negative_weight=0)}),
+    ("softmax", "mean over classes", {"extra": replace(_TCM, kind="class-mean")}),
+    ("softmax", "scheduled margins", {"extra": replace(_TCM, kind="scheduled")}),
+    ("softmax", "second half only", {"extra": replace(_TCM, start=0.5)}),
+    ("softmax", "sides 3 and 10", {"loss_learning_rate": 0.1, "extra": _margins("tcm", 3, 10, 0.9, 0.5)}),
+    ("softmax", "sides 10 and 30", {"loss_learning_rate": 0.1, "extra": _margins("tcm", 10, 30, 0.9, 0.5)}),
+    ("softmax", "fast proxies, tcm", {"loss_learning_rate": 0.1, "extra": _TCM}),
+    ("softmax", "fast proxies, tcm", {"loss_learning_rate": 0.1, "extra": _TCM, "steps": 600}),
+    ("multi-similarity", "base 0.2, tcm", {"options": {"alpha": 2.0, "beta": 50.0, "base": 0.2}, "extra": _TCM}),
+)
 
 
 def plan(regime: str) -> list[tuple[str, str, Setting]]:
@@ -118,9 +126,7 @@ def plan(regime: str) -> list[tuple[str, str, Setting]]:
     for base, default in _BASES.items():
         settings += [(base, "base", replace(default, **changes)) for changes in _TUNED_BASES[base]]
         settings += [(base, arm, replace(default, extra=extra)) for arm, terms in _TERMS.items() for extra in terms]
-    first, default = next(iter(_BASES.items()))
-    settings += [(first, name, replace(default, **changes)) for name, changes in _OTHERS.items()]
-    settings += [(first, "strength", replace(default, steps=steps)) for steps in _STRENGTHS]
+    settings += [(base, arm, replace(_BASES[base], **changes)) for base, arm, changes in _OTHERS]
     if regime == "tail":
         settings = [(b, a, replace(s, regime="tail", steps=120)) for b, a, s in settings]
     return settings
@@ -175,7 +181,7 @@ def validated(setting: Setting, kept: Activations, seed: int) -> dict[str, float
 def chosen_settings(tried: Sequence[Tried], bases: Sequence[str]) -> dict[tuple[str, str], Setting]:
     """The setting of each arm with the lowest OPIS, among those that rank about as well as the arm's best.
 
-    Beside the arms: what TCM's term does to the base loss as its own arm chose it.
+    Beside the arms: the base loss as its authors set it, and what TCM's term does to the base loss as its arm chose it.
     """
     chosen = {}
     for base in bases:
@@ -186,6 +192,7 @@ def chosen_settings(tried: Sequence[Tried], bases: Sequence[str]) -> dict[tuple[
                 fit = [entry for entry in own if entry.mean("r1") >= least]
                 chosen[base, arm] = min(fit, key=lambda entry: entry.mean("log_far")).setting
         if (base, "tcm") in chosen:
+            chosen[base, "default base"] = _BASES[base]
             chosen[base, "chosen base, tcm"] = replace(chosen[base, "base"], extra=chosen[base, "tcm"].extra)
     return chosen
 
