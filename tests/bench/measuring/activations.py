@@ -21,7 +21,8 @@ from retrieval.contract.preprocessing import Preprocessing
 from tests.bench.measuring.emoji import FOLDER as EMOJI
 from tests.bench.measuring.emoji import PARTS
 from training.config import load_config
-from training.data import augment, load_training_images, normalise
+from training.data import normalise, read_items
+from training.data.augmentation import apply_change, draw_changes
 from training.model import create_embedder
 
 FOLDER = Path(".bench/tcm")
@@ -92,9 +93,7 @@ def _compute(
     config = load_config("emoji")
     embedder, fitted = create_embedder(config.model, config.input)
     preprocessing = Preprocessing(resize=side, crop=side, mean=fitted.mean, std=fitted.std)
-    images = load_training_images(
-        items, preprocessing, plain.with_suffix(".pixels"), max_unreadable=0, progress=lambda done, total: None
-    )
+    squares = _squares(items, side)
     network = torch.nn.Sequential(embedder.backbone.stem, *embedder.backbone.blocks[:n_frozen]).eval()
 
     def forward(pixels: Tensor) -> NDArray[np.float16]:
@@ -103,14 +102,22 @@ def _compute(
         return values
 
     batches = [slice(start, start + _BATCH) for start in range(0, len(items), _BATCH)]
-    values = [forward(normalise(torch.from_numpy(images.pixels[rows]), preprocessing)) for rows in batches]
+    values = [forward(normalise(torch.from_numpy(squares[rows]), preprocessing)) for rows in batches]
     np.save(plain, np.concatenate(values))
     shape = (n_changed, n_views, *values[0].shape[1:])
     staging = changed.with_suffix(".part")
     views = np.lib.format.open_memmap(staging, mode="w+", dtype=np.float16, shape=shape)
     for rows in (slice(start, min(start + _BATCH, n_changed)) for start in range(0, n_changed, _BATCH)):
-        pixels = torch.from_numpy(images.pixels[rows])
         for view in range(n_views):
-            torch.manual_seed(rows.start * n_views + view)
-            views[rows, view] = forward(augment(pixels, config.augmentation, preprocessing))
+            drawn = draw_changes(config.augmentation, len(squares[rows]), np.random.default_rng((rows.start, view)))
+            pairs = zip(squares[rows], drawn, strict=True)
+            pixels = torch.stack([apply_change(square, change, preprocessing) for square, change in pairs])
+            views[rows, view] = forward(pixels.contiguous(memory_format=torch.channels_last))
     staging.replace(changed)
+
+
+def _squares(items: list[Item], side: int) -> NDArray[np.uint8]:
+    """The decoded images, [n, side, side, 3]."""
+    whole = Preprocessing(resize=side, crop=side, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    batches = read_items(items, whole, max_unreadable=0, progress=lambda done, total: None)
+    return np.concatenate([batch.pixels.transpose(0, 2, 3, 1).astype(np.uint8) for batch in batches])

@@ -20,11 +20,10 @@ from torch.nn import functional
 from tests.bench.measuring.activations import FOLDER, Activations
 from tests.bench.measuring.extra_terms import Extra, ExtraTerm
 from tests.bench.measuring.tail import Tail
-from training.config import ModelConfig, ScheduleConfig, load_config
-from training.data import draw_batch
+from training.config import BaseLossConfig, ModelConfig, ScheduleConfig, load_config
+from training.loop.schedule import learning_rate_factor
 from training.losses import create_base_loss
 from training.model import create_embedder
-from training.train import learning_rate_factor
 
 N_FROZEN = 11
 _CHUNK = 256
@@ -68,7 +67,8 @@ def run(setting: Setting, kept: Activations, rows: NDArray[np.int64], *, seed: i
     tail = Tail(embedder, n_frozen=N_FROZEN)
     _, labels = np.unique(kept.labels[rows], return_inverse=True)
     n_classes = int(labels.max()) + 1
-    loss = create_base_loss(setting.base, setting.options, n_classes=n_classes, dimension=setting.dimension)
+    base = BaseLossConfig(name=setting.base, options=setting.options)
+    loss = create_base_loss(base, n_classes=n_classes, dimension=setting.dimension)
     members = [np.flatnonzero(labels == label) for label in range(n_classes)]
     fitting = _Fitting(setting, loss, members, torch.from_numpy(labels), np.random.default_rng(seed))
     plain, changed = features(kept)
@@ -134,7 +134,7 @@ class _Fitting:
         schedule = ScheduleConfig(steps=steps, warmup_steps=10)
         active: list[tuple[float, float]] = []
         for step in range(steps):
-            chosen = draw_batch(self._members, classes=setting.classes, images=setting.images, rng=self._rng)
+            chosen = self._draw()
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (1.0 if before else learning_rate_factor(step, schedule))
             outputs = network(inputs(chosen, self._rng.integers(n_views, size=len(chosen))))
@@ -147,6 +147,12 @@ class _Fitting:
             active.append(self._term.active)
         lately = np.mean(active[-max(1, steps // 10) :], axis=0)
         self.active = (float(lately[0]), float(lately[1]))
+
+    def _draw(self) -> NDArray[np.int64]:
+        """Rows of a batch; a class with fewer images gives some of them more than once."""
+        members, n, rng = self._members, self._setting.images, self._rng
+        classes = rng.choice(len(members), size=min(self._setting.classes, len(members)), replace=False)
+        return np.concatenate([rng.choice(members[row], size=n, replace=len(members[row]) < n) for row in classes])
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         setting = self._setting

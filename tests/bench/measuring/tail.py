@@ -63,8 +63,8 @@ def _pointwise(values: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> 
 def _depthwise(values: Tensor, convolution: Any, norm: nn.BatchNorm2d) -> Tensor:
     scale, shift = _folded(norm)
     stride = convolution.stride if isinstance(convolution.stride, int) else convolution.stride[0]
-    edges = getattr(convolution.static_padding, "padding", (0, 0))[:2]
-    taps, side = _taps(values.shape[1], convolution.kernel_size[0], stride, tuple(edges))
+    before, after = getattr(convolution.static_padding, "padding", convolution.padding)[:2]
+    taps, side = _taps(values.shape[1], convolution.kernel_size[0], stride, (before, after))
     product: Tensor = _DepthwiseProduct.apply(values, (convolution.weight.flatten(1) * scale[:, None]).T, taps, side)
     return product + shift
 
