@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regime", choices=("head", "tail"), default="head", help="what is trained (default: head)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs that are validated")
-    parser.add_argument("--test-seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of those that are tested")
+    parser.add_argument("--test-seeds", type=int, nargs="+", default=[0, 1, 2], help="of those that are tested")
     parser.add_argument("--bases", nargs="+", choices=tuple(_BASES), default=list(_BASES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="three settings, 20 steps: shows that it runs")
