@@ -28,8 +28,9 @@ def run_experiment(
 ) -> ExperimentResult:
     """Train what is not trained yet, measure every arm, write tables and plots into `out`.
 
-    A run that fails is reported in the result, and the others go on. Raises InvalidInput where `out` holds runs of
-    another configuration, FailedPrecondition where another experiment is at work there.
+    A run that fails is reported in the result, and the others go on. Raises FailedPrecondition where another experiment
+    is at work in `out`, OutOfSpace where there is no room, and as `plan_jobs` where the data or what lies in `out` does
+    not fit.
     """
     with only_user(out):
         failures = run_jobs(

@@ -31,6 +31,7 @@ _MEANINGS = {
     "n_unreadable": "images that could not be decoded",
 }
 _SHOWN_CLASSES = 8
+_CLOSE = 0.99
 _LONGEST_NAME = 60
 _JOINERS = "\u200c\u200d"  # inside words of some scripts, and emoji of several parts
 
@@ -48,7 +49,7 @@ def render_card(evaluation: Mapping[str, Any], *, preprocessing: Preprocessing, 
     """The model card of a bundle with this evaluation.json, in Markdown."""
     held_out = evaluation["held_out"]
     metrics = [
-        (name, _figure(value), _MEANINGS.get(name, ""))
+        (name, _similarity(float(value)) if name == "threshold" else _figure(value), _MEANINGS.get(name, ""))
         for name, value in held_out.items()
         if isinstance(value, int | float | str)
     ]
@@ -62,6 +63,7 @@ def render_card(evaluation: Mapping[str, Any], *, preprocessing: Preprocessing, 
         quoted=_quoted,
         chosen_on_them=evaluation["training"]["loop"]["evaluate_every"] > 0,
         figure=_figure,
+        similarity=_similarity,
         cell=_cell,
     )
 
@@ -86,6 +88,11 @@ def backbone_licence(config: ModelConfig) -> str:
 
 def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _similarity(value: float) -> str:
+    """With all digits that float32 has where it is close to 1: there the last ones decide."""
+    return f"{value:.4f}" if abs(value) < _CLOSE else f"{value:.7f}"
 
 
 def _cell(text: str) -> str:
