@@ -29,107 +29,12 @@ from retrieval.consistency.opis.weighting import mean_over_classes
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import Score
 from tests.bench.measuring.activations import FOLDER, Activations, activations, split
-from tests.bench.measuring.extra_terms import Extra
 from tests.bench.measuring.short_runs import Setting, run
+from tests.bench.measuring.tcm_settings import BASES, TERMS, plan
 from tests.bench.measuring.tried import Tried, beside_accuracy, draw
 from tests.bench.measuring.unseen import BANDS, cohort_score_of, measure
 
 _R1_LOSS = 0.01
-
-_BASES: dict[str, Setting] = {
-    "softmax": Setting(base="NormalizedSoftmaxLoss", options={"temperature": 0.07}),
-    "proxy-anchor": Setting(base="ProxyAnchorLoss", options={"margin": 0.1, "alpha": 32.0}),
-    "multi-similarity": Setting(base="MultiSimilarityLoss", options={"alpha": 2.0, "beta": 50.0, "base": 0.5}),
-}
-_TUNED_BASES: dict[str, tuple[Mapping[str, Any], ...]] = {
-    "softmax": (
-        {},
-        {"options": {"temperature": 0.05}},
-        {"options": {"temperature": 0.1}},
-        {"loss_learning_rate": 1e-1},
-    ),
-    "proxy-anchor": (
-        {},
-        {"options": {"margin": 0.1, "alpha": 16.0}},
-        {"options": {"margin": 0.1, "alpha": 64.0}},
-        {"loss_learning_rate": 1e-1},
-    ),
-    "multi-similarity": (
-        {},
-        {"options": {"alpha": 2.0, "beta": 20.0, "base": 0.5}},
-        {"options": {"alpha": 2.0, "beta": 50.0, "base": 0.3}},
-        {"options": {"alpha": 2.0, "beta": 50.0, "base": 0.2}},
-    ),
-}
-
-
-def _margins(kind: Any, positive: float, negative: float, upper: float, lower: float) -> Extra:
-    return Extra(
-        kind=kind, positive_weight=positive, negative_weight=negative, positive_margin=upper, negative_margin=lower
-    )
-
-
-def _quantiles(weight: float, positive: float, negative: float) -> Extra:
-    return Extra(
-        kind="adaptive",
-        positive_weight=weight,
-        negative_weight=weight,
-        positive_quantile=positive,
-        negative_quantile=negative,
-    )
-
-
-_TERMS: dict[str, tuple[Extra, ...]] = {
-    "tcm": (
-        _margins("tcm", 1, 1, 0.9, 0.5),
-        _margins("tcm", 10, 10, 0.9, 0.5),
-        _margins("tcm", 10, 10, 0.7, 0.3),
-        _margins("tcm", 10, 10, 0.5, 0.3),
-    ),
-    # About one negative pair in a hundred is active: over all pairs its side weighs a hundredth of TCM's.
-    "contrastive": (
-        _margins("all-pairs", 1, 1, 0.9, 0.5),
-        _margins("all-pairs", 10, 100, 0.9, 0.5),
-        _margins("all-pairs", 10, 1000, 0.9, 0.5),
-        _margins("all-pairs", 3, 30, 0.7, 0.3),
-    ),
-    "adaptive": (
-        _quantiles(1, 0.5, 0.99),
-        _quantiles(10, 0.5, 0.99),
-        _quantiles(10, 0.2, 0.99),
-        _quantiles(10, 0.8, 0.99),
-    ),
-}
-_TCM = _margins("tcm", 10, 10, 0.9, 0.5)
-# Beside the arms and their budgets. "strength": the base loss alone, from weak to strong, to tell how OPIS goes with
-# accuracy when nothing else changes.
-_OTHERS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    *(("softmax", "strength", {"steps": steps}) for steps in (50, 100, 200, 600)),
-    ("softmax", "strength", {"loss_learning_rate": 0.3}),
-    ("softmax", "strength", {"loss_learning_rate": 0.1, "steps": 600}),
-    ("softmax", "negative side only", {"extra": replace(_TCM, positive_weight=0)}),
-    ("softmax", "positive side only", {"extra": replace(_TCM, negative_weight=0)}),
-    ("softmax", "mean over classes", {"extra": replace(_TCM, kind="class-mean")}),
-    ("softmax", "scheduled margins", {"extra": replace(_TCM, kind="scheduled")}),
-    ("softmax", "second half only", {"extra": replace(_TCM, start=0.5)}),
-    ("softmax", "sides 3 and 10", {"loss_learning_rate": 0.1, "extra": _margins("tcm", 3, 10, 0.9, 0.5)}),
-    ("softmax", "sides 10 and 30", {"loss_learning_rate": 0.1, "extra": _margins("tcm", 10, 30, 0.9, 0.5)}),
-    ("softmax", "fast proxies, tcm", {"loss_learning_rate": 0.1, "extra": _TCM}),
-    ("softmax", "fast proxies, tcm", {"loss_learning_rate": 0.1, "extra": _TCM, "steps": 600}),
-    ("multi-similarity", "base 0.2, tcm", {"options": {"alpha": 2.0, "beta": 50.0, "base": 0.2}, "extra": _TCM}),
-)
-
-
-def plan(regime: str) -> list[tuple[str, str, Setting]]:
-    """Base, arm and setting of everything to try."""
-    settings = []
-    for base, default in _BASES.items():
-        settings += [(base, "base", replace(default, **changes)) for changes in _TUNED_BASES[base]]
-        settings += [(base, arm, replace(default, extra=extra)) for arm, terms in _TERMS.items() for extra in terms]
-    settings += [(base, arm, replace(_BASES[base], **changes)) for base, arm, changes in _OTHERS]
-    if regime == "tail":
-        settings = [(b, a, replace(s, regime="tail", steps=120)) for b, a, s in settings]
-    return settings
 
 
 def main() -> None:
@@ -185,14 +90,14 @@ def chosen_settings(tried: Sequence[Tried], bases: Sequence[str]) -> dict[tuple[
     """
     chosen = {}
     for base in bases:
-        for arm in ("base", *_TERMS):
+        for arm in ("base", *TERMS):
             own = [entry for entry in tried if (entry.base, entry.arm) == (base, arm)]
             if own:
                 least = max(entry.mean("r1") for entry in own) - _R1_LOSS
                 fit = [entry for entry in own if entry.mean("r1") >= least]
                 chosen[base, arm] = min(fit, key=lambda entry: entry.mean("log_far")).setting
         if (base, "tcm") in chosen:
-            chosen[base, "default base"] = _BASES[base]
+            chosen[base, "default base"] = BASES[base]
             chosen[base, "chosen base, tcm"] = replace(chosen[base, "base"], extra=chosen[base, "tcm"].extra)
     return chosen
 
@@ -293,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--regime", choices=("head", "tail"), default="head", help="what is trained (default: head)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs that are validated")
     parser.add_argument("--test-seeds", type=int, nargs="+", default=[0, 1, 2], help="of those that are tested")
-    parser.add_argument("--bases", nargs="+", choices=tuple(_BASES), default=list(_BASES))
+    parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="three settings, 20 steps: shows that it runs")
     parser.add_argument("--plot", type=Path, help="an image file for R@1 and TAR against OPIS of all settings tried")
