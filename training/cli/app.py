@@ -43,3 +43,6 @@ def main() -> None:
     except RetrievalError as error:
         messages.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(USAGE_ERROR if isinstance(error, InvalidInput | InvalidSettings) else COULD_NOT_RUN)
+    except OSError as error:  # a folder that may not be written to, a full disk: its own text names the file
+        messages.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(COULD_NOT_RUN)

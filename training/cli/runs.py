@@ -116,7 +116,9 @@ def embed(
 
 def experiment(
     file: Annotated[str, typer.Argument(help="An experiment in training/configs/experiments, or a .toml file.")],
-    out: Annotated[Path, typer.Option(help="Folder for runs, tables and plots; finished runs in it are kept.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for runs, tables and plots, not a file; finished runs in it are kept.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder that the file's relative paths of data count from.")] = Path(),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; from 2 on each has one thread.")] = 1,
     seeds: Annotated[list[int] | None, typer.Option(min=0, help="In place of the file's seeds.")] = None,
