@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from retrieval.contract.manifest import Item, read_manifest
 from tests.pictures import write_class_folders
+from training.cli import main
 from training.config import TrainingConfig, parse_config
 from training.loop import FinishedRun, load_finished, train
 
@@ -69,3 +72,20 @@ def run(
 @pytest.fixture(scope="session")
 def finished(run: Path) -> FinishedRun:
     return load_finished(run)
+
+
+@pytest.fixture
+def training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout, stderr without line breaks."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, " ".join(captured.err.split())
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    return run

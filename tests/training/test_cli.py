@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from training.cli import main
 from training.cli.bundles import export
 from training.export import ExportOptions
 
@@ -27,23 +26,6 @@ head_steps = 2
 classes = 4
 images = 2
 """
-
-
-@pytest.fixture
-def training(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: exit code, stdout, stderr without line breaks."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, " ".join(captured.err.split())
-
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    return run
 
 
 def test_train_export_evaluate(

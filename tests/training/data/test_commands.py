@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from retrieval.contract.manifest import read_manifest
 from tests.pictures import encoded, noise, write_class_folders
-from training.cli import main
-
-
-@pytest.fixture
-def training(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in this process: exit code, stdout, stderr without line breaks."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        captured = capsys.readouterr()
-        return int(left.value.code or 0), captured.out, " ".join(captured.err.split())
-
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    return run
 
 
 def test_split_then_duplicates(tmp_path: Path, training: Callable[..., tuple[int, str, str]]) -> None:
