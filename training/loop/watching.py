@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from training.data import Progress
@@ -15,24 +15,16 @@ _WINDOW = 20  # answers over which a speed is a mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """One step, for people: losses, shares of pairs that TCM still moves, speed over the last steps.
+class StepReport(StepValues):
+    """One step, for people: its values, and speed over the last steps.
 
-    Values as in StepValues. step: from 1; learning_rates: the highest of each part; images_per_s: of all processes;
+    step: from 1; learning_rates: the highest of each part; images_per_s: of all processes;
     waited: share of the time that went by waiting for data; evaluation: the last one of this process, None before the
     first.
     """
 
     step: int
     steps: int
-    loss: float
-    base: float
-    margin: float
-    active_positives: float
-    active_negatives: float
-    positive_margin: float
-    negative_margin: float
-    gradient_norm: float
     learning_rates: Mapping[str, float]
     images_per_s: float
     waited: float
@@ -105,16 +97,9 @@ class Watch:
         n_steps, seconds, waited = (sum(column) for column in zip(*self._window, strict=True))
         for taken, values in known:
             report = StepReport(
+                **asdict(values),
                 step=taken.step,
                 steps=self._steps,
-                loss=values.loss,
-                base=values.base,
-                margin=values.margin,
-                active_positives=values.active_positives,
-                active_negatives=values.active_negatives,
-                positive_margin=values.positive_margin,
-                negative_margin=values.negative_margin,
-                gradient_norm=values.gradient_norm,
                 learning_rates=taken.learning_rates,
                 images_per_s=n_steps * self._n_images / seconds,
                 waited=waited / seconds,
