@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.separation.class_separation import class_separation
 from retrieval.consistency.separation.separation_change import separation_change
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence

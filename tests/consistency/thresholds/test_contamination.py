@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.thresholds.contamination import (
     KINDS,

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.intervals import class_weights
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.thresholds.targets import parse_target
 from retrieval.consistency.thresholds.threshold_bootstrap import _achieved, bootstrap_threshold_interval
 from retrieval.consistency.thresholds.thresholds import choose_threshold

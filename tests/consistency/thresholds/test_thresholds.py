@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.pairs.selection import threshold_grid
 from retrieval.consistency.thresholds.targets import parse_target
 from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
