@@ -1,7 +1,7 @@
-"""What an uncertainty interval is, and the two ways used here to make one.
+"""Uncertainty intervals: percentiles of bootstrap replicates, and Wilson's interval of a single proportion.
 
-Percentiles of bootstrap replicates for anything resampled by class; Wilson's interval for a single proportion. What is
-resampled, and why, is decided by the caller.
+The caller decides what is resampled and why. SciPy is imported inside the functions, because `Interval` is needed in
+many places that compute none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
 
 from retrieval.errors import InvalidInput
 
@@ -37,11 +36,15 @@ def normal_quantile(confidence: float) -> float:
     """
     if not 0 < confidence < 1:
         raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    from scipy.special import ndtri
+
     return float(ndtri((1 + confidence) / 2))
 
 
 def student_quantile(n_units: int, confidence: float) -> float:
     """Return the half-width, in standard errors, of an interval whose standard error is from n_units, at least 2."""
+    from scipy.special import stdtrit
+
     return float(stdtrit(n_units - 1, (1 + confidence) / 2))
 
 

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
 from retrieval.consistency.intervals import Interval, student_quantile, wilson_interval
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -56,6 +55,8 @@ def jackknife_interval(
     if estimate <= 0 or estimate >= 1:
         width = wilson_interval(0, len(replicates), confidence).high
         return Interval(0.0, width) if estimate <= 0 else Interval(1 - width, 1.0)
+    from scipy.special import expit, logit
+
     # The error is carried over to the logit: in the logits themselves, one unit that brings all would be infinite.
     half_width = quantile * jackknife_error(replicates) / (estimate * (1 - estimate))
     return Interval(float(expit(logit(estimate) - half_width)), float(expit(logit(estimate) + half_width)))

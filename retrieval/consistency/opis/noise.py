@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from retrieval.consistency.curves import Rates
 from retrieval.consistency.opis.utility import Band, utility
@@ -197,6 +196,8 @@ def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple
         drawn = np.clip(tar + np.multiply.outer(_NORMAL_POINTS, spread), 0, 1)
         masses = np.broadcast_to((_NORMAL_MASSES / _NORMAL_MASSES.sum())[:, None], drawn.shape)
         return _moments(masses, utility(drawn, far, c))
+    from scipy.stats import binom  # takes half a second to import
+
     # Between two whole numbers, the mixture of both that has the variance of n_trials.
     whole = max(int(n_trials), 1)
     share = np.clip((1 / n_trials - 1 / (whole + 1)) * whole * (whole + 1), 0, 1)
