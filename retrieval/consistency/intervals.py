@@ -70,8 +70,8 @@ def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> I
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion; no trials give 0 to 1.
 
-    Trials are taken as independent. Pairs that share an image or a class are not: for rates over pairs the true
-    interval is wider.
+    Assumes independent trials. Pairs that share an image or a class are not: for rates over pairs the true interval is
+    wider.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
@@ -86,5 +86,5 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     half_width = z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     low, high = (centre - half_width) / scale, (centre + half_width) / scale
-    # Where the rate is 0 or 1 rounding would leave it outside.
+    # Rounding would leave a rate of 0 or 1 outside.
     return Interval(float(max(0.0, min(low, rate))), float(min(1.0, max(high, rate))))
