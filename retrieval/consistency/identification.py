@@ -109,22 +109,14 @@ def identification_rates(
             f"half of the {len(vectors.classes)} classes, {MIN_STRANGER_CLASSES} of them left for strangers, fill a "
             f"gallery of {largest} images at most, asked is one of {max(gallery_sizes)}; add images or classes"
         )
-    found: dict[int, list[_Repetition]] = {size: [] for size in gallery_sizes}
+    found: dict[int, list[tuple[Searches, float, float | None]]] = {size: [] for size in gallery_sizes}
     for _ in range(n_repeats):
         fixing, measured = split_classes(vectors, rng)
         threshold = threshold_of_half(fixing, target_far)
         for size in gallery_sizes:
             other = draw_searches(fixing, size, rng)
             searches = draw_searches(measured, size, rng)
-            at_fpir = threshold_at_fpir(other, target_fpir)
-            found[size].append(
-                _Repetition(
-                    len(searches.mated),
-                    len(searches.strangers),
-                    searches.rates(threshold),
-                    None if at_fpir is None else searches.rates(at_fpir),
-                )
-            )
+            found[size].append((searches, threshold, threshold_at_fpir(other, target_fpir)))
     return [_summary(size, repetitions, target_far, target_fpir) for size, repetitions in found.items()]
 
 
@@ -168,25 +160,18 @@ def threshold_at_fpir(searches: Searches, target_fpir: float) -> float | None:
     return float(np.nextafter(rejected, np.float32(np.inf)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Repetition:
-    n_mated: int
-    n_strangers: int
-    at_far: tuple[float, float]
-    at_fpir: tuple[float, float] | None
-
-
 def _summary(
-    size: int, repetitions: Sequence[_Repetition], target_far: float, target_fpir: float
+    size: int, repetitions: Sequence[tuple[Searches, float, float | None]], target_far: float, target_fpir: float
 ) -> IdentificationRates:
-    at_fpir = [repetition.at_fpir for repetition in repetitions if repetition.at_fpir is not None]
+    """Return the means over repetitions: (searches, threshold for the FAR, threshold for the FPIR)."""
+    at_fpir = [searches.rates(threshold) for searches, _, threshold in repetitions if threshold is not None]
     return IdentificationRates(
         gallery_size=size,
         target_far=target_far,
         target_fpir=target_fpir,
-        n_mated=float(np.mean([repetition.n_mated for repetition in repetitions])),
-        n_strangers=float(np.mean([repetition.n_strangers for repetition in repetitions])),
-        at_far=_over_repetitions([repetition.at_far for repetition in repetitions]),
+        n_mated=float(np.mean([len(searches.mated) for searches, _, _ in repetitions])),
+        n_strangers=float(np.mean([len(searches.strangers) for searches, _, _ in repetitions])),
+        at_far=_over_repetitions([searches.rates(threshold) for searches, threshold, _ in repetitions]),
         at_fpir=_over_repetitions(at_fpir) if len(at_fpir) == len(repetitions) else None,
         n_repeats=len(repetitions),
     )

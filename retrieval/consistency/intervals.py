@@ -28,14 +28,19 @@ class Interval:
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
+def check_confidence(confidence: float) -> None:
+    """Raise InvalidInput unless the confidence lies strictly between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+
+
 def normal_quantile(confidence: float) -> float:
     """Return z such that a standard normal variable lies within +-z with the given confidence.
 
     Raises:
         InvalidInput: confidence is not strictly between 0 and 1.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     from scipy.special import ndtri
 
     return float(ndtri((1 + confidence) / 2))
@@ -48,21 +53,15 @@ def student_quantile(n_units: int, confidence: float) -> float:
     return float(stdtrit(n_units - 1, (1 + confidence) / 2))
 
 
-def class_weights(n_classes: int, n_bootstrap: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return how often each class is drawn in each bootstrap replicate: [n_bootstrap, n_classes] float64."""
-    return rng.multinomial(n_classes, np.full(n_classes, 1 / n_classes), size=n_bootstrap).astype(np.float64)
-
-
 def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> Interval:
     """Return the central interval that holds `confidence` of the replicates: [b] float64.
 
     Raises:
         InvalidInput: there is no replicate, or confidence is not strictly between 0 and 1.
     """
-    if replicates.size == 0 or not 0 < confidence < 1:
-        raise InvalidInput(
-            f"expected replicates and a confidence strictly between 0 and 1, found {replicates.size} and {confidence}"
-        )
+    check_confidence(confidence)
+    if replicates.size == 0:
+        raise InvalidInput("an interval needs at least one replicate, found none")
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 

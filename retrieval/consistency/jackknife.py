@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.intervals import Interval, student_quantile, wilson_interval
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile, wilson_interval
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -44,8 +44,7 @@ def jackknife_interval(
         InvalidInput: confidence not strictly between 0 and 1, or a value that is not finite.
         NotEnoughEvidence: fewer than two values.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     if not (math.isfinite(estimate) and np.isfinite(replicates).all()):
         raise InvalidInput(f"an interval needs finite values, found an estimate of {estimate} and its replicates")
     quantile = student_quantile(max(len(replicates), 2), confidence)

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency.intervals import Interval, check_confidence
 from retrieval.errors import InvalidInput
 
 Weighting: TypeAlias = Literal["equal", "images"] | Mapping[str, float]
@@ -108,8 +108,7 @@ def mean_over_classes(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     mean = float(weights @ values)
     centred = values - mean  # so that squares do not cancel
     parts = []

@@ -279,7 +279,7 @@ def test_classes_of_one_image_are_left_out_and_reported(family) -> None:
         ({"weighting": "by size"}, "weighting is 'equal', 'images' or .*, found 'by size'"),
         ({"weighting": {"class 0": -1.0, "class 1": 2.0}}, "weights of classes must be finite, not negative"),
         ({"weighting": {"class 0": 0.0, "class 1": 0.0}}, "weights of classes .* not all 0"),
-        ({"confidence": 1.0}, "confidence strictly between 0 and 1, found .* 1.0"),
+        ({"confidence": 1.0}, "confidence must lie strictly between 0 and 1, found 1.0"),
         ({"n_bootstrap": 0}, "at least one bootstrap replicate, found 0"),
     ],
 )
