@@ -3,11 +3,7 @@
 Arrays only: no files, no clock, no environment; randomness is an argument.
 """
 
-from retrieval.consistency.calibration.calibration import (
-    CALIBRATOR_KINDS,
-    fit_calibrator,
-    fit_scores,
-)
+from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, fit_scores
 from retrieval.consistency.calibration.calibration_choice import (
     CalibratorComparison,
     CalibratorScore,
@@ -26,7 +22,6 @@ from retrieval.consistency.drift.drift import look_for_drift, start_drift
 from retrieval.consistency.drift.drift_size import DriftSize, drift_size
 from retrieval.consistency.drift.drift_state import DriftState
 from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
-from retrieval.consistency.drift.unlabelled_rates import MOVED, UNCHANGED, UnlabelledRates, estimate_rates
 from retrieval.consistency.identification import IdentificationRates, identification_rates, largest_gallery
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.normalisation import Whitening, fit_whitening
@@ -38,11 +33,9 @@ from retrieval.consistency.pairs.selection import threshold_grid, thresholds_at_
 from retrieval.consistency.ranking import map_at_r, recall_at_k
 from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
 from retrieval.consistency.separation.class_confusions import ConfusedWith, class_confusions
-from retrieval.consistency.separation.class_separation import ClassSeparation, class_separation
 from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
 from retrieval.consistency.separation.mislabelled import LabelMargins, SuspectLabel, label_margins
 from retrieval.consistency.separation.separation import ScoreHistograms, score_histograms
-from retrieval.consistency.separation.separation_change import ClassChange, SeparationChange, separation_change
 from retrieval.consistency.subgroups.differentials import (
     GroupTest,
     RateDifferential,
@@ -56,43 +49,27 @@ from retrieval.consistency.subgroups.differentials import (
 from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison, compare_groups
 from retrieval.consistency.subgroups.subgroups import GroupRates, class_rates, group_rates
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.thresholds.contamination import (
-    ContaminationCurve,
-    ContaminationPoint,
-    LabelledData,
-    contaminate,
-    threshold_under_contamination,
-)
 from retrieval.consistency.thresholds.cross_fitted import CrossFittedRates, cross_fitted_rates
-from retrieval.consistency.thresholds.influence import ClassInfluence, ThresholdInfluence, threshold_influence
 from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.consistency.thresholds.threshold_bootstrap import bootstrap_threshold_interval
 from retrieval.consistency.thresholds.threshold_comparison import (
     ClassDecisionChange,
     ThresholdComparison,
     compare_thresholds,
 )
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
+from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
 
 __all__ = [
     "CALIBRATOR_KINDS",
-    "MOVED",
-    "UNCHANGED",
     "BetaCalibrator",
     "Calibrator",
     "CalibratorComparison",
     "CalibratorScore",
     "Certificate",
-    "ClassChange",
     "ClassDecisionChange",
-    "ClassInfluence",
-    "ClassSeparation",
     "CohortFit",
     "ConfusedPair",
     "ConfusedWith",
     "Confusion",
-    "ContaminationCurve",
-    "ContaminationPoint",
     "CrossFittedRates",
     "CrossRate",
     "DecisionFlips",
@@ -106,7 +83,6 @@ __all__ = [
     "Interval",
     "IsotonicCalibrator",
     "LabelMargins",
-    "LabelledData",
     "LabelledVectors",
     "MeanCertificate",
     "OperatingCurves",
@@ -118,42 +94,33 @@ __all__ = [
     "SampledCurves",
     "ScoreHistograms",
     "ScoredPair",
-    "SeparationChange",
     "Share",
     "SuspectLabel",
     "Target",
     "ThresholdChoice",
     "ThresholdComparison",
-    "ThresholdInfluence",
     "TransferredThreshold",
-    "UnlabelledRates",
     "VennAbersCalibrator",
     "Weighting",
     "Whitening",
-    "bootstrap_threshold_interval",
     "calibrator_from_json",
     "certify",
     "certify_mean",
     "choose_threshold",
-    "choose_threshold_for_far",
     "class_confusions",
     "class_rates",
-    "class_separation",
     "cohort_fit",
     "compare_consistency",
     "compare_groups",
     "compare_thresholds",
     "consistency_report",
-    "contaminate",
     "cross_fitted_rates",
     "cross_validate_calibrators",
     "crossed_vectors",
     "decision_flips",
     "drift_size",
-    "estimate_rates",
     "fairness_discrepancy_rate",
     "fit_best_calibrator",
-    "fit_calibrator",
     "fit_scores",
     "fit_whitening",
     "garbe",
@@ -178,11 +145,8 @@ __all__ = [
     "reliability",
     "sampled_curves",
     "score_histograms",
-    "separation_change",
     "start_drift",
     "threshold_grid",
-    "threshold_influence",
-    "threshold_under_contamination",
     "thresholds_at_far",
     "transfer_threshold",
     "wilson_interval",

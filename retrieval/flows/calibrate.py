@@ -35,13 +35,12 @@ _SAME = 0.9999
 class CalibrationTarget:
     """What the threshold must achieve.
 
-    `far`: pooled pairwise false accept rate, or in its place any `target`; `prevalence`: share of matches that
+    `prevalence`: share of matches that
     probabilities assume. Certificates state a FAR of at most `certified_far` for a new class with probability
     `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
     """
 
-    far: float = 1e-2
-    target: Target | None = None
+    target: Target = Target("far", 1e-2)
     prevalence: float = 0.01
     confidence: float = 0.95
     certified_far: float = 0.1
@@ -50,14 +49,9 @@ class CalibrationTarget:
     certified_strict: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
+        for name in ("prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise InvalidInput(f"{name}: expected a number between 0 and 1, found {value}")
-
-    @property
-    def wanted(self) -> Target:
-        """The target of the threshold."""
-        return self.target or Target("far", self.far)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,13 +155,6 @@ def _best(
     return min(eligible, key=lambda score: compared[score.digest].opis)
 
 
-def compare(
-    data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
-) -> ScoreComparison:
-    """What a score achieves on labelled embeddings."""
-    return _measure(data, score, target, rng)[1]
-
-
 def compare_with_active(
     data: LabelledEmbeddings, score: Score, proposed: OperatingPoint, active: OperatingPoint
 ) -> ThresholdComparison | None:
@@ -195,7 +182,7 @@ def _measure(
     """The threshold of a score, and what the score achieves at it."""
     queries, gallery = score.vectors(data.embeddings)
     choice = choose_threshold(
-        queries, data.labels, gallery_vectors=gallery, target=target.wanted, confidence=target.confidence
+        queries, data.labels, gallery_vectors=gallery, target=target.target, confidence=target.confidence
     )
     consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
     comparison = ScoreComparison(

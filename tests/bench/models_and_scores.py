@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from retrieval.consistency import (
+    Target,
     certify,
-    choose_threshold_for_far,
+    choose_threshold,
     consistency_report,
     operating_curves,
     recall_at_k,
@@ -87,7 +88,7 @@ def measure(model: str, kind: str, seed: int) -> Measured:
 
     known, known_gallery = score.vectors(calibration.embeddings)
     known_labels = calibration.labels.tolist()
-    choice = choose_threshold_for_far(known, known_labels, gallery_vectors=known_gallery, target_far=1e-2)
+    choice = choose_threshold(known, known_labels, gallery_vectors=known_gallery, target=Target("far", 1e-2))
     certificate = certify(known, known_labels, gallery_vectors=known_gallery, alpha=_ALPHA, delta=_DELTA)
     query, gallery = score.vectors(audit.embeddings)
     labels = audit.labels.tolist()

@@ -21,13 +21,13 @@ from PIL import Image
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.robustness import DecisionFlips, decision_flips
 from retrieval.consistency.separation.mislabelled import label_margins
-from retrieval.consistency.thresholds.contamination import KINDS as CONTAMINATIONS
-from retrieval.consistency.thresholds.contamination import LabelledData, contaminate, threshold_under_contamination
-from retrieval.consistency.thresholds.influence import threshold_influence
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.preprocessing import Preprocessing, to_array
 from retrieval.engine.perturbations import KINDS, Perturbation, preprocess_perturbed
+from tests.bench.measuring.contamination import KINDS as CONTAMINATIONS
+from tests.bench.measuring.contamination import LabelledData, contaminate, threshold_under_contamination
 from tests.bench.measuring.emoji import FOLDER, Embedded, emoji
+from tests.bench.measuring.influence import threshold_influence
 from training.evaluation import Embed
 from training.loop import embedding_function, load_finished
 

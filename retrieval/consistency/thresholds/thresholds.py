@@ -146,7 +146,7 @@ def choose_threshold(
     `rate_variances`. The threshold's interval holds, for FAR, class-mean FAR, FRR and precision, the thresholds at
     which the sample reaches the target moved by its standard error (test inversion, as for quantiles); for F-beta and
     utility those that are not significantly worse than the best, see `near_optimum`, which covers more than stated.
-    `bootstrap_threshold_interval` gives another one. With some tens of classes the intervals of FAR and of the
+    With some tens of classes the intervals of FAR and of the
     threshold cover a few percent less than stated: about 0.86 to 0.9 where 0.9 is stated, from 60 classes
     (`tests/bench/promises_kept.py`).
 
@@ -196,32 +196,6 @@ def choose_threshold(
         class_variance=variances.class_variance,
         pair_variance=variances.pair_variance,
         tar_variance=variances.tar,
-    )
-
-
-def choose_threshold_for_far(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    target_far: float,
-    confidence: float = 0.95,
-    min_classes: int = 20,
-    tile: int = 1024,
-) -> ThresholdChoice:
-    """Return `choose_threshold` for the lowest threshold whose pooled FAR is at most target_far.
-
-    Raises:
-        NotEnoughEvidence, InvalidInput, InvalidEmbeddings: see `choose_threshold`.
-    """
-    return choose_threshold(
-        query_vectors,
-        labels,
-        target=Target("far", target_far),
-        gallery_vectors=gallery_vectors,
-        confidence=confidence,
-        min_classes=min_classes,
-        tile=tile,
     )
 
 

@@ -7,14 +7,14 @@ import pytest
 
 from retrieval.consistency.curves.curves import operating_curves
 from retrieval.consistency.pairs.selection import threshold_grid
-from retrieval.consistency.thresholds.targets import parse_target
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold, choose_threshold_for_far
+from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 
 def test_threshold_is_exact_and_its_rates_are_those_of_the_curves(family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=40, n_images=4, spread=0.2)
-    choice = choose_threshold_for_far(rows, labels, target_far=0.01)
+    choice = choose_threshold(rows, labels, target=Target("far", 0.01))
     below = float(np.nextafter(np.float32(choice.threshold), np.float32(-1)))
     curves = operating_curves(rows, labels, thresholds=[below, choice.threshold])
     assert curves.pooled_far[1] == choice.far <= 0.01 < curves.pooled_far[0]
@@ -32,7 +32,7 @@ def test_variance_of_log_far_agrees_with_the_sum_over_pairs_of_class_pairs(famil
     sizes = np.array([3] * 20 + [2, 4])
     kept = [4 * code + image for code, size in enumerate(sizes) for image in range(size)]
     rows, labels = rows[kept], [str(labels[row]) for row in kept]
-    choice = choose_threshold_for_far(rows, labels, target_far=0.05)
+    choice = choose_threshold(rows, labels, target=Target("far", 0.05))
     codes = np.array([int(label.split()[1]) for label in labels])
     accepted = rows @ rows.T >= choice.threshold
     pairs = [(i, j) for i in range(22) for j in range(i + 1, 22)]
@@ -54,11 +54,11 @@ def test_promises_hold_for_new_classes(family) -> None:
     target, n_draws = 0.02, 200
     population = family(rng, n_classes=1000, **options)
     population_curves = operating_curves(*population, thresholds=threshold_grid(*population, n_band=100))
-    population_threshold = choose_threshold_for_far(*population, target_far=target).threshold
+    population_threshold = choose_threshold(*population, target=Target("far", target)).threshold
     inside = dict.fromkeys(["new far", "new tar", "far", "threshold", "naive far"], 0)
     for _ in range(n_draws):
         drawn, other = family(rng, n_classes=60, **options), family(rng, n_classes=45, **options)
-        choice = choose_threshold_for_far(*drawn, target_far=target, confidence=0.9)
+        choice = choose_threshold(*drawn, target=Target("far", target), confidence=0.9)
         measured = operating_curves(*other, thresholds=[choice.threshold])
         inside["new far"] += measured.pooled_far[0] in choice.predicted_far(45)
         inside["new tar"] += measured.pooled_tar[0] in choice.predicted_tar(45)
@@ -76,7 +76,7 @@ def test_promises_hold_for_new_classes(family) -> None:
 
 def test_predictions_widen_as_the_new_set_shrinks(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=150, n_images=4, dimension=16, spread=0.3, crowding=1.0)
-    choice = choose_threshold_for_far(rows, labels, target_far=0.02)
+    choice = choose_threshold(rows, labels, target=Target("far", 0.02))
     assert choice.class_variance > choice.pair_variance > 0
     # As many new classes as old ones: twice the variance, on the scale on which the interval is symmetric.
     assert np.log(choice.predicted_far(150).high / choice.far) == pytest.approx(
@@ -98,7 +98,7 @@ def test_perfect_separation_promises_no_certainty() -> None:
     """All positives accepted in the sample: the interval still reaches below 1."""
     centres = np.random.default_rng(4).normal(size=(30, 8))
     rows = np.repeat(centres / np.linalg.norm(centres, axis=1, keepdims=True), 3, axis=0).astype(np.float32)
-    choice = choose_threshold_for_far(rows, [str(row // 3) for row in range(90)], target_far=0.01)
+    choice = choose_threshold(rows, [str(row // 3) for row in range(90)], target=Target("far", 0.01))
     assert choice.tar == 1
     assert choice.tar_interval.low < 1 == choice.tar_interval.high
 
@@ -109,11 +109,11 @@ def test_cohort_scores_and_shuffled_rows_work_alike(family) -> None:
         np.hstack([rows, np.full((120, 1), -3, np.float32)]),
         np.hstack([rows, np.ones((120, 1), np.float32)]),
     )
-    plain = choose_threshold_for_far(rows, labels, target_far=0.01)
-    shifted = choose_threshold_for_far(query, labels, gallery_vectors=gallery, target_far=0.01)
+    plain = choose_threshold(rows, labels, target=Target("far", 0.01))
+    shifted = choose_threshold(query, labels, gallery_vectors=gallery, target=Target("far", 0.01))
     assert shifted.threshold == pytest.approx(plain.threshold - 3, abs=1e-5)
     order = np.random.default_rng(6).permutation(120)
-    shuffled = choose_threshold_for_far(rows[order], [labels[row] for row in order], target_far=0.01)
+    shuffled = choose_threshold(rows[order], [labels[row] for row in order], target=Target("far", 0.01))
     assert shuffled.threshold == pytest.approx(plain.threshold, abs=1e-6)
     assert shuffled.class_variance == pytest.approx(plain.class_variance)
 
@@ -121,23 +121,22 @@ def test_cohort_scores_and_shuffled_rows_work_alike(family) -> None:
 def test_too_little_evidence_is_refused_with_what_would_do(family) -> None:
     rows, labels = family(np.random.default_rng(7), n_classes=19, n_images=2)
     with pytest.raises(NotEnoughEvidence, match="at least 20 classes with 2 images or more, found 19"):
-        choose_threshold_for_far(rows, labels, target_far=0.1)
-    assert choose_threshold_for_far(rows, labels, target_far=0.1, min_classes=10).n_classes == 19
+        choose_threshold(rows, labels, target=Target("far", 0.1))
+    assert choose_threshold(rows, labels, target=Target("far", 0.1), min_classes=10).n_classes == 19
     rows, labels = family(np.random.default_rng(7), n_classes=20, n_images=2)
     with pytest.raises(NotEnoughEvidence, match="at least 10000 negative pairs, found 760"):
-        choose_threshold_for_far(rows, labels, target_far=0.001)
+        choose_threshold(rows, labels, target=Target("far", 0.001))
     tied = np.tile(rows[:1], (40, 1))
     with pytest.raises(NotEnoughEvidence, match="tie at the highest score"):
-        choose_threshold_for_far(tied, labels, target_far=0.1)
+        choose_threshold(tied, labels, target=Target("far", 0.1))
 
 
-@pytest.mark.parametrize("options", [{"target_far": 0.0}, {"target_far": 1.0}, {"target_far": 0.1, "confidence": 1.0}])
-def test_impossible_targets_are_refused(options: dict[str, float], family) -> None:
+def test_impossible_targets_are_refused(family) -> None:
     rows, labels = family(np.random.default_rng(8), n_classes=20, n_images=2)
-    with pytest.raises(InvalidInput, match=r"between 0 and 1|must lie in"):
-        choose_threshold_for_far(rows, labels, **options)
+    with pytest.raises(InvalidInput, match=r"confidence must lie in"):
+        choose_threshold(rows, labels, target=Target("far", 0.1), confidence=1.0)
     with pytest.raises(InvalidEmbeddings, match="unit"):
-        choose_threshold_for_far(rows * np.float32(2), labels, target_far=0.1)
+        choose_threshold(rows * np.float32(2), labels, target=Target("far", 0.1))
 
 
 TARGETS = ["far=0.02", "class-far=0.02", "frr=0.3", "precision=0.2@0.01", "f1@0.01", "utility", "false-matches=1@50"]
