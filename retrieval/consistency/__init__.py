@@ -4,24 +4,24 @@ Arrays only: no files, no clock, no environment; randomness is an argument.
 """
 
 from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, fit_scores
-from retrieval.consistency.calibration.calibration_choice import (
+from retrieval.consistency.calibration.calibrator import Calibrator
+from retrieval.consistency.calibration.calibrators import calibrator_from_json
+from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.calibration.choice import (
     CalibratorComparison,
     CalibratorScore,
     cross_validate_calibrators,
     fit_best_calibrator,
 )
-from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
-from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.consistency.calibration.reliability import Reliability, reliability
 from retrieval.consistency.curves.curves import OperatingCurves, operating_curves, query_gallery_curves
 from retrieval.consistency.curves.pair_samples import SampledCurves, judged_curves, sampled_curves
 from retrieval.consistency.drift.cohort_fit import CohortFit, cohort_fit
-from retrieval.consistency.drift.drift import look_for_drift, start_drift
-from retrieval.consistency.drift.drift_size import DriftSize, drift_size
-from retrieval.consistency.drift.drift_state import DriftState
+from retrieval.consistency.drift.size import DriftSize, drift_size
+from retrieval.consistency.drift.state import DriftState
 from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
+from retrieval.consistency.drift.watch import look_for_drift, start_drift
 from retrieval.consistency.identification import IdentificationRates, identification_rates, largest_gallery
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.normalisation import Whitening, fit_whitening
@@ -34,8 +34,9 @@ from retrieval.consistency.ranking import map_at_r, recall_at_k
 from retrieval.consistency.robustness import DecisionFlips, Flips, Share, decision_flips
 from retrieval.consistency.separation.class_confusions import ConfusedWith, class_confusions
 from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, ScoredPair, most_confused
+from retrieval.consistency.separation.histograms import ScoreHistograms, score_histograms
 from retrieval.consistency.separation.mislabelled import LabelMargins, SuspectLabel, label_margins
-from retrieval.consistency.separation.separation import ScoreHistograms, score_histograms
+from retrieval.consistency.subgroups.comparison import CrossRate, GroupComparison, compare_groups
 from retrieval.consistency.subgroups.differentials import (
     GroupTest,
     RateDifferential,
@@ -46,17 +47,16 @@ from retrieval.consistency.subgroups.differentials import (
     max_geometric_mean,
     max_min_ratio,
 )
-from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison, compare_groups
-from retrieval.consistency.subgroups.subgroups import GroupRates, class_rates, group_rates
+from retrieval.consistency.subgroups.rates import GroupRates, class_rates, group_rates
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.thresholds.cross_fitted import CrossFittedRates, cross_fitted_rates
-from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.consistency.thresholds.threshold_comparison import (
+from retrieval.consistency.thresholds.choice import ThresholdChoice, choose_threshold
+from retrieval.consistency.thresholds.comparison import (
     ClassDecisionChange,
     ThresholdComparison,
     compare_thresholds,
 )
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
+from retrieval.consistency.thresholds.cross_fitted import CrossFittedRates, cross_fitted_rates
+from retrieval.consistency.thresholds.targets import Target, parse_target
 
 __all__ = [
     "CALIBRATOR_KINDS",

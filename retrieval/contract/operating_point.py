@@ -10,7 +10,7 @@ from typing import Any, NewType
 from retrieval.consistency.calibration.calibrator import Calibrator
 from retrieval.consistency.calibration.calibrators import calibrator_from_json
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice
+from retrieval.consistency.thresholds.choice import ThresholdChoice
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import ScoreDigest

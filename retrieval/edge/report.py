@@ -11,8 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from retrieval.consistency import GroupRates, Interval
+from retrieval.consistency.subgroups.comparison import CrossRate, GroupComparison
 from retrieval.consistency.subgroups.differentials import GroupTest, RateDifferential
-from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison
 from retrieval.edge import plots
 from retrieval.flows.audit import AuditReport
 

@@ -25,7 +25,7 @@ from retrieval.consistency import (
     score_histograms,
 )
 from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, most_confused
-from retrieval.consistency.subgroups.group_comparison import GroupComparison, compare_groups
+from retrieval.consistency.subgroups.comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint

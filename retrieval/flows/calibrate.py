@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import consistency_report, recall_at_k
-from retrieval.consistency.calibration.calibration_choice import fit_best_calibrator
+from retrieval.consistency.calibration.choice import fit_best_calibrator
 from retrieval.consistency.normalisation import fit_whitening
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
+from retrieval.consistency.thresholds.choice import ThresholdChoice, choose_threshold
+from retrieval.consistency.thresholds.comparison import ThresholdComparison, compare_thresholds
 from retrieval.consistency.thresholds.targets import Target
-from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison, compare_thresholds
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, ScoreComparison

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, draw_pairs, fit_calibrator
-from retrieval.consistency.calibration.calibration_choice import cross_validate_calibrators
-from retrieval.consistency.calibration.calibrators_isotonic import VennAbersCalibrator
+from retrieval.consistency.calibration.choice import cross_validate_calibrators
+from retrieval.consistency.calibration.kinds import VennAbersCalibrator
 from retrieval.consistency.calibration.reliability import reliability
 from retrieval.consistency.pairs.pairs import labelled_vectors
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.subgroups.group_comparison import compare_groups
+from retrieval.consistency.subgroups.comparison import compare_groups
 from tests.consistency.conftest import draw_family
 
 DIMENSION, SPREAD = 16, 0.3

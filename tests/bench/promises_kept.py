@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # s
 
 from retrieval.consistency.curves.curves import OperatingCurves, operating_curves
 from retrieval.consistency.thresholds.certificate import certify, certify_mean
+from retrieval.consistency.thresholds.choice import choose_threshold
 from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.consistency.thresholds.thresholds import choose_threshold
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.emoji import emoji
 from tests.consistency.conftest import draw_family

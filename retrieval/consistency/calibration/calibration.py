@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrator_fits import (
+from retrieval.consistency.calibration.fits import (
     fit_beta_pairs,
     fit_isotonic_pairs,
     fit_platt_pairs,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.errors import InvalidInput
 
 _KINDS: dict[str, type[PlattCalibrator | BetaCalibrator | IsotonicCalibrator | VennAbersCalibrator]] = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from retrieval.consistency.pairs.pairs import Vectors, accepted_pairs, labelled_vectors
 from retrieval.consistency.pairs.tally import PairTally
-from retrieval.consistency.subgroups.subgroups import check_threshold
+from retrieval.consistency.subgroups.rates import check_threshold
 from retrieval.errors import InvalidInput
 
 

@@ -15,7 +15,7 @@ from retrieval.consistency.subgroups.clustered import (
     dyadic_covariance,
     dyadic_variances,
 )
-from retrieval.consistency.subgroups.group_counts import ClassPairCounts, Counts, GroupCounts
+from retrieval.consistency.subgroups.counts import ClassPairCounts, Counts, GroupCounts
 
 FrrPairs: TypeAlias = Literal["within", "touching"]
 

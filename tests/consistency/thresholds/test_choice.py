@@ -7,8 +7,8 @@ import pytest
 
 from retrieval.consistency.curves.curves import operating_curves
 from retrieval.consistency.pairs.selection import threshold_grid
+from retrieval.consistency.thresholds.choice import ThresholdChoice, choose_threshold
 from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 

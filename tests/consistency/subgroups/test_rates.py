@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.consistency.curves.curves import operating_curves
 from retrieval.consistency.intervals import wilson_interval
-from retrieval.consistency.subgroups.subgroups import class_rates, group_rates
+from retrieval.consistency.subgroups.rates import class_rates, group_rates
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 

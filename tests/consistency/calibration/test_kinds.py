@@ -11,8 +11,8 @@ from scipy.special import expit
 
 from retrieval.consistency.calibration.calibrator import MAX_KNOTS, Calibrator, interpolate
 from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
+from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.errors import InvalidInput
 
 PLATT = PlattCalibrator(3.0, -1.5, 0.1, 10, 20)

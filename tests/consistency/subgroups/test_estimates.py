@@ -10,8 +10,8 @@ import pytest
 from retrieval.consistency.pairs.pairs import labelled_vectors
 from retrieval.consistency.subgroups.class_estimates import class_estimates
 from retrieval.consistency.subgroups.clustered import dyadic_covariance, dyadic_variances
-from retrieval.consistency.subgroups.group_counts import count_groups
-from retrieval.consistency.subgroups.group_estimates import false_accept_rates, false_reject_rates
+from retrieval.consistency.subgroups.counts import count_groups
+from retrieval.consistency.subgroups.estimates import false_accept_rates, false_reject_rates
 
 N_CLASSES, N_IMAGES, THRESHOLD = 7, 4, 0.3
 

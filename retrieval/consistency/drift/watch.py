@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from retrieval.consistency.drift.drift_state import MEMORIES, DriftState, resolutions
+from retrieval.consistency.drift.state import MEMORIES, DriftState, resolutions
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Reals = NDArray[np.float64]

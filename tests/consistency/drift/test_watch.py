@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.drift.drift import MIN_REFERENCE, look_for_drift, start_drift
-from retrieval.consistency.drift.drift_state import DriftState
+from retrieval.consistency.drift.state import DriftState
+from retrieval.consistency.drift.watch import MIN_REFERENCE, look_for_drift, start_drift
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from tests.consistency.drift.test_drift_state import two_bins
 

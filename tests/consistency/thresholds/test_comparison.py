@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.consistency.thresholds.threshold_comparison import ClassDecisionChange, compare_thresholds
+from retrieval.consistency.thresholds.comparison import ClassDecisionChange, compare_thresholds
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 ROWS = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.96, 0.28]], dtype=np.float32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.pairs import Vectors
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
+from retrieval.consistency.subgroups.counts import GroupCounts
 from retrieval.consistency.subgroups.differentials import (
     GroupTest,
     RateDifferential,
@@ -21,9 +22,8 @@ from retrieval.consistency.subgroups.differentials import (
     fairness_discrepancy_rate,
     garbe,
 )
-from retrieval.consistency.subgroups.group_counts import GroupCounts
-from retrieval.consistency.subgroups.group_estimates import FrrPairs, false_accept_rates, false_reject_rates
-from retrieval.consistency.subgroups.subgroups import GroupRates, counted_groups, rates_of_groups
+from retrieval.consistency.subgroups.estimates import FrrPairs, false_accept_rates, false_reject_rates
+from retrieval.consistency.subgroups.rates import GroupRates, counted_groups, rates_of_groups
 from retrieval.errors import InvalidInput
 
 

@@ -16,8 +16,8 @@ from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
 from retrieval.consistency.subgroups.class_estimates import class_estimates
 from retrieval.consistency.subgroups.clustered import RateEstimates
-from retrieval.consistency.subgroups.group_counts import GroupCounts, count_groups
-from retrieval.consistency.subgroups.group_estimates import FrrPairs, false_accept_rates, false_reject_rates
+from retrieval.consistency.subgroups.counts import GroupCounts, count_groups
+from retrieval.consistency.subgroups.estimates import FrrPairs, false_accept_rates, false_reject_rates
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 MIN_CLASSES = 10  # with fewer, the variance over classes is itself unknown by half

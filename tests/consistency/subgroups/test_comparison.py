@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from retrieval.consistency.subgroups.comparison import compare_groups
 from retrieval.consistency.subgroups.differentials import gini
-from retrieval.consistency.subgroups.group_comparison import compare_groups
-from retrieval.consistency.subgroups.subgroups import group_rates
+from retrieval.consistency.subgroups.rates import group_rates
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 CROWDED = {"dimension": 16, "spread": 0.3, "crowding": 0.5}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, fit_calibrator
-from retrieval.consistency.calibration.calibration_choice import cross_validate_calibrators, fit_best_calibrator
+from retrieval.consistency.calibration.choice import cross_validate_calibrators, fit_best_calibrator
 from retrieval.consistency.calibration.reliability import reliability
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 

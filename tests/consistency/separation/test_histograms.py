@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from retrieval.consistency.separation.separation import area_under_curve, overlap_of, score_histograms
+from retrieval.consistency.separation.histograms import area_under_curve, overlap_of, score_histograms
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 

@@ -11,8 +11,8 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, log_expit, logit
 
 from retrieval.consistency.calibration.calibrator import MAX_KNOTS, Probabilities
-from retrieval.consistency.calibration.calibrators_isotonic import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator, beta_features
+from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # Of the parametric fits; more pairs enter in as many bins, far narrower than any curve bends.
