@@ -1,7 +1,7 @@
-"""Which kind of calibrator to use: each is fitted on some classes and judged on others that took no part.
+"""Choose the kind of calibrator: each is fitted on some classes and judged on others that took no part.
 
-Folds are of classes: pairs inside and among the training classes fit, pairs inside and among the held-out classes
-judge. Folds of pairs would put images of one class on both sides, and flatter whatever adapts most.
+Folds are made of classes. Folds of pairs would put images of one class on both sides, and favour the most flexible
+kind. Pairs inside and among the training classes fit, pairs inside and among the held-out classes judge.
 """
 
 from __future__ import annotations
@@ -13,21 +13,76 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, DrawnPairs, draw_pairs, fit_scores
-from retrieval.consistency.calibration.calibrator import Calibrator
+from retrieval.consistency.calibration.fits import fit_scores
+from retrieval.consistency.calibration.kinds import CALIBRATOR_KINDS, Calibrator
 from retrieval.consistency.calibration.reliability import Reliability, mean_reliability, reliability
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors, labelled, scored_pairs
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _N_FOLDS, _N_BINS = 5, 10
+_MAX_PAIRS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnPairs:
+    """scores: [n] float32; first, second: [n] int64, class codes of both ends."""
+
+    scores: NDArray[np.float32]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+    @property
+    def matches(self) -> NDArray[np.bool_]:
+        """Whether both ends are of one class: [n] bool."""
+        return np.equal(self.first, self.second)
+
+    def among(self, chosen: NDArray[np.bool_]) -> DrawnPairs:
+        """Return the pairs with both ends in the chosen classes, [T] bool."""
+        rows = np.flatnonzero(chosen[self.first] & chosen[self.second])
+        return DrawnPairs(self.scores[rows], self.first[rows], self.second[rows])
+
+    def weights(self, prevalence: float) -> NDArray[np.float64]:
+        """Return weights that sum to 1 and give matches the stated share: [n] float64.
+
+        Raises:
+            NotEnoughEvidence: no positive or no negative pair.
+        """
+        matches = self.matches
+        n_positives = np.count_nonzero(matches)
+        n_negatives = len(matches) - n_positives
+        if n_positives == 0 or n_negatives == 0:
+            raise NotEnoughEvidence(
+                f"a prevalence needs pairs of both kinds, found {n_positives} matches, {n_negatives} others; add "
+                "images per class, or draw more pairs"
+            )
+        return np.where(matches, prevalence / n_positives, (1 - prevalence) / n_negatives)
+
+
+def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs: int) -> DrawnPairs:
+    """Return all pairs up to max_pairs of each kind, else an independent random draw of about that many.
+
+    Raises:
+        InvalidInput: max_pairs below 1.
+    """
+    if max_pairs < 1:
+        raise InvalidInput(f"max_pairs must be at least 1, found {max_pairs}")
+    share_positive = min(1.0, max_pairs / max(vectors.n_positives, 1))
+    share_negative = min(1.0, max_pairs / max(vectors.n_negatives, 1))
+    scores, first, second = [], [], []
+    for batch in scored_pairs(vectors):
+        drawn = rng.random(len(batch.scores)) < np.where(batch.matches, share_positive, share_negative)
+        scores.append(batch.scores[drawn])
+        first.append(batch.first[drawn])
+        second.append(batch.second[drawn])
+    return DrawnPairs(np.concatenate(scores), np.concatenate(first), np.concatenate(second))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibratorScore:
-    """How one kind of calibrator forecasts pairs of classes it was not fitted on, at the stated prevalence.
+    """How one kind of calibrator forecasts pairs of classes that it was not fitted on, at the stated prevalence.
 
-    log_loss, brier, ece: means over folds, lower is better; ..._error: their standard errors over folds, a guide only,
-    since folds share training classes. excess, excess_error: mean and standard error over folds of its log loss less
+    log_loss, brier, ece: means over folds, lower is better; ..._error: their standard errors over folds, approximate
+    because folds share training classes. excess, excess_error: mean and standard error over folds of its log loss less
     that of the best kind in the same fold, 0 for the best. reliability: forecasts of all folds together.
     """
 
@@ -45,7 +100,7 @@ class CalibratorScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibratorComparison:
-    """Kinds of calibrators, best first: by mean log loss, which unlike ECE is least for the true probability."""
+    """Kinds of calibrators, best first by mean log loss, which unlike ECE is lowest for the true probability."""
 
     scores: tuple[CalibratorScore, ...]
     prevalence: float
@@ -73,68 +128,50 @@ class CalibratorComparison:
 
 
 def cross_validate_calibrators(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: LabelledVectors,
     *,
-    gallery_vectors: Vectors | None = None,
     prevalence: float,
     rng: np.random.Generator,
     kinds: Sequence[str] = CALIBRATOR_KINDS,
     n_folds: int = _N_FOLDS,
-    max_pairs: int = 2_000_000,
+    max_pairs: int = _MAX_PAIRS,
     n_bins: int = _N_BINS,
-    tile: int = 1024,
 ) -> CalibratorComparison:
-    """Return how the kinds forecast classes they were not fitted on, best first.
+    """Compare how the kinds forecast classes that they were not fitted on, best first.
 
-    query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors`; labels: n strings; kinds: words of
-    CALIBRATOR_KINDS; max_pairs: pairs of each kind drawn, once for all folds. Classes are dealt into n_folds at random,
-    those with two images and the others apart, so that every fold has about as many of both. Pairs between training
-    and held-out classes are not used.
+    kinds: words of CALIBRATOR_KINDS; max_pairs: pairs of each kind drawn, once for all folds. Classes are dealt into
+    n_folds at random, those with two images and the others separately, so that every fold has about as many of both.
 
     Cost: one pass over the pairs; memory: a few max_pairs, and a tile.
 
     Raises:
         NotEnoughEvidence: fewer classes with two images than n_folds, or fewer than two classes in a fold.
         InvalidInput: prevalence outside (0, 1), n_folds below 2, no kind or an unknown one, max_pairs below 1.
-        InvalidEmbeddings: see `labelled_vectors`.
 
-    Source: Kull, Silva Filho, Flach, AISTATS 2017, compare kinds so, by log loss and Brier score on held-out folds.
+    Source: Kull, Silva Filho, Flach, AISTATS 2017, compare by log loss and Brier score on held-out folds in this way.
 
     >>> rng = np.random.default_rng(0)
     >>> rows = np.repeat(rng.normal(size=(40, 8)), 4, axis=0) + 0.6 * rng.normal(size=(160, 8))
     >>> rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    >>> labels = [str(row // 4) for row in range(160)]
-    >>> comparison = cross_validate_calibrators(rows, labels, prevalence=0.1, rng=rng)
+    >>> vectors = labelled(rows, [str(row // 4) for row in range(160)])
+    >>> comparison = cross_validate_calibrators(vectors, prevalence=0.1, rng=rng)
     >>> sorted(score.kind for score in comparison.scores), comparison.scores[0].excess
     (['beta', 'isotonic', 'platt', 'venn-abers'], 0.0)
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
     folds = _deal(vectors, n_folds, rng)
-    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs, tile=tile)
+    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs)
     return _compare(pairs, folds, prevalence, kinds, n_bins)
 
 
 def fit_best_calibrator(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    prevalence: float,
-    rng: np.random.Generator,
-    max_pairs: int = 2_000_000,
-    tile: int = 1024,
+    vectors: LabelledVectors, *, prevalence: float, rng: np.random.Generator, max_pairs: int = _MAX_PAIRS
 ) -> Calibrator:
-    """Return the kind that forecasts held-out classes best, fitted on the drawn pairs of all classes.
+    """Fit the kind that forecasts held-out classes best, on the drawn pairs of all classes.
 
-    Cost and memory: as `cross_validate_calibrators`, whose five folds use the same pairs.
-
-    Raises:
-        NotEnoughEvidence, InvalidInput, InvalidEmbeddings: as `cross_validate_calibrators`.
+    Cost, memory, Raises: as `cross_validate_calibrators`, whose five folds use the same pairs.
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
     folds = _deal(vectors, _N_FOLDS, rng)
-    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs, tile=tile)
+    pairs = draw_pairs(vectors, rng=rng, max_pairs=max_pairs)
     comparison = _compare(pairs, folds, prevalence, CALIBRATOR_KINDS, _N_BINS)
     return fit_scores(pairs.scores, pairs.matches, kind=comparison.best, prevalence=prevalence)
 
@@ -161,7 +198,7 @@ def _compare(
 
 
 def _deal(vectors: LabelledVectors, n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the fold of every class: [T] int64."""
+    """Deal the classes into folds: [T] int64, the fold of each."""
     if n_folds < 2:
         raise InvalidInput(f"n_folds must be at least 2, found {n_folds}")
     with_pair = vectors.n_images >= 2
@@ -178,28 +215,16 @@ def _deal(vectors: LabelledVectors, n_folds: int, rng: np.random.Generator) -> N
 
 
 def _score(kind: str, reports: Sequence[Reliability], best: Sequence[Reliability]) -> CalibratorScore:
-    log_loss, log_loss_error = _mean([report.log_loss for report in reports])
-    brier, brier_error = _mean([report.brier for report in reports])
-    ece, ece_error = _mean([report.ece for report in reports])
     pairs = zip(reports, best, strict=True)
-    excess, excess_error = _mean([report.log_loss - other.log_loss for report, other in pairs])
-    return CalibratorScore(
-        kind=kind,
-        log_loss=log_loss,
-        log_loss_error=log_loss_error,
-        brier=brier,
-        brier_error=brier_error,
-        ece=ece,
-        ece_error=ece_error,
-        excess=excess,
-        excess_error=excess_error,
-        reliability=mean_reliability(reports),
-    )
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over folds and its standard error."""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
+    figures = {
+        "log_loss": [report.log_loss for report in reports],
+        "brier": [report.brier for report in reports],
+        "ece": [report.ece for report in reports],
+        "excess": [report.log_loss - other.log_loss for report, other in pairs],
+    }
+    means = {name: float(np.mean(values)) for name, values in figures.items()}
+    errors = {f"{n}_error": float(np.std(values, ddof=1) / math.sqrt(len(values))) for n, values in figures.items()}
+    return CalibratorScore(kind=kind, reliability=mean_reliability(reports), **means, **errors)
 
 
 def _cell(value: float, error: float) -> str:

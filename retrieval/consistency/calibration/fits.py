@@ -1,32 +1,65 @@
-"""One fit for each kind of calibrator, from scores [n] float32 and matches [n] bool, at a stated prevalence.
+"""Fit a calibrator on scores [n] float32 and whether each pair matches [n] bool, at a stated prevalence.
 
-Where the pairs come from is left to `calibration`, which states what all kinds share.
+Drawing the pairs and comparing the kinds on held-out classes is in `choice`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit, log_expit, logit
 
-from retrieval.consistency.calibration.calibrator import MAX_KNOTS, Probabilities
-from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator, beta_features
-from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
+from retrieval.consistency.calibration.kinds import (
+    MAX_KNOTS,
+    BetaCalibrator,
+    Calibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    Probabilities,
+    VennAbersCalibrator,
+    beta_features,
+)
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
-# Of the parametric fits; more pairs enter in as many bins, far narrower than any curve bends.
+# Parametric fits put more pairs than this into as many bins, far narrower than any bend of the curve.
 _MAX_ROWS = 1 << 15
 
 
-def fit_isotonic_pairs(
+def fit_scores(scores: NDArray[np.float32], matches: NDArray[np.bool_], *, kind: str, prevalence: float) -> Calibrator:
+    """Fit a calibrator of one kind on scores [n] and whether each pair matches [n].
+
+    Pairs are weighted to the stated prevalence. One match is added at the lowest score and one non-match at the
+    highest (Laplace's rule at both ends): so no fit diverges if the two kinds of pairs are separable, and a fit on few
+    pairs stays cautious. Venn-Abers adds its own pair at every score instead.
+
+    Raises:
+        NotEnoughEvidence: no positive or no negative pair.
+        InvalidInput: unknown kind, prevalence outside (0, 1), or lengths that differ.
+
+    >>> scores = np.array([0, 0, 0, 1, 1, 1], dtype=np.float32)
+    >>> for kind in ("platt", "beta", "isotonic", "venn-abers"):  # three others at 0, three matches at 1, and the added
+    ...     print(kind, fit_scores(scores, scores > 0, kind=kind, prevalence=0.5).probability([0.0, 1.0]).round(3))
+    platt [0.25 0.75]
+    beta [0.25 0.75]
+    isotonic [0.25 0.75]
+    venn-abers [0.2 0.8]
+    """
+    if kind not in _FITS:
+        raise InvalidInput(f"kind: expected one of {', '.join(_FITS)}, found {kind!r}")
+    return _FITS[kind](scores, matches, prevalence)
+
+
+def _fit_isotonic(
     scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
 ) -> IsotonicCalibrator:
-    """Return the isotonic calibrator of pairs.
+    """Fit an isotonic calibrator.
 
     Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
     """
-    from sklearn.isotonic import IsotonicRegression  # takes a second to import; who only applies a calibrator need not
+    from sklearn.isotonic import IsotonicRegression  # takes a second to import, and applying a calibrator does not need it
 
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     # Weights near 1 keep scikit-learn's comparisons of neighbouring blocks far from rounding.
@@ -35,16 +68,16 @@ def fit_isotonic_pairs(
     return IsotonicCalibrator(tuple(knots_x.tolist()), tuple(knots_y.tolist()), prevalence, n_positives, n_negatives)
 
 
-def fit_platt_pairs(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> PlattCalibrator:
-    """Return the Platt calibrator of pairs, by weighted log loss."""
+def _fit_platt(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> PlattCalibrator:
+    """Minimise the weighted log loss."""
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     x, y, weights = _binned(x, y, weights)
     (slope,), intercept = _logistic(x[:, None], y, weights)
     return PlattCalibrator(slope, intercept, prevalence, n_positives, n_negatives)
 
 
-def fit_beta_pairs(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> BetaCalibrator:
-    """Return the beta calibrator of pairs, by weighted log loss, its scores mapped by Platt scaling at even odds."""
+def _fit_beta(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> BetaCalibrator:
+    """Minimise the weighted log loss, after Platt scaling of the scores at even odds."""
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     x, y, weights = _binned(x, y, weights)
     even = weights * np.where(y, 0.5 / prevalence, 0.5 / (1 - prevalence))
@@ -53,13 +86,15 @@ def fit_beta_pairs(scores: NDArray[np.float32], matches: NDArray[np.bool_], prev
     return BetaCalibrator(scale, offset, a, b, c, prevalence, n_positives, n_negatives)
 
 
-def fit_venn_abers_pairs(
+def _fit_venn_abers(
     scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
 ) -> VennAbersCalibrator:
-    """Return the inductive Venn-Abers predictor of pairs, their scores rounded to at most 256 levels."""
+    """Fit an inductive Venn-Abers predictor; the scores are rounded to at most 256 levels."""
+    from scipy.optimize import isotonic_regression  # slow to import, and rarely needed
+
     n_positives, n_negatives = _count(scores, matches, prevalence)
     levels, per_positive, per_negative = _levels(scores, matches)
-    # A new pair weighs what one calibration pair of its kind weighs, so that it can stand for any of them.
+    # A new pair weighs what one calibration pair of its kind weighs, so that it can replace any of them.
     one_positive, one_negative = prevalence / (n_positives + 1), (1 - prevalence) / (n_negatives + 1)
     of_matches = per_positive * one_positive
     total = of_matches + per_negative * one_negative
@@ -130,8 +165,10 @@ def _logistic(
 ) -> tuple[list[float], float]:
     """Return the coefficients of at least 0 and the intercept that minimise the weighted log loss; features: [n, k].
 
-    scikit-learn's logistic regression knows no bounds, and its solvers give up where prevalences are extreme.
+    scikit-learn's logistic regression has no bounds, and its solvers fail at extreme prevalences.
     """
+    from scipy.optimize import minimize  # slow to import, and rarely needed
+
     centre, spread = features.mean(axis=0), features.std(axis=0)
     unit = (features - centre) / np.where(spread > 0, spread, 1)
     sign, share = np.where(y, 1.0, -1.0), weights / weights.sum()
@@ -143,7 +180,7 @@ def _logistic(
         return float(-(share * log_expit(margin)).sum()), np.append(slope @ unit, slope.sum())
 
     n_features = features.shape[1]
-    # Where all is one prevalence the loss is that of its entropy; rare matches need a tolerance relative to it.
+    # The loss of rare matches is small, so the tolerance is relative to their share.
     gradient = 1e-7 * float(expit(-abs(log_odds)))
     found: NDArray[np.float64] = minimize(
         loss,
@@ -162,7 +199,7 @@ def _levels(
 ) -> tuple[Probabilities, Probabilities, Probabilities]:
     """Return at most 256 ascending scores, and how many matches and how many others are rounded to each.
 
-    Levels are ranks of either kind, dense towards both of its ends: there the probability moves.
+    Levels are ranks of either kind, dense at both of its ends, where the probability changes.
     """
     chosen = []
     for kind in (np.sort(scores[matches]), np.sort(scores[~matches])):
@@ -179,6 +216,11 @@ def _levels(
 
 
 def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Keep at most 256 knots, evenly spaced among those there are: they are dense where the map rises."""
+    """Keep at most 256 knots, evenly spaced by number: they are dense where the map rises."""
     kept = np.unique(np.linspace(0, len(x) - 1, MAX_KNOTS).round().astype(np.int64))
     return x[kept].astype(np.float64), y[kept].astype(np.float64)
+
+
+_FITS: Mapping[str, Callable[[NDArray[np.float32], NDArray[np.bool_], float], Calibrator]] = MappingProxyType(
+    {"platt": _fit_platt, "beta": _fit_beta, "isotonic": _fit_isotonic, "venn-abers": _fit_venn_abers}
+)

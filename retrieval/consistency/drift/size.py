@@ -1,6 +1,6 @@
-"""How far the scores of unlabelled queries have moved from a reference, and how far chance alone would move them.
+"""Measure how far the scores of unlabelled queries moved from a reference, and how far chance alone moves them.
 
-Decides nothing: whether there is drift is said by `drift`, which may be asked as often as one likes.
+Whether there is drift is tested in `watch`, at any number of looks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ _N_RESAMPLES = 400  # resolves the ends of a 95 % interval to about a percent of
 class DriftSize:
     """The difference between two samples of scores.
 
-    median_shift: median (lowest score that half reach) of the new scores less that of the reference, with its interval;
-    wasserstein: how far a score has to be moved on average to turn one distribution into the other, in units of the
-    score, with its interval; wasserstein_by_chance: its median where both samples come from one distribution;
-    ks: largest difference between the shares of scores up to any value, 0 to 1, found at the score `below`;
-    ks_by_chance: its median where both come from one; interquartile_range: of the reference, to judge the others by.
+    median_shift: median of the new scores less that of the reference; wasserstein: the average move of a score that
+    turns one distribution into the other, in units of the score; ks: largest difference between the shares of scores up
+    to any value, 0 to 1, found at the score `below`. ..._interval: of the stated confidence; ..._by_chance: the median
+    if both samples come from one distribution; interquartile_range: of the reference, as a scale for the others.
     """
 
     median_shift: float
@@ -56,12 +55,11 @@ class DriftSize:
 
 
 def drift_size(reference: Reals, scores: Reals, *, rng: np.random.Generator, confidence: float = 0.95) -> DriftSize:
-    """Return how far new scores [n] lie from reference scores [m], one per query, both float of at least 10.
+    """Return how far new scores [n] lie from reference scores [m], one per query, at least 10 of each.
 
-    Intervals are percentiles over 400 bootstrap draws of both samples; the Wasserstein distance and the KS statistic
-    are never 0, so that each comes with its median over 100 random divisions of the pooled scores. Independent
-    queries are assumed, and one look: after many looks the largest of them is not what its interval says. Memory:
-    [400, m + n] counts.
+    Intervals are percentiles over 400 bootstrap draws of both samples. The Wasserstein distance and the KS statistic
+    are never 0, so each comes with its median over 100 random divisions of the pooled scores. Assumes independent
+    queries and one look: the interval of the largest of many looks would be wrong. Memory: [400, m + n] counts.
 
     Raises:
         NotEnoughEvidence: fewer than 10 scores on either side.

@@ -1,7 +1,4 @@
-"""What one look for drift leaves to the next: counts of scores and the wealth of those who bet on them.
-
-Decides the record's form and reads the verdict off it; how a look changes it is up to `drift`.
-"""
+"""The state that one look for drift leaves to the next, its verdict and its plain JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +11,18 @@ import numpy as np
 
 from retrieval.errors import InvalidInput
 
-# Bettors: one for each resolution and each memory. What a look teaches them fades by this factor with every later look.
+# One bettor for each resolution and each memory; what it learnt fades by this factor at every later look.
 MEMORIES = (1.0, 0.9, 0.5)
 
 
 def resolutions(n_bins: int) -> list[int]:
-    """Return the numbers of bins, 2 up to n_bins, that bettors merge the bins into; n_bins: a power of two."""
+    """Return the resolutions of the bettors: powers of two from 2 to n_bins, itself a power of two."""
     return [1 << level for level in range(1, n_bins.bit_length())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftState:
-    """All that the next look needs to know of the reference and of the looks so far; plain numbers.
+    """What the next look needs to know of the reference and of the earlier looks; plain numbers.
 
     edges, tie_breaks: [K - 1], upper ends of all bins but the last, and the random numbers that order equal scores;
     gaps: [K], spaces between neighbouring reference scores in each bin; counts: [K], new scores in it;
@@ -79,7 +76,7 @@ class DriftState:
         return math.exp(-max(self.log_peak, 0.0))
 
     def drifted(self, alpha: float = 0.05) -> bool:
-        """Whether drift was found at any look so far, with at most probability alpha of ever crying wolf.
+        """Whether any look so far found drift; a false alarm ever has probability at most alpha.
 
         Raises:
             InvalidInput: alpha outside (0, 1).
@@ -115,15 +112,11 @@ class DriftState:
             raise InvalidInput(f"expected a document of kind 'drift', found {document.get('kind')!r}")
         try:
             return cls(
-                edges=_floats(document["edges"]),
-                tie_breaks=_floats(document["tie_breaks"]),
-                gaps=tuple(int(value) for value in document["gaps"]),
-                counts=tuple(int(value) for value in document["counts"]),
+                **{name: _floats(document[name]) for name in ("edges", "tie_breaks", "log_wealth")},
+                **{name: tuple(int(value) for value in document[name]) for name in ("gaps", "counts")},
                 memories=tuple(_floats(memory) for memory in document["memories"]),
-                log_wealth=_floats(document["log_wealth"]),
                 n_looks=int(document["n_looks"]),
-                log_e=float(document["log_e"]),
-                log_peak=float(document["log_peak"]),
+                **{name: float(document[name]) for name in ("log_e", "log_peak")},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"the drift state's document is incomplete or malformed: {error!r}") from error

@@ -1,7 +1,7 @@
-"""Have the scores of unlabelled queries drifted from a reference? A test that may be looked at as often as one likes.
+"""Test whether the scores of unlabelled queries have drifted from a reference, at any number of looks.
 
-Decides from counts alone, so that what an audit has to keep is small, and exactly, without any assumption on the shape
-of the scores. How far they moved is said by `drift_size`, what that does to the rates by `unlabelled_rates`.
+The test needs counts only, so an audit keeps little state, and it is exact for scores of any distribution.
+`size` measures how far the scores moved.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Reals = NDArray[np.float64]
 
 MIN_REFERENCE = 63  # 64 gaps: four for each of 16 bins
 _MAX_BINS = 32
-_MIN_GAPS = 4  # of a bin, so that its share of the reference is known to within a half
-_CONCENTRATION = 10.0  # scores' worth of the bettors' first belief that nothing drifted
-_IDLE = 0.5  # of the wealth that is dealt out is not bet: it waits for drift that comes late
-_SHARE = 0.02  # of the wealth is dealt out anew after each look
+_MIN_GAPS = 4  # of a bin: its share of the reference is then known to within a half
+_CONCENTRATION = 10.0  # of the bettors' first belief that nothing drifted, in scores
+_IDLE = 0.5  # of the wealth dealt out is not bet: it waits for late drift
+_SHARE = 0.02  # of the wealth is dealt out again after each look
 
 
 def start_drift(reference: Reals, *, rng: np.random.Generator) -> DriftState:
     """Return the state before the first look, from reference scores: [m] float, m >= 63.
 
-    One score per query, for instance the similarity to its nearest catalogue item; queries independent, drawn as those
-    of the looks will be and asked of the same catalogue with the same model and score. Ten photographs of one thing
-    count as one query; a catalogue that grows moves the scores by itself: start again from a new reference.
+    One score per query, for instance the similarity to its nearest catalogue item. Queries must be independent, and of
+    the same population, catalogue, model and score as at the looks. Ten photographs of one thing count as one query.
+    A growing catalogue moves the scores too: then start again from a new reference.
     rng: orders equal scores; without ties on a bin's edge nothing is random.
 
     Raises:
@@ -65,25 +65,25 @@ def start_drift(reference: Reals, *, rng: np.random.Generator) -> DriftState:
 
 
 def look_for_drift(state: DriftState, scores: Reals, *, rng: np.random.Generator) -> DriftState:
-    """Return the state after one more look, at new scores [n] float; no scores leave the state as it was.
+    """Return the state after one more look, at new scores [n] float; no scores leave the state unchanged.
 
-    The evidence is a bet. Where a new score falls among the reference's is, without drift, Polya's urn: the bin with
-    `gaps` gaps and `counts` new scores comes next with probability (gaps + counts) / (m + 1 + n), whatever the
-    distribution and exactly for a finite reference, over the draw of the reference and of the scores together. Bettors
-    who believe in other shares (at resolutions of 2 to 32 bins; learnt from all, the last ten or the last two looks)
-    multiply their wealth by the ratio of their probability of the look to the urn's; some wealth waits and some is
-    dealt out anew at each look, for drift that comes late. The total wealth, the e-value, is a martingale from 1:
-    it ever reaches 1 / alpha with probability at most alpha (Ville), however many looks, of whatever size.
+    The evidence is a bet. Without drift, the place of a new score among the reference scores follows Polya's urn: the
+    bin with `gaps` gaps and `counts` new scores is next with probability (gaps + counts) / (m + 1 + n), exactly and for
+    any distribution, over the draw of reference and scores. Bettors who believe in other shares (at resolutions of 2 to
+    32 bins; learnt from all, the last ten or the last two looks) multiply their wealth by the ratio of their
+    probability of the look to the urn's. Some wealth waits and some is dealt out again at each look, for late drift.
+    The total wealth, the e-value, is a martingale from 1: it ever reaches 1 / alpha with probability at most alpha
+    (Ville), for any number and size of looks.
 
-    Since new scores join the urn, the evidence from m reference scores is bounded: a shift from the first look on is
-    found for certain only from about 9 / sqrt(m) standard deviations of the scores (in a third of the runs at 4.5), and
-    smaller ones only where they come after quiet looks, which extend the reference (`tests/bench/drift_detection.py`).
+    Because new scores join the urn, the evidence from m reference scores is bounded: a shift from the first look on is
+    found for certain only from about 9 / sqrt(m) standard deviations of the scores (in a third of the runs at 4.5);
+    smaller shifts only after quiet looks, which extend the reference (`tests/bench/drift_detection.py`).
 
     Raises:
         InvalidInput: not one-dimensional, NaN or infinity.
 
     Source: the urn: Wilks, "Statistical prediction with special reference to the problem of tolerance limits", Annals
-    of Mathematical Statistics 13 (1942); wealth dealt out anew: Herbster, Warmuth, "Tracking the best expert", Machine
+    of Mathematical Statistics 13 (1942); wealth dealt out again: Herbster, Warmuth, "Tracking the best expert", Machine
     Learning 32 (1998), Fixed Share; testing by betting on ranks: Vovk, Gammerman, Shafer, "Algorithmic Learning in a
     Random World" (2005), chapter 7.
 
@@ -138,13 +138,13 @@ def _bins_of(state: DriftState, values: Reals, rng: np.random.Generator) -> NDAr
 
 
 def _prior_wealth(n_bins: int) -> Reals:
-    """Return what each bettor is dealt, of 1 in all; the idle one first."""
+    """Return the first wealth of each bettor, 1 in all; the idle one first."""
     n_bettors = len(MEMORIES) * len(resolutions(n_bins))
     return np.concatenate([[_IDLE], np.full(n_bettors, (1 - _IDLE) / n_bettors)])
 
 
 def _log_gains(new: Reals, gaps: NDArray[np.int64], counts: NDArray[np.int64], memories: Reals) -> Reals:
-    """Return the logarithm of what each bettor's wealth is multiplied by; the idle one's, 0, first."""
+    """Return the logarithm of the factor on each bettor's wealth; the idle one's, 0, first."""
     gains = [0.0]
     belief = _CONCENTRATION * gaps / gaps.sum() + memories
     for n_coarse in resolutions(len(gaps)):

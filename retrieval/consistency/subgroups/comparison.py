@@ -1,7 +1,4 @@
-"""Do declared groups of images fare alike at the one threshold? Rates, differentials, tests and pairs across groups.
-
-Whether a difference is acceptable is decided by the reader of these numbers.
-"""
+"""Compare declared groups of images at one threshold: rates, differentials, tests and pairs across groups."""
 
 from __future__ import annotations
 
@@ -12,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.pairs import Vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
-from retrieval.consistency.subgroups.counts import GroupCounts
+from retrieval.consistency.subgroups.counts import GroupCounts, count_groups
 from retrieval.consistency.subgroups.differentials import (
     GroupTest,
     RateDifferential,
     compare_rates,
     fairness_discrepancy_rate,
     garbe,
+    level_of,
 )
 from retrieval.consistency.subgroups.estimates import FrrPairs, false_accept_rates, false_reject_rates
-from retrieval.consistency.subgroups.rates import GroupRates, counted_groups, rates_of_groups
-from retrieval.errors import InvalidInput
+from retrieval.consistency.subgroups.rates import GroupRates, rates_of_groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +39,10 @@ class CrossRate:
 class GroupComparison:
     """Groups of images at one threshold.
 
-    groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None where fewer
+    groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None if fewer
     than two of them have such pairs; garbe, fdr: of both rates, weight 1/2 each; frr_pairs: which pairs of one class
     count for a group, see `group_rates`; left_out: names of the small groups; across: pairs across two groups, empty
-    with more than 32 groups; level: of the tests, over all groups of one rate.
+    with more than 32 groups; level: significance level of the tests, over all groups of one rate.
     """
 
     groups: tuple[GroupRates, ...]
@@ -77,33 +74,26 @@ class GroupComparison:
 
 
 def compare_groups(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: LabelledVectors,
     groups: Sequence[str],
     threshold: float,
     *,
     rng: np.random.Generator,
-    gallery_vectors: Vectors | None = None,
     confidence: float = 0.95,
-    level: float = 0.05,
     small_below: int = 20,
     frr_pairs: FrrPairs | None = None,
-    tile: int = 1024,
 ) -> GroupComparison:
     """Return rates, differentials and tests of the groups of one attribute; groups: n strings, one per image.
 
     Groups with fewer than small_below images or 10 classes are left out of differentials and tests: chance alone would
-    make them the worst. frr_pairs omitted: "within" where a group holds two images of a class, else "touching". Tests
-    are corrected over the groups of one rate; who reads several attributes has as many such families.
+    make them the worst. Without frr_pairs it is "within" if a group contains two images of a class, else "touching".
+    The tests have level 1 - confidence, corrected over the groups of one rate; each attribute is a family of its own.
 
     Raises:
-        InvalidInput: threshold is not finite, or confidence or level outside (0, 1).
-        InvalidEmbeddings: groups of another length; see also `labelled_vectors`.
-        NotEnoughEvidence: fewer than two classes in all.
+        InvalidInput: threshold is not finite, confidence outside (0, 1), two sets of images or excluded pairs.
+        InvalidEmbeddings: groups of another length.
     """
-    if not 0 < level < 1:
-        raise InvalidInput(f"level must lie strictly between 0 and 1, found {level}")
-    counts = counted_groups(query_vectors, labels, groups, threshold, gallery_vectors, tile)
+    counts = count_groups(vectors, groups, threshold)
     if frr_pairs is None:
         frr_pairs = "within" if counts.positives[:, counts.within].any() else "touching"
     table = rates_of_groups(counts, small_below=small_below, confidence=confidence, frr_pairs=frr_pairs)
@@ -117,7 +107,6 @@ def compare_groups(
             [table[row].name for row in kept.tolist()],
             _some(estimates, kept),
             covariance[np.ix_(kept, kept)],
-            level=level,
             confidence=confidence,
             rng=rng,
         )
@@ -134,7 +123,7 @@ def compare_groups(
         left_out=tuple(rates.name for rates in table if rates.small),
         across=_across(counts, confidence),
         confidence=confidence,
-        level=level,
+        level=level_of(confidence),
     )
 
 

@@ -1,26 +1,25 @@
-"""One pass over the pairs at one threshold: what is accepted, by class and by group of images.
-
-Counts only; rates and their uncertainty are made of them in `subgroups`.
-"""
+"""Count the accepted pairs at one threshold, by class and by group of images."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors, accepted_pairs, check_all_pairs
 from retrieval.consistency.pairs.tally import PairTally
+from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 Counts = NDArray[np.int64]
 
-_MAX_CROSSED = 32  # groups; a larger matrix is not read by anybody
+_MAX_CROSSED = 32  # groups; nobody reads a larger matrix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassPairCounts:
-    """Accepted negative pairs by pair of classes and by cell; only where there are any.
+    """Accepted negative pairs by pair of classes and by cell; cells without any are left out.
 
     first, second: [e] int64 class codes, first < second; cell: [e] int64; accepted: [e] int64.
     """
@@ -39,11 +38,10 @@ class ClassPairCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupCounts:
-    """What is accepted at one threshold among images of T classes and G groups.
+    """Accepted pairs at one threshold among images of T classes and G groups.
 
     groups: sorted names; n_images: [T, G] int64; cells: [c, 2] int64, the pairs of groups (g <= h) that are counted:
-    all of them up to 32 groups, beyond only those of a group with itself;
-    positives, positives_accepted: [T, c] int64, pairs inside a class with one end in g and the other in h;
+    all of them up to 32 groups, with more groups only those of a group with itself; positives, positives_accepted: [T, c] int64, pairs inside a class with one end in g and the other in h;
     negatives_accepted: those across classes.
     """
 
@@ -60,12 +58,21 @@ class GroupCounts:
         return np.flatnonzero(self.cells[:, 0] == self.cells[:, 1]).astype(np.int64)
 
 
-def count_groups(vectors: LabelledVectors, groups: NDArray[np.object_], threshold: float, *, tile: int) -> GroupCounts:
-    """Count accepted pairs by class and by pair of groups; groups: [n] names in the order of the vectors.
+def count_groups(vectors: LabelledVectors, groups: Sequence[str], threshold: float) -> GroupCounts:
+    """Count accepted pairs by class and by pair of groups; groups: n names in the caller's order.
 
     Memory: T counts for each cell, and one for each pair of classes with a false accept in it.
+
+    Raises:
+        InvalidInput: threshold is not finite, two sets of images or excluded pairs.
+        InvalidEmbeddings: groups of another length.
     """
-    names, group_of = np.unique(groups.astype(str), return_inverse=True)
+    check_threshold(threshold)
+    check_all_pairs(vectors)
+    if len(groups) != len(vectors.codes):
+        raise InvalidEmbeddings(f"expected one group per label, found {len(groups)} groups for {len(vectors.codes)} labels")
+    in_order = np.array(groups, dtype=object)[vectors.order]
+    names, group_of = np.unique(in_order.astype(str), return_inverse=True)
     n_classes, n_groups = len(vectors.classes), len(names)
     crossed = np.triu_indices(n_groups) if n_groups <= _MAX_CROSSED else np.diag_indices(n_groups)
     cells = np.stack(crossed, axis=1).astype(np.int64)
@@ -77,7 +84,7 @@ def count_groups(vectors: LabelledVectors, groups: NDArray[np.object_], threshol
     positives = np.where(cells[:, 0] == cells[:, 1], g * (g - 1) // 2, g * h)
     accepted = np.zeros(n_classes * len(cells), dtype=np.int64)
     tally = PairTally()
-    for batch in accepted_pairs(vectors, threshold, tile=tile):
+    for batch in accepted_pairs(vectors, threshold):
         cell = cell_of[group_of[batch.first_rows], group_of[batch.second_rows]]
         counted = cell >= 0
         first, second, cell = batch.first[counted], batch.second[counted], cell[counted]
@@ -95,3 +102,9 @@ def count_groups(vectors: LabelledVectors, groups: NDArray[np.object_], threshol
         positives_accepted=accepted.reshape(n_classes, len(cells)),
         negatives_accepted=ClassPairCounts(both // n_classes, both % n_classes, cell, counts),
     )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise InvalidInput if the threshold is not finite."""
+    if not np.isfinite(threshold):
+        raise InvalidInput(f"threshold must be finite, found {threshold}")

@@ -1,6 +1,6 @@
-"""One threshold for a stated target: chosen exactly, with what it costs and what it promises for classes not seen yet.
+"""Choose one threshold for a stated target, with its cost and with predictions for classes not seen yet.
 
-What targets there are is said in `targets`; how exactness is had, in `reaching`; variances come from `rate_variances`.
+The targets are in `targets`, the exact search in `reaching`, the variances in `rate_variances`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from retrieval.consistency.curves.curves import OperatingCurves, count_accepted
+from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.pairs.selection import select_thresholds
 from retrieval.consistency.thresholds.near_optimum import near_optimum
 from retrieval.consistency.thresholds.rate_variances import (
@@ -28,7 +28,7 @@ from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, re
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
-# A relative error of a third in a count is the worst on which a threshold may rest.
+# With 10 errors a count has a relative error of a third: the most that a threshold may have.
 _MIN_ERRORS = 10
 _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_interval")
 
@@ -37,13 +37,12 @@ _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_i
 class ThresholdChoice:
     """A threshold for a target, with its evidence.
 
-    threshold: the float32 value that `target` asks for on the given pairs, see `Target`; achieved: the rate, precision,
-    F-beta or utility that the target is about; far, class_far, tar: pooled FAR, class mean of FAR and pooled TAR, all
-    on these pairs. Intervals have the stated confidence and are about the
-    population the classes were drawn from: threshold_interval holds the threshold that the target asks for there, the
-    others the rates of `threshold`. n_classes: all classes; n_classes_with_positives: those that entered TAR.
-    class_variance, pair_variance: the two parts of the variance of log FAR, the first falling with 1 / n_classes, the
-    second with 1 / n_classes^2; tar_variance: variance of logit TAR.
+    threshold: the float32 value that `target` asks for on the given pairs; achieved: the rate, precision, F-beta or
+    utility that the target is about; far, class_far, tar: pooled FAR, class mean of FAR and pooled TAR on these pairs.
+    Intervals have the stated confidence and are about the population of the classes: threshold_interval contains the
+    threshold that the target asks for there, the others contain the rates of `threshold` there. n_classes: all classes;
+    n_classes_with_positives: those in TAR. class_variance, pair_variance: the parts of the variance of log FAR that
+    fall with 1 / n_classes and with 1 / n_classes^2; tar_variance: variance of logit TAR.
     """
 
     target: Target
@@ -66,12 +65,12 @@ class ThresholdChoice:
 
     @property
     def target_far(self) -> float:
-        """The pooled FAR that was asked for; where the target is another, the one achieved."""
+        """The pooled FAR of the target; for another kind of target, the achieved one."""
         return self.far if self.target.far is None else self.target.far
 
     @property
     def cost(self) -> float:
-        """Share of the true pairs that the threshold rejects, 1 - TAR: what the target costs."""
+        """Share of the true pairs that the threshold rejects, 1 - TAR."""
         return 1 - self.tar
 
     def __str__(self) -> str:
@@ -83,9 +82,9 @@ class ThresholdChoice:
         )
 
     def predicted_far(self, n_new_classes: int) -> Interval:
-        """Return where the pooled FAR among n_new_classes other classes is expected, with the stated confidence.
+        """Predict the pooled FAR among n_new_classes other classes, with the stated confidence.
 
-        Holds for classes of about as many images, drawn independently from the same population.
+        Assumes classes of about as many images, drawn independently from the same population.
 
         Raises:
             InvalidInput: fewer than two new classes.
@@ -97,7 +96,7 @@ class ThresholdChoice:
         return log_interval(self.far, variance, self.n_classes, self.confidence)
 
     def predicted_tar(self, n_new_classes: int) -> Interval:
-        """Return where the pooled TAR of n_new_classes other classes is expected, with the stated confidence.
+        """Predict the pooled TAR of n_new_classes other classes, with the stated confidence.
 
         Raises:
             InvalidInput: no new class.
@@ -126,35 +125,25 @@ class ThresholdChoice:
 
 
 def choose_threshold(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    target: Target,
-    gallery_vectors: Vectors | None = None,
-    confidence: float = 0.95,
-    min_classes: int = 20,
-    tile: int = 1024,
+    vectors: LabelledVectors | Labelled, *, target: Target, confidence: float = 0.95, min_classes: int = 20
 ) -> ThresholdChoice:
     """Return the threshold that the target asks for, with intervals over the draw of classes.
 
-    query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors`; labels: n strings. min_classes counts those
-    with at least two images: with fewer than about 20, the variance over classes is itself unknown by a third.
-    Nothing is random. Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false
-    accepts.
+    vectors: see `labelled`, or a tuple (embeddings, labels). min_classes counts classes with at least two images: with
+    fewer than about 20, the variance over classes is itself uncertain by a third. Nothing is random.
+    Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
     FAR intervals are symmetric in the logarithm, TAR intervals in the logit, with Student's quantiles; variances as in
-    `rate_variances`. The threshold's interval holds, for FAR, class-mean FAR, FRR and precision, the thresholds at
-    which the sample reaches the target moved by its standard error (test inversion, as for quantiles); for F-beta and
-    utility those that are not significantly worse than the best, see `near_optimum`, which covers more than stated.
-    With some tens of classes the intervals of FAR and of the
-    threshold cover a few percent less than stated: about 0.86 to 0.9 where 0.9 is stated, from 60 classes
-    (`tests/bench/promises_kept.py`).
+    `rate_variances`. For FAR, class-mean FAR, FRR and precision, the threshold's interval contains the thresholds at
+    which the sample reaches the target moved by its standard error (test inversion, as for quantiles). For F-beta and
+    utility it contains those that are not significantly worse than the best, see `near_optimum`, and covers more than
+    stated. With fewer than about 60 classes the intervals of FAR and of the threshold cover a few percent less than
+    stated: 0.86 to 0.9 if 0.9 is stated (`tests/bench/promises_kept.py`).
 
     Raises:
         NotEnoughEvidence: fewer than min_classes classes with two images, no threshold reaches the target, or fewer
-            than 10 false accepts (for FRR also false rejects) to tell it by.
-        InvalidInput: confidence outside (0, 1).
-        InvalidEmbeddings: see `labelled_vectors`.
+            than 10 false accepts (for FRR also false rejects) as evidence.
+        InvalidInput: confidence outside (0, 1), two sets of images or excluded pairs.
 
     Source: for the threshold's interval, Woodruff, "Confidence intervals for medians and other position measures",
     JASA 47 (1952).
@@ -162,19 +151,20 @@ def choose_threshold(
     >>> rng = np.random.default_rng(0)
     >>> rows = np.repeat(rng.normal(size=(40, 8)), 3, axis=0) + 0.5 * rng.normal(size=(120, 8))
     >>> rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    >>> choice = choose_threshold(rows, [str(row // 3) for row in range(120)], target=Target("far", 0.01))
+    >>> choice = choose_threshold((rows, [str(row // 3) for row in range(120)]), target=Target("far", 0.01))
     >>> choice.far <= 0.01, choice.threshold in choice.threshold_interval
     (True, True)
     """
     if not 0 < confidence < 1:
         raise InvalidInput(f"confidence must lie in (0, 1), found {confidence}")
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    vectors = as_labelled(vectors)
+    check_all_pairs(vectors)
     _check_data(vectors, target, min_classes)
     far = target.far
-    threshold = reach(vectors, target, tile=tile) if far is None else _at_fars(vectors, [far], tile)[0]
-    curves = count_accepted(vectors, np.array([threshold]), tile=tile)
+    threshold = reach(vectors, target) if far is None else _at_fars(vectors, [far])[0]
+    curves = count_accepted(vectors, np.array([threshold]))
     _check_errors(vectors, curves, target)
-    variances = rate_variances(vectors, curves, tile=tile)
+    variances = rate_variances(vectors, curves)
     far, class_far, tar = (float(rate[0]) for rate in (curves.pooled_far, curves.mean_far, curves.pooled_tar))
     n_classes, n_with_positives = len(vectors.classes), int(np.count_nonzero(curves.with_positives))
     far_variance = variances.class_variance + variances.pair_variance
@@ -185,7 +175,7 @@ def choose_threshold(
         far=far,
         class_far=class_far,
         tar=tar,
-        threshold_interval=_threshold_interval(vectors, target, threshold, variances, confidence, tile),
+        threshold_interval=_threshold_interval(vectors, target, threshold, variances, confidence),
         far_interval=log_interval(far, far_variance, n_classes, confidence),
         class_far_interval=log_interval(class_far, variances.mean_far, n_classes, confidence),
         tar_interval=logit_interval(tar, variances.tar, n_with_positives, confidence),
@@ -199,21 +189,21 @@ def choose_threshold(
     )
 
 
-def _at_fars(vectors: LabelledVectors, fars: Sequence[float], tile: int) -> list[float]:
+def _at_fars(vectors: LabelledVectors, fars: Sequence[float]) -> list[float]:
     below_one = np.minimum(np.array(fars), np.nextafter(1, 0))
-    return [float(value) for value in select_thresholds(vectors, below_one, tile=tile)]
+    return [float(value) for value in select_thresholds(vectors, below_one)]
 
 
 def _threshold_interval(
-    vectors: LabelledVectors, target: Target, threshold: float, variances: RateVariances, confidence: float, tile: int
+    vectors: LabelledVectors, target: Target, threshold: float, variances: RateVariances, confidence: float
 ) -> Interval:
-    """Return the thresholds at which the sample reaches the target's level moved by its standard error, up and down."""
+    """Return where the sample reaches the target's level moved up and down by its standard error."""
     if target.choice == "best":
-        return near_optimum(vectors, target, threshold, confidence=confidence, tile=tile)
+        return near_optimum(vectors, target, threshold, confidence=confidence)
     n_classes = int(np.count_nonzero(vectors.n_images > 1)) if target.kind == "frr" else len(vectors.classes)
     if target.far is not None:
         spread = log_interval(target.far, variances.class_variance + variances.pair_variance, n_classes, confidence)
-        low, high = _at_fars(vectors, [spread.high, spread.low], tile)
+        low, high = _at_fars(vectors, [spread.high, spread.low])
         return Interval(low, high)
     if target.kind == "class-far":
         half_width = student_quantile(n_classes, confidence) * math.sqrt(variances.mean_far)
@@ -224,9 +214,9 @@ def _threshold_interval(
         centre = float(logit(target.value))
         sign = -1 if target.kind == "frr" else 1
         levels = [sign * float(expit(centre - half_width)), sign * float(expit(centre + half_width))]
-    found = [find_threshold(vectors, Wanted(target.achieved, target.choice, level), tile=tile) for level in levels]
-    # A level beyond reach says nothing on that side: no threshold above every score differs from another.
-    highest = _at_fars(vectors, [0.0], tile)[0] if None in found else threshold
+    found = [find_threshold(vectors, Wanted(target.achieved, target.choice, level)) for level in levels]
+    # If a level is out of reach the interval is open on that side; all thresholds above every score are equal.
+    highest = _at_fars(vectors, [0.0])[0] if None in found else threshold
     ends = [highest if end is None else end for end in found]
     return Interval(min(*ends, threshold), max(*ends, threshold))
 

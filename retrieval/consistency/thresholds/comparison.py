@@ -1,6 +1,6 @@
-"""What a proposed threshold would change, decision by decision, on the same labelled pairs as the active one.
+"""Compare a proposed threshold with the active one, decision by decision, on the same labelled pairs.
 
-Both thresholds are of one score, so every change goes the same way. Whether it is worth it is decided by the reader.
+Both thresholds apply to one score, so every changed decision changes in the same direction.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.consistency.curves.curves import OperatingCurves, count_accepted
-from retrieval.consistency.pairs.pairs import Vectors, check_positives, labelled_vectors
+from retrieval.consistency.curves import OperatingCurves, count_accepted
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_positives
 from retrieval.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassDecisionChange:
-    """Of one class: its pairs, and how many more (fewer: negative) of them the proposed threshold accepts.
+    """Pairs of one class, and how many more (negative: fewer) of them the proposed threshold accepts.
 
     A negative pair counts for the classes of both its ends.
     """
@@ -34,11 +34,9 @@ class ThresholdComparison:
     """Two thresholds on the same pairs.
 
     active, proposed: the thresholds; active_far, proposed_far, active_tar, proposed_tar: pooled rates;
-    true_accepts, false_accepts: how many more (fewer: negative) positive and negative pairs the proposed one accepts;
-    classes: the same for every class, sorted by name.
-
-    Both thresholds are judged on the same pairs, so the changes are counts of these pairs and carry no interval; how
-    far the rates may be from those of other classes is said by `ThresholdChoice`.
+    true_accepts, false_accepts: how many more (negative: fewer) positive and negative pairs the proposed one accepts;
+    classes: the same for every class, sorted by name. The changes are counts of these pairs, so they have no interval;
+    `ThresholdChoice` has the intervals of the rates.
     """
 
     active: float
@@ -55,12 +53,12 @@ class ThresholdComparison:
 
     @property
     def n_changed(self) -> int:
-        """Number of pairs that are decided otherwise."""
+        """Number of pairs whose decision changes."""
         return abs(self.true_accepts) + abs(self.false_accepts)
 
     @property
     def n_improved(self) -> int:
-        """Number of pairs that are decided otherwise and then rightly."""
+        """Number of pairs whose decision changes and becomes right."""
         return max(self.true_accepts, 0) + max(-self.false_accepts, 0)
 
     def __str__(self) -> str:
@@ -75,34 +73,25 @@ class ThresholdComparison:
         )
 
 
-def compare_thresholds(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    active: float,
-    proposed: float,
-    gallery_vectors: Vectors | None = None,
-    tile: int = 1024,
-) -> ThresholdComparison:
-    """Return what changes on the labelled pairs when the proposed threshold takes the place of the active one.
+def compare_thresholds(vectors: LabelledVectors, *, active: float, proposed: float) -> ThresholdComparison:
+    """Return what changes on the labelled pairs if the proposed threshold replaces the active one.
 
-    query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors`; labels: n strings. Cost: one pass.
+    Cost: one pass.
 
     Raises:
         InvalidInput: a threshold is not finite.
-        NotEnoughEvidence: fewer than two classes, or no class with two images.
-        InvalidEmbeddings: see `labelled_vectors`.
+        NotEnoughEvidence: no class with two images.
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)  # a match at 0.8, others at 0 and 0.6
-    >>> print(compare_thresholds(rows, ["a", "a", "b"], active=0.9, proposed=0.5))
+    >>> print(compare_thresholds(labelled(rows, ["a", "a", "b"]), active=0.9, proposed=0.5))
     threshold 0.9000 -> 0.5000: 2 of 3 decisions change, 1 matches and 1 others are newly accepted, in 2 of 2 classes; \
 TAR 0 -> 1, FAR 0 -> 0.5
     """
     if not np.isfinite([active, proposed]).all():
         raise InvalidInput(f"thresholds must be finite, found {active} and {proposed}")
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
     check_positives(vectors)
-    curves = count_accepted(vectors, np.unique([active, proposed]), tile=tile)
+    curves = count_accepted(vectors, np.unique([active, proposed]))
     before, after = curves.at(active), curves.at(proposed)
     classes = _changes(before, after)
     return ThresholdComparison(
