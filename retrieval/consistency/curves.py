@@ -13,17 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.counting import count_pairs
-from retrieval.consistency.pairs.pairs import (
-    Columns,
+from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
+from retrieval.consistency.pairs.selection import one_pass_grid
+from retrieval.consistency.pairs.tiles import tiles_of
+from retrieval.consistency.pairs.vectors import (
     LabelledVectors,
     Progress,
-    Vectors,
+    VectorsOrPair,
+    as_labelled,
     check_positives,
-    crossed_vectors,
-    labelled_vectors,
 )
-from retrieval.consistency.pairs.selection import one_pass_grid
 from retrieval.errors import InvalidInput
 
 Counts = NDArray[np.int64]
@@ -216,99 +215,41 @@ class OperatingCurves:
 
 
 def operating_curves(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: VectorsOrPair,
     *,
-    gallery_vectors: Vectors | None = None,
-    exclude: Columns = (),
     thresholds: Rates | Sequence[float] | None = None,
-    tile: int = 1024,
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> OperatingCurves:
     """Return exact counts of accepted pairs (score >= threshold, float32 products) per class and threshold.
 
-    query_vectors, gallery_vectors: [n, D] float32, see `labelled_vectors` for when unit rows are demanded; labels: n
-    strings; exclude: columns of n strings, for instance makers: two images that share one make no pair; thresholds: any
-    order, duplicates dropped; omitted, they are chosen to cover the band of OPIS and all above it, from all pairs of
-    up to 6,000 images, else from a sample; the counts are those of all pairs all the same. shard (index, count) visits
-    a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all cores.
+    vectors: labelled vectors, or a plain (embeddings, labels); thresholds: any order, duplicates dropped; if omitted,
+    they are chosen to cover the band of OPIS and everything above it, from all pairs of up to 6,000 images, otherwise
+    from a sample; the counts are those of all pairs in either case. shard (index, count) visits a part of the pairs:
+    the sum over all indices equals the whole bit for bit. threads: None for all cores.
 
-    Cost: n^2 / 2 products of D; memory: a [T, m] of counts and a few [tile, tile] for each thread.
+    Cost: n^2 / 2 products of D (n * g for two sets); memory: a [T, m] of counts and a few tiles for each thread.
 
     Raises:
         InvalidInput: thresholds empty or not finite, or a shard without explicit thresholds.
         NotEnoughEvidence: fewer than two classes, or no pair inside a class.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidEmbeddings: see `labelled`.
 
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> curves = operating_curves(rows, ["a", "a", "b"], thresholds=[0.5, 0.7])
+    >>> curves = operating_curves((rows, ["a", "a", "b"]), thresholds=[0.5, 0.7])
     >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, negatives at 0 and 0.6
     (array([1., 1.]), array([0.5, 0. ]))
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
-    grid = _grid(vectors, thresholds, tile, shard, threads)
-    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
-
-
-def query_gallery_curves(
-    query_vectors: Vectors,
-    query_labels: Sequence[str],
-    gallery_vectors: Vectors,
-    gallery_labels: Sequence[str],
-    *,
-    cosine: bool = True,
-    exclude: Columns = (),
-    gallery_exclude: Columns = (),
-    thresholds: Rates | Sequence[float] | None = None,
-    tile: int = 1024,
-    shard: tuple[int, int] = (0, 1),
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> OperatingCurves:
-    """Return what `operating_curves` does for the pairs of each query with each image of a gallery.
-
-    query_vectors: [n, D] float32; gallery_vectors: [g, D]; cosine: whether unit rows are meant, and demanded; exclude,
-    gallery_exclude: as many columns of n and of g strings, for instance ids where both sets may hold one image. A
-    positive pair belongs to its class, a negative pair to the classes of both ends.
-
-    Cost: n * g products of D.
-
-    Raises:
-        InvalidInput, NotEnoughEvidence, InvalidEmbeddings: see `operating_curves`.
-
-    >>> query, gallery = np.eye(2, dtype=np.float32), np.array([[0.8, 0.6]], dtype=np.float32)
-    >>> curves = query_gallery_curves(query, ["a", "b"], gallery, ["a"], thresholds=[0.5, 0.7])
-    >>> curves.pooled_tar, curves.pooled_far  # one positive at 0.8, one negative at 0.6
-    (array([1., 1.]), array([1., 0.]))
-    """
-    vectors = crossed_vectors(
-        query_vectors,
-        query_labels,
-        gallery_vectors,
-        gallery_labels,
-        cosine=cosine,
-        exclude=exclude,
-        gallery_exclude=gallery_exclude,
-    )
-    grid = _grid(vectors, thresholds, tile, shard, threads)
-    return count_accepted(vectors, grid, tile=tile, shard=shard, threads=threads, progress=progress)
-
-
-def _grid(
-    vectors: LabelledVectors,
-    thresholds: Rates | Sequence[float] | None,
-    tile: int,
-    shard: tuple[int, int],
-    threads: int | None,
-) -> Rates:
+    vectors = as_labelled(vectors)
     check_positives(vectors)
     if thresholds is not None:
-        return checked_grid(thresholds)
-    if shard != (0, 1):
+        grid = checked_grid(thresholds)
+    elif shard == (0, 1):
+        grid = one_pass_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, threads=threads)
+    else:
         raise InvalidInput("shards must share thresholds; compute them once with threshold_grid and pass them")
-    return one_pass_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, tile=tile, threads=threads)
+    return count_accepted(vectors, grid, shard=shard, threads=threads, progress=progress)
 
 
 def checked_grid(thresholds: Rates | Sequence[float]) -> Rates:
@@ -323,21 +264,23 @@ def count_accepted(
     vectors: LabelledVectors,
     thresholds: Rates,
     *,
-    tile: int,
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> OperatingCurves:
-    """Do what `operating_curves` promises for checked vectors and strictly ascending thresholds."""
-    counts = count_pairs(vectors, thresholds, tile=tile, shard=shard, threads=threads, progress=progress)
+    """Return the curves at strictly ascending thresholds; unlike `operating_curves` also without any positive pair."""
+    tiles = tiles_of(vectors, shard)
+    accepted = count_tiles(vectors, thresholds, tiles, threads=threads, progress=progress)
+    whole = shard == (0, 1)
+    positives, negatives = (vectors.positives, vectors.negatives) if whole else total_of_tiles(vectors, tiles)
     return OperatingCurves(
         classes=vectors.classes,
         n_images=vectors.n_images,
         thresholds=thresholds,
-        positives_accepted=counts.positives_accepted,
-        negatives_accepted=counts.negatives_accepted,
-        positives=counts.positives,
-        negatives=counts.negatives,
+        positives_accepted=accepted[0],
+        negatives_accepted=accepted[1],
+        positives=positives,
+        negatives=negatives,
         cosine=vectors.cosine,
     )
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, percentile_interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.thresholds.cross_fitted import split_classes, threshold_of_half
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -70,16 +70,13 @@ class Searches:
 
 
 def identification_rates(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
+    vectors: LabelledVectors,
     gallery_sizes: Sequence[int],
+    *,
     target_far: float,
     target_fpir: float = 0.1,
     n_repeats: int = 10,
     rng: np.random.Generator,
-    tile: int = 1024,
 ) -> list[IdentificationRates]:
     """Return FPIR and FNIR for each gallery size (number of images), at thresholds fixed on other classes.
 
@@ -94,8 +91,8 @@ def identification_rates(
     Raises:
         NotEnoughEvidence: a size above `largest_gallery`, or too few false accepts for target_far in half of the
             classes, or no class with two images in a gallery.
-        InvalidInput: a size or n_repeats below 1, or a target outside (0, 1).
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: a size or n_repeats below 1, or a target outside (0, 1); or vectors of two sets, or with excluded
+            pairs.
 
     Source: ISO/IEC 19795-1:2021; Grother, Ngan, Hanaoka, "Face Recognition Vendor Test (FRVT) Part 2: Identification",
     NIST IR 8271 (2019), section 3: FPIR(N, T) and FNIR(N, R, T) with all ranks R, all images of a person enrolled.
@@ -105,8 +102,8 @@ def identification_rates(
             f"expected gallery_sizes and n_repeats of at least 1 and targets in (0, 1), found {list(gallery_sizes)}, "
             f"{n_repeats}, {target_far} and {target_fpir}"
         )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if max(gallery_sizes) > (largest := largest_gallery(labels)):
+    check_one_set(vectors, all_pairs=True)
+    if max(gallery_sizes) > (largest := largest_gallery(vectors)):
         raise NotEnoughEvidence(
             f"half of the {len(vectors.classes)} classes, {MIN_STRANGER_CLASSES} of them left for strangers, fill a "
             f"gallery of {largest} images at most, asked is one of {max(gallery_sizes)}; add images or classes"
@@ -114,7 +111,7 @@ def identification_rates(
     found: dict[int, list[_Repetition]] = {size: [] for size in gallery_sizes}
     for _ in range(n_repeats):
         fixing, measured = split_classes(vectors, rng)
-        threshold = threshold_of_half(fixing, target_far, tile=tile)
+        threshold = threshold_of_half(fixing, target_far)
         for size in gallery_sizes:
             other = draw_searches(fixing, size, rng)
             searches = draw_searches(measured, size, rng)
@@ -130,9 +127,9 @@ def identification_rates(
     return [_summary(size, repetitions, target_far, target_fpir) for size, repetitions in found.items()]
 
 
-def largest_gallery(labels: Sequence[str]) -> int:
-    """Return how many images every half of the classes can put into a gallery, 0 where there are too few classes."""
-    counts = np.sort(np.unique(np.asarray(labels), return_counts=True)[1])
+def largest_gallery(vectors: LabelledVectors) -> int:
+    """Return how many images every half of the classes can put into a gallery, 0 if there are too few classes."""
+    counts = np.sort(vectors.n_images)
     n_enrolled = len(counts) // 2 - MIN_STRANGER_CLASSES
     return int(counts[: max(n_enrolled, 0)].sum())
 

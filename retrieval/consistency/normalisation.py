@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import Vectors
+from retrieval.consistency.pairs.vectors import Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Rows at a time against all others: bounds memory.

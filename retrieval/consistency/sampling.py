@@ -11,16 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates, checked_grid
+from retrieval.consistency.curves import OperatingCurves, Rates, checked_grid
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
-from retrieval.consistency.pairs.pairs import (
-    Columns,
-    LabelledVectors,
-    Progress,
-    Vectors,
-    check_positives,
-    labelled_vectors,
-)
+from retrieval.consistency.pairs.tiles import TILE, Tile, slices
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, check_one_set, check_positives
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Estimates from so many disjoint sets of pairs give the sampling error.
@@ -111,11 +105,8 @@ class SampledCurves:
 
 
 def sampled_curves(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: LabelledVectors,
     *,
-    gallery_vectors: Vectors | None = None,
-    exclude: Columns = (),
     thresholds: Rates | Sequence[float],
     share: float,
     rng: np.random.Generator,
@@ -129,26 +120,25 @@ def sampled_curves(
     visited, and the products stay matrix products. Each distance is an estimate of its own; far_error is from their
     differences.
 
-    query_vectors, gallery_vectors, labels, exclude, thresholds, threads: see `operating_curves`.
+    vectors: one set of images; thresholds, threads: see `operating_curves`.
 
     Cost: a `share` of its cost, and the products inside classes.
 
     Raises:
-        InvalidInput: share outside (0, 0.5], thresholds empty or not finite.
-        NotEnoughEvidence: fewer than two classes, no pair inside a class, or images too few to sample: ask for all.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: share outside (0, 0.5], thresholds empty or not finite, or two sets of images.
+        NotEnoughEvidence: no pair inside a class, or too few images to sample from: use `operating_curves`.
 
     Source: Blom, "Some properties of incomplete U-statistics", Biometrika 63 (1976), on balanced designs.
     """
     if not 0 < share <= 0.5:
         raise InvalidInput(f"share is that of the negative pairs to visit, in (0, 0.5], found {share}")
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
+    check_one_set(vectors)
     check_positives(vectors)
     grid = checked_grid(thresholds)
-    tile = int(min(1024, len(vectors.codes) * share / (2 * _MIN_PARTS)))
+    tile = int(min(TILE, len(vectors.codes) * share / (2 * _MIN_PARTS)))
     if tile < 1:
         raise NotEnoughEvidence(f"{len(vectors.codes)} images are too few to sample from; use operating_curves")
-    positives_accepted, _ = count_tiles(vectors, grid, _within_classes(vectors, tile=1024), threads=threads)
+    positives_accepted, _ = count_tiles(vectors, grid, _within_classes(vectors), threads=threads)
     parts = _distances(vectors, tile, share, rng)
     shuffled = vectors.subset(rng.permutation(len(vectors.codes)).astype(np.int64))
     accepted, totals = [], []
@@ -173,9 +163,9 @@ def sampled_curves(
     return SampledCurves(curves=curves, far_error=error, share=visited)
 
 
-def _within_classes(vectors: LabelledVectors, tile: int) -> list[tuple[slice, slice]]:
+def _within_classes(vectors: LabelledVectors) -> list[Tile]:
     """Return the tiles that hold a positive pair: images are sorted by class, so they lie along the diagonal."""
-    blocks = [slice(start, min(start + tile, len(vectors.codes))) for start in range(0, len(vectors.codes), tile)]
+    blocks = list(slices(0, len(vectors.codes)))
     tiles = []
     for number, rows in enumerate(blocks):
         tiles.append((rows, rows))
@@ -186,9 +176,7 @@ def _within_classes(vectors: LabelledVectors, tile: int) -> list[tuple[slice, sl
     return tiles
 
 
-def _distances(
-    vectors: LabelledVectors, tile: int, share: float, rng: np.random.Generator
-) -> list[list[tuple[slice, slice]]]:
+def _distances(vectors: LabelledVectors, tile: int, share: float, rng: np.random.Generator) -> list[list[Tile]]:
     """Return, for each of some distances between blocks, the tiles of all blocks with those so far on."""
     starts = list(range(0, len(vectors.codes), tile))
     blocks = [slice(start, start + tile) for start in starts]

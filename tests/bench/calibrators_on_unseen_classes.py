@@ -17,7 +17,7 @@ from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, draw
 from retrieval.consistency.calibration.choice import cross_validate_calibrators
 from retrieval.consistency.calibration.kinds import VennAbersCalibrator
 from retrieval.consistency.calibration.reliability import reliability
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.normalisation import Whitening, fit_whitening
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.contract.score import Score, cohort_score

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves.curves import count_accepted
-from retrieval.consistency.opis.opis import OpisResult, consistency_report
+from retrieval.consistency.curves import count_accepted
+from retrieval.consistency.opis.measure import OpisResult, consistency_report
 from retrieval.consistency.opis.utility import class_utilities, find_band, utility
-from retrieval.consistency.pairs.pairs import LabelledVectors, labelled_vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors, labelled_vectors
 from retrieval.consistency.pairs.selection import build_grid
 
 _DIMENSION = 32

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves.curves import OperatingCurves, operating_curves
+from retrieval.consistency.curves import OperatingCurves, operating_curves
 from retrieval.consistency.thresholds.certificate import certify, certify_mean
 from retrieval.consistency.thresholds.choice import choose_threshold
 from retrieval.consistency.thresholds.targets import Target, parse_target

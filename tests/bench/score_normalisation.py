@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.normalisation import fit_whitening
 from retrieval.consistency.opis.comparison import compare_consistency
-from retrieval.consistency.opis.opis import consistency_report
+from retrieval.consistency.opis.measure import consistency_report
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.ranking import recall_at_k
 from retrieval.contract.score import Score, cohort_score

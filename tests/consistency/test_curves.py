@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retrieval.consistency import OperatingCurves, operating_curves, query_gallery_curves, threshold_grid
-from retrieval.consistency.pairs.pairs import labelled_vectors, scored_pairs
+from retrieval.consistency.pairs.vectors import labelled_vectors, scored_pairs
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Whole numbers make every float32 product exact, so that order and tiling cannot change a bit.

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval.consistency import identification_rates, largest_gallery
 from retrieval.consistency.identification import Searches, draw_searches, threshold_at_fpir
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import Family
 

@@ -19,11 +19,11 @@ from retrieval.consistency import (
 )
 from retrieval.consistency.intervals import percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedShares
-from retrieval.consistency.opis.opis import measure_consistency
-from retrieval.consistency.opis.opis_options import OpisOptions
+from retrieval.consistency.opis.measure import measure_consistency
+from retrieval.consistency.opis.options import OpisOptions
 from retrieval.consistency.opis.utility import Axis
 from retrieval.consistency.opis.weighting import resampled_weights
-from retrieval.consistency.pairs.pairs import LabelledVectors
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
 from training.experiment.scores import Factors, ScoreConfig, fit_score

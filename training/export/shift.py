@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.ranking import recall_at_k

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from retrieval.consistency.calibration.fits import fit_scores
 from retrieval.consistency.calibration.kinds import CALIBRATOR_KINDS, Calibrator
 from retrieval.consistency.calibration.reliability import Reliability, mean_reliability, reliability
-from retrieval.consistency.pairs.vectors import LabelledVectors, labelled, scored_pairs
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _N_FOLDS, _N_BINS = 5, 10

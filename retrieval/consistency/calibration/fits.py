@@ -52,14 +52,14 @@ def fit_scores(scores: NDArray[np.float32], matches: NDArray[np.bool_], *, kind:
     return _FITS[kind](scores, matches, prevalence)
 
 
-def _fit_isotonic(
-    scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
-) -> IsotonicCalibrator:
+def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> IsotonicCalibrator:
     """Fit an isotonic calibrator.
 
     Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
     """
-    from sklearn.isotonic import IsotonicRegression  # takes a second to import, and applying a calibrator does not need it
+    from sklearn.isotonic import (
+        IsotonicRegression,  # takes a second to import, and applying a calibrator does not need it
+    )
 
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     # Weights near 1 keep scikit-learn's comparisons of neighbouring blocks far from rounding.
@@ -86,9 +86,7 @@ def _fit_beta(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalenc
     return BetaCalibrator(scale, offset, a, b, c, prevalence, n_positives, n_negatives)
 
 
-def _fit_venn_abers(
-    scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
-) -> VennAbersCalibrator:
+def _fit_venn_abers(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> VennAbersCalibrator:
     """Fit an inductive Venn-Abers predictor; the scores are rounded to at most 256 levels."""
     from scipy.optimize import isotonic_regression  # slow to import, and rarely needed
 

@@ -15,8 +15,8 @@ from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, normal_quantile
+from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import Vectors, labelled
-from retrieval.consistency.pairs.selection import select_thresholds
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Rates = NDArray[np.float64]
@@ -124,15 +124,15 @@ def transfer_threshold(
     each = labelled(embeddings, [f"{row:09d}" for row in range(n_images)], gallery=gallery)
     lowest = max(target_far / _SPAN, _MIN_ACCEPTED / each.n_negatives)
     shares = np.geomspace(min(target_far * _SPAN + prior.prevalence.high, 0.5), lowest, _N_LEVELS)
-    thresholds = np.unique(select_thresholds(each, shares))
+    thresholds = np.unique(thresholds_at_far(each, shares))
     estimate = _estimate(count_accepted(vectors, thresholds), prior, normal_quantile(confidence))
     threshold = _crossing(thresholds, estimate.log_far, math.log(target_far))
     spread = math.exp(float(np.interp(threshold, thresholds, estimate.half_width)))
     if not spread <= max_factor:  # so that NaN is refused, too
         raise NotEnoughEvidence(
             f"the FAR near {target_far:g} is not known to within a factor of {max_factor:g}: among {n_images} images, "
-            f"{n_classes} classes are labelled and a share {prior.prevalence} of pairs may match; label more classes, narrow "
-            "prevalence or tar, or raise the target"
+            f"{n_classes} classes are labelled and a share {prior.prevalence} of pairs may match; label more classes, "
+            "narrow prevalence or tar, or raise the target"
         )
     low, high = (
         _crossing(thresholds, estimate.log_far + sign * estimate.half_width, math.log(target_far)) for sign in (-1, 1)

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.opis.noise import PairAgreement, noise_of_tar, pair_correlation, variance_inflation
 from retrieval.consistency.opis.utility import Band, rates_at_nodes, utility, utility_slopes
 

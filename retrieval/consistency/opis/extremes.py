@@ -6,10 +6,9 @@ The band and the utilities are made by `utility`; how the results are shown is l
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import Rates
-from retrieval.consistency.opis.noise import variance_inflation
+from retrieval.consistency.curves import Rates
+from retrieval.consistency.opis.noise import SharedCurve
 from retrieval.consistency.opis.utility import Band, utility
 
 # Classes simulated under the null in all; with as many, the floor of eps-OPIS is within a few per cent.
@@ -38,27 +37,18 @@ def _first(weights: Rates, share: float) -> Rates:
     return np.asarray(kept / share, dtype=np.float64)
 
 
-def extreme_gap_floor(
-    band: Band,
-    mean_tar: Rates,
-    n_images: NDArray[np.int64],
-    weights: Rates,
-    *,
-    correlation: float,
-    c: float,
-    eps: float,
-    rng: np.random.Generator,
-) -> float:
-    """Return the eps-OPIS expected under the null of `noise_floor`, by simulation of whole curves."""
-    n_independent = n_images * (n_images - 1) / 2 / variance_inflation(n_images, correlation)
-    falling = np.minimum.accumulate(mean_tar)
+def extreme_gap_floor(null: SharedCurve, eps: float, rng: np.random.Generator) -> float:
+    """Return the eps-OPIS expected under the null, by simulation of whole curves."""
+    n_classes = len(null.n_images)
+    n_independent = null.n_independent(null.n_images)
+    falling = np.minimum.accumulate(null.mean_tar)
     # Shares of positives lost before the first node, between neighbouring nodes, and kept at the last one.
     lost_between = np.maximum(-np.diff(falling, prepend=1.0, append=0.0), 0)
-    n_replicates = int(np.clip(_SIMULATED_CLASSES // len(n_images), 2, _MAX_REPLICATES))
+    n_replicates = int(np.clip(_SIMULATED_CLASSES // n_classes, 2, _MAX_REPLICATES))
     total = 0.0
     for _ in range(n_replicates):
-        trials = np.maximum(np.floor(n_independent + rng.random(len(n_images))), 1).astype(np.int64)
+        trials = np.maximum(np.floor(n_independent + rng.random(n_classes)), 1).astype(np.int64)
         lost = rng.multinomial(trials, lost_between / lost_between.sum())[:, :-1].cumsum(axis=1)
-        utilities = utility(1 - lost / trials[:, None], band.pooled_far, c)
-        total += float(extreme_gap(utilities, band, weights, eps))
+        utilities = utility(1 - lost / trials[:, None], null.band.pooled_far, null.c)
+        total += float(extreme_gap(utilities, null.band, null.weights, eps))
     return total / n_replicates

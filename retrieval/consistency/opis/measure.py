@@ -5,21 +5,22 @@ Noise is taken away in `debiased`; two models are compared in `comparison`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates, count_accepted
+from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedMethod, DebiasedShares, debiased_shares
 from retrieval.consistency.opis.extremes import extreme_gap, extreme_gap_floor
-from retrieval.consistency.opis.noise import measure_agreement, noise_floor, pair_correlation
-from retrieval.consistency.opis.opis_options import OpisOptions
+from retrieval.consistency.opis.noise import SharedCurve, measure_agreement, noise_floor
+from retrieval.consistency.opis.noise import pair_correlation as measured_correlation
+from retrieval.consistency.opis.options import OpisOptions
 from retrieval.consistency.opis.utility import Axis, Band, class_utilities, rates_at_nodes, threshold_limits
-from retrieval.consistency.opis.weighting import Weighting, mean_over_classes, resampled_weights
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.opis.weighting import mean_over_classes, resampled_weights
 from retrieval.consistency.pairs.selection import one_pass_grid
+from retrieval.consistency.pairs.vectors import VectorsOrPair, as_labelled, check_one_set
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _BAND_THRESHOLDS = 1000
@@ -33,12 +34,13 @@ class OpisResult:
 
     value: plain OPIS; floor: the OPIS expected of as many classes and images if all classes shared one curve;
     interval: bootstrap over classes of the plain value; debiased, debiased_interval: the estimate without noise, which
-    may fall slightly below 0; debiased_method: "pairs" where it was estimated, from classes of four images or more;
-    "bound" where all classes are smaller: then no estimate exists, debiased is None and debiased_interval reaches from
-    0 to the most that the data allow; None where nothing was measured. eps_opis, eps_floor, eps_interval: see `opis`;
-    far_low, far_high: pooled FAR at the ends of the band; weighting: "equal", "images" or "given"; n_classes: classes
-    counted; n_excluded: classes left out for want of a positive pair; pair_correlation: of positive pairs that share
-    an image, as the floors take it; confidence: of all intervals.
+    may fall slightly below 0; debiased_method: "pairs" if it was estimated, from classes of four images or more;
+    "bound" if all classes are smaller: then no estimate exists, debiased is None and debiased_interval reaches from
+    0 to the most that the data allow; None if nothing was measured. eps_opis, eps_floor, eps_interval: the gap between
+    the worst and the best classes; far_low, far_high: pooled FAR at the ends of the band; weighting: "equal", "images"
+    or "given"; n_classes: classes counted; n_excluded: classes left out because they have no positive pair;
+    pair_correlation: of positive pairs that share an image, as the floors take it; confidence: of all intervals;
+    shares: of the classes, behind the debiased estimate, None if nothing was measured.
     """
 
     value: float
@@ -58,6 +60,13 @@ class OpisResult:
     n_excluded: int
     pair_correlation: float
     confidence: float
+    shares: DebiasedShares | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields except shares, which are arrays."""
+        document = asdict(replace(self, shares=None))
+        del document["shares"]
+        return document
 
     def __str__(self) -> str:
         parts = [f"{100 * self.confidence:g} % interval {self.interval}", f"noise floor {self.floor:.3g}"]
@@ -74,36 +83,25 @@ class OpisResult:
         return text + (f", {self.n_excluded} classes without a positive pair left out" if self.n_excluded else "")
 
 
-def opis(
+def measure_opis(
     curves: OperatingCurves,
+    options: OpisOptions = OpisOptions(),
     *,
-    far_low: float = 1e-2,
-    far_high: float = 1e-1,
-    axis: Axis = "distance",
-    distance_range: tuple[float, float] | None = None,
-    c: float = 1.0,
-    eps: float = 10.0,
-    weighting: Weighting = "equal",
     pair_correlation: float = 0.0,
     rng: np.random.Generator,
-    n_bootstrap: int = 1000,
-    confidence: float = 0.95,
 ) -> OpisResult:
     """Return the mean over classes and band of the squared deviation of a class's utility from the mean utility.
 
-    The band holds the thresholds at which the pooled FAR lies between far_low and far_high, or the distances between
-    distance_range = (d_min, d_max). axis "distance" integrates over d = sqrt(2 - 2 s) and needs cosine scores;
-    "log_far" integrates over the logarithm of the pooled FAR and so compares scores and models. eps-OPIS is the mean
-    squared gap between the mean utilities of the worst and the best eps percent of the classes, ranked once by mean
-    over the band. weighting: of the classes in every mean over classes, see `weigh_classes`.
-    Curves hold no images: debiased is None, and with pair_correlation 0 the floors take positive pairs as independent,
-    which is too low for classes of more than two images (half at five). `consistency_report` measures both.
+    eps-OPIS is the mean squared gap between the mean utilities of the worst and the best eps percent of the classes,
+    ranked once by mean over the band. Curves hold no images: debiased is None, and with pair_correlation 0 the floors
+    take positive pairs as independent, which is too low for classes of more than two images (half at five).
+    `consistency_report` measures both.
 
     Cost: linear in classes times thresholds, about 0.1 s per million.
 
     Raises:
-        InvalidInput: limits, axis, c, eps, weighting or pair_correlation are impossible, the curves do not cover the
-            band, or axis "distance" is asked of scores that are not cosine.
+        InvalidInput: impossible options or pair_correlation, curves that do not cover the band, or axis "distance" for
+            scores that are not cosine.
         NotEnoughEvidence: fewer than two classes with positives, or fewer than 10 false accepts expected at far_low.
 
     Source: Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024
@@ -113,31 +111,14 @@ def opis(
     ...     classes=("a", "b"), n_images=np.array([5, 5]), thresholds=np.array([0.0, 0.5, 0.9]),
     ...     positives_accepted=np.array([[10] * 3, [5] * 3]), negatives_accepted=np.full((2, 3), 10),
     ...     positives=np.array([10, 10]), negatives=np.array([20, 20]), cosine=True)
-    >>> result = opis(curves, distance_range=(0.6, 1.2), rng=np.random.default_rng(0))
+    >>> result = measure_opis(curves, OpisOptions(distance_range=(0.6, 1.2)), rng=np.random.default_rng(0))
     >>> round(result.value * 144, 6), round(result.eps_opis * 36, 6)
     (1.0, 1.0)
     """
-    options = OpisOptions(
-        far_low=far_low,
-        far_high=far_high,
-        axis=axis,
-        distance_range=distance_range,
-        c=c,
-        eps=eps,
-        weighting=weighting,
-        n_bootstrap=n_bootstrap,
-        confidence=confidence,
-    )
-    return opis_of_curves(curves, options, pair_correlation, rng)
-
-
-def opis_of_curves(
-    curves: OperatingCurves, options: OpisOptions, correlation: float, rng: np.random.Generator
-) -> OpisResult:
-    """Do what `opis` promises."""
-    if not 0 < options.eps <= 50 or not 0 <= correlation <= 1:
+    if not 0 < options.eps <= 50 or not 0 <= pair_correlation <= 1:
         raise InvalidInput(
-            f"eps is a percentage in (0, 50], pair_correlation lies in [0, 1]; found {options.eps} and {correlation}"
+            f"eps is a percentage in (0, 50], pair_correlation lies in [0, 1]; found {options.eps} and "
+            f"{pair_correlation}"
         )
     n_classes = len(curves.classes) - curves.n_excluded
     if n_classes < 2:
@@ -152,16 +133,16 @@ def opis_of_curves(
     interval, eps_interval = _intervals(shares, utilities[:, columns], thin, weights, options, rng)
     mean_tar = weights @ rates_at_nodes(curves, thin)[0]
     n_images = curves.n_images[curves.with_positives]
-    null = {"correlation": correlation, "c": options.c}
+    null = SharedCurve(thin, mean_tar, n_images, weights, pair_correlation, options.c)
     return OpisResult(
         value=float(weights @ shares),
-        floor=noise_floor(thin, mean_tar, n_images, weights, **null),
+        floor=noise_floor(null),
         interval=interval,
         debiased=None,
         debiased_interval=None,
         debiased_method=None,
         eps_opis=float(extreme_gap(utilities, band, weights, options.eps)),
-        eps_floor=extreme_gap_floor(thin, mean_tar, n_images, weights, **null, eps=options.eps, rng=rng),
+        eps_floor=extreme_gap_floor(null, options.eps, rng),
         eps_interval=eps_interval,
         far_low=float(band.pooled_far[-1]),
         far_high=float(band.pooled_far[0]),
@@ -169,7 +150,7 @@ def opis_of_curves(
         weighting=options.weighting if isinstance(options.weighting, str) else "given",
         n_classes=n_classes,
         n_excluded=curves.n_excluded,
-        pair_correlation=correlation,
+        pair_correlation=pair_correlation,
         confidence=options.confidence,
     )
 
@@ -187,75 +168,50 @@ def _intervals(
 
 
 def consistency_report(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    far_low: float = 1e-2,
-    far_high: float = 1e-1,
-    axis: Axis = "distance",
-    distance_range: tuple[float, float] | None = None,
-    c: float = 1.0,
-    eps: float = 10.0,
-    weighting: Weighting = "equal",
-    rng: np.random.Generator,
-    n_bootstrap: int = 1000,
-    confidence: float = 0.95,
-    tile: int = 1024,
+    vectors: VectorsOrPair, options: OpisOptions = OpisOptions(), *, rng: np.random.Generator
 ) -> OpisResult:
-    """Return what `opis` returns, with the debiased estimate and the floors measured on the images themselves.
+    """Return what `measure_opis` returns, with the debiased estimate and the floors measured on the images themselves.
+
+    vectors: one set of images without excluded pairs, as labelled vectors or as a plain (embeddings, labels).
 
     The variance of a class's TAR is measured without bias on its pairs without a common image, which takes four images,
-    and taken away; classes of fewer images are left out of the estimate. In a family of classes with a true OPIS of
-    0.037 it reads 0.037 and 0.038 with 4 and 5 images a class, where the covariance of halves of the images reads 0.057
-    and 0.053; of 0.0019, about 0.0022 with half of their standard deviation. FAR is taken as it is: its
-    noise is a hundredth of TAR's. Where fewer than 10 classes have four images only a bound exists, see `OpisResult`:
-    two images a class make one pair, and a pair accepted half of the time looks alike whether all classes have a TAR of
-    1/2 or half of them have 0 and half 1. With fewer than 10 classes nothing is said.
+    and subtracted; smaller classes are left out of the estimate. With a true OPIS of 0.037 it reads 0.037 and 0.038
+    with 4 and 5 images a class, where the covariance of halves of the images reads 0.057 and 0.053; with 0.0019, about
+    0.0022 with half of their standard deviation. FAR is taken as measured: its noise is a hundredth of TAR's.
+
+    With fewer than 10 classes of four images only a bound exists, see `OpisResult`: two images a class make one pair,
+    and a pair accepted half of the time looks alike whether all classes have a TAR of 1/2 or half of them have 0 and
+    half 1. With fewer than 10 classes nothing is measured.
 
     Cost: about 3 times that of `operating_curves` with given thresholds; the debiased estimate adds only the pairs
     inside classes.
 
     Raises:
-        InvalidInput, NotEnoughEvidence: see `opis`.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput, NotEnoughEvidence: see `measure_opis`; also two sets of images, or excluded pairs.
+        InvalidEmbeddings: see `labelled`.
     """
-    options = OpisOptions(
-        far_low=far_low,
-        far_high=far_high,
-        axis=axis,
-        distance_range=distance_range,
-        c=c,
-        eps=eps,
-        weighting=weighting,
-        n_bootstrap=n_bootstrap,
-        confidence=confidence,
-    )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    return measure_consistency(vectors, options, rng=rng, tile=tile)[0]
-
-
-def measure_consistency(
-    vectors: LabelledVectors, options: OpisOptions, *, rng: np.random.Generator, tile: int
-) -> tuple[OpisResult, DebiasedShares | None]:
-    """Do what `consistency_report` promises for checked vectors; the shares are those behind the debiased estimate."""
-    grid = one_pass_grid(
-        vectors, far_low=options.far_low, far_high=options.far_high, n_band=_BAND_THRESHOLDS, tile=tile
-    )
+    vectors = as_labelled(vectors)
+    check_one_set(vectors, all_pairs=True)
+    grid = one_pass_grid(vectors, far_low=options.far_low, far_high=options.far_high, n_band=_BAND_THRESHOLDS)
     if options.distance_range is not None:
         grid = np.union1d(grid, np.linspace(*threshold_limits(options.distance_range), _BAND_THRESHOLDS))
-    curves = count_accepted(vectors, grid, tile=tile)
+    curves = count_accepted(vectors, grid)
     thin = options.band_of(curves).thinned(_THIN_NODES)
     weights = options.weights_of(curves)
     agreement = measure_agreement(vectors, thin.nodes)
-    plain = opis_of_curves(curves, options, pair_correlation(agreement, weights), rng)
+    correlation = measured_correlation(agreement, weights)
+    plain = measure_opis(curves, options, pair_correlation=correlation, rng=rng)
     shares = debiased_shares(curves, agreement, thin, weights=weights, c=options.c)
     if shares is None:
-        return plain, None
+        return plain
     found = mean_over_classes(
         shares.shares, shares.weights, n_bootstrap=options.n_bootstrap, confidence=options.confidence, rng=rng
     )
-    if shares.method == "bound":
-        bound = Interval(0.0, max(0.0, found.interval.high))
-        return replace(plain, debiased_interval=bound, debiased_method="bound"), shares
-    return replace(plain, debiased=found.value, debiased_interval=found.interval, debiased_method="pairs"), shares
+    estimated = shares.method == "pairs"
+    return replace(
+        plain,
+        debiased=found.value if estimated else None,
+        debiased_interval=found.interval if estimated else Interval(0.0, max(0.0, found.interval.high)),
+        debiased_method=shares.method,
+        shares=shares,
+    )

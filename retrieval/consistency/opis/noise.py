@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.curves import Rates
 from retrieval.consistency.opis.utility import Band, utility
-from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least
+from retrieval.consistency.pairs.products import float32_at_least
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
 # Two pairs without a common image: below, the noise of TAR cannot be told from a class's own curve.
 MIN_IMAGES_FOR_NOISE = 4
@@ -151,22 +152,42 @@ def variance_inflation(n_images: NDArray[np.int64], correlation: float) -> Rates
     return np.asarray(1 + 2 * (n_images - 2) * correlation, dtype=np.float64)
 
 
-def noise_floor(
-    band: Band, mean_tar: Rates, n_images: NDArray[np.int64], weights: Rates, *, correlation: float, c: float
-) -> float:
-    """Return the OPIS expected under the null hypothesis that all classes share one curve.
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedCurve:
+    """The null hypothesis that all classes share one curve.
 
-    The null: every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies
-    as a share of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T'].
-    Where classes differ in FAR, or in TAR, that adds to OPIS, not to the floor: value - floor is what chance leaves.
+    Every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies as a share
+    of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T']; correlation: see
+    `pair_correlation`; c: see `utility`.
     """
-    mean_tar = np.clip(mean_tar, 0, 1)  # a weighted mean of ones may round above 1
-    sizes, which = np.unique(n_images, return_inverse=True)
-    n_independent = sizes * (sizes - 1) / 2 / variance_inflation(sizes, correlation)
-    means, variances = zip(*(_utility_moments(n, mean_tar, band.pooled_far, c) for n in n_independent), strict=True)
+
+    band: Band
+    mean_tar: Rates
+    n_images: NDArray[np.int64]
+    weights: Rates
+    correlation: float
+    c: float
+
+    def n_independent(self, n_images: NDArray[np.int64]) -> Rates:
+        """Return the number of independent pairs that vary as the pairs of a class with n_images [k] do."""
+        return np.asarray(
+            n_images * (n_images - 1) / 2 / variance_inflation(n_images, self.correlation), dtype=np.float64
+        )
+
+
+def noise_floor(null: SharedCurve) -> float:
+    """Return the OPIS expected under the null.
+
+    Classes that differ in FAR or TAR add to OPIS, not to the floor: value - floor is what chance does not explain.
+    """
+    mean_tar = np.clip(null.mean_tar, 0, 1)  # a weighted mean of ones may round above 1
+    sizes, which = np.unique(null.n_images, return_inverse=True)
+    pooled_far, weights = null.band.pooled_far, null.weights
+    moments = (_utility_moments(n, mean_tar, pooled_far, null.c) for n in null.n_independent(sizes))
+    means, variances = zip(*moments, strict=True)
     mean, variance = np.stack(means)[which], np.stack(variances)[which]
     between = weights @ mean**2 - (weights @ mean) ** 2
-    return max(float(band.mean(between + (weights * (1 - weights)) @ variance)), 0.0)
+    return max(float(null.band.mean(between + (weights * (1 - weights)) @ variance)), 0.0)
 
 
 def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple[Rates, Rates]:

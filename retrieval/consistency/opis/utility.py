@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Axis: TypeAlias = Literal["distance", "log_far"]

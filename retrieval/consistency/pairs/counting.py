@@ -6,45 +6,15 @@ Integers all the way: the counts of shards add up to those of the whole, whateve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Progress, float32_at_least, pair_totals, tiles_of
+from retrieval.consistency.pairs.products import float32_at_least
 from retrieval.consistency.pairs.tiles import Tile, sum_of, visit_tiles
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, pair_totals
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairCounts:
-    """positives_accepted, negatives_accepted: [T, m] int64; positives, negatives: [T] int64, pairs visited."""
-
-    positives_accepted: Counts
-    negatives_accepted: Counts
-    positives: Counts
-    negatives: Counts
-
-
-def count_pairs(
-    vectors: LabelledVectors,
-    thresholds: NDArray[np.float64],
-    *,
-    tile: int,
-    shard: tuple[int, int],
-    threads: int | None,
-    progress: Progress | None,
-) -> PairCounts:
-    """Count the pairs of a shard that reach each of the strictly ascending thresholds [m], for each class.
-
-    A positive pair counts for its class, a negative pair for the class of either end.
-    """
-    tiles = tiles_of(vectors, tile, shard)
-    accepted = count_tiles(vectors, thresholds, tiles, threads=threads, progress=progress)
-    if shard == (0, 1):
-        return PairCounts(*accepted, vectors.positives, vectors.negatives)
-    return PairCounts(*accepted, *total_of_tiles(vectors, tiles))
 
 
 def count_tiles(

@@ -40,7 +40,7 @@ def _excluded(first: Groups, i: int, second: Groups, j: int) -> bool:
 
 
 @_compiled
-def count_accepted_pairs(
+def count_accepted_pairs(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     scores: NDArray[np.float32],
     first_codes: Codes,
     second_codes: Codes,
@@ -151,7 +151,7 @@ def count_high_bits(
 
 
 @_compiled
-def count_low_bits(
+def count_low_bits(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     bits: NDArray[np.uint32],
     first_codes: Codes,
     second_codes: Codes,

@@ -33,13 +33,6 @@ def class_blocks(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def slices(start: int, stop: int, size: int | None = None) -> Iterator[slice]:
-    """Yield consecutive slices of at most `size` rows (TILE by default) that cover start to stop."""
-    size = size or tiles.TILE
-    for row in range(start, stop, size):
-        yield slice(row, min(row + size, stop))
-
-
 def starts_in(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first place of each class among sorted codes of a tile, and the class: two [c] int64."""
     places = np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)

@@ -6,7 +6,6 @@ The images show whether two classes are look-alikes or one class under two names
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.pairs.vectors import LabelledVectors, accepted_pairs, check_all_pairs, float32_at_least
-from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.batches import accepted_pairs
+from retrieval.consistency.pairs.products import float32_at_least, scores_of
 from retrieval.consistency.pairs.tally import PairTally
-from retrieval.consistency.separation.classwise import class_blocks, class_bounds, slices, starts_in
+from retrieval.consistency.pairs.tiles import slices
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
+from retrieval.consistency.separation.classwise import class_blocks, class_bounds, starts_in
 from retrieval.consistency.subgroups.counts import check_threshold
 from retrieval.errors import InvalidInput
 
@@ -117,7 +118,7 @@ def most_confused(
             f"expected a finite threshold, an order among {', '.join(ORDERS)}, n_listed >= 1 and n_examples >= 0, "
             f"found {threshold}, {order!r}, {n_listed} and {n_examples}"
         )
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
     bounds = class_bounds(vectors.codes, n_classes)
     limit = float32_at_least(np.array([threshold]))[0]
@@ -179,9 +180,7 @@ class _Block:
         ]
 
 
-def _scan(
-    vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32
-) -> _Block:
+def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32) -> _Block:
     """Reduce the scores of the classes first to end (exclusive) with all later classes."""
     n_classes, n = len(bounds) - 1, len(vectors.codes)
     shape = (end - first, n_classes)
@@ -265,7 +264,7 @@ def class_confusions(
     check_threshold(threshold)
     if n_listed < 1:
         raise InvalidInput(f"n_listed must be at least 1, found {n_listed}")
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     n_classes, n_images = len(vectors.classes), vectors.n_images
     tally = PairTally()
     for batch in accepted_pairs(vectors, threshold):

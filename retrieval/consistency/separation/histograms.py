@@ -5,7 +5,6 @@ d' compares the means, AUC the order, the overlap the distributions. Pairs of cl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_all_pairs, check_positives, scored_pairs
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
 from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
 from retrieval.errors import InvalidInput
 
@@ -83,7 +83,7 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     """
     if n_bins < 1 or not 0 < confidence < 1:
         raise InvalidInput(f"expected n_bins >= 1 and confidence in (0, 1), found {n_bins} and {confidence}")
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
     low, high = _score_range(vectors)
     of_classes = class_moments(image_moments(vectors), vectors.codes, len(vectors.classes))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_all_pairs, check_positives
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.separation.classwise import slices, starts_in
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.separation.classwise import starts_in
 from retrieval.errors import InvalidInput
 
 LINKAGES = ("mean", "nearest")
@@ -115,7 +115,7 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
         raise InvalidInput(
             f"expected a finite threshold and a linkage among {', '.join(LINKAGES)}, found {threshold} and {linkage!r}"
         )
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
     own, other, likely = _similarities(vectors, linkage)
     known = vectors.n_images[vectors.codes] > 1
@@ -139,7 +139,9 @@ def _similarities(
     """Return for each image its similarity to its class and to the best other class, and that class: three [n]."""
     n, n_classes = len(vectors.codes), len(vectors.classes)
     own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
-    for rows in slices(0, n, max(1, min(tiles.TILE, _MAX_CELLS // n_classes))):
+    n_rows = max(1, min(tiles.TILE, _MAX_CELLS // n_classes))
+    for start in range(0, n, n_rows):
+        rows = slice(start, min(start + n_rows, n))
         to_class = _to_classes(vectors, rows, linkage)
         places = np.arange(rows.stop - rows.start)
         codes = vectors.codes[rows]
@@ -154,7 +156,7 @@ def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> NDArray[
     """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
     found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)
-    for columns in slices(0, len(vectors.codes)):
+    for columns in tiles.slices(0, len(vectors.codes)):
         scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         itself = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
         scores[itself - rows.start, itself - columns.start] = empty

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.vectors import LabelledVectors, tiles_of
 from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.tiles import tiles_of
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
 Moments = NDArray[np.float64]
 

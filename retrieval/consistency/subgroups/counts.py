@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.vectors import LabelledVectors, accepted_pairs, check_all_pairs
+from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 Counts = NDArray[np.int64]
@@ -41,7 +42,8 @@ class GroupCounts:
     """Accepted pairs at one threshold among images of T classes and G groups.
 
     groups: sorted names; n_images: [T, G] int64; cells: [c, 2] int64, the pairs of groups (g <= h) that are counted:
-    all of them up to 32 groups, with more groups only those of a group with itself; positives, positives_accepted: [T, c] int64, pairs inside a class with one end in g and the other in h;
+    all of them up to 32 groups, with more groups only those of a group with itself; positives, positives_accepted:
+    [T, c] int64, pairs inside a class with one end in g and the other in h;
     negatives_accepted: those across classes.
     """
 
@@ -68,9 +70,11 @@ def count_groups(vectors: LabelledVectors, groups: Sequence[str], threshold: flo
         InvalidEmbeddings: groups of another length.
     """
     check_threshold(threshold)
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     if len(groups) != len(vectors.codes):
-        raise InvalidEmbeddings(f"expected one group per label, found {len(groups)} groups for {len(vectors.codes)} labels")
+        raise InvalidEmbeddings(
+            f"expected one group per label, found {len(groups)} groups for {len(vectors.codes)} labels"
+        )
     in_order = np.array(groups, dtype=object)[vectors.order]
     names, group_of = np.unique(in_order.astype(str), return_inverse=True)
     n_classes, n_groups = len(vectors.classes), len(names)

@@ -180,9 +180,7 @@ def compare_rates(
     """
     k = len(names)
     if k < 2 or not 0 < confidence < 1:
-        raise InvalidInput(
-            f"expected at least 2 groups and confidence in (0, 1), found {k} groups and {confidence}"
-        )
+        raise InvalidInput(f"expected at least 2 groups and confidence in (0, 1), found {k} groups and {confidence}")
     log_rates, covariance = _log_rates(estimates, covariance)
     n_clusters = int(estimates.n_clusters.min())
     rates = estimates.rates

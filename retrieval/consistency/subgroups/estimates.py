@@ -7,8 +7,9 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
-from retrieval.consistency.pairs.vectors import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.clustered import (
     RateEstimates,
     Values,

@@ -1,4 +1,4 @@
-"""Certify a threshold that bounds an error rate of an unseen class. Only the draw of classes is assumed, not the scores.
+"""Certify a threshold that bounds an error rate of an unseen class, for scores of any distribution.
 
 There are two promises: the rate is at most alpha *with a stated probability* (`certify`), or *on average*
 (`certify_mean`). Both hold over the draw of all classes, calibration classes included.
@@ -16,14 +16,14 @@ that exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
-from retrieval.consistency.pairs.vectors import LabelledVectors
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -73,7 +73,7 @@ class MeanCertificate:
 
 
 def certify(
-    vectors: LabelledVectors | Labelled, *, alpha: float, delta: float, rate: Rate = "far", strict: bool = True
+    vectors: VectorsOrPair, *, alpha: float, delta: float, rate: Rate = "far", strict: bool = True
 ) -> Certificate:
     """Return the lowest threshold with the certificate (for FRR the highest), exact to the float32 score.
 
@@ -98,7 +98,7 @@ def certify(
     """
     _check(rate, alpha=alpha, delta=delta)
     vectors = as_labelled(vectors)
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     n = _n_classes(vectors, rate)
     # Products such as 20 * (1 - 0.05) may round just above a whole number.
     rank = math.ceil((n + 1) * (1 - delta) - 1e-9)
@@ -130,9 +130,7 @@ def certify(
     )
 
 
-def certify_mean(
-    vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True
-) -> MeanCertificate:
+def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True) -> MeanCertificate:
     """Return the lowest threshold (for FRR the highest) at which (n * mean rate + 1) / (n + 1) is at most alpha.
 
     The 1 is the highest possible rate of the new class. With strict, every pair with the new class counts as a false
@@ -146,7 +144,7 @@ def certify_mean(
     with bound B = 1; strict in the manner of its extension to U-statistics.
     """
     _check(rate, alpha=alpha)
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     n, strict = _n_classes(vectors, rate), strict and rate == "far"
 
     def kept(curves: OperatingCurves) -> Rates:

@@ -15,8 +15,8 @@ from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.vectors import LabelledVectors
-from retrieval.consistency.pairs.selection import select_thresholds
+from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.near_optimum import near_optimum
 from retrieval.consistency.thresholds.rate_variances import (
     RateVariances,
@@ -125,7 +125,7 @@ class ThresholdChoice:
 
 
 def choose_threshold(
-    vectors: LabelledVectors | Labelled, *, target: Target, confidence: float = 0.95, min_classes: int = 20
+    vectors: VectorsOrPair, *, target: Target, confidence: float = 0.95, min_classes: int = 20
 ) -> ThresholdChoice:
     """Return the threshold that the target asks for, with intervals over the draw of classes.
 
@@ -158,7 +158,7 @@ def choose_threshold(
     if not 0 < confidence < 1:
         raise InvalidInput(f"confidence must lie in (0, 1), found {confidence}")
     vectors = as_labelled(vectors)
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     _check_data(vectors, target, min_classes)
     far = target.far
     threshold = reach(vectors, target) if far is None else _at_fars(vectors, [far])[0]
@@ -191,7 +191,7 @@ def choose_threshold(
 
 def _at_fars(vectors: LabelledVectors, fars: Sequence[float]) -> list[float]:
     below_one = np.minimum(np.array(fars), np.nextafter(1, 0))
-    return [float(value) for value in select_thresholds(vectors, below_one)]
+    return [float(value) for value in thresholds_at_far(vectors, below_one)]
 
 
 def _threshold_interval(

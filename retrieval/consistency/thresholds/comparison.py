@@ -5,7 +5,6 @@ Both thresholds apply to one score, so every changed decision changes in the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np

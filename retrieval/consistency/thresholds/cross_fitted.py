@@ -5,15 +5,14 @@ Classes are split repeatedly into those that fix the threshold and those that ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.curves import count_accepted
-from retrieval.consistency.pairs.vectors import LabelledVectors
-from retrieval.consistency.pairs.selection import select_thresholds
+from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Rates = NDArray[np.float64]
@@ -68,7 +67,7 @@ def cross_fitted_rates(
     """
     if not 0 < target_far < 1 or n_splits < 1:
         raise InvalidInput(f"expected target_far in (0, 1) and n_splits of at least 1, found {target_far}, {n_splits}")
-    check_all_pairs(vectors)
+    check_one_set(vectors, all_pairs=True)
     thresholds, fars = [], []
     # By class: accepted positives, positives, accepted negatives, negatives.
     counts = np.zeros((4, len(vectors.classes)), dtype=np.int64)
@@ -113,7 +112,7 @@ def threshold_of_half(half: LabelledVectors, target_far: float) -> float:
             f"a threshold for FAR {target_far:g} from half of the classes needs {MIN_FALSE_ACCEPTS} false accepts "
             f"there, {half.n_negatives} negative pairs give {expected:.3g}; add classes or raise the target"
         )
-    (threshold,) = select_thresholds(half, np.array([target_far]))
+    (threshold,) = thresholds_at_far(half, np.array([target_far]))
     return float(threshold)
 
 

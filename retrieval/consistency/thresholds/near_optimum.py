@@ -12,7 +12,9 @@ from scipy.special import stdtrit
 
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.vectors import LabelledVectors, float32_at_least, scored_pairs
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.products import float32_at_least
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.thresholds.targets import Target
 
 _N_COARSE = 512

@@ -15,8 +15,9 @@ from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.vectors import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
 
 @dataclass(frozen=True, slots=True)

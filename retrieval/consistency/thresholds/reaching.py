@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
-from retrieval.consistency.pairs.vectors import LabelledVectors, scored_pairs
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.thresholds.targets import Choice, Target
 from retrieval.errors import NotEnoughEvidence
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import fit_whitening, operating_curves, recall_at_k, thresholds_at_far
 from retrieval.consistency.opis.debiased import DebiasedShares
-from retrieval.consistency.opis.opis import measure_consistency
-from retrieval.consistency.opis.opis_options import OpisOptions
+from retrieval.consistency.opis.measure import measure_consistency
+from retrieval.consistency.opis.options import OpisOptions
 from retrieval.consistency.opis.utility import Axis
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.contract.score import Score, cohort_score
 
 _FARS = (1e-2, 1e-3, 1e-4)

@@ -20,7 +20,7 @@ from retrieval.consistency.calibration.calibrators import calibrator_from_json
 from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
 from retrieval.consistency.calibration.kinds import VennAbersCalibrator
 from retrieval.consistency.calibration.reliability import reliability
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.pairs.selection import select_thresholds
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import draw_family

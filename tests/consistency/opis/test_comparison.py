@@ -8,7 +8,7 @@ import pytest
 from retrieval.consistency import Interval, opis
 from retrieval.consistency.opis.comparison import compare_consistency, compare_shares
 from retrieval.consistency.opis.debiased import DebiasedShares
-from retrieval.consistency.opis.opis import consistency_report
+from retrieval.consistency.opis.measure import consistency_report
 from retrieval.errors import InvalidEmbeddings, NotEnoughEvidence
 from tests.consistency.opis.test_opis import curves_of
 

@@ -10,7 +10,7 @@ from retrieval.consistency import operating_curves
 from retrieval.consistency.opis.debiased import _shares, debiased_shares
 from retrieval.consistency.opis.noise import measure_agreement
 from retrieval.consistency.opis.utility import class_utilities, find_band, utility
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 
 RATES = arrays(np.float64, (6, 3), elements=st.floats(0, 1))
 

@@ -15,7 +15,7 @@ from retrieval.consistency.opis.noise import (
     variance_inflation,
 )
 from retrieval.consistency.opis.utility import Band, utility
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 
 LEVELS = np.array([0.2, 0.35, 0.5])
 

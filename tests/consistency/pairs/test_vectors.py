@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.consistency.pairs.pairs import float32_at_least, labelled_vectors, scored_pairs, tile_bounds
+from retrieval.consistency.pairs.vectors import float32_at_least, labelled_vectors, scored_pairs, tile_bounds
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 UNIT = np.array([[1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)

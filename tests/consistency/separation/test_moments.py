@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
 
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.subgroups.class_estimates import class_estimates
 from retrieval.consistency.subgroups.clustered import dyadic_covariance, dyadic_variances
 from retrieval.consistency.subgroups.counts import count_groups

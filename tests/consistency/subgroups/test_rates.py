@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.intervals import wilson_interval
 from retrieval.consistency.subgroups.rates import class_rates, group_rates
 from retrieval.errors import InvalidEmbeddings, InvalidInput

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.thresholds.certificate import certify, certify_mean
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 

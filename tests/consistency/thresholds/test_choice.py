@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.pairs.selection import threshold_grid
 from retrieval.consistency.thresholds.choice import ThresholdChoice, choose_threshold
 from retrieval.consistency.thresholds.targets import Target, parse_target

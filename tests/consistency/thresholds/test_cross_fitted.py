@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency import cross_fitted_rates
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.thresholds.cross_fitted import split_classes
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import Family

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.curves import operating_curves
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.thresholds.near_optimum import _of_rates, _of_utility, near_optimum
 from retrieval.consistency.thresholds.reaching import reach
 from retrieval.consistency.thresholds.targets import parse_target

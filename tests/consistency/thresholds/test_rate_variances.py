@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.curves import operating_curves
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.thresholds.rate_variances import log_interval, logit_interval, rate_variances
 
 

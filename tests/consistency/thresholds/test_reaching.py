@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled_vectors
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.thresholds.reaching import reach
 from retrieval.consistency.thresholds.targets import Target, parse_target

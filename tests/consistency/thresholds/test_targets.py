@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.consistency.curves.curves import operating_curves
+from retrieval.consistency.curves import operating_curves
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import InvalidInput
 
