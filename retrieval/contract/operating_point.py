@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
+from retrieval.consistency.calibration.kinds import Calibrator, calibrator_from_json
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate
 from retrieval.consistency.thresholds.choice import ThresholdChoice
 from retrieval.contract.bundle import BundleDigest

@@ -111,13 +111,14 @@ class DriftState:
         if document.get("kind") != "drift":
             raise InvalidInput(f"expected a document of kind 'drift', found {document.get('kind')!r}")
         try:
-            return cls(
+            values: dict[str, Any] = {
                 **{name: _floats(document[name]) for name in ("edges", "tie_breaks", "log_wealth")},
                 **{name: tuple(int(value) for value in document[name]) for name in ("gaps", "counts")},
-                memories=tuple(_floats(memory) for memory in document["memories"]),
-                n_looks=int(document["n_looks"]),
+                "memories": tuple(_floats(memory) for memory in document["memories"]),
+                "n_looks": int(document["n_looks"]),
                 **{name: float(document[name]) for name in ("log_e", "log_peak")},
-            )
+            }
+            return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"the drift state's document is incomplete or malformed: {error!r}") from error
 
