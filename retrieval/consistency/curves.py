@@ -228,7 +228,8 @@ def operating_curves(
     vectors: labelled vectors, or a plain (embeddings, labels); thresholds: any order, duplicates dropped; if omitted,
     they are chosen to cover the band of OPIS and everything above it, from all pairs of up to 6,000 images, otherwise
     from a sample; the counts are those of all pairs in either case. include: further thresholds to count. shard (index,
-    count) visits a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all cores.
+    count) visits a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all
+    cores.
 
     Cost: n^2 / 2 products of D (n * g for two sets); memory: a [T, m] of counts and a few tiles for each thread.
 

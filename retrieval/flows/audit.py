@@ -51,6 +51,7 @@ from retrieval.errors import InvalidInput, InvalidManifest
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_SUSPECTS = 20
+DEFAULT_LIMITS = VerdictLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class AuditRequest:
 class AuditLimits:
     """What must hold: the limits of the verdict, and the share of images that may be unreadable."""
 
-    verdict: VerdictLimits = VerdictLimits()
+    verdict: VerdictLimits = DEFAULT_LIMITS
     max_failed_share: float = 0.01
 
 
@@ -160,7 +161,7 @@ class AuditReport:
         }
 
 
-def run_audit(
+def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     store: Store,
     request: AuditRequest,
     *,

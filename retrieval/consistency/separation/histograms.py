@@ -91,8 +91,8 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     pooled = fine.reshape(2, n_bins, _FINER).sum(axis=2)
     shares = fine / fine.sum(axis=1, keepdims=True)
     auc, overlap, gap = (
-        float(_area_under_curve(fine)),
-        float(_overlap_of(pooled)),
+        float(area_under_curve(fine)),
+        float(overlap_of(pooled)),
         float(d_prime(pooled_moments(of_classes))),
     )
     without = _WithoutEachClass(vectors, of_classes, counts, pooled, confidence)
@@ -112,7 +112,7 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     )
 
 
-def _area_under_curve(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def area_under_curve(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the share of (within, between) in which within has the higher bin, ties half: [...] of [..., 2, b]."""
     within, between = counts[..., 0, :].astype(np.float64), counts[..., 1, :].astype(np.float64)
     below = between.cumsum(axis=-1) - between / 2
@@ -120,7 +120,7 @@ def _area_under_curve(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return area
 
 
-def _overlap_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def overlap_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the sum over the bins of the smaller of the two shares: [...] of [..., 2, b]."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     smaller: NDArray[np.float64] = shares.min(axis=-2).sum(axis=-1)
@@ -181,10 +181,10 @@ class _WithoutEachClass:
         return self._interval(estimate, d_prime(left[self._usable]), proportion=False)
 
     def auc(self, estimate: float) -> Interval | None:
-        return self._interval(estimate, _area_under_curve(self._left), proportion=True)
+        return self._interval(estimate, area_under_curve(self._left), proportion=True)
 
     def overlap(self, estimate: float) -> Interval | None:
-        return self._interval(estimate, _overlap_of(self._left), proportion=True)
+        return self._interval(estimate, overlap_of(self._left), proportion=True)
 
     @property
     def _usable(self) -> NDArray[np.bool_]:

@@ -10,18 +10,23 @@ from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from retrieval.consistency.calibration.calibration import (
+from retrieval.consistency import (
     CALIBRATOR_KINDS,
-    draw_pairs,
-    fit_calibrator,
+    BetaCalibrator,
+    PlattCalibrator,
+    VennAbersCalibrator,
+    calibrator_from_json,
     fit_scores,
+    labelled,
+    reliability,
 )
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
-from retrieval.consistency.calibration.kinds import VennAbersCalibrator
-from retrieval.consistency.calibration.reliability import reliability
-from retrieval.consistency.pairs.vectors import labelled_vectors
+from retrieval.consistency.calibration.choice import draw_pairs
 from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+
+def fit_vectors(rows, labels, *, kind, prevalence, rng, max_pairs=2_000_000):
+    pairs = draw_pairs(labelled(rows, labels), rng=rng, max_pairs=max_pairs)
+    return fit_scores(pairs.scores, pairs.matches, kind=kind, prevalence=prevalence)
 
 
 def gaussian_pairs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +188,7 @@ def test_venn_abers_is_wide_where_pairs_are_few() -> None:
 def test_knots_are_bounded_and_held_out_pairs_are_calibrated(family) -> None:
     rng = np.random.default_rng(1)
     rows, labels = family(rng, n_classes=60, n_images=6, spread=0.3)
-    calibrator = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.3, rng=rng)
+    calibrator = fit_vectors(rows, labels, kind="isotonic", prevalence=0.3, rng=rng)
     assert len(calibrator.scores) <= 256
     assert (calibrator.n_positives, calibrator.n_negatives) == (60 * 15, 360 * 359 // 2 - 60 * 15)
     rows, labels = family(rng, n_classes=60, n_images=6, spread=0.3)
@@ -199,8 +204,8 @@ def test_knots_are_bounded_and_held_out_pairs_are_calibrated(family) -> None:
 
 def test_thinned_pairs_keep_the_map(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=60, n_images=6)
-    full = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0))
-    thin = fit_calibrator(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0), max_pairs=5000)
+    full = fit_vectors(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0))
+    thin = fit_vectors(rows, labels, kind="isotonic", prevalence=0.1, rng=np.random.default_rng(0), max_pairs=5000)
     assert thin.n_positives == full.n_positives
     assert abs(thin.n_negatives - 5000) < 300  # four standard deviations of the draw
     at = np.linspace(-0.2, 0.9, 50)
@@ -222,22 +227,14 @@ def test_one_kind_of_pair_or_an_impossible_prevalence_is_refused(family) -> None
         fit_scores(scores, np.array([True]), kind="platt", prevalence=0.5)
     rows, labels = family(np.random.default_rng(3), n_classes=4, n_images=2)
     with pytest.raises(InvalidInput, match="max_pairs"):
-        fit_calibrator(rows, labels, kind="isotonic", prevalence=0.5, rng=np.random.default_rng(0), max_pairs=0)
+        fit_vectors(rows, labels, kind="isotonic", prevalence=0.5, rng=np.random.default_rng(0), max_pairs=0)
 
 
 def test_drawn_pairs_are_all_pairs_where_they_fit(family) -> None:
     rows, labels = family(np.random.default_rng(8), n_classes=5, n_images=3)
-    vectors = labelled_vectors(rows, labels)
-    pairs = draw_pairs(vectors, rng=np.random.default_rng(0), max_pairs=100, tile=4)
+    vectors = labelled(rows, labels)
+    pairs = draw_pairs(vectors, rng=np.random.default_rng(0), max_pairs=100)
     assert (len(pairs.scores), np.count_nonzero(pairs.matches)) == (15 * 14 // 2, 15)
     weights = pairs.weights(0.2)
     assert weights.sum() == pytest.approx(1)
     assert weights[pairs.matches].sum() == pytest.approx(0.2)
-
-
-@pytest.mark.parametrize("kind", CALIBRATOR_KINDS)
-def test_vectors_are_fitted_through_their_pairs(family, kind: str) -> None:
-    rows, labels = family(np.random.default_rng(9), n_classes=20, n_images=4)
-    pairs = draw_pairs(labelled_vectors(rows, labels), rng=np.random.default_rng(0), max_pairs=10**6, tile=1024)
-    calibrator = fit_calibrator(rows, labels, kind=kind, prevalence=0.1, rng=np.random.default_rng(0))
-    assert calibrator == fit_scores(pairs.scores, pairs.matches, kind=kind, prevalence=0.1)

@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from retrieval.consistency.calibration.calibrator import MAX_KNOTS, Calibrator, interpolate
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.calibration.calibrators_parametric import BetaCalibrator, PlattCalibrator
-from retrieval.consistency.calibration.kinds import IsotonicCalibrator, VennAbersCalibrator
+from retrieval.consistency import (
+    BetaCalibrator,
+    Calibrator,
+    IsotonicCalibrator,
+    PlattCalibrator,
+    VennAbersCalibrator,
+    calibrator_from_json,
+)
+from retrieval.consistency.calibration.kinds import MAX_KNOTS, interpolate
 from retrieval.errors import InvalidInput
 
 PLATT = PlattCalibrator(3.0, -1.5, 0.1, 10, 20)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.consistency.drift.size import drift_size
+from retrieval.consistency import drift_size
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 RNG = np.random.default_rng

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from retrieval.consistency.drift.state import DriftState
+from retrieval.consistency import DriftState
 from retrieval.errors import InvalidInput
 
 

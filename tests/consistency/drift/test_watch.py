@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.drift.state import DriftState
-from retrieval.consistency.drift.watch import MIN_REFERENCE, look_for_drift, start_drift
+from retrieval.consistency import DriftState, look_for_drift, start_drift
+from retrieval.consistency.drift.watch import MIN_REFERENCE
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-from tests.consistency.drift.test_drift_state import two_bins
+from tests.consistency.drift.test_state import two_bins
 
 RNG = np.random.default_rng
 
@@ -72,6 +72,7 @@ def test_agrees_with_a_score_by_score_reference() -> None:
     assert math.exp(state.log_e) == pytest.approx(reference_e_value(reference, looks, len(state.gaps)))
 
 
+@pytest.mark.slow
 def test_no_false_alarm_budget_is_exceeded_over_many_looks() -> None:
     """Small reference, 60 looks, 400 repetitions: at most alpha, within the binomial error of the simulation.
 

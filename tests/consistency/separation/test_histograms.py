@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from retrieval.consistency.separation.histograms import area_under_curve, overlap_of, score_histograms
+from retrieval.consistency import labelled, score_histograms
+from retrieval.consistency.separation.histograms import area_under_curve, overlap_of
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -22,7 +23,7 @@ def scores_of(rows, labels) -> dict[bool, list[float]]:
 def test_histograms_and_d_prime_agree_with_one_pair_at_a_time(family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=10, n_images=4)
     scores = scores_of(rows, labels)
-    result = score_histograms(rows, labels, n_bins=20, tile=16)
+    result = score_histograms(labelled(rows, labels), n_bins=20)
     assert len(result.edges) == 21
     assert (result.within.sum(), result.between.sum()) == (60, 720)
     # A score on an edge may fall to either side: its last bit depends on how the product was computed.
@@ -35,7 +36,7 @@ def test_histograms_and_d_prime_agree_with_one_pair_at_a_time(family) -> None:
 def test_auc_and_overlap_agree_with_their_definitions(family) -> None:
     rows, labels = family(np.random.default_rng(1), n_classes=12, n_images=3, crowding=0.5)
     scores = scores_of(rows, labels)
-    result = score_histograms(rows, labels, n_bins=30, tile=11)
+    result = score_histograms(labelled(rows, labels), n_bins=30)
     expected = roc_auc_score([True] * 36 + [False] * 594, scores[True] + scores[False])
     # the bound is exact for a pair in every shared bin; a score at a bin's edge may change its bin
     assert result.auc == pytest.approx(expected, abs=result.auc_error + 1e-4)
@@ -50,8 +51,10 @@ def test_intervals_leave_out_a_class_as_if_it_had_never_been_there(family) -> No
     rows, labels = family(np.random.default_rng(2), n_classes=6, n_images=4, spread=0.4)
     names = sorted(set(labels))
     kept = [np.array([label != name for label in labels]) for name in names]
-    without = [score_histograms(rows[k], [x for x, y in zip(labels, k, strict=True) if y]).d_prime for k in kept]
-    whole = score_histograms(rows, labels)
+    without = [
+        score_histograms(labelled(rows[k], [x for x, y in zip(labels, k, strict=True) if y])).d_prime for k in kept
+    ]
+    whole = score_histograms(labelled(rows, labels))
     error = np.sqrt(5 / 6 * np.square(np.array(without) - np.mean(without)).sum())
     half_width = 2.5706 * error  # Student's quantile with 5 degrees of freedom
     assert whole.d_prime_interval.low == pytest.approx(whole.d_prime - half_width, rel=1e-4)
@@ -60,10 +63,10 @@ def test_intervals_leave_out_a_class_as_if_it_had_never_been_there(family) -> No
 
 def test_intervals_cover_the_population_about_as_often_as_promised(family) -> None:
     population = {"n_images": 3, "spread": 0.3, "crowding": 0.5, "dimension": 16}
-    truth = score_histograms(*family(np.random.default_rng(0), n_classes=700, **population))
+    truth = score_histograms(labelled(*family(np.random.default_rng(0), n_classes=700, **population)))
     covered = np.zeros(2)
     for seed in range(100):
-        drawn = score_histograms(*family(np.random.default_rng(seed + 1), n_classes=30, **population))
+        drawn = score_histograms(labelled(*family(np.random.default_rng(seed + 1), n_classes=30, **population)))
         covered += truth.d_prime in drawn.d_prime_interval, truth.auc in drawn.auc_interval
     # 100 draws: the promised 95 less three standard errors of 2.2
     assert (covered >= 88).all()
@@ -75,8 +78,8 @@ def test_relabelling_and_order_change_nothing_and_the_score_need_not_be_cosine(f
     density = rows.mean(axis=1, keepdims=True)
     ones = np.ones_like(density)
     query, gallery = np.hstack([rows, density, ones]), np.hstack([rows, ones, density])
-    whole = score_histograms(query, labels, gallery_vectors=gallery)
-    again = score_histograms(query[mixed], [f"x{labels[i]}" for i in mixed], gallery_vectors=gallery[mixed])
+    whole = score_histograms(labelled(query, labels, gallery=gallery))
+    again = score_histograms(labelled(query[mixed], [f"x{labels[i]}" for i in mixed], gallery=gallery[mixed]))
     assert again.d_prime == pytest.approx(whole.d_prime, rel=1e-6)
     assert again.auc == pytest.approx(whole.auc, abs=1e-5)
 
@@ -105,10 +108,10 @@ def test_counts_by_hand() -> None:
 
 def test_scores_without_any_spread_are_infinitely_apart() -> None:
     rows = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
-    apart = score_histograms(rows, ["a", "a", "b", "b"])
+    apart = score_histograms(labelled(rows, ["a", "a", "b", "b"]))
     assert (apart.d_prime, apart.auc, apart.overlap) == (np.inf, 1, 0)
     assert apart.d_prime_interval is None
-    flat = score_histograms(np.array([[1, 0]] * 3, dtype=np.float32), ["a", "a", "b"], n_bins=4)
+    flat = score_histograms(labelled(np.array([[1, 0]] * 3, dtype=np.float32), ["a", "a", "b"]), n_bins=4)
     assert (flat.within.sum(), flat.between.sum()) == (1, 2)
     assert (flat.d_prime, flat.auc, flat.overlap) == (0, 0.5, 1)
 
@@ -116,6 +119,6 @@ def test_scores_without_any_spread_are_infinitely_apart() -> None:
 def test_no_bins_or_no_positive_pair_is_refused() -> None:
     rows = np.eye(2, dtype=np.float32)
     with pytest.raises(InvalidInput, match="n_bins"):
-        score_histograms(rows, ["a", "b"], n_bins=0)
+        score_histograms(labelled(rows, ["a", "b"]), n_bins=0)
     with pytest.raises(NotEnoughEvidence, match="no class has two images"):
-        score_histograms(rows, ["a", "b"])
+        score_histograms(labelled(rows, ["a", "b"]))

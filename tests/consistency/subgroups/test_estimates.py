@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval.consistency.pairs.vectors import labelled_vectors
-from retrieval.consistency.subgroups.class_estimates import class_estimates
+from retrieval.consistency import labelled
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.subgroups.clustered import dyadic_covariance, dyadic_variances
 from retrieval.consistency.subgroups.counts import count_groups
-from retrieval.consistency.subgroups.estimates import false_accept_rates, false_reject_rates
+from retrieval.consistency.subgroups.estimates import class_estimates, false_accept_rates, false_reject_rates
 
 N_CLASSES, N_IMAGES, THRESHOLD = 7, 4, 0.3
 
@@ -21,7 +21,7 @@ def drawn(family):
     """Vectors of classes of different sizes, their groups, and whether each pair is accepted."""
     rng = np.random.default_rng(0)
     rows, labels = family(rng, n_classes=N_CLASSES, n_images=N_IMAGES, dimension=6)
-    vectors = labelled_vectors(rows[1:], labels[1:])
+    vectors = labelled(rows[1:], labels[1:])
     groups = rng.choice(["a", "b", "c"], size=len(rows) - 1).astype(object)
     accepted = vectors.query @ vectors.gallery.T >= np.float32(THRESHOLD)
     return vectors, groups, accepted
@@ -42,10 +42,11 @@ def loops(vectors, groups, accepted):
 
 
 @pytest.mark.parametrize("tile", [4, 1024])
-def test_counts_are_those_of_loops(drawn, tile: int) -> None:
+def test_counts_are_those_of_loops(drawn, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", tile)
     vectors, groups, accepted = drawn
     pairs, passed, cells = loops(vectors, groups, accepted)
-    counts = count_groups(vectors, groups, THRESHOLD, tile=tile)
+    counts = count_groups(vectors, groups, THRESHOLD)
     own = np.arange(N_CLASSES)
     assert counts.groups == ("a", "b", "c")
     np.testing.assert_array_equal(counts.cells, cells)
@@ -65,7 +66,7 @@ def test_false_accept_rates_and_covariance_are_those_of_loops(drawn) -> None:
     own = np.arange(N_CLASSES)
     pairs[own, own] = passed[own, own] = 0
     for chosen in (np.arange(6), np.array([0, 3, 5]), np.array([4])):
-        estimates, covariance = false_accept_rates(count_groups(vectors, groups, THRESHOLD, tile=8), chosen)
+        estimates, covariance = false_accept_rates(count_groups(vectors, groups, THRESHOLD), chosen)
         n, a = pairs[..., chosen], passed[..., chosen]
         np.testing.assert_array_equal(estimates.pairs, n.sum(axis=(0, 1)))
         np.testing.assert_array_equal(estimates.errors, a.sum(axis=(0, 1)))
@@ -93,7 +94,7 @@ def test_false_reject_rates_are_those_of_loops(drawn, frr_pairs) -> None:
             if vectors.codes[i] == vectors.codes[j] and (all(ends) if frr_pairs == "within" else any(ends)):
                 pairs[vectors.codes[i], number] += 1
                 errors[vectors.codes[i], number] += not accepted[i, j]
-    estimates, covariance = false_reject_rates(count_groups(vectors, groups, THRESHOLD, tile=8), frr_pairs)
+    estimates, covariance = false_reject_rates(count_groups(vectors, groups, THRESHOLD), frr_pairs)
     np.testing.assert_array_equal(estimates.pairs, pairs.sum(axis=0))
     np.testing.assert_array_equal(estimates.errors, errors.sum(axis=0))
     residuals = errors - estimates.rates * pairs
@@ -106,7 +107,7 @@ def test_false_reject_rates_are_those_of_loops(drawn, frr_pairs) -> None:
 def test_rates_of_classes_are_those_of_loops(drawn) -> None:
     """FAR: variance over own images plus that over other classes; FRR: that of pairs which share an image."""
     vectors, _, accepted = drawn
-    far, frr = class_estimates(vectors, THRESHOLD, tile=8)
+    far, frr = class_estimates(vectors, THRESHOLD)
     for own in range(N_CLASSES):
         inside, outside = np.flatnonzero(vectors.codes == own), np.flatnonzero(vectors.codes != own)
         block = accepted[np.ix_(inside, outside)].astype(float)
@@ -130,7 +131,7 @@ def test_rates_of_classes_are_those_of_loops(drawn) -> None:
 def test_many_groups_are_counted_within_only(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=40, n_images=2)
     groups = np.array([str(row // 2) for row in range(80)], dtype=object)
-    counts = count_groups(labelled_vectors(rows, labels), groups, 0.3, tile=1024)
+    counts = count_groups(labelled(rows, labels), groups, 0.3)
     assert len(counts.cells) == len(counts.within) == 40
     assert counts.positives.sum() == 40
     assert len(counts.negatives_accepted.accepted) == 0, "every pair of classes crosses groups"
