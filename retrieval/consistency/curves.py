@@ -1,7 +1,7 @@
-"""Labelled embeddings -> how many pairs of each class are accepted at each threshold.
+"""Operating curves: how many pairs of each class are accepted at each threshold.
 
-Counts, not rates, so that shards of one set of images merge by addition. What the curves say about consistency or about
-a threshold is left to `opis` and `thresholds`.
+They hold counts, not rates, so that shards of one set of images merge by addition. `opis` and `thresholds` decide what
+the curves mean for consistency and for a threshold.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class OperatingCurves:
     positives_accepted, negatives_accepted: [T, m] int64; positives, negatives: [T] int64, pairs in all;
     cosine: whether scores are cosines of unit vectors, so that a distance exists.
 
-    Positives of a class are the unordered pairs inside it, negatives the pairs with exactly one end in it. A negative
-    pair is therefore counted by two classes; the pooled rates are those of unordered pairs all the same.
+    Positives of a class are the unordered pairs inside it, negatives the pairs with exactly one end in it. Two classes
+    count a negative pair, but the pooled rates are those of unordered pairs.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class OperatingCurves:
 
     @property
     def with_positives(self) -> NDArray[np.bool_]:
-        """Which classes have a positive pair: [T] bool. The others are left out of every TAR."""
+        """Which classes have a positive pair: [T] bool; the other classes are left out of every TAR."""
         return self.positives > 0
 
     @property
@@ -257,7 +257,7 @@ def operating_curves(
 
 
 def checked_grid(thresholds: Rates | Sequence[float]) -> Rates:
-    """Return thresholds sorted, without duplicates. Raises InvalidInput where there are none or one is not finite."""
+    """Return thresholds sorted, without duplicates; raise InvalidInput if there is none or one is not finite."""
     grid = np.unique(np.asarray(thresholds, dtype=np.float64))
     if grid.size == 0 or not np.isfinite(grid).all():
         raise InvalidInput("expected at least one threshold, all finite")
@@ -290,5 +290,5 @@ def count_accepted(
 
 
 def _share(accepted: Counts, total: Counts) -> Rates:
-    """Divide; 0 where there are no pairs."""
+    """Return accepted / total, 0 if there are no pairs."""
     return np.asarray(accepted / np.maximum(total, 1), dtype=np.float64)

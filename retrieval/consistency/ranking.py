@@ -1,6 +1,6 @@
-"""How good the order of the answers is, without any threshold: recall at k and mean average precision at R.
+"""The quality of the ranking, without any threshold: recall at k and mean average precision at R.
 
-Leave-one-out: every image queries all others. A query whose class has no other image has no right answer and is left
+Every image of one set queries all other images. A query whose class has no other image has no right answer and is left
 out.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
 from retrieval.errors import InvalidInput
 
-# Scores held at once; a chunk of queries meets all images, so this bounds memory whatever n is.
+# Scores of a chunk of queries with all images: bounds the memory for any n.
 _MAX_SCORES = 1 << 22
 
 

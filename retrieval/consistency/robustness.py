@@ -1,7 +1,6 @@
-"""Which decisions at the threshold flip when images are replaced by perturbed copies of themselves.
+"""Decisions at the threshold that flip when images are replaced by perturbed copies of themselves.
 
-Decides how flips are counted; what a perturbation does to an image is decided where its pixels are. The images, their
-labels and the threshold stay as they are.
+This module counts flips; the engine perturbs the pixels. Images, labels and threshold stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _State: TypeAlias = tuple[int, int, NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """count of total pairs, with an interval over the draw of classes; rate: 0 of none, with the interval 0 to 1."""
+    """A count out of total pairs, with an interval over the draw of classes: 0 to 1 if there are no pairs."""
 
     count: int
     total: int
@@ -45,11 +44,10 @@ class Share:
 class Flips:
     """What one perturbation does to the decisions at the threshold.
 
-    sides: `query`, every image as a perturbed query against every other clean image, or `both`, each pair perturbed
-    alike. lost: true pairs accepted clean and rejected now; won: rejected clean and accepted now; gained: non-matches
-    rejected clean and accepted now; dropped: accepted clean and rejected now. Each is a share of the pairs that could
-    flip so. tar, far: shares of
-    true pairs and of non-matches accepted, clean and now.
+    sides: `query`, every image as a perturbed query against every other clean image, or `both`, the two images of each
+    pair perturbed alike. lost: true pairs accepted clean and rejected now; won: rejected clean and accepted now;
+    gained: non-matches rejected clean and accepted now; dropped: accepted clean and rejected now. Each is a share of
+    the pairs that could flip in this way. tar, far: shares of true pairs and non-matches accepted, clean and now.
     """
 
     perturbation: str

@@ -1,6 +1,6 @@
-"""Operating curves from some of the pairs: those that people judged, or a random sample where all are too many.
+"""Operating curves from some of the pairs: pairs that people judged, or a random sample of too many pairs.
 
-All pairs are left to `curves`.
+`curves` counts all pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retrieval.consistency.pairs.tiles import TILE, Tile, slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, check_one_set, check_positives
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
-# Estimates from so many disjoint sets of pairs give the sampling error.
+# The spread of at least this many estimates, from disjoint sets of pairs, gives the sampling error.
 _MIN_PARTS = 8
 
 
@@ -30,12 +30,11 @@ def judged_curves(
     thresholds: Rates | Sequence[float],
     cosine: bool = True,
 ) -> OperatingCurves:
-    """Return the curves of explicit pairs, each with somebody's word whether it is a match.
+    """Return the curves of explicit pairs, each judged to be a match or not.
 
-    scores: [p] float32; matches: [p] bool; first_classes, second_classes: p strings, what each end was taken for, or
-    whatever the rates shall be broken down by; the first for both where the second is omitted. A match counts for the
-    class of its first end, a non-match for those of both. n_images counts the ends of a class, as if no two were one
-    image.
+    scores: [p] float32; matches: [p] bool; first_classes, second_classes: p strings, the class of each end, or another
+    breakdown of the rates; if the second is omitted, the first holds for both ends. A match counts for the class of its
+    first end, a non-match for those of both. n_images counts the ends of a class, as if all were different images.
 
     Raises:
         InvalidEmbeddings: lengths that differ, or scores that are not finite.
@@ -87,8 +86,8 @@ def judged_curves(
 class SampledCurves:
     """Curves from all positive and some negative pairs.
 
-    curves: its negatives are those of the sample; far_error: [m] float64, standard error of the pooled FAR against that
-    of all pairs; share: of the negative pairs that were sampled, 0 to 1.
+    curves: with the negatives of the sample; far_error: [m] float64, standard error of the pooled FAR as an estimate of
+    that of all pairs; share: of the negative pairs that were sampled, 0 to 1.
     """
 
     curves: OperatingCurves
@@ -115,14 +114,13 @@ def sampled_curves(
 ) -> SampledCurves:
     """Return curves for millions of images from all positive pairs and about a `share` of the negative ones.
 
-    Images are put in random order and cut into blocks; each block meets the block some places further on, for several
-    distances. So every image is met as often as every other, each negative pair is as likely as every other to be
-    visited, and the products stay matrix products. Each distance is an estimate of its own; far_error is from their
-    differences.
+    Images are put in random order and cut into blocks; each block meets the blocks at several distances from it. So all
+    images are met equally often, all negative pairs are equally likely, and the products stay matrix products. Each
+    distance gives an estimate; far_error comes from their spread.
 
     vectors: one set of images; thresholds, threads: see `operating_curves`.
 
-    Cost: a `share` of its cost, and the products inside classes.
+    Cost: a `share` of that of `operating_curves`, and the products inside classes.
 
     Raises:
         InvalidInput: share outside (0, 0.5], thresholds empty or not finite, or two sets of images.
@@ -177,10 +175,10 @@ def _within_classes(vectors: LabelledVectors) -> list[Tile]:
 
 
 def _distances(vectors: LabelledVectors, tile: int, share: float, rng: np.random.Generator) -> list[list[Tile]]:
-    """Return, for each of some distances between blocks, the tiles of all blocks with those so far on."""
+    """Return, for each of several random distances between blocks, the tiles of all blocks at that distance."""
     starts = list(range(0, len(vectors.codes), tile))
     blocks = [slice(start, start + tile) for start in starts]
-    possible = np.arange(1, (len(blocks) + 1) // 2)  # the other half are the same pairs the other way round
+    possible = np.arange(1, (len(blocks) + 1) // 2)  # the other half are the same pairs, swapped
     n_distances = min(max(_MIN_PARTS, round(share * len(blocks) / 2)), len(possible))
     if n_distances < _MIN_PARTS:
         raise NotEnoughEvidence(f"{len(vectors.codes)} images are too few to sample from; use operating_curves")

@@ -17,7 +17,7 @@ from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, draw
 from retrieval.consistency.calibration.choice import cross_validate_calibrators
 from retrieval.consistency.calibration.kinds import VennAbersCalibrator
 from retrieval.consistency.calibration.reliability import reliability
-from retrieval.consistency.pairs.vectors import labelled_vectors
+from retrieval.consistency.pairs.vectors import labelled
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
 
@@ -51,8 +51,8 @@ def measure(calibration: Embedded, audit: Embedded, prevalence: float, seed: int
     comparison = cross_validate_calibrators(
         calibration.embeddings, calibration.labels.tolist(), prevalence=prevalence, rng=rng
     )
-    vectors = labelled_vectors(audit.embeddings, audit.labels.tolist())
-    pairs = draw_pairs(vectors, rng=rng, max_pairs=10**7, tile=1024)
+    vectors = labelled(audit.embeddings, audit.labels.tolist())
+    pairs = draw_pairs(vectors, rng=rng, max_pairs=10**7)
     judged: dict[str, dict[str, float]] = {}
     for kind in CALIBRATOR_KINDS:
         calibrator = fit_calibrator(

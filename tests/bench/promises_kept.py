@@ -124,7 +124,7 @@ class Population:
             labels = np.concatenate([part.labels for part in parts])
         by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         grid = np.linspace(-1, 1.001, 2001)
-        return cls(name, rows, by_class, operating_curves(rows, [str(label) for label in labels], thresholds=grid))
+        return cls(name, rows, by_class, operating_curves((rows, [str(label) for label in labels]), thresholds=grid))
 
     def threshold(self, target: Target) -> float:
         """The threshold that the target asks for here, between two of the grid linearly."""
@@ -264,7 +264,7 @@ def intervals(data: Population, text: str, n_splits: int, options: argparse.Name
             n_refused += 1
             continue
         true = {name: float(np.interp(choice.threshold, grid, rates)) for name, rates in true_rates.items()}
-        met = operating_curves(*split.new, thresholds=[choice.threshold])
+        met = operating_curves(split.new, thresholds=[choice.threshold])
         for name, hit in {
             "threshold": true_threshold in choice.threshold_interval,
             "FAR": true["FAR"] in choice.far_interval,

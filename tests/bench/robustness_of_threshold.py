@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.robustness import DecisionFlips, decision_flips
+from retrieval.consistency import DecisionFlips, decision_flips, labelled, thresholds_at_far
 from retrieval.consistency.separation.mislabelled import label_margins
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.preprocessing import Preprocessing, to_array
@@ -50,7 +49,7 @@ def main() -> None:
     calibration, audit = (data_of(parts[part]) for part in ("calibration", "audit"))
     finished = load_finished(FOLDER / f"run-{_MODEL}-{options.seed}")
     embed = embedding_function(finished.embedder)
-    threshold = float(thresholds_at_far(calibration.query, calibration.labels, fars=[_TARGETS[0]])[0])
+    threshold = float(thresholds_at_far(labelled(calibration.query, calibration.labels), [_TARGETS[0]])[0])
     flips = flips_of(parts["audit"], embed, finished.preprocessing, threshold, options)
     noise = pictures_of_nothing(embed, finished.preprocessing, np.random.default_rng(options.seed))
     curves = [
@@ -96,15 +95,16 @@ def flips_of(
     uris = {item.id: item.uri for item in read_manifest(f"{FOLDER}/data-{options.seed}/audit.csv")}
     files = [Path(uris[str(name)].removeprefix("file://")).read_bytes() for name in chosen.ids]
     severities = (3,) if options.quick else (1, 3, 5)
-    perturbed = {}
+    perturbed, labels = {}, [str(label) for label in chosen.labels]
     for perturbation in (Perturbation(kind, severity) for kind in KINDS for severity in severities):
         # A generator for each image: the same picture is changed alike whatever else is measured.
         rngs = [
             np.random.default_rng([options.seed, row, zlib.crc32(str(perturbation).encode())])
             for row in range(len(files))
         ]
-        perturbed[str(perturbation)] = embed_perturbed(files, embed, preprocessing, perturbation, rngs)
-    return decision_flips(chosen.embeddings, perturbed, [str(label) for label in chosen.labels], threshold)
+        copies = embed_perturbed(files, embed, preprocessing, perturbation, rngs)
+        perturbed[str(perturbation)] = labelled(copies, labels)
+    return decision_flips(labelled(chosen.embeddings, labels), perturbed, threshold)
 
 
 def embed_perturbed(

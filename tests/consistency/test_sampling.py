@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import judged_curves, operating_curves, sampled_curves
+from retrieval.consistency import crossed, judged_curves, labelled, operating_curves, sampled_curves
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 
@@ -27,7 +27,7 @@ def test_judged_pairs_of_labelled_images_equal_their_curves(family) -> None:
     scores = (rows @ rows.T)[i, j]
     thresholds = [0.1, 0.3, 0.5]
     judged = judged_curves(scores, names[i] == names[j], names[i].tolist(), names[j].tolist(), thresholds=thresholds)
-    curves = operating_curves(rows, labels, thresholds=thresholds)
+    curves = operating_curves((rows, labels), thresholds=thresholds)
     np.testing.assert_array_equal(judged.tar, curves.tar)
     np.testing.assert_array_equal(judged.far, curves.far)
 
@@ -48,9 +48,10 @@ def test_sampled_far_is_unbiased_and_its_error_is_stated(family) -> None:
     """Over 60 samples of a tenth of the pairs, the FAR errs by about its stated error; positives are all there."""
     rows, labels = family(np.random.default_rng(1), n_classes=200, n_images=5, dimension=8, spread=0.3, crowding=1.0)
     thresholds = [0.5, 0.7]
-    whole = operating_curves(rows, labels, thresholds=thresholds)
+    whole = operating_curves((rows, labels), thresholds=thresholds)
     rng = np.random.default_rng(2)
-    samples = [sampled_curves(rows, labels, thresholds=thresholds, share=0.1, rng=rng) for _ in range(60)]
+    vectors = labelled(rows, labels)
+    samples = [sampled_curves(vectors, thresholds=thresholds, share=0.1, rng=rng) for _ in range(60)]
     for sample in samples:
         np.testing.assert_array_equal(sample.curves.positives_accepted, whole.positives_accepted)
         assert sample.share == pytest.approx(0.1, rel=0.25)
@@ -66,7 +67,7 @@ def test_every_image_is_met_equally_often(family) -> None:
     """The design is balanced: with whole blocks, each image meets as many others as any other."""
     rows, labels = family(np.random.default_rng(3), n_classes=170, n_images=1)
     rows, labels = np.repeat(rows, 2, axis=0), [label for label in labels for _ in range(2)]
-    sample = sampled_curves(rows, labels, thresholds=[0.5], share=0.5, rng=np.random.default_rng(4))
+    sample = sampled_curves(labelled(rows, labels), thresholds=[0.5], share=0.5, rng=np.random.default_rng(4))
     met = sample.curves.negatives
     assert met.max() - met.min() <= 4 * 10  # blocks of up to 10 images, of which the last is shorter
 
@@ -75,8 +76,11 @@ def test_impossible_samples_are_refused(family) -> None:
     rows, labels = family(np.random.default_rng(5), n_classes=10, n_images=2)
     for share in (0.0, 0.6):
         with pytest.raises(InvalidInput, match="share"):
-            sampled_curves(rows, labels, thresholds=[0.5], share=share, rng=np.random.default_rng(0))
+            sampled_curves(labelled(rows, labels), thresholds=[0.5], share=share, rng=np.random.default_rng(0))
     with pytest.raises(NotEnoughEvidence, match="too few to sample"):
-        sampled_curves(rows, labels, thresholds=[0.5], share=0.1, rng=np.random.default_rng(0))
+        sampled_curves(labelled(rows, labels), thresholds=[0.5], share=0.1, rng=np.random.default_rng(0))
     with pytest.raises(NotEnoughEvidence, match="no class has two images"):
-        sampled_curves(rows[::2], labels[::2], thresholds=[0.5], share=0.1, rng=np.random.default_rng(0))
+        sampled_curves(labelled(rows[::2], labels[::2]), thresholds=[0.5], share=0.1, rng=np.random.default_rng(0))
+    two_sets = crossed(rows, labels, rows, labels)
+    with pytest.raises(InvalidInput, match="one set of images"):
+        sampled_curves(two_sets, thresholds=[0.5], share=0.1, rng=np.random.default_rng(0))

@@ -40,7 +40,7 @@ def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluat
     reach = np.array([found.threshold for found in evaluation.tar_at_far] or [evaluation.threshold])
     low, high = min(reach.min(), evaluation.threshold) - 0.1, max(reach.max(), evaluation.threshold) + 0.1
     grid = np.linspace(max(low, -1), min(high, 1), _N_THRESHOLDS)
-    curves = operating_curves(embeddings, labels, thresholds=np.union1d(grid, [evaluation.threshold]))
+    curves = operating_curves((embeddings, labels), thresholds=np.union1d(grid, [evaluation.threshold]))
     figure, (left, right) = new_figure(2, width=5.4)
     _draw_classes(left, curves.thresholds, curves.tar, WITHIN)
     left.set_ylim(0, 1)

@@ -1,6 +1,6 @@
-"""Is one model, or one score, more consistent than another? A paired test on the same images and classes.
+"""A paired test whether one model, or one score, is more consistent than another on the same images and classes.
 
-What is compared, debiased OPIS, is measured in `opis`.
+It compares the debiased OPIS that `measure` computes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from retrieval.errors import NotEnoughEvidence
 class OpisComparison:
     """Two models or scores on the same images.
 
-    first, second: each by itself; difference: debiased OPIS of the first minus that of the second, so below 0 where the
+    first, second: the result of each; difference: debiased OPIS of the first minus that of the second, below 0 if the
     first is more consistent; p_value: two-sided, of the hypothesis that the true difference is 0; ratio: first over
-    second, None with its interval where the second may be 0; n_classes: those with four images; confidence: of the
+    second, None with its interval if the second may be 0; n_classes: those with four images; confidence: of the
     intervals.
     """
 
@@ -125,7 +125,7 @@ def compare_results(
 
 
 def _ratio_interval(replicates: Rates, confidence: float) -> Interval | None:
-    """Return the interval of first / second, [b, 2]; None where the second is 0 or less too often to leave one."""
+    """Return the interval of first / second, [b, 2]; None if too many replicates of the second are 0 or less."""
     first, second = replicates.T
     if np.mean(second <= 0) >= (1 - confidence) / 2 or second.mean() <= 0:
         return None

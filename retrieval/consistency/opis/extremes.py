@@ -1,6 +1,6 @@
-"""eps-OPIS: the gap between the worst and the best classes, with its interval and what chance alone makes of it.
+"""eps-OPIS: the gap between the worst and the best classes, and the gap that chance alone would make.
 
-The band and the utilities are made by `utility`; how the results are shown is left to `opis`.
+`utility` makes the band and the utilities; `measure` adds the interval.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from retrieval.consistency.curves import Rates
 from retrieval.consistency.opis.noise import SharedCurve
 from retrieval.consistency.opis.utility import Band, utility
 
-# Classes simulated under the null in all; with as many, the floor of eps-OPIS is within a few per cent.
+# Classes simulated under the null in total: then the floor of eps-OPIS is within a few per cent.
 _SIMULATED_CLASSES = 10_000
 _MAX_REPLICATES = 50
 
@@ -19,8 +19,8 @@ _MAX_REPLICATES = 50
 def extreme_gap(utilities: Rates, band: Band, weights: Rates, eps: float) -> Rates:
     """Return eps-OPIS for each row of class weights [..., T'], sum 1: [...] float64. utilities: [T', p].
 
-    Classes are ranked once, by mean utility over the band; the worst and the best are those that take up the weight of
-    max(1, floor(eps % of T')) average classes at either end, the last one in part.
+    Classes are ranked once, by mean utility over the band. The worst and the best are those that fill the weight of
+    max(1, floor(eps % of T')) average classes at each end, the last one in part.
     """
     n_classes = len(utilities)
     share = max(1, int(n_classes * eps / 100)) / n_classes
@@ -32,7 +32,7 @@ def extreme_gap(utilities: Rates, band: Band, weights: Rates, eps: float) -> Rat
 
 
 def _first(weights: Rates, share: float) -> Rates:
-    """Cut weights off once they add up to share; what is kept sums to 1."""
+    """Return the leading weights up to a sum of share, scaled to sum 1."""
     kept = np.diff(np.minimum(weights.cumsum(axis=-1), share), axis=-1, prepend=0.0)
     return np.asarray(kept / share, dtype=np.float64)
 

@@ -1,6 +1,6 @@
-"""How far apart the classes are when one threshold serves them all: OPIS and eps-OPIS with noise floor and interval.
+"""OPIS and eps-OPIS: how far apart the classes are at one threshold for all, with noise floor and interval.
 
-Noise is taken away in `debiased`; two models are compared in `comparison`.
+`debiased` subtracts the noise; `comparison` compares two models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from retrieval.consistency.pairs.vectors import VectorsOrPair, as_labelled, chec
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _BAND_THRESHOLDS = 1000
-# For what varies smoothly over the band: noise, its floor, and by how much the mean of a bootstrap replicate moves.
+# Nodes for what varies smoothly over the band: noise, its floor, and the shift of the mean in a bootstrap replicate.
 _THIN_NODES = 65
 
 
@@ -126,7 +126,7 @@ def measure_opis(
     band = options.band_of(curves)
     weights = options.weights_of(curves)
     utilities = class_utilities(curves, band, options.c)
-    utilities -= weights @ utilities  # differences are all that counts, and small numbers do not cancel
+    utilities -= weights @ utilities  # only differences count, and small numbers do not cancel
     shares = np.einsum("tp,tp,p->t", utilities, utilities, band.weights)
     thin = band.thinned(_THIN_NODES)
     columns = np.searchsorted(band.nodes, thin.nodes)
@@ -176,7 +176,7 @@ def consistency_report(
 
     The variance of a class's TAR is measured without bias on its pairs without a common image, which takes four images,
     and subtracted; smaller classes are left out of the estimate. With a true OPIS of 0.037 it reads 0.037 and 0.038
-    with 4 and 5 images a class, where the covariance of halves of the images reads 0.057 and 0.053; with 0.0019, about
+    with 4 and 5 images a class, while the covariance of halves of the images reads 0.057 and 0.053; with 0.0019, about
     0.0022 with half of their standard deviation. FAR is taken as measured: its noise is a hundredth of TAR's.
 
     With fewer than 10 classes of four images only a bound exists, see `OpisResult`: two images a class make one pair,

@@ -1,6 +1,6 @@
 """Pairs at or above each of many thresholds, counted by class in one pass.
 
-Integers all the way: the counts of shards add up to those of the whole, whatever the order and the number of threads.
+The counts of shards add up to those of the whole for any order and number of threads, because they are integers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def count_tiles(
         return np.zeros((2, len(vectors.classes), len(thresholds)), dtype=np.int64)
 
     total = sum_of(visit_tiles(vectors, tiles, visit, none_yet, threads=threads, progress=progress))
-    # In place, from the highest threshold down: what reaches a threshold reaches all below it.
+    # In place, from the highest threshold down: a pair that reaches a threshold reaches all lower ones.
     np.cumsum(total[..., ::-1], axis=2, out=total[..., ::-1])
     return total[0], total[1]
 

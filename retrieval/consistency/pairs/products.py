@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 
 class OneThreadAProduct:
-    """Keeps the matrix library to one thread inside `with`. Its setting is the process's: all who are inside share it.
+    """Limits the matrix library to one thread inside `with`; the setting is that of the whole process.
 
     Thread rule: every field is read and written under the lock.
     """

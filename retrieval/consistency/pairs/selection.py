@@ -1,6 +1,6 @@
 """The score at which a stated share of negative pairs is accepted, exact to the last bit, and grids built from it.
 
-Two passes over the pairs, each a histogram of float32 bit patterns; nothing is sorted and nothing is interpolated.
+Two passes over the pairs each make a histogram of float32 bit patterns; nothing is sorted or interpolated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from retrieval.consistency.pairs.vectors import Codes, Groups, LabelledVectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _SIGN = np.uint32(0x80000000)
-# About two million pairs: their FAR of 1 % has a standard error of a few per cent, also where classes differ much.
+# About two million pairs: their FAR of 1 % has a standard error of a few per cent, even if classes differ much.
 _PILOT_IMAGES = 2048
 _WORTH_A_PILOT = 3
 _PILOT_MARGIN = 1.5
@@ -91,9 +91,8 @@ def one_pass_grid(
     """Return a grid for many images from a few of them: ascending [m] float64, m about n_band + 100.
 
     Its n_band equally spaced thresholds reach a little beyond the band, so that the counts at them cover it; 64 more
-    cover what is above, up to a score that no pair reaches. There are none below: a threshold that far more than
-    far_high pass decides nothing, and counting those pairs would double the cost. Few images are not sampled, and get
-    the grid of `threshold_grid`.
+    cover the scores above, up to one that no pair reaches. There are none below, because counting those pairs would
+    double the cost. Few images are not sampled, and get the grid of `threshold_grid`.
     """
     _check_band(far_low, far_high, n_band)
     step = len(vectors.codes) // _PILOT_IMAGES
