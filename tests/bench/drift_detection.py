@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import kolmogorov, ndtr
 
-from retrieval.consistency.drift.watch import look_for_drift, start_drift
-from retrieval.consistency.intervals import wilson_interval
+from retrieval.consistency import look_for_drift, start_drift, wilson_interval
 
 Reals = NDArray[np.float64]
 _JUMP = 0.01  # of Simple Jumper, as in its paper

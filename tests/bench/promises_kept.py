@@ -24,10 +24,16 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves import OperatingCurves, operating_curves
-from retrieval.consistency.thresholds.certificate import certify, certify_mean
-from retrieval.consistency.thresholds.choice import choose_threshold
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import (
+    OperatingCurves,
+    Target,
+    certify,
+    certify_mean,
+    choose_threshold,
+    labelled,
+    operating_curves,
+    parse_target,
+)
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.emoji import emoji
 from tests.consistency.conftest import draw_family
@@ -222,9 +228,9 @@ def check(split: Split, thresholds: dict[str, float], alpha: float, delta: float
     for name, threshold in thresholds.items():
         rate, strict = ("frr" if "FRR" in name else "far"), name.endswith("strict")
         if name.startswith("quantile"):
-            given = certify(rows, labels, alpha=alpha, delta=delta, rate=rate, strict=strict).threshold
+            given = certify(labelled(rows, labels), alpha=alpha, delta=delta, rate=rate, strict=strict).threshold
         else:
-            given = certify_mean(rows, labels, alpha=alpha, rate=rate, strict=strict).threshold
+            given = certify_mean(labelled(rows, labels), alpha=alpha, rate=rate, strict=strict).threshold
         if abs(given - threshold) > _ULPS:
             raise SystemExit(f"{name}: the library gives {given!r}, the bench {threshold!r}")
 
@@ -259,7 +265,7 @@ def intervals(data: Population, text: str, n_splits: int, options: argparse.Name
     n_refused = 0
     for split in data.splits(options.interval_classes, n_splits, options.seed):
         try:
-            choice = choose_threshold(*split.calibration, target=target, confidence=options.confidence)
+            choice = choose_threshold(labelled(*split.calibration), target=target, confidence=options.confidence)
         except NotEnoughEvidence:
             n_refused += 1
             continue

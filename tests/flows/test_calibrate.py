@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import Target, parse_target
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.separation.mislabelled import label_margins
+from retrieval.consistency import LabelledVectors, label_margins, labelled, operating_curves, thresholds_at_far
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
+Vectors = NDArray[np.float32]
 KINDS = ("random_labels", "confusable_labels", "outliers", "double_filing")
 
 
@@ -29,12 +27,10 @@ class LabelledData:
     gallery: Vectors
     labels: tuple[str, ...]
 
-    @classmethod
-    def of(cls, query_vectors: Vectors, labels: Sequence[str], gallery_vectors: Vectors | None = None) -> LabelledData:
-        """The data as they are given to every function of this package; checked as by `labelled_vectors`."""
-        vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-        gallery = query_vectors if vectors.cosine or gallery_vectors is None else gallery_vectors
-        return cls(query_vectors, gallery, tuple(labels))
+    @property
+    def vectors(self) -> LabelledVectors:
+        """The same, checked and sorted."""
+        return labelled(self.query, self.labels, gallery=self.gallery)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,6 @@ def threshold_under_contamination(
     rng: np.random.Generator,
     clean: LabelledData | None = None,
     outliers: tuple[Vectors, Vectors] | None = None,
-    tile: int = 1024,
 ) -> ContaminationCurve:
     """Return the thresholds that a pooled FAR target leads to when a share of the calibration data is bad.
 
@@ -137,12 +132,12 @@ def threshold_under_contamination(
         raise InvalidInput(
             f"expected shares, n_repeats >= 1 and target_far in (0, 1), found {list(shares)}, {n_repeats}, {target_far}"
         )
-    thresholds = [_threshold(calibration, target_far, tile)]
+    thresholds = [_threshold(calibration, target_far)]
     for share in shares:
         for _ in range(n_repeats):
             bad = contaminate(calibration, kind, share, rng=rng, outliers=outliers)
-            thresholds.append(_threshold(bad, target_far, tile))
-    fars, tars = _rates(clean or calibration, thresholds, tile)
+            thresholds.append(_threshold(bad, target_far))
+    fars, tars = _rates(clean or calibration, thresholds)
     points = []
     for place, share in enumerate(shares):
         chosen = slice(1 + place * n_repeats, 1 + (place + 1) * n_repeats)
@@ -150,15 +145,15 @@ def threshold_under_contamination(
     return ContaminationCurve(kind, target_far, thresholds[0], fars[0], tars[0], tuple(points))
 
 
-def _threshold(data: LabelledData, target_far: float, tile: int) -> float:
-    found = thresholds_at_far(data.query, data.labels, gallery_vectors=data.gallery, fars=[target_far], tile=tile)
+def _threshold(data: LabelledData, target_far: float) -> float:
+    found = thresholds_at_far(data.vectors, [target_far])
     return float(found[0])
 
 
-def _rates(data: LabelledData, thresholds: Sequence[float], tile: int) -> tuple[list[float], list[float]]:
+def _rates(data: LabelledData, thresholds: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return pooled FAR and TAR at every threshold, in the order given."""
     ascending, place = np.unique(np.asarray(thresholds), return_inverse=True)
-    curves = operating_curves(data.query, data.labels, gallery_vectors=data.gallery, thresholds=ascending, tile=tile)
+    curves = operating_curves(data.vectors, thresholds=ascending)
     if not curves.with_positives.any():
         raise NotEnoughEvidence("TAR on clean data needs a class of two images there; add images per class")
     return curves.pooled_far[place].tolist(), curves.pooled_tar[place].tolist()
@@ -175,7 +170,7 @@ def _random_labels(data: LabelledData, rows: _Rows, rng: np.random.Generator, _:
 
 
 def _confusable_labels(data: LabelledData, rows: _Rows, rng: np.random.Generator, _: _Outliers) -> LabelledData:
-    margins = label_margins(data.query, data.labels, 0.0, gallery_vectors=data.gallery)
+    margins = label_margins(data.vectors, 0.0)
     labels = np.array(data.labels, dtype=object)
     labels[rows] = np.array(margins.classes, dtype=object)[margins.likely[rows]]
     return LabelledData(data.query, data.gallery, tuple(labels))

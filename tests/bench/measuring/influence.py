@@ -7,16 +7,12 @@ images. What is done about it is decided by people.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import count_accepted
-from retrieval.consistency.jackknife import jackknife_error
-from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
-from retrieval.consistency.pairs.selection import select_thresholds
+from retrieval.consistency import LabelledVectors, operating_curves, thresholds_at_far
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # FAR levels between the lowest and the highest that leaving a class out can call for: every one, or as many.
@@ -68,14 +64,7 @@ class ThresholdInfluence:
         return "\n  ".join([head, *map(str, self.classes[:10])])
 
 
-def threshold_influence(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    target_far: float,
-    tile: int = 1024,
-) -> ThresholdInfluence:
+def threshold_influence(vectors: LabelledVectors, *, target_far: float) -> ThresholdInfluence:
     """Return where the threshold for a pooled FAR would lie without each class in turn.
 
     Exact where leaving a class out can change the false accepts allowed by fewer than 2,048. Otherwise FAR without each
@@ -86,13 +75,11 @@ def threshold_influence(
     Raises:
         InvalidInput: target_far outside (0, 1).
         NotEnoughEvidence: fewer than three classes, or a target below one false accept.
-        InvalidEmbeddings: see `labelled_vectors`.
 
     Source: Efron, Stein, "The jackknife estimate of variance", Annals of Statistics 9 (1981).
     """
     if not 0 < target_far < 1:
         raise InvalidInput(f"target_far must lie in (0, 1), found {target_far}")
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
     if len(vectors.classes) < 3:
         raise NotEnoughEvidence(f"leaving a class out needs at least 3 classes, found {len(vectors.classes)}")
     n_images, n = vectors.n_images, len(vectors.codes)
@@ -104,9 +91,9 @@ def threshold_influence(
             f"found {left.min()}; add images or raise the target"
         )
     levels = _levels(target_far, float(of_class.max()), vectors.n_negatives)
-    selected = select_thresholds(vectors, np.append(levels, target_far), tile=tile)
+    selected = thresholds_at_far(vectors, np.append(levels, target_far))
     chosen, thresholds = float(selected[-1]), np.unique(selected)
-    curves = count_accepted(vectors, thresholds, tile=tile)
+    curves = operating_curves(vectors, thresholds=thresholds)
     accepted = curves.negatives_accepted.sum(axis=0) // 2
     far_without = (accepted[None, :] - curves.negatives_accepted) / left[:, None]
     without = np.array([_crossing(thresholds, far, accepted, target_far) for far in far_without])
@@ -123,7 +110,12 @@ def threshold_influence(
         for row, name in enumerate(curves.classes)
     ]
     ranked = sorted(classes, key=lambda c: (-abs(c.move), c.name))
-    return ThresholdInfluence(chosen, target_far, tuple(ranked), jackknife_error(without))
+    return ThresholdInfluence(chosen, target_far, tuple(ranked), _jackknife_error(without))
+
+
+def _jackknife_error(without: NDArray[np.float64]) -> float:
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
 
 
 def _levels(target_far: float, largest: float, n_negatives: int) -> NDArray[np.float64]:
