@@ -7,8 +7,8 @@ from .calibration.choice import cross_validate_calibrators as cross_validate_cal
 from .calibration.choice import draw_pairs as draw_pairs
 from .calibration.choice import fit_best_calibrator as fit_best_calibrator
 from .calibration.fits import fit_scores as fit_scores
-from .calibration.kinds import BetaCalibrator as BetaCalibrator
 from .calibration.kinds import CALIBRATOR_KINDS as CALIBRATOR_KINDS
+from .calibration.kinds import BetaCalibrator as BetaCalibrator
 from .calibration.kinds import Calibrator as Calibrator
 from .calibration.kinds import IsotonicCalibrator as IsotonicCalibrator
 from .calibration.kinds import PlattCalibrator as PlattCalibrator
