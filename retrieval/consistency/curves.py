@@ -218,6 +218,7 @@ def operating_curves(
     vectors: VectorsOrPair,
     *,
     thresholds: Rates | Sequence[float] | None = None,
+    include: Sequence[float] = (),
     shard: tuple[int, int] = (0, 1),
     threads: int | None = None,
     progress: Progress | None = None,
@@ -226,8 +227,9 @@ def operating_curves(
 
     vectors: labelled vectors, or a plain (embeddings, labels); thresholds: any order, duplicates dropped; if omitted,
     they are chosen to cover the band of OPIS and everything above it, from all pairs of up to 6,000 images, otherwise
-    from a sample; the counts are those of all pairs in either case. shard (index, count) visits a part of the pairs:
-    the sum over all indices equals the whole bit for bit. threads: None for all cores.
+    from a sample; the counts are those of all pairs in either case. include: further thresholds to count. shard (index,
+    count) visits a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all
+    cores.
 
     Cost: n^2 / 2 products of D (n * g for two sets); memory: a [T, m] of counts and a few tiles for each thread.
 
@@ -249,6 +251,8 @@ def operating_curves(
         grid = one_pass_grid(vectors, far_low=1e-2, far_high=1e-1, n_band=1000, threads=threads)
     else:
         raise InvalidInput("shards must share thresholds; compute them once with threshold_grid and pass them")
+    if len(include):
+        grid = checked_grid(np.append(grid, include))
     return count_accepted(vectors, grid, shard=shard, threads=threads, progress=progress)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from retrieval.consistency import (
     OpisOptions,
+    Target,
     certify,
-    choose_threshold_for_far,
+    choose_threshold,
     consistency_report,
     labelled,
     operating_curves,
@@ -89,8 +90,8 @@ def measure(model: str, kind: str, seed: int) -> Measured:
 
     known, known_gallery = score.vectors(calibration.embeddings)
     known_labels = calibration.labels.tolist()
-    choice = choose_threshold_for_far(known, known_labels, gallery_vectors=known_gallery, target_far=1e-2)
-    certificate = certify(known, known_labels, gallery_vectors=known_gallery, alpha=_ALPHA, delta=_DELTA)
+    choice = choose_threshold(labelled(known, known_labels, gallery=known_gallery), target=Target("far", 1e-2))
+    certificate = certify(labelled(known, known_labels, gallery=known_gallery), alpha=_ALPHA, delta=_DELTA)
     query, gallery = score.vectors(audit.embeddings)
     labels = audit.labels.tolist()
     rng = np.random.default_rng(seed)

@@ -12,14 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import (
-    decision_flips,
-    labelled,
-    operating_curves,
-    recall_at_k,
-    scores_of,
-    thresholds_at_far,
-)
+from retrieval.consistency import decision_flips, labelled, operating_curves, recall_at_k, scores_of, thresholds_at_far
 from retrieval.contract.bundle import Bundle
 from retrieval.errors import NotEnoughEvidence, ValidationFailed
 

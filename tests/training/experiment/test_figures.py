@@ -36,7 +36,7 @@ def test_figures_of_the_cosine(parts: dict[str, Embedded]) -> None:
         assert getattr(found.figures, name) == pytest.approx(expected.debiased)
     fixed_on = labelled(parts["calibration"].embeddings, parts["calibration"].labels.tolist())
     (threshold,) = thresholds_at_far(fixed_on, [0.02])
-    rates = class_rates(rows, labels, threshold)
+    rates = class_rates(labelled(rows, labels), threshold)
     assert found.figures.transfer_far == pytest.approx(
         sum(rate.far * rate.negatives for rate in rates) / sum(rate.negatives for rate in rates)
     )
