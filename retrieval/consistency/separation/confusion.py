@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.products import float32_at_least, scores_of
-from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.separation.classwise import class_blocks, class_bounds, starts_in
-from retrieval.consistency.subgroups.counts import check_threshold
+from retrieval.consistency.subgroups.counts import accepted_class_pairs, check_threshold
 from retrieval.errors import InvalidInput
 
 _Number = TypeVar("_Number", np.float64, np.float32, np.int64)
@@ -122,25 +120,19 @@ def most_confused(
     n_classes = len(vectors.classes)
     bounds = class_bounds(vectors.codes, n_classes)
     limit = float32_at_least(np.array([threshold]))[0]
-    worst: list[tuple[tuple[float, ...], _Found]] = []
+    worst: list[_Ranked] = []
     n_confused = n_false_accepts = 0
     for first, end in class_blocks(bounds):
         block = _scan(vectors, bounds, first, end, limit)
         n_confused += int(np.count_nonzero(block.accepted))
         n_false_accepts += int(block.accepted.sum())
-        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)], key=lambda item: item[0])
-    pairs = tuple(_listed(vectors, bounds, found, n_examples, confidence) for _, found in worst)
+        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)])
+    pairs = tuple(_listed(vectors, bounds, ranked, n_examples, confidence) for ranked in worst)
     return Confusion(threshold, pairs, n_classes * (n_classes - 1) // 2, n_confused, n_false_accepts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    first: int
-    second: int
-    n_pairs: int
-    n_accepted: int
-    mean: float
-    highest: float
+# What a pair of classes is ranked by, its mean, both codes negated, n_pairs, n_accepted and the highest score.
+_Ranked: TypeAlias = tuple[float, float, int, int, int, int, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,8 +145,8 @@ class _Block:
     means: NDArray[np.float64]
     highest: NDArray[np.float32]
 
-    def worst(self, order: str, n_listed: int) -> list[tuple[tuple[float, ...], _Found]]:
-        """Return the worst pairs of the block, each with its rank key (higher is worse)."""
+    def worst(self, order: str, n_listed: int) -> list[_Ranked]:
+        """Return the worst pairs of the block."""
         figures: dict[str, NDArray[np.float64]] = {
             "accepted": self.accepted.astype(np.float64),
             "share": self.accepted / np.maximum(self.n_pairs, 1),
@@ -166,15 +158,13 @@ class _Block:
         chosen = np.lexsort([columns, rows, -self.means[rows, columns], -keys])[:n_listed]
         return [
             (
-                (float(keys[place]), float(self.means[row, column]), -float(self.first + row), -float(column)),
-                _Found(
-                    int(self.first + row),
-                    int(column),
-                    int(self.n_pairs[row, column]),
-                    int(self.accepted[row, column]),
-                    float(self.means[row, column]),
-                    float(self.highest[row, column]),
-                ),
+                float(keys[place]),
+                float(self.means[row, column]),
+                -int(self.first + row),
+                -int(column),
+                int(self.n_pairs[row, column]),
+                int(self.accepted[row, column]),
+                float(self.highest[row, column]),
             )
             for place, row, column in zip(chosen, rows[chosen], columns[chosen], strict=True)
         ]
@@ -210,29 +200,26 @@ def _reduce(
 
 
 def _listed(
-    vectors: LabelledVectors,
-    bounds: NDArray[np.int64],
-    found: _Found,
-    n_examples: int,
-    confidence: float,
+    vectors: LabelledVectors, bounds: NDArray[np.int64], ranked: _Ranked, n_examples: int, confidence: float
 ) -> ConfusedPair:
+    _, mean, first, second, n_pairs, n_accepted, highest = ranked
     best: list[tuple[float, int, int]] = []
-    for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1])):
-        for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1])):
+    for rows in slices(int(bounds[-first]), int(bounds[1 - first])):
+        for columns in slices(int(bounds[-second]), int(bounds[1 - second])):
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
             new = zip(scores[i, j], vectors.order[rows][i], vectors.order[columns][j], strict=True)
             best = heapq.nlargest(n_examples, [*best, *((float(s), int(a), int(b)) for s, a, b in new)])
     return ConfusedPair(
-        first=vectors.classes[found.first],
-        second=vectors.classes[found.second],
-        n_pairs=found.n_pairs,
-        n_accepted=found.n_accepted,
-        share=found.n_accepted / found.n_pairs,
-        share_interval=wilson_interval(found.n_accepted, found.n_pairs, confidence),
-        mean=found.mean,
-        highest=found.highest,
+        first=vectors.classes[-first],
+        second=vectors.classes[-second],
+        n_pairs=n_pairs,
+        n_accepted=n_accepted,
+        share=n_accepted / n_pairs,
+        share_interval=wilson_interval(n_accepted, n_pairs, confidence),
+        mean=mean,
+        highest=highest,
         examples=tuple(ScoredPair(a, b, s) for s, a, b in best),
     )
 
@@ -266,12 +253,7 @@ def class_confusions(
         raise InvalidInput(f"n_listed must be at least 1, found {n_listed}")
     check_one_set(vectors, all_pairs=True)
     n_classes, n_images = len(vectors.classes), vectors.n_images
-    tally = PairTally()
-    for batch in accepted_pairs(vectors, threshold):
-        differs = ~batch.matches
-        tally.add(batch.first[differs] * n_classes + batch.second[differs])
-    keys, counts = tally.counts()
-    first, second = keys // n_classes, keys % n_classes
+    first, second, counts = accepted_class_pairs(vectors, threshold)
     own, other = np.append(first, second), np.append(second, first)
     both = np.append(counts, counts)
     order = np.lexsort((other, -both, own))
