@@ -6,6 +6,7 @@ The images show whether two classes are look-alikes or one class under two names
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -13,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import float32_at_least, scores_of
-from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
-from retrieval.consistency.separation.classwise import class_blocks, class_bounds, starts_in
 from retrieval.consistency.subgroups.counts import accepted_class_pairs, check_threshold
 from retrieval.errors import InvalidInput
 
 _Number = TypeVar("_Number", np.float64, np.float32, np.int64)
+# The most numbers in a block of classes by all classes.
+_MAX_CELLS = 1 << 22
 ORDERS = ("accepted", "share", "mean", "highest")
 
 
@@ -118,11 +120,11 @@ def most_confused(
         )
     check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
-    bounds = class_bounds(vectors.codes, n_classes)
+    bounds = _class_bounds(vectors.codes, n_classes)
     limit = float32_at_least(np.array([threshold]))[0]
     worst: list[_Ranked] = []
     n_confused = n_false_accepts = 0
-    for first, end in class_blocks(bounds):
+    for first, end in _class_blocks(bounds):
         block = _scan(vectors, bounds, first, end, limit)
         n_confused += int(np.count_nonzero(block.accepted))
         n_false_accepts += int(block.accepted.sum())
@@ -170,15 +172,41 @@ class _Block:
         ]
 
 
+def _class_bounds(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """Return the start of each class among the sorted codes, and the end: [T + 1] int64."""
+    return np.searchsorted(codes, np.arange(n_classes + 1)).astype(np.int64)
+
+
+def _class_blocks(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of consecutive classes that have at most TILE images, or of a single larger class.
+
+    A block never has so many classes that [block, T] becomes large.
+    """
+    n_classes = len(bounds) - 1
+    most = max(1, _MAX_CELLS // n_classes)
+    first = 0
+    while first < n_classes:
+        end = int(np.searchsorted(bounds, bounds[first] + tiles.TILE, side="right")) - 1
+        end = min(max(end, first + 1), first + most, n_classes)
+        yield first, end
+        first = end
+
+
+def starts_in(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first place of each class among sorted codes of a tile, and the class: two [c] int64."""
+    places = np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)
+    return places, codes[places]
+
+
 def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32) -> _Block:
     """Reduce the scores of the classes first to end (exclusive) with all later classes."""
     n_classes, n = len(bounds) - 1, len(vectors.codes)
     shape = (end - first, n_classes)
     sums, accepted = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     highest = np.full(shape, -np.inf, dtype=np.float32)
-    for rows in slices(int(bounds[first]), int(bounds[end])):
+    for rows in tiles.slices(int(bounds[first]), int(bounds[end])):
         above, of_rows = starts_in(vectors.codes[rows])
-        for columns in slices(int(bounds[first]), n):
+        for columns in tiles.slices(int(bounds[first]), n):
             beside, of_columns = starts_in(vectors.codes[columns])
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             cells = np.ix_(of_rows - first, of_columns)
@@ -204,8 +232,8 @@ def _listed(
 ) -> ConfusedPair:
     _, mean, first, second, n_pairs, n_accepted, highest = ranked
     best: list[tuple[float, int, int]] = []
-    for rows in slices(int(bounds[-first]), int(bounds[1 - first])):
-        for columns in slices(int(bounds[-second]), int(bounds[1 - second])):
+    for rows in tiles.slices(int(bounds[-first]), int(bounds[1 - first])):
+        for columns in tiles.slices(int(bounds[-second]), int(bounds[1 - second])):
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
