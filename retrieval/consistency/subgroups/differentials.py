@@ -161,12 +161,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_rates(
-    names: Sequence[str],
-    estimates: RateEstimates,
-    covariance: Values,
-    *,
-    confidence: float,
-    rng: np.random.Generator,
+    names: Sequence[str], estimates: RateEstimates, covariance: Values, *, confidence: float, rng: np.random.Generator
 ) -> RateDifferential:
     """Return the differentials of the rates of at least two groups, those of chance alone, and the tests.
 

@@ -18,12 +18,7 @@ from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.near_optimum import near_optimum
-from retrieval.consistency.thresholds.rate_variances import (
-    RateVariances,
-    log_interval,
-    logit_interval,
-    rate_variances,
-)
+from retrieval.consistency.thresholds.rate_variances import RateVariances, log_interval, logit_interval, rate_variances
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import InvalidInput, NotEnoughEvidence
