@@ -205,14 +205,14 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
     sums, accepted = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     highest = np.full(shape, -np.inf, dtype=np.float32)
     for rows in tiles.slices(int(bounds[first]), int(bounds[end])):
-        above, of_rows = starts_in(vectors.codes[rows])
+        row_starts, of_rows = starts_in(vectors.codes[rows])
         for columns in tiles.slices(int(bounds[first]), n):
-            beside, of_columns = starts_in(vectors.codes[columns])
+            column_starts, of_columns = starts_in(vectors.codes[columns])
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             cells = np.ix_(of_rows - first, of_columns)
-            sums[cells] += _reduce(np.add, scores.astype(np.float64), above, beside)
-            accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), above, beside)
-            highest[cells] = np.maximum(highest[cells], _reduce(np.maximum, scores, above, beside))
+            sums[cells] += _reduce(np.add, scores.astype(np.float64), row_starts, column_starts)
+            accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), row_starts, column_starts)
+            highest[cells] = np.maximum(highest[cells], _reduce(np.maximum, scores, row_starts, column_starts))
     n_images = np.diff(bounds)
     # Each pair of classes once, and none with itself.
     later = np.arange(n_classes)[None, :] > np.arange(first, end)[:, None]
@@ -221,9 +221,9 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
 
 
 def _reduce(
-    function: np.ufunc, values: NDArray[_Number], above: NDArray[np.int64], beside: NDArray[np.int64]
+    function: np.ufunc, values: NDArray[_Number], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
 ) -> NDArray[_Number]:
-    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, beside, axis=1), above, axis=0)
+    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0)
     return reduced
 
 

@@ -201,7 +201,7 @@ def compare_rates(
 
 
 def level_of(confidence: float) -> float:
-    """Return the significance level of tests beside intervals of this confidence, without a rounding error."""
+    """Return the significance level of tests reported with intervals of this confidence, without a rounding error."""
     return round(1 - confidence, 12)
 
 
