@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from retrieval.consistency import IdentificationRates, operating_curves, score_histograms
-from training.evaluation.evaluation import Evaluation
+from training.evaluation.results import Evaluation
 from training.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
 
 _MAX_LINES = 60  # more classes than this become bands

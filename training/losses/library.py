@@ -17,7 +17,7 @@ from torch import nn
 from retrieval.errors import InvalidSettings
 from training.config import BaseLossConfig, suggestion
 from training.losses.ranking import RecallAtKSurrogateLoss, SmoothAPLoss
-from training.losses.soft_margin import DynamicSoftMarginLoss
+from training.losses.library import DynamicSoftMarginLoss
 
 # Names of the library that are no base losses of labelled batches, and what to use in their place.
 _UNUSABLE_LOSSES = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from training.config import ModelConfig
-from training.model.heads import create_head
+from training.model.pooling_and_head import create_head
 
 
 def test_a_linear_head_is_one_layer() -> None:

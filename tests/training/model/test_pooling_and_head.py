@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from retrieval.errors import InvalidSettings
-from training.model.pooling import Average, GeM
+from training.model.pooling_and_head import Average, GeM
 
 TOKENS = torch.tensor([[[1.0, 4.0], [3.0, 0.0], [2.0, 8.0]]])  # [1, 3, 2]
 MAP = TOKENS.transpose(1, 2).reshape(1, 2, 3, 1)

@@ -61,7 +61,7 @@ class Listener(Protocol):
         """Gets what so many steps led to."""
 
 
-class Watch:
+class StepMonitor:
     """Times the steps and tells the listeners of them. n_images: of a step, over all processes."""
 
     def __init__(self, listeners: Sequence[Listener], *, steps: int, n_images: int) -> None:
