@@ -71,8 +71,7 @@ def _train(
     from retrieval.contract.manifest import read_manifest
     from training.config import load_config
     from training.data import require_disjoint
-    from training.loop import Observers, is_main_process, leave_processes
-    from training.loop import train_embedder
+    from training.loop import Observers, is_main_process, leave_processes, train_embedder
 
     started = time.perf_counter()
     settings = load_config(config)

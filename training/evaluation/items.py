@@ -10,8 +10,8 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import TooManyFailures
 from training.data import Progress, Unreadable, read_items
-from training.evaluation.results import Evaluation
 from training.evaluation.measuring import evaluate
+from training.evaluation.results import Evaluation
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from retrieval.errors import RetrievalError
 from training.embeddings import Embedded, read_embeddings
 from training.experiment.figures import Measured, measure
-from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
 from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_trials
 from training.experiment.summary import summarise
+from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 
 Progress = Callable[[int, int], None]
 

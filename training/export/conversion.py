@@ -91,7 +91,9 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
     return Encoder.open(bundle)
 
 
-def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, progress: ExportProgress) -> tuple[bytes, int]:
+def _lower(
+    model: OnnxModel, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
+) -> tuple[bytes, int]:
     """The model in fewer bits, and the images that its ranges are from."""
     if options.precision == "fp16":
         return to_half(model), 0

@@ -14,11 +14,11 @@ from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
+from training.loop.monitoring import Observers, StepMonitor
 from training.loop.processes import Processes
 from training.loop.runs import EVENTS, Fingerprint, write_checkpoint
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper
-from training.loop.monitoring import Observers, StepMonitor
 
 
 class Course:

@@ -44,7 +44,9 @@ def train_small(training_items: list[Item], held_out_items: list[Item]) -> Train
 
     def run(config: TrainingConfig, folder: Path, *, observers: Observers = SILENT, **options: Any) -> Evaluation:
         items = options.pop("items", training_items)
-        return train_embedder(config, items, options.pop("held_out", held_out_items), folder, observers=observers, **options)
+        return train_embedder(
+            config, items, options.pop("held_out", held_out_items), folder, observers=observers, **options
+        )
 
     return run
 

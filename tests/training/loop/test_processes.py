@@ -19,8 +19,7 @@ from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import weights
 from training.config import TrainingConfig, to_json
 from training.data import Unreadable
-from training.loop import EVALUATION, Observers, select_device
-from training.loop import train_embedder
+from training.loop import EVALUATION, Observers, select_device, train_embedder
 from training.loop.course import Course
 from training.loop.train import _check_batch, _require_same
 

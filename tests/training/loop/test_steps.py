@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import LossConfig, MarginConfig, TrainingConfig, parse_config
 from training.data import Batch
-from training.loop.state import average_weights
 from training.loop.processes import Processes
-from training.loop.state import TrainingState
+from training.loop.state import TrainingState, average_weights
 from training.loop.steps import Stepper, prepare_batch_norms
 from training.losses import TrainingLoss
 from training.losses.adaptive import similarity_quantiles
