@@ -76,7 +76,7 @@ class Course:
             must_save = number % loop.checkpoint_every == 0 or number == n_steps
             taken = TakenStep(step=number, learning_rates=rates, ids=[name for part in parts for name in part.ids])
             known = guard.check(taken, values, now=must_evaluate or must_save)
-            stepper.descend(values[-1])
+            stepper.descend(values.gradient_norm)
             state.step = number
             watch.report(known)
             with watch.pausing():
