@@ -21,6 +21,7 @@ from training.config import TrainingConfig, to_json
 from training.data import Unreadable
 from training.loop import EVALUATION, Observers, select_device, train_embedder
 from training.loop.course import Course
+from training.loop.runs import Run
 from training.loop.train import _check_batch, _require_same
 
 
@@ -138,7 +139,7 @@ def test_images_that_another_process_could_not_read_are_reported_and_counted(
     others = [Unreadable(item, "lost") for item in training_items[:2]]
     processes = SimpleNamespace(collect=lambda own: [*own, *others])
     course = Course(
-        *(None, small_config, None, (), tmp_path, None, processes),  # type: ignore[arg-type]
+        *(None, Run(folder=tmp_path, config=small_config, fingerprint=None), None, (), processes),  # type: ignore[arg-type]
         Observers(message=messages.append),
     )
     course._unreadable = [others[0]]
