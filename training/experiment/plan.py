@@ -186,8 +186,8 @@ def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(config: ExperimentConfig, name: str, folder: Path) -> tuple[Arm, ...]:
-    beside = folder / config.config
-    common = to_json(load_config(str(beside) if beside.is_file() else config.config))
+    path = folder / config.config
+    common = to_json(load_config(str(path) if path.is_file() else config.config))
     overrides: dict[str, dict[str, Any]] = {}
     arms: dict[str, Arm] = {}
     for number, arm in enumerate(config.arms):
@@ -214,7 +214,7 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
         if arm.name.lower().endswith(_RESULT_SUFFIXES):
             yield f"an arm's name ends with none of {', '.join(_RESULT_SUFFIXES)}, found {arm.name!r}"
         if arm.name.lower() in map(str.lower, known):  # the same folder on a file system without case
-            yield f"two arms are named {arm.name!r}, whatever the case"
+            yield f"two arms are named {arm.name!r}, ignoring case"
         for key in ("like", "model", "against"):
             other = getattr(arm, key)
             if other is not None and other not in known:

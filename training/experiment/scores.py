@@ -98,7 +98,7 @@ class _Clusters:
 
 
 def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str], far_target: float) -> FittedScore:
-    """Fit the cosine minus (o(a) + o(b)) / 2; o: the threshold with the target FAR for pairs with an end in a cluster."""
+    """Fit the cosine minus (o(a) + o(b)) / 2; o: threshold with the target FAR for pairs with an end in a cluster."""
     (overall,) = thresholds_at_far(embeddings, labels, fars=[far_target])
     scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
     offsets = np.full(len(clusters.centres), overall)

@@ -44,7 +44,7 @@ def check_batches(encoder: Encoder, pixels: NDArray[np.float32]) -> float:
     difference = max(_difference(encoder.embed(pixels[:n]), together[:n]) for n in parity_batches(encoder))
     if not difference <= PARITY_TOLERANCE:
         raise ValidationFailed(
-            f"the model of lower precision gives an image different embeddings in different batches: {difference:.2g} in "
+            f"the model of lower precision gives an image other embeddings in another batch: {difference:.2g} in "
             f"a coordinate, at most {PARITY_TOLERANCE:g} is allowed: nothing was written; use --precision fp32"
         )
     return difference

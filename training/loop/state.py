@@ -82,7 +82,7 @@ def average_weights(embedder: Embedder, *, decay: float) -> AveragedModel:
             torch._foreach_copy_(means, weights)
             return
         n = torch.as_tensor(n_averaged, device=weights[0].device, dtype=weights[0].dtype)
-        differences = torch._foreach_sub(weights, means)  # exactly 0 where weights are frozen
+        differences = torch._foreach_sub(weights, means)  # exactly 0 for frozen weights
         torch._foreach_mul_(differences, 1 - torch.clamp((1 + n) / (10 + n), max=decay))
         torch._foreach_add_(means, differences)
 

@@ -85,6 +85,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, exact_config: TrainingConfig,
 
 
 # Two interpreters import everything: seconds on idle cores, more beside other work.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_end_with_the_weights_of_one(
     tmp_path: Path, exact_config: TrainingConfig, train_small: TrainSmall, pair: Pair
@@ -103,6 +104,7 @@ def test_two_processes_end_with_the_weights_of_one(
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, equal_nan=True, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None:
     assert pair.codes == [1, 7], pair.err

@@ -31,7 +31,7 @@ def test_items_to_validate_on_may_change_until_they_have_chosen_weights(
 ) -> None:
     choosing = replace(small_config, loop=replace(small_config.loop, evaluate_every=2))
     for name, config in (("last", small_config), ("best", choosing)):
-        with pytest.raises(Killed):
+        with pytest.raises(Killed, match="killed at step"):
             train_small(config, tmp_path / name, observers=kill_at(3))
     fewer = held_out_items[:-1]
     assert train_small(small_config, tmp_path / "last", held_out=fewer, resume=True).n_images == len(fewer)
@@ -49,9 +49,9 @@ def test_images_that_changed_are_not_a_continuation(
         path.write_bytes(Path(item.uri.removeprefix("file://")).read_bytes())
     moved = [replace(item, uri=f"file://{tmp_path / 'pictures' / item.id}") for item in training_items]
     tolerant = replace(small_config, data=replace(small_config.data, max_unreadable=0.5))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(tolerant, tmp_path / "run", observers=kill_at(3))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(tolerant, tmp_path / "run", items=moved, resume=True, observers=kill_at(4))
     changed = tmp_path / "pictures" / training_items[0].id
     for content in (encoded(noise(32)), b"no image"):
@@ -76,7 +76,7 @@ def test_what_a_kill_leaves_before_the_first_checkpoint_is_no_obstacle(
 ) -> None:
     for name in (".config.json", "config.json", ".checkpoint.pt"):
         (tmp_path / name).write_text("half")
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path, resume=resume, observers=kill_at(1))
     assert not list(tmp_path.glob(".c*"))
 

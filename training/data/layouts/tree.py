@@ -96,7 +96,7 @@ class Tree:
         return variables
 
     def item(self, path: str, label: str, place: Place, **attributes: str) -> Item:
-        """Make an item of the image at `path`, its path from the root and id. Raises InvalidManifest if it is missing."""
+        """Make an item of the image at `path` from the root; the path is its id. Raises InvalidManifest if missing."""
         if path not in self._files:
             raise InvalidManifest(f"{place}: names the image {path}, which is not in {self.root}")
         uri = self._filesystem.unstrip_protocol(self._folder + path)
