@@ -153,7 +153,7 @@ def test_embeddings_of_other_images_are_not_taken_for_these(
 
 
 def test_one_experiment_at_a_time_in_a_folder(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
-    with only_user(tmp_path), pytest.raises(FailedPrecondition, match="another experiment is at work"):
+    with only_user(tmp_path), pytest.raises(FailedPrecondition, match="another experiment is running"):
         run_experiment(parsed(described), tmp_path, program=PRETENCE)
 
 

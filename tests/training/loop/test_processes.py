@@ -124,12 +124,12 @@ def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None
     assert main["failure"] == ["ValueError", "a bug"]
     assert other["failure"][0] == "Unavailable"
     assert "the main process failed" in other["failure"][1]
-    assert "Unavailable: another process of this run is gone" in pair.err[0]
+    assert "Unavailable: another process of this run has ended" in pair.err[0]
 
 
 def test_processes_with_different_images_are_refused() -> None:
     different = SimpleNamespace(collect=lambda digests: [*digests, "another"])
-    with pytest.raises(InvalidInput, match="process 1 reads other images to train on than process 0"):
+    with pytest.raises(InvalidInput, match="process 1 reads other training images than process 0"):
         _require_same(SimpleNamespace(digest="one"), different)  # type: ignore[arg-type]
 
 

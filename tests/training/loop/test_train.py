@@ -167,7 +167,7 @@ def test_classes_on_both_sides_are_pointed_out(
     observers = replace(kill_at(1), message=messages.append)
     with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", held_out=held_out_items + training_items[:1], observers=observers)
-    assert messages[1].startswith("1 classes are trained on and validated on, for instance 'class_000'")
+    assert messages[1].startswith("1 classes are used for training and for validation, for instance 'class_000'")
 
 
 def test_images_to_validate_on_that_say_too_little_are_refused_at_once(
@@ -197,7 +197,7 @@ def test_a_warm_up_that_never_ends_is_pointed_out(
     long = replace(small_config, schedule=replace(small_config.schedule, warmup_steps=5, head_steps=0))
     with pytest.raises(Killed, match="killed at step"):
         train_small(long, tmp_path / "run", observers=replace(kill_at(1), message=messages.append))
-    assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps, so that the learning rates never reach")
+    assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps: the learning rates never reach")
 
 
 def test_images_that_cannot_be_read_are_reported_once_and_counted(
