@@ -82,7 +82,7 @@ def _point(bundle: Bundle, data: LabelledEmbeddings, score: Score) -> OperatingP
         data,
         bundle=bundle.digest,
         scores=[score],
-        target=CalibrationTarget(far=1e-2),
+        target=CalibrationTarget(),
         rng=np.random.default_rng(0),
         created_at=CREATED_AT,
     )

@@ -9,19 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import consistency_report, recall_at_k
-from retrieval.consistency.calibration.calibration_choice import fit_best_calibrator
-from retrieval.consistency.normalisation import fit_whitening
-from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.thresholds.targets import Target
-from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison, compare_thresholds
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
+from retrieval.consistency import (
+    Certificate,
+    LabelledVectors,
+    MeanCertificate,
+    OpisOptions,
+    Target,
+    ThresholdChoice,
+    ThresholdComparison,
+    certify,
+    certify_mean,
+    choose_threshold,
+    compare_thresholds,
+    consistency_report,
+    fit_best_calibrator,
+    fit_whitening,
+    labelled,
+    recall_at_k,
+)
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, ScoreComparison
 from retrieval.contract.score import Score, ScoreDigest, cohort_score
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
+DEFAULT_TARGET = Target("far", 1e-2)
 COHORT_K = 20  # smaller is noisier, larger blurs what is crowded
 # Embeddings as pretrained spread classes over broad places, which a wide and weak density meets; measured on emoji.
 _BROAD, _BROAD_WEIGHT = 5, 0.3
@@ -35,13 +47,12 @@ _SAME = 0.9999
 class CalibrationTarget:
     """What the threshold must achieve.
 
-    `far`: pooled pairwise false accept rate, or in its place any `target`; `prevalence`: share of matches that
+    `prevalence`: share of matches that
     probabilities assume. Certificates state a FAR of at most `certified_far` for a new class with probability
     `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
     """
 
-    far: float = 1e-2
-    target: Target | None = None
+    target: Target = DEFAULT_TARGET
     prevalence: float = 0.01
     confidence: float = 0.95
     certified_far: float = 0.1
@@ -50,14 +61,9 @@ class CalibrationTarget:
     certified_strict: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
+        for name in ("prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise InvalidInput(f"{name}: expected a number between 0 and 1, found {value}")
-
-    @property
-    def wanted(self) -> Target:
-        """The target of the threshold."""
-        return self.target or Target("far", self.far)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +95,10 @@ def calibrate(
     choices = {digest: choice for digest, (choice, _) in measured.items()}
     compared = {digest: comparison for digest, (_, comparison) in measured.items()}
     best = _best(scores, choices, compared)
-    queries, gallery = best.vectors(data.embeddings)
-    calibrator = fit_best_calibrator(
-        queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
-    )
-    certificate, refusal = _certificate(queries, gallery, data.labels, target)
-    mean_certificate, mean_refusal = _mean_certificate(queries, gallery, data.labels, target)
+    vectors = _labelled(data, best)
+    calibrator = fit_best_calibrator(vectors, prevalence=target.prevalence, rng=rng)
+    certificate, refusal = _certificate(vectors, target)
+    mean_certificate, mean_refusal = _mean_certificate(vectors, target)
     return OperatingPoint(
         bundle_digest=bundle,
         score_digest=best.digest,
@@ -161,27 +165,13 @@ def _best(
     return min(eligible, key=lambda score: compared[score.digest].opis)
 
 
-def compare(
-    data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
-) -> ScoreComparison:
-    """What a score achieves on labelled embeddings."""
-    return _measure(data, score, target, rng)[1]
-
-
 def compare_with_active(
     data: LabelledEmbeddings, score: Score, proposed: OperatingPoint, active: OperatingPoint
 ) -> ThresholdComparison | None:
     """Which decisions on the data would change; None where the active operating point is of another score."""
     if proposed.score_digest != active.score_digest:
         return None
-    queries, gallery = score.vectors(data.embeddings)
-    return compare_thresholds(
-        queries,
-        data.labels,
-        gallery_vectors=gallery,
-        active=active.threshold,
-        proposed=proposed.threshold,
-    )
+    return compare_thresholds(_labelled(data, score), active=active.threshold, proposed=proposed.threshold)
 
 
 def _merit(choice: ThresholdChoice) -> float:
@@ -193,11 +183,9 @@ def _measure(
     data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
 ) -> tuple[ThresholdChoice, ScoreComparison]:
     """The threshold of a score, and what the score achieves at it."""
-    queries, gallery = score.vectors(data.embeddings)
-    choice = choose_threshold(
-        queries, data.labels, gallery_vectors=gallery, target=target.wanted, confidence=target.confidence
-    )
-    consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
+    vectors = _labelled(data, score)
+    choice = choose_threshold(vectors, target=target.target, confidence=target.confidence)
+    consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
     comparison = ScoreComparison(
         score_digest=score.digest,
         kind=score.kind,
@@ -205,7 +193,7 @@ def _measure(
         achieved=choice.achieved,
         far=choice.far,
         tar=choice.tar,
-        recall_at_1=recall_at_k(queries, data.labels, gallery_vectors=gallery)[1],
+        recall_at_1=recall_at_k(vectors)[1],
         opis=consistency.value,
         opis_floor=consistency.floor,
         opis_debiased=consistency.debiased,
@@ -213,15 +201,16 @@ def _measure(
     return choice, comparison
 
 
-def _certificate(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
-) -> tuple[Certificate | None, str]:
+def _labelled(data: LabelledEmbeddings, score: Score) -> LabelledVectors:
+    queries, gallery = score.vectors(data.embeddings)
+    return labelled(queries, data.labels, gallery=gallery)
+
+
+def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:
     """The certificate, or why there is none: a threshold for the target is of use without one."""
     try:
         found = certify(
-            queries,
-            labels,
-            gallery_vectors=gallery,
+            vectors,
             alpha=target.certified_far,
             delta=target.certified_delta,
             strict=target.certified_strict,
@@ -231,12 +220,10 @@ def _certificate(
     return found, ""
 
 
-def _mean_certificate(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
-) -> tuple[MeanCertificate | None, str]:
+def _mean_certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[MeanCertificate | None, str]:
     """The certificate of the mean, or why there is none."""
     alpha, strict = target.certified_mean_far, target.certified_strict
     try:
-        return certify_mean(queries, labels, gallery_vectors=gallery, alpha=alpha, strict=strict), ""
+        return certify_mean(vectors, alpha=alpha, strict=strict), ""
     except NotEnoughEvidence as error:
         return None, str(error)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.normalisation import Whitening
+from retrieval.consistency import Whitening
 from retrieval.contract.canonical import digest_array
 from retrieval.contract.score import (
     CENTRE,

@@ -65,7 +65,7 @@ def make_report() -> MakeReport:
         LabelledEmbeddings(embeddings=_embeddings(24, 6, 0), labels=labels, data_digest="calibration"),
         bundle=BundleDigest("b" * 64),
         scores=[Score()],
-        target=CalibrationTarget(far=0.01),
+        target=CalibrationTarget(),
         rng=np.random.default_rng(0),
         created_at="2026-01-02T03:04:05+00:00",
     )

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from scipy.special import logit
 from sklearn.cluster import KMeans
 
-from retrieval.consistency import Calibrator, fit_scores, fit_whitening, thresholds_at_far
+from retrieval.consistency import Calibrator, fit_scores, fit_whitening, labelled, thresholds_at_far
 from retrieval.contract.score import cohort_score
 from retrieval.errors import NotEnoughEvidence
 
@@ -99,7 +99,7 @@ class _Clusters:
 
 def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str], far_target: float) -> FittedScore:
     """Fit the cosine minus (o(a) + o(b)) / 2; o: threshold with the target FAR for pairs with an end in a cluster."""
-    (overall,) = thresholds_at_far(embeddings, labels, fars=[far_target])
+    (overall,) = thresholds_at_far(labelled(embeddings, labels), [far_target])
     scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
     offsets = np.full(len(clusters.centres), overall)
     for cluster in range(len(offsets)):
