@@ -83,9 +83,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         load_config("emojis")
 
 
-def test_the_example_of_the_readme_is_a_configuration() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[3] / "README.md").read_text(), re.DOTALL)
-    config = parse_config(tomllib.loads(example), source="README.md")
+def test_the_example_of_the_docs_is_a_configuration() -> None:
+    page = Path(__file__).parents[3] / "docs" / "train.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    config = parse_config(tomllib.loads(example), source="docs/train.md")
     assert config.loss.base[0].name == "MultiSimilarityLoss"
 
 
