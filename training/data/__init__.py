@@ -1,4 +1,4 @@
-"""Labelled images for training: where they come from, how classes are split, what a batch holds."""
+"""Labelled images for training: where they come from, how classes are split, and what a batch holds."""
 
 from training.data.batching import Batch, batches
 from training.data.decoding import PreprocessedItems, Progress, Unreadable, read_items, refuse_too_many

@@ -1,4 +1,4 @@
-"""From images to an evaluation, through the production preprocessing."""
+"""Embeds images through the production preprocessing, and evaluates them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import TooManyFailures
 from training.data import Progress, Unreadable, read_items
-from training.evaluation.evaluation import Evaluation
 from training.evaluation.measuring import evaluate
+from training.evaluation.results import Evaluation
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddedItems:
-    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the others."""
+class ImageEmbeddings:
+    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the other items."""
 
     embeddings: NDArray[np.float32]
     items: tuple[Item, ...]
@@ -26,7 +26,7 @@ class EmbeddedItems:
 
     @property
     def labels(self) -> list[str]:
-        """What each item shows."""
+        """Return the label of each item."""
         return [item.label for item in self.items]
 
 
@@ -42,25 +42,25 @@ def evaluate_items(
 ) -> Evaluation:
     """Embed the items and evaluate them, see `evaluate`.
 
-    Raises TooManyFailures where too many are unreadable, NotEnoughEvidence where they are too few to say anything.
+    Raises TooManyFailures if too many are unreadable, NotEnoughEvidence if there are too few to measure anything.
     """
-    found = embed_items(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
+    found = embed_images(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
     return evaluate(
         found.embeddings, found.labels, far_target=far_target, n_unreadable=len(found.unreadable), in_full=in_full
     )
 
 
-def embed_items(
+def embed_images(
     items: Sequence[Item],
     embed: Embed,
     preprocessing: Preprocessing,
     *,
     max_unreadable: float,
     progress: Progress,
-) -> EmbeddedItems:
+) -> ImageEmbeddings:
     """Embed the items that can be read, in their order.
 
-    Raises TooManyFailures as `read_items` does, and where none can be read.
+    Raises TooManyFailures as `read_items` does, and if none can be read.
     """
     parts: list[NDArray[np.float32]] = []
     kept: list[Item] = []
@@ -73,4 +73,4 @@ def embed_items(
     if not parts:
         reason = f": {unreadable[0].item.uri}: {unreadable[0].reason}" if unreadable else ""
         raise TooManyFailures(f"none of {len(items)} images can be read, at least one is needed{reason}")
-    return EmbeddedItems(np.concatenate(parts), tuple(kept), tuple(unreadable))
+    return ImageEmbeddings(np.concatenate(parts), tuple(kept), tuple(unreadable))

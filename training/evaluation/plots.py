@@ -1,4 +1,4 @@
-"""The plots of an evaluation; leaves the look to `training.plotting`. Class names never enter one."""
+"""The plots of an evaluation. They contain no names of classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from retrieval.consistency import IdentificationRates, labelled, operating_curves, score_histograms
-from training.evaluation.evaluation import Evaluation
+from training.evaluation.results import Evaluation
 from training.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
 
-_MAX_LINES = 60  # more classes than this become bands
+_MAX_LINES = 60  # more classes are drawn as bands
 _N_THRESHOLDS = 200
 _DECILES = np.linspace(0, 1, 11)
 
 
 def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], threshold: float, path: Path) -> Path:
-    """Densities of the cosine of pairs inside a class and across classes, with the threshold."""
+    """Draw the densities of the cosine of pairs inside a class and across classes, with the threshold."""
     histograms = score_histograms(labelled(embeddings, labels), n_bins=80)
     figure, (axes,) = new_figure()
     for counts, colour, name in (
@@ -36,7 +36,7 @@ def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], thre
 
 
 def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluation: Evaluation, path: Path) -> Path:
-    """TAR and FAR of each class against the threshold: what one threshold means to different classes."""
+    """Draw TAR and FAR of each class against the threshold, to show how they differ at one threshold."""
     reach = np.array([found.threshold for found in evaluation.tar_at_far] or [evaluation.threshold])
     low, high = min(reach.min(), evaluation.threshold) - 0.1, max(reach.max(), evaluation.threshold) + 0.1
     grid = np.linspace(max(low, -1), min(high, 1), _N_THRESHOLDS)
@@ -58,7 +58,7 @@ def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluat
 
 
 def draw_identification(rates: Sequence[IdentificationRates], path: Path) -> Path:
-    """FPIR and FNIR at the threshold for the pair FAR, and FNIR at a fixed FPIR, against the size of the gallery."""
+    """Draw FPIR and FNIR at the threshold for the pair FAR, and FNIR at a fixed FPIR, against the gallery size."""
     figure, (axes,) = new_figure()
     sizes = np.array([found.gallery_size for found in rates])
     target = rates[0]
@@ -89,7 +89,7 @@ def draw_identification(rates: Sequence[IdentificationRates], path: Path) -> Pat
 
 
 def _draw_classes(axes: Axes, thresholds: NDArray[np.float64], rates: NDArray[np.float64], colour: str) -> None:
-    """One thin line per class, or shaded bands between the deciles of many; rates: [classes, m]."""
+    """Draw one thin line per class, or shaded bands between deciles for many classes; rates: [classes, m]."""
     if len(rates) <= _MAX_LINES:
         for number, line in enumerate(rates):
             axes.plot(thresholds, line, color=colour, linewidth=0.7, alpha=0.4, label=None if number else "one class")

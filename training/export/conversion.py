@@ -1,7 +1,6 @@
-"""A trained embedder as a model in the precision asked for, checked through the production encoder.
+"""Converts a trained embedder to a model of the requested precision, and checks it with the production encoder.
 
-Decides what is compared with what, on which images; leaves how a graph is converted to `precision.py` and what a shift
-is to `shift.py`.
+Decides what is compared, and on which images. `precision.py` converts a graph, `shift.py` measures a shift.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,33 +17,33 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import NotEnoughEvidence
 from training.data import read_items
-from training.evaluation import embed_items
+from training.evaluation import Embed, embed_images
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
-from training.export.options import ExportOptions, Watch
-from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
+from training.export.options import ExportOptions, ExportProgress
+from training.export.parity import check_batches, check_parity, parity_batches, probe_pixels
 from training.export.precision import to_half, to_int8
 from training.export.shift import check_flips, measure_shift
 from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
 
-_N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images: 64 flipped as few decisions as 256 and 512
+_N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images; measured: 64, 256 and 512 images flip equally few decisions
 _CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """content: the model's bytes; embed: what it is to give; evidence: how it was checked, for the bundle."""
+    """content: the model's bytes; embed: computes the embeddings expected of it; evidence: results of the checks."""
 
     content: bytes
     embed: Embed
     evidence: Mapping[str, Any]
 
 
-def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch: Watch) -> Converted:
-    """The embedder in the precision of `options`. Raises as `export_run`.
+def convert(finished: FinishedRun, options: ExportOptions, staging: Path, progress: ExportProgress) -> Converted:
+    """Convert the embedder to the precision of `options`. Raises as `export_run`.
 
-    float32 is compared with the trained embedder at batches of one, two and the most that the encoder runs at once;
-    a lower precision with float32, on images.
+    float32 is compared with the trained embedder, in batches of one, two and the largest size of the encoder; a lower
+    precision is compared with float32, on images.
     """
     model = to_onnx(finished.embedder, finished.preprocessing)
     trained = embedding_function(finished.embedder)
@@ -60,21 +59,21 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch:
     }
     if options.precision == "fp32":
         content, embed = model.content(), trained
-        evidence |= _measure(trained, exact.embed, finished, options, watch)
+        evidence |= _measure(trained, exact.embed, finished, options, progress)
     else:
-        content, n_used = _lower(model, finished, options, watch)
+        content, n_used = _lower(model, finished, options, progress)
         if n_used:
             calibration = describe_items(options.calibration_images or ()).to_json()
             evidence["calibration_images"] = calibration | {"n_used": n_used}
         lower = try_out(content, finished.preprocessing, dimension, staging / options.precision)
         embed = lower.embed
         evidence["batch_difference"] = check_batches(lower, pixels)
-        evidence |= _measure(exact.embed, lower.embed, finished, options, watch)
+        evidence |= _measure(exact.embed, lower.embed, finished, options, progress)
     return Converted(content=content, embed=embed, evidence=evidence | {"model_bytes": len(content)})
 
 
 def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder: Path) -> Encoder:
-    """The production encoder of a model of which nothing is known yet: the probe of its bundle is empty."""
+    """Open a model in the production encoder before anything is known about it: the probe of its bundle is empty."""
     side = preprocessing.crop
     bundle = write_bundle(
         folder,
@@ -91,8 +90,10 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
     return Encoder.open(bundle)
 
 
-def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watch: Watch) -> tuple[bytes, int]:
-    """The model in fewer bits, and the images that its ranges are from."""
+def _lower(
+    model: OnnxModel, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
+) -> tuple[bytes, int]:
+    """Convert the model to fewer bits; return it with the number of images used for the ranges of its activations."""
     if options.precision == "fp16":
         return to_half(model), 0
     items = options.calibration_images or ()
@@ -100,19 +101,19 @@ def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watc
     rng = np.random.default_rng(_CALIBRATION_SEED)
     rows = np.sort(rng.choice(len(items), size=min(len(items), _N_CALIBRATION), replace=False))
     sizes: list[int] = []
-    content = to_int8(model, _pixels([items[row] for row in rows], finished, watch, sizes))
+    content = to_int8(model, _pixels([items[row] for row in rows], finished, progress, sizes))
     return content, sum(sizes)
 
 
 def _pixels(
-    items: Sequence[Item], finished: FinishedRun, watch: Watch, sizes: list[int]
+    items: Sequence[Item], finished: FinishedRun, progress: ExportProgress, sizes: list[int]
 ) -> Iterator[NDArray[np.float32]]:
-    """The images that can be read, a stretch at a time; how many each holds is added to `sizes`."""
+    """Read images, a chunk at a time; append the number of images in each chunk to `sizes`."""
     for part in read_items(
         items,
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
-        progress=watch.calibrating,
+        progress=progress.calibrating,
     ):
         sizes.append(len(part.items))
         if part.items:
@@ -123,23 +124,23 @@ def _pixels(
 def _require_calibration(n: int) -> None:
     if n < _MIN_CALIBRATION:
         raise NotEnoughEvidence(
-            f"int8 is calibrated on at least {_MIN_CALIBRATION} images that can be read, found {n}: give more "
+            f"int8 is calibrated on at least {_MIN_CALIBRATION} readable images, found {n}: add images "
             "(--calibration-images)"
         )
 
 
 def _measure(
-    before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, watch: Watch
+    before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
 ) -> dict[str, Any]:
-    """What is written about the shift on the images; nothing without images. Raises as `check_flips`."""
+    """Measure and check the shift on the images; return an empty result without images. Raises as `check_flips`."""
     if options.images is None:
         return {}
-    found = embed_items(
+    found = embed_images(
         options.images,
         lambda pixels: np.hstack([before(pixels), after(pixels)]),
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
-        progress=watch.measuring,
+        progress=progress.measuring,
     )
     far_target = options.far_target or finished.evaluation.far_target
     rows_before, rows_after = np.hsplit(found.embeddings, 2)

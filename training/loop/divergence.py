@@ -1,54 +1,31 @@
-"""What each step came to, and the end of a run whose loss or gradient is no longer a number.
+"""Ends a run whose loss or gradient is no longer finite.
 
-Asking a GPU for a value makes it wait for the asker, so that it is asked every few steps, and always before anything is
-written or evaluated; a CPU is asked before each step is taken.
+Reading a value from a GPU stalls it. Therefore values are read every few steps, and always before anything is written
+or evaluated; on a CPU they are read before each step is taken.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from retrieval.errors import TrainingDiverged
 from training.loop.processes import Processes
 from training.loop.runs import write_batch
+from training.loop.values import StepValues, mean_over_processes, read_values
 
 _STEPS_AT_ONCE = 10
-# A gradient scaler that halves its scale so often has gone from 65,536 down to what no gradient needs.
-_MOST_OVERFLOWS = 40  # 2**-24, in a row
+# A gradient scaler starts at 65,536 and halves its scale at each overflow. After 40 in a row the scale is 2**-24,
+# smaller than any gradient needs.
+_MOST_OVERFLOWS = 40
 _N_NAMED = 5  # items in the message; the file has all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepValues:
-    """Means over the batches of a step and over the processes.
-
-    margin: TCM with its weights, warm-up included, so that loss is base + margin; active_positives, active_negatives:
-    shares of the pairs on the wrong side of the positive_margin and negative_margin of the step; gradient_norm: over
-    all parameters, before clipping.
-    """
-
-    loss: float
-    base: float
-    margin: float
-    active_positives: float
-    active_negatives: float
-    positive_margin: float
-    negative_margin: float
-    gradient_norm: float
-
-
-_FIELDS = tuple(f.name for f in fields(StepValues))
-_LOSSES = [_FIELDS.index(name) for name in ("loss", "base", "margin")]
-_GRADIENT = _FIELDS.index("gradient_norm")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TakenStep:
-    """step: from 1; learning_rates: the highest of each part; ids: of this process's items."""
+    """step: from 1; learning_rates: the highest of each part; ids: of the items of this process."""
 
     step: int
     learning_rates: Mapping[str, float]
@@ -56,42 +33,43 @@ class TakenStep:
 
 
 class Guard:
-    """Looks at the values of all processes at once, so that all of them stop at the same step."""
+    """Checks the values of all processes together, so that all of them stop at the same step."""
 
     def __init__(self, processes: Processes, run: Path, *, gradient_may_overflow: bool) -> None:
         self._processes = processes
         self._run = run
-        # A gradient scaler looks for the largest scale without overflow by overflowing, and skips such a step.
+        # A gradient scaler finds the largest scale without overflow by trying, and skips a step that overflows.
         self._most_overflows = _MOST_OVERFLOWS if gradient_may_overflow else 0
         self._n_overflows = 0  # in a row
         self._at_once = 1 if processes.device.type == "cpu" else _STEPS_AT_ONCE
-        self._pending: list[tuple[TakenStep, Tensor]] = []
+        self._pending: list[tuple[TakenStep, StepValues[Tensor]]] = []
 
-    def check(self, taken: TakenStep, values: Tensor, *, now: bool) -> list[tuple[TakenStep, StepValues]]:
-        """What is known of the steps since the last answer; nothing if it is not yet time to ask, unless `now`.
+    def check(
+        self, taken: TakenStep, values: StepValues[Tensor], *, now: bool
+    ) -> list[tuple[TakenStep, StepValues[float]]]:
+        """Return the steps whose values have become known; none if it is not yet time to read them, unless `now`.
 
-        values: [8] float32, in the order of StepValues. Raises TrainingDiverged where one is NaN or infinite.
+        values: of the step, scalars on the device. Raises TrainingDiverged if one is NaN or infinite.
         """
         self._pending.append((taken, values))
         if len(self._pending) < self._at_once and not now:
             return []
         pending, self._pending = self._pending, []
-        own = torch.stack([values for _, values in pending])
-        table = self._processes.gather(own[None]).cpu()
+        table = read_values([own for _, own in pending], self._processes)
+        finite_losses = table.loss.isfinite() & table.base.isfinite() & table.margin.isfinite()
+        finite_gradients = table.gradient_norm.isfinite()
         known = []
-        for row, (step, _) in enumerate(pending):
-            found = StepValues(**dict(zip(_FIELDS, table[:, row].mean(dim=0).tolist(), strict=True)))
-            is_finite = table[:, row, _LOSSES].isfinite().all(dim=1)
-            overflows = table[:, row, _GRADIENT].isfinite().logical_not()
-            self._n_overflows = self._n_overflows + 1 if overflows.any() else 0
+        for row, ((step, _), found) in enumerate(zip(pending, mean_over_processes(table), strict=True)):
+            is_finite = finite_losses[:, row]
+            self._n_overflows = 0 if finite_gradients[:, row].all() else self._n_overflows + 1
             if self._n_overflows > self._most_overflows:
-                is_finite &= ~overflows
+                is_finite = is_finite & finite_gradients[:, row]
             if not is_finite.all():
                 self._stop(step, found, own_fault=not bool(is_finite[self._processes.rank]))
             known.append((step, found))
         return known
 
-    def _stop(self, step: TakenStep, found: StepValues, *, own_fault: bool) -> None:
+    def _stop(self, step: TakenStep, found: StepValues[float], *, own_fault: bool) -> None:
         ids = self._processes.collect(step.ids if own_fault else ())
         path = self._processes.on_main(lambda: write_batch(self._run, step.step, ids))
         parts = ", ".join(f"{name} {value:g}" for name, value in asdict(found).items())
@@ -101,6 +79,6 @@ class Guard:
         raise TrainingDiverged(
             f"the {what} of step {step.step} is not finite ({parts}) at the learning rates {rates}. Its items are "
             f"{', '.join(ids[:_N_NAMED])}{more}, listed in {path}: look at them; then try, in a new folder, lower "
-            "learning rates, a longer schedule.warmup_steps, loop.clip_norm = 1, or loop.precision bf16 in place of "
+            "learning rates, a longer schedule.warmup_steps, loop.clip_norm = 1, or loop.precision bf16 instead of "
             f"fp16. The last checkpoint in {self._run} is kept"
         )

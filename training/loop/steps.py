@@ -1,8 +1,8 @@
-"""One optimisation step: the gradient of one or several batches, then the descent.
+"""One optimisation step: the gradient of one or several batches, then the update of the weights.
 
-A batch too large for the memory is embedded in chunks, twice: first without a graph, for the loss of the whole batch
-and its gradient at each embedding; then chunk by chunk with a graph, through which that gradient is sent. The sum over
-the chunks is the gradient of the whole batch, exactly.
+A batch that does not fit into memory is embedded in chunks, twice: first without a graph, to compute the loss of the
+whole batch and its gradient at each embedding; then chunk by chunk with a graph, through which that gradient is
+propagated. The sum over the chunks is exactly the gradient of the whole batch.
 
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, section
 3.2; Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020.
@@ -20,11 +20,12 @@ from training.data import Batch
 from training.loop.processes import Processes
 from training.loop.schedule import set_learning_rates
 from training.loop.state import TrainingState
+from training.loop.values import StepValues, mean_by_name
 from training.losses import StepLoss
 
 
 class Stepper:
-    """Takes steps on the state's embedder, loss and optimiser, on the processes' device."""
+    """Takes optimisation steps on a state: embedder, loss and optimiser."""
 
     def __init__(self, state: TrainingState, processes: Processes, config: TrainingConfig) -> None:
         self._state = state
@@ -35,20 +36,17 @@ class Stepper:
         self._optimizer = processes.accelerator.prepare_optimizer(state.optimizer)
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
 
-    def measure(self, batches: Sequence[Batch]) -> Tensor:
-        """Set the gradients to those of the mean loss over the batches.
-
-        Returns [8] float32 on the device, in the order of StepValues.
-        """
+    def measure(self, batches: Sequence[Batch]) -> StepValues[Tensor]:
+        """Set the gradients to those of the mean loss over the batches; return the values, [] float32 on the device."""
         self._optimizer.zero_grad()
         parts = [self._differentiate(batch, batches) for batch in batches]
         self._processes.average_gradients(self._state.loss)
         self._processes.accelerator.unscale_gradients(self._optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.cat([torch.stack(parts).mean(dim=0), nn.utils.get_total_norm(gradients)[None]])
+        return StepValues(**mean_by_name(parts), gradient_norm=nn.utils.get_total_norm(gradients))
 
     def descend(self, gradient_norm: Tensor) -> None:
-        """Clip the gradients and follow them, at the learning rates of the state's step."""
+        """Clip the gradients and update the weights, at the learning rates of the state's step."""
         if limit := self._config.loop.clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, limit, gradient_norm)
         self._optimizer.step()
@@ -56,11 +54,11 @@ class Stepper:
             self._state.average.update_parameters(self._state.embedder)
 
     def set_learning_rates(self) -> dict[str, float]:
-        """Those of the state's step: the highest of each part of what is trained."""
+        """Set the learning rates for the state's step; return the highest of each part."""
         return set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
 
-    def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> Tensor:
-        """Add the gradients of the batch's part of the loss; its values, for people."""
+    def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of the batch's part of the loss; return its values."""
         device, chunk = self._processes.device, self._config.loop.chunk_images or len(batch.labels)
         pixels, labels = batch.pixels.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         chunks = list(torch.split(pixels, chunk))
@@ -81,7 +79,7 @@ class Stepper:
         return _values(step_loss)
 
     def _embed(self, pixels: Tensor, number: int, chunk: int) -> Tensor:
-        """Embeddings, float32. A chunk meets the same random choices, those of dropout, each time it is embedded."""
+        """Embed pixels, to float32. The seed depends on the chunk, so that dropout is the same in both passes."""
         seed = np.random.default_rng((self._config.seed, number, self._processes.rank, chunk)).integers(2**63)
         torch.manual_seed(int(seed))
         with self._processes.accelerator.autocast():
@@ -95,7 +93,7 @@ class Stepper:
 
 
 def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_images: int) -> None:
-    """Let batch norms that are trained see the whole batch. Raises InvalidSettings where they cannot."""
+    """Let trained batch norms see the whole batch. Raises InvalidSettings if they cannot."""
     norms = [m for m in embedder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     if not norms:
         return
@@ -113,8 +111,15 @@ def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_imag
         nn.SyncBatchNorm.convert_sync_batchnorm(embedder)  # type: ignore[no-untyped-call]
 
 
-def _values(step_loss: StepLoss) -> Tensor:
+def _values(step_loss: StepLoss) -> dict[str, Tensor]:
+    """Name the values of a batch as StepValues does, without their graph."""
     margin = step_loss.margin
-    losses = (step_loss.total, step_loss.base, margin.value)
-    pairs = (margin.active_positives, margin.active_negatives, step_loss.positive_margin, step_loss.negative_margin)
-    return torch.stack([part.detach().float() for part in (*losses, *pairs)])
+    return {
+        "loss": step_loss.total.detach(),
+        "base": step_loss.base,
+        "margin": margin.value.detach(),
+        "active_positives": margin.active_positives,
+        "active_negatives": margin.active_negatives,
+        "positive_margin": step_loss.positive_margin,
+        "negative_margin": step_loss.negative_margin,
+    }

@@ -1,11 +1,11 @@
-"""Networks: from a name in the configuration to an embedder, and which of its parameters learn how fast."""
+"""Networks: creates embedders from the configuration, and decides which parameters are trained at which rate."""
 
 from training.model.adapters import add_adapters, merge_adapters
 from training.model.backbone import Backbone
 from training.model.create import create_backbone, create_embedder, restore_embedder
 from training.model.embedder import Embedder
 from training.model.parameters import freeze, parameter_groups
-from training.model.pooling import GeM
+from training.model.pooling_and_head import GeM
 
 __all__ = [
     "Backbone",

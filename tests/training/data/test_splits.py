@@ -23,6 +23,7 @@ def items(n_classes: int, n_images: int = 3) -> list[Item]:
     ]
 
 
+@pytest.mark.slow
 @given(n_classes=st.integers(10, 60), seed=st.integers(0, 5))
 def test_every_class_is_in_exactly_one_part(n_classes: int, seed: int) -> None:
     """Parts share no class and together hold every item once."""
@@ -48,7 +49,7 @@ def test_manifests_can_be_read_again(tmp_path: Path) -> None:
     for name, part in parts.items():
         assert read_manifest(str(tmp_path / "splits" / f"{name}.csv")) == part
     assert summary.n_classes == {"calibration": 4, "cohort": 2, "new": 4, "train": 10}
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         write_splits(parts, tmp_path / "splits")
 
 

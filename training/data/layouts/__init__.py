@@ -1,4 +1,4 @@
-"""Published data sets in the layout they come in, read as items with the split by class that they prescribe."""
+"""Reads published data sets in their own file layout, with the split by class that they prescribe."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from retrieval.contract.manifest import read_manifest
 from retrieval.errors import EmptyCatalog, InvalidInput, InvalidManifest
 from training.config import suggestion
-from training.data.layouts import cars_196, cub_200_2011, inaturalist_2018, inshop, stanford_online_products
+from training.data.layouts import cars_196, inaturalist_2018, text_tables
 from training.data.layouts.tree import Layout, Tree
 from training.data.splits import require_disjoint
 
@@ -17,7 +17,7 @@ AUTO, PLAIN = "auto", "plain"
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """markers: sets of files, one of which is there; read: what makes items of the folder."""
+    """markers: sets of files, one of which is present; read: the function that reads the folder."""
 
     markers: tuple[tuple[str, ...], ...]
     read: Callable[[Tree], Layout]
@@ -27,19 +27,19 @@ class _Published:
 
 
 LAYOUTS: Mapping[str, _Published] = {
-    "sop": _Published(stanford_online_products.MARKERS, stanford_online_products.read),
-    "cub": _Published(cub_200_2011.MARKERS, cub_200_2011.read),
+    "sop": _Published(text_tables.SOP_MARKERS, text_tables.read_sop),
+    "cub": _Published(text_tables.CUB_MARKERS, text_tables.read_cub),
     "cars": _Published(cars_196.MARKERS, cars_196.read),
     "inat": _Published(inaturalist_2018.MARKERS, inaturalist_2018.read),
-    "inshop": _Published(inshop.MARKERS, inshop.read),
+    "inshop": _Published(text_tables.INSHOP_MARKERS, text_tables.read_inshop),
 }
 
 
 def read_layout(source: str, name: str = AUTO) -> Layout:
-    """The images at `source` in one of LAYOUTS, or "plain": a manifest or a folder per class; "auto" looks which.
+    """Read the images at `source`, in one of LAYOUTS or "plain" (a manifest or a folder per class); "auto" detects it.
 
-    Raises InvalidInput where the name is unknown, InvalidManifest with file and line where the source is not what the
-    layout says, EmptyCatalog where it holds no image.
+    Raises InvalidInput if the name is unknown, InvalidManifest with file and line if the source does not match the
+    layout, EmptyCatalog if it holds no image.
     """
     if name not in (AUTO, PLAIN, *LAYOUTS):
         hint = suggestion(name, (AUTO, PLAIN, *LAYOUTS))

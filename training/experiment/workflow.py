@@ -1,4 +1,4 @@
-"""The whole experiment: what is left to train, then figures, tables and plots of all that is there."""
+"""The workflow of an experiment: trains the missing runs, then computes figures, tables and plots of all runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from retrieval.errors import RetrievalError
 from training.embeddings import Embedded, read_embeddings
 from training.experiment.figures import Measured, measure
-from training.experiment.jobs import EMBEDDINGS, plan_jobs, training_seconds
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
-from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_jobs
+from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_trials
 from training.experiment.summary import summarise
+from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 
 Progress = Callable[[int, int], None]
 
@@ -26,15 +26,15 @@ def run_experiment(
     measured: Progress = lambda done, total: None,
     program: Sequence[str] = PROGRAM,
 ) -> ExperimentResult:
-    """Train what is not trained yet, measure every arm, write tables and plots into `out`.
+    """Train the missing runs, measure every arm, write tables and plots into `out`.
 
-    A run that fails is reported in the result, and the others go on. Raises FailedPrecondition where another experiment
-    is at work in `out`, OutOfSpace where there is no room, and as `plan_jobs` where the data or what lies in `out` does
+    A run that fails is reported in the result, and the others continue. Raises FailedPrecondition if another experiment
+    is running in `out`, OutOfSpace if there is no room, and as `plan_trials` if the data or the content of `out` does
     not fit.
     """
     with only_user(out):
-        failures = run_jobs(
-            plan_jobs(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
+        failures = run_trials(
+            plan_trials(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
         )
         result = _measure_all(experiment, out, failures, measured)
         write_report(result, out)
