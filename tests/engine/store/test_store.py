@@ -19,7 +19,8 @@ from retrieval.engine.index.open import build_index
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
-from retrieval.engine.store.store import Store, embeddings_key
+from retrieval.engine.store import Store
+from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,
