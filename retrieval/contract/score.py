@@ -16,7 +16,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NewType
+from typing import NewType, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from retrieval.contract.canonical import digest_array, digest_json, json_bytes
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
 ScoreDigest = NewType("ScoreDigest", str)
+Vectors: TypeAlias = NDArray[np.float32]
 
 SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "projection.npy"
 _FORMAT, _FORMAT_EXTENDED = 1, 2  # 1: what format 1 cannot say is at its default; so digests of old scores stay
@@ -87,30 +88,32 @@ class Score:
             return d
         return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
 
-    def density(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """r(x) of each row: [n] float32 in [-1, 1]; zeros for the cosine. `embeddings`: [n, d] float32, unit rows."""
-        return self._density_of_whitened(self._whitened(embeddings))
+    def density(self, embeddings: Vectors) -> Vectors:
+        """Return r(x) of each row: [n] float32 in [-1, 1]; zeros for the cosine. `embeddings`: [n, d], unit rows."""
+        return self._rows_and_densities(embeddings)[1]
 
-    def query_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The left factors of the score: [n, dimension(d)] float32."""
-        if self.cohort is None:
-            return embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, offsets, ones])
+    def query_vectors(self, embeddings: Vectors) -> Vectors:
+        """Return the left factors of the score: [n, dimension(d)] float32."""
+        return self.query_vectors_and_densities(embeddings)[0]
 
-    def gallery_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The right factors of the score: [n, dimension(d)] float32."""
-        if self.cohort is None:
-            return embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, ones, offsets])
+    def gallery_vectors(self, embeddings: Vectors) -> Vectors:
+        """Return the right factors of the score: [n, dimension(d)] float32."""
+        return self.gallery_vectors_and_densities(embeddings)[0]
 
-    def vectors(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Both factors of the score, query and gallery, which share one density; for the cosine the embeddings."""
-        if self.cohort is None:
-            return embeddings, embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, offsets, ones]), np.hstack([rows, ones, offsets])
+    def vectors(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return both factors of the score, query and gallery; for the cosine both are the embeddings themselves."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._query_factor(rows, densities), self._gallery_factor(rows, densities)
+
+    def query_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return `query_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._query_factor(rows, densities), densities
+
+    def gallery_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return `gallery_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._gallery_factor(rows, densities), densities
 
     def similarities(
         self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
@@ -127,25 +130,27 @@ class Score:
             files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
 
-    def _factors(
-        self, embeddings: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Rows [n, D] after the whitening, offsets [n, 1] by density, ones [n, 1]."""
-        rows = self._whitened(embeddings)
-        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
-        return rows, offsets, np.ones_like(offsets)
-
-    def _whitened(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
-
-    def _density_of_whitened(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rows_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return the rows [n, D] after the whitening, and their densities [n]."""
+        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
         densities = np.zeros(len(rows), dtype=np.float32)
+        if self.cohort is not None:
+            for start in range(0, len(rows), _TILE):
+                similarities = rows[start : start + _TILE] @ self.cohort.T
+                densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
+        return rows, densities
+
+    def _query_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
         if self.cohort is None:
-            return densities
-        for start in range(0, len(rows), _TILE):
-            similarities = rows[start : start + _TILE] @ self.cohort.T
-            densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
-        return densities
+            return rows
+        offsets = np.float32(-self.weight) * densities[:, None]
+        return np.hstack([rows, offsets, np.ones_like(offsets)])
+
+    def _gallery_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
+        if self.cohort is None:
+            return rows
+        offsets = np.float32(-self.weight) * densities[:, None]
+        return np.hstack([rows, np.ones_like(offsets), offsets])
 
     def _description(self) -> dict[str, object]:
         description: dict[str, object] = {
