@@ -33,7 +33,7 @@ from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import InvalidInput
 

@@ -24,7 +24,7 @@ from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.score_choice import (
     COHORT_K,
     LabelledEmbeddings,

@@ -17,7 +17,7 @@ from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import Score, ScoreDigest
 from retrieval.engine.index.open import build_index
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.engine.items import ItemTable
+from retrieval.engine.items import ItemRows, ItemTable
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
 from retrieval.engine.store import Store
 from retrieval.engine.store.bundles import embeddings_key
@@ -59,7 +59,7 @@ def manifest(snapshot: str = "s1", *, created_at: str = CREATED_AT) -> SnapshotM
 
 def items() -> ItemTable:
     rows = [Item(id=f"{n}", uri=f"{n}.png", label="cup", attributes={"maker": "north"}) for n in range(4)]
-    return ItemTable.build(rows, np.linspace(0, 3 / 8, 4, dtype=np.float32))
+    return ItemTable.join([ItemRows.of(rows)], np.linspace(0, 3 / 8, 4, dtype=np.float32))
 
 
 def put_snapshot(store: Store, snapshot: str = "s1", *, created_at: str = CREATED_AT) -> SnapshotManifest:
