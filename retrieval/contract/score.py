@@ -1,15 +1,15 @@
-"""What the threshold is applied to: the cosine, or the cosine corrected for how crowded each picture's place is.
+"""The score, which the threshold is applied to: the cosine, or the cosine corrected for the density around each image.
 
-Decides the score of a pair as an inner product of two vectors, so that every index and every statistic works on it
-unchanged; leaves choosing between scores to `flows/calibrate.py` and fitting to `consistency/normalisation.py`.
+The score of a pair is an inner product of two vectors, so every index and every statistic works on it unchanged.
+`engine/score_choice.py` chooses between scores, `consistency/normalisation.py` fits the whitening.
 
     cosine            s(a, b) = <a, b>
     cohort            s(a, b) - w (r(a) + r(b)) = <[a, -w r(a), 1], [b, 1, -w r(b)]>
     whitened cohort   the same of a' = P (a - c) / |P (a - c)| and b'
 
 where the density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference
-embeddings. A picture among many look-alikes has a high r and needs a higher similarity to be accepted. Whitening first
-makes classes spread alike. Either way the vectors have two columns more, whatever the size of the cohort.
+embeddings. An image among many look-alikes has a high r and needs a higher similarity to be accepted. A whitening
+makes the classes spread alike first. The vectors have two more columns, for any size of the cohort.
 """
 
 import io
@@ -29,7 +29,7 @@ ScoreDigest = NewType("ScoreDigest", str)
 Vectors: TypeAlias = NDArray[np.float32]
 
 SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "projection.npy"
-_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1: what format 1 cannot say is at its default; so digests of old scores stay
+_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1 if all that format 2 adds is at its default, which keeps old digests valid
 _WEIGHT = 0.5
 _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density`
 _NORM_TOLERANCE = 1e-3  # float32 rows of a normalised model are off by about 1e-6, of a reduced-precision one by 1e-4
@@ -37,13 +37,12 @@ _NORM_TOLERANCE = 1e-3  # float32 rows of a normalised model are off by about 1e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A score: nothing for the cosine; for the cohort scores `cohort` and `k`, and what else differs from the default.
+    """A score. The cosine has no field set; a cohort score has `cohort` and `k`, and optionally the others.
 
-    cohort: [m, D] float32, unit rows, whitened where there is a whitening; `cohort_score` makes them. k: how many of
-    the most similar make the density. weight: w above, in (0, 1]. ignore_above: cohort rows at least this similar to a
-    picture are taken as the picture itself and left out of its density, in (-1, 1]; needed where the cohort is a sample
-    of the catalogue, whose items would meet themselves. Where fewer than k rows are left the density is the mean of
-    those, where none is it is ignore_above.
+    cohort: [m, D] float32, unit rows, whitened if there is a whitening; `cohort_score` makes them. k: the number of
+    largest similarities whose mean is the density. weight: w above, in (0, 1]. ignore_above: in (-1, 1]; cohort rows at
+    least this similar to an image count as the image itself and are left out of its density, because the cohort may be
+    a sample of the catalogue. If fewer than k rows are left, the density is their mean; if none is, ignore_above.
     """
 
     cohort: NDArray[np.float32] | None = None
@@ -79,11 +78,11 @@ class Score:
 
     @property
     def digest(self) -> ScoreDigest:
-        """Names this score; equal for equal content."""
+        """The name of this score, equal for equal content."""
         return ScoreDigest(digest_json(self._description()))
 
     def dimension(self, d: int) -> int:
-        """Columns of the score vectors for embeddings of `d` columns."""
+        """Return the number of columns of the score vectors for embeddings of `d` columns."""
         if self.cohort is None:
             return d
         return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
@@ -118,11 +117,11 @@ class Score:
     def similarities(
         self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The cosines behind scores of one query [n], after the whitening where there is one: [n] float32."""
+        """Return the cosines of scores [n] of one query, after the whitening if there is one: [n] float32."""
         return np.asarray(scores + self.weight * (query_density + gallery_densities), dtype=np.float32)
 
     def files(self) -> dict[str, bytes]:
-        """The artefact's files by name."""
+        """Return the files of the artefact by name."""
         files = {SCORE: json_bytes(self._description())}
         if self.cohort is not None:
             files[COHORT] = _npy(self.cohort)
@@ -177,14 +176,14 @@ def cohort_score(
     ignore_above: float | None = None,
     whitening: Whitening | None = None,
 ) -> Score:
-    """The cohort score with a cohort as the model embedded it: [m, d] float32, unit rows. Raises InvalidEmbeddings."""
+    """Return the cohort score of embeddings [m, d] float32, unit rows, not whitened. Raises InvalidEmbeddings."""
     check_unit_rows(embeddings, "the cohort")
     cohort = embeddings if whitening is None else whitening.apply(embeddings)
     return Score(cohort=cohort, k=k, weight=weight, ignore_above=ignore_above, whitening=whitening)
 
 
 def open_score(directory: Path, digest: ScoreDigest) -> Score:
-    """The score stored in `directory`. Raises CorruptArtifact where its content does not have this digest."""
+    """Open the score in `directory`. Raises CorruptArtifact if its content does not have this digest."""
     try:
         description = json.loads((directory / SCORE).read_bytes())
         score = Score()
@@ -207,7 +206,7 @@ def open_score(directory: Path, digest: ScoreDigest) -> Score:
 
 
 def check_unit_rows(embeddings: NDArray[np.float32], what: str) -> None:
-    """Raises InvalidEmbeddings unless `embeddings` is [n, d], finite and of unit norm; the message names `what`."""
+    """Raise InvalidEmbeddings unless `embeddings` is [n, d], finite and of unit norm; the message names `what`."""
     if embeddings.ndim != 2:
         raise InvalidEmbeddings(f"{what}: expected an array [n, d], found shape {embeddings.shape}")
     norms = np.linalg.norm(embeddings, axis=1)
@@ -218,7 +217,7 @@ def check_unit_rows(embeddings: NDArray[np.float32], what: str) -> None:
 
 
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:
-    """The mean of the k largest of each row that lie below ignore_above; overwrites what it ignores."""
+    """Return the mean of the k largest values of each row below ignore_above; overwrites what it ignores."""
     cut = similarities.shape[1] - k
     if ignore_above is None:
         return np.asarray(np.partition(similarities, cut, axis=1)[:, cut:].mean(axis=1))
