@@ -46,7 +46,7 @@ class Perturbation:
         return f"{self.kind} {self.severity}"
 
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Return the changed image, RGB, a function of image, perturbation and rng only; `image` (RGB) stays unchanged."""
+        """Return the changed image, RGB, a function of image, perturbation and rng only; `image` is left unchanged."""
         if image.mode != "RGB":
             raise InvalidInput(f"expected a decoded RGB image, found mode {image.mode}: use `decode`")
         return _CHANGES[self.kind](image, self.severity - 1, rng)
