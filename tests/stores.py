@@ -27,6 +27,9 @@ CREATED_AT = "2026-01-01T00:00:00+00:00"
 class Crash(Exception):
     """The process died here."""
 
+    def __init__(self) -> None:
+        super().__init__("the process died here")
+
 
 class CrashingObjects(Objects):
     """Objects of a process that dies at its change number `n_writes` + 1."""

@@ -184,7 +184,7 @@ def test_an_empty_table_is_an_empty_catalogue(tmp_path: Path, suffix: str) -> No
 
 def test_a_folder_without_images_is_an_empty_catalogue(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(EmptyCatalog):
+    with pytest.raises(EmptyCatalog, match="expected at least one image, found none"):
         read_manifest(str(tmp_path))
 
 

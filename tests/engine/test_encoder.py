@@ -75,9 +75,9 @@ def test_images_go_through_the_bundles_preprocessing(tiny_encoder: Encoder) -> N
 
 
 def test_bad_images_are_refused(tiny_encoder: Encoder) -> None:
-    with pytest.raises(InvalidImage):
+    with pytest.raises(InvalidImage, match="is damaged or truncated"):
         tiny_encoder.embed_images([jpeg(), truncated_jpeg()])
-    with pytest.raises(ImageTooLarge):
+    with pytest.raises(ImageTooLarge, match="pixels, the limit is 100"):
         tiny_encoder.embed_images([jpeg()], limits=ImageLimits(pixels=100))
 
 

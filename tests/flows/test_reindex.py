@@ -231,7 +231,7 @@ def test_building_before_all_shards_are_there(calibrated: Store, request_of: Rei
     planned = plan(calibrated, "job", request_of)
     with pytest.raises(ValidationFailed, match=r"000000\.result\.json is missing.*start it again"):
         build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'shop' has no live snapshot"):
         calibrated.current("shop")
 
 
@@ -252,9 +252,9 @@ def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few:
 def test_an_empty_catalogue_leaves_the_old_snapshot(run: Reindex, calibrated: Store, few: Path, tmp_path: Path) -> None:
     before = run(few)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EmptyCatalog):
+    with pytest.raises(EmptyCatalog, match="expected at least one image, found none"):
         run(tmp_path / "empty")
-    with pytest.raises(InvalidManifest):
+    with pytest.raises(InvalidManifest, match="found nothing there"):
         run(tmp_path / "nothing there")
     assert calibrated.current("shop") == before
 
@@ -350,13 +350,13 @@ def test_rolling_back_to_what_cannot_be_served(
     calibrated: Store, three: list[SnapshotId], cohort_point: OperatingPoint, cohort_score: Score
 ) -> None:
     """An unknown or damaged snapshot, or one of another score: the live one stays."""
-    with pytest.raises(UnknownSnapshot):
+    with pytest.raises(UnknownSnapshot, match="catalogue shop has no snapshot abc"):
         roll_back(calibrated, "shop", SnapshotId("abc"))
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'other' has no live snapshot"):
         roll_back(calibrated, "other", SnapshotId(""))
     folder = Path(calibrated.url.removeprefix("file://")) / "catalogs" / "shop" / "snapshots" / three[0]
     next(folder.glob("*.faiss")).write_bytes(b"")
-    with pytest.raises(CorruptArtifact):
+    with pytest.raises(CorruptArtifact, match="does not have the checksum of its manifest"):
         roll_back(calibrated, "shop", three[0])
     activate(calibrated, cohort_point, cohort_score)
     with pytest.raises(BundleMismatch, match="activate an operating point with that score first"):

@@ -267,7 +267,7 @@ def test_only_named_catalogues_are_served(calibrated: Store, index: Callable[...
     assert searcher.refresh() == [], "a problem is reported once"
     with pytest.raises(NotReady, match=r"'third' is not live: .*no live snapshot"):
         search(searcher, QUERIES[0], catalog="third")
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'first' is not served here; served are: second"):
         search(searcher, QUERIES[0], catalog="first")
     index(images, catalog="third")
     assert [change.catalog for change in searcher.refresh()] == ["third"]

@@ -144,7 +144,7 @@ def test_a_crash_between_any_two_writes_leaves_nothing_half(
 ) -> None:
     """The marker comes last: after a crash the artefact is absent, and writing it again completes it."""
     for n_done in range(n_writes):
-        with pytest.raises(Crash):
+        with pytest.raises(Crash, match="the process died here"):
             write(crashing(store, n_done), tiny_bundle, cohort_score)
         assert not is_there(store, tiny_bundle, cohort_score)
     write(crashing(store, n_writes), tiny_bundle, cohort_score)
