@@ -162,7 +162,7 @@ def test_a_pointer_holds_one_name(objects: Objects, data: bytes) -> None:
     objects.put("a/CURRENT", b"s-1_A\n")
     assert objects.pointer("a/CURRENT") == "s-1_A"
     objects.put("a/CURRENT", data)
-    with pytest.raises(CorruptArtifact, match="a/CURRENT: expected one id, found .*: publish or activate again"):
+    with pytest.raises(CorruptArtifact, match=r"a/CURRENT: expected one id, found .*: publish or activate again"):
         objects.pointer("a/CURRENT")
 
 
