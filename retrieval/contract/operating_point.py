@@ -7,10 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice
+from retrieval.consistency import Calibrator, Certificate, MeanCertificate, ThresholdChoice, calibrator_from_json
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import ScoreDigest

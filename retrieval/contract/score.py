@@ -21,7 +21,7 @@ from typing import NewType, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.normalisation import Whitening
+from retrieval.consistency import Whitening, check_unit_rows
 from retrieval.contract.canonical import digest_array, digest_json, json_bytes
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
@@ -32,7 +32,6 @@ SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "p
 _FORMAT, _FORMAT_EXTENDED = 1, 2  # 1 if all that format 2 adds is at its default, which keeps old digests valid
 _WEIGHT = 0.5
 _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density`
-_NORM_TOLERANCE = 1e-3  # float32 rows of a normalised model are off by about 1e-6, of a reduced-precision one by 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,17 +202,6 @@ def open_score(directory: Path, digest: ScoreDigest) -> Score:
     if score.digest != digest:
         raise CorruptArtifact(f"score {directory}: expected digest {digest}, its content has {score.digest}")
     return score
-
-
-def check_unit_rows(embeddings: NDArray[np.float32], what: str) -> None:
-    """Raise InvalidEmbeddings unless `embeddings` is [n, d], finite and of unit norm; the message names `what`."""
-    if embeddings.ndim != 2:
-        raise InvalidEmbeddings(f"{what}: expected an array [n, d], found shape {embeddings.shape}")
-    norms = np.linalg.norm(embeddings, axis=1)
-    wrong = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)  # written so that NaN counts as wrong
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise InvalidEmbeddings(f"{what}: expected rows of norm 1, found {norms[row]:.6g} in row {row}")
 
 
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import Target, parse_target
 from retrieval.edge import offline
 from retrieval.edge.client import connected
 from retrieval.edge.console import as_dict, err, out, print_json, print_table, progress_bar

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison
+from retrieval.consistency import ThresholdComparison
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint

@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, preprocess
-from retrieval.contract.score import check_unit_rows
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 DEVICES = ("cpu", "cuda", "auto")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import ImageLimits, preprocess
-from retrieval.contract.score import check_unit_rows
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_live

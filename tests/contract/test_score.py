@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.normalisation import Whitening
+from retrieval.consistency import Whitening
 from retrieval.contract.canonical import digest_array
 from retrieval.contract.score import (
     CENTRE,
@@ -20,7 +20,6 @@ from retrieval.contract.score import (
     SCORE,
     Score,
     ScoreDigest,
-    check_unit_rows,
     cohort_score,
     open_score,
 )
@@ -242,20 +241,6 @@ def test_the_cohort_lies_where_the_whitening_maps_to() -> None:
 def test_a_cohort_has_unit_rows(cohort: NDArray[np.float32]) -> None:
     with pytest.raises(InvalidEmbeddings, match="the cohort: expected rows of norm 1"):
         Score(cohort=cohort, k=1)
-
-
-def test_unit_rows() -> None:
-    """NaN, infinity and a wrong shape are named with their row."""
-    good = unit_rows(4, 3)
-    check_unit_rows(good, "the rows")
-    check_unit_rows(good[:0], "the rows")
-    for value in (np.nan, np.inf, 2.0):
-        bad = good.copy()
-        bad[2, 1] = value
-        with pytest.raises(InvalidEmbeddings, match=r"the rows: .* in row 2"):
-            check_unit_rows(bad, "the rows")
-    with pytest.raises(InvalidEmbeddings, match=r"the rows: expected an array \[n, d\], found shape \(3,\)"):
-        check_unit_rows(good[0], "the rows")
 
 
 def test_the_digest_is_that_of_the_content() -> None:

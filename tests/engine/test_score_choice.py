@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import Target, parse_target
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.score_choice import (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import Target, parse_target
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.operating_point import OperatingPoint
