@@ -79,7 +79,8 @@ def embed_items(
 
     Raises TooManyFailures as `check_failures` does.
     """
-    shards, usable = [], []
+    shards: list[EmbeddedShard] = []
+    usable: list[Item] = []
     for start in range(0, len(items), SHARD_ITEMS):
         part = items[start : start + SHARD_ITEMS]
         shards.append(embed_shard(store, encoder, part, limits=limits, pool=pool))

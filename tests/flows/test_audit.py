@@ -310,7 +310,7 @@ def test_an_unreadable_image_is_named_and_many_stop_the_audit(audit: Audit, audi
 def test_too_little_to_measure(audit: Audit, audited: Store, tmp_path: Path, n_classes: int, n_images: int) -> None:
     """One class has no false accepts, and classes of one image no true ones."""
     folder = write_class_folders(tmp_path / "new", n_classes=n_classes, n_images=n_images)
-    with pytest.raises(NotEnoughEvidence, match="at least 2 classes|no class has two images"):
+    with pytest.raises(NotEnoughEvidence, match=r"at least 2 classes|no class has two images"):
         audit(folder)
     assert audited.audits("shop") == []
 
@@ -332,5 +332,5 @@ def test_unknown_catalogue_and_missing_operating_point(
 def test_requests_that_can_never_work(change: dict[str, Any]) -> None:
     request = AuditRequest(catalog="shop", manifest_uri="here")
     request.check()
-    with pytest.raises(InvalidInput, match="catalog|manifest_uri"):
+    with pytest.raises(InvalidInput, match=r"catalog|manifest_uri"):
         replace(request, **change).check()
