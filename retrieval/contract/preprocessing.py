@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
@@ -21,18 +22,6 @@ Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageLimits:
-    """The largest allowed image; both limits are checked before a pixel is decoded."""
-
-    image_bytes: int = 20 * _MIB
-    pixels: int = 50_000_000
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure, read_images
 from retrieval.engine.store import Store

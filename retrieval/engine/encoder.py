@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, preprocess
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.preprocessing import preprocess
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 DEVICES = ("cpu", "cuda", "auto")

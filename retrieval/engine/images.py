@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_bytes
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.errors import ImageTooLarge, InvalidImage, InvalidInput
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, Preprocessing, decode, to_array
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.preprocessing import Preprocessing, decode, to_array
 from retrieval.errors import InvalidInput
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -39,9 +39,9 @@ from retrieval.consistency import (
     score_histograms,
 )
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder

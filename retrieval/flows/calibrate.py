@@ -24,9 +24,9 @@ from retrieval.consistency import (
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder

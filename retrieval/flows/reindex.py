@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, check_failures, embed_shard
 from retrieval.engine.encoder import Encoder

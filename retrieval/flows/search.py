@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_live

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from retrieval.contract.preprocessing import ImageLimits, Preprocessing, decode, preprocess, to_array
+from retrieval.contract.limits import ImageLimits
+from retrieval.contract.preprocessing import Preprocessing, decode, preprocess, to_array
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 from tests import pictures
 from tests.pictures import BLUE, GREEN, RED, WHITE, encoded

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedItems, check_failures, embed_items, embed_shard
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.contract.bundle import Bundle, write_bundle
-from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.limits import ImageLimits
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.faiss_index import n_gpus
 from retrieval.errors import (

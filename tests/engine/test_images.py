@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from retrieval.contract.canonical import digest_bytes
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import Item, read_manifest
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, preprocess
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.images import read_bytes, read_images
 from retrieval.errors import ImageTooLarge, InvalidImage
 from tests.pictures import class_picture, encoded, truncated_jpeg

@@ -16,9 +16,9 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import OperatingCurves
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from retrieval.consistency import Target, parse_target
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.open import build_index

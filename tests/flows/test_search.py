@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.snapshot import SnapshotId
