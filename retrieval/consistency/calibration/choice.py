@@ -151,6 +151,7 @@ def cross_validate_calibrators(
 
     Source: Kull, Silva Filho, Flach, AISTATS 2017, compare by log loss and Brier score on held-out folds in this way.
 
+    >>> from retrieval.consistency import labelled
     >>> rng = np.random.default_rng(0)
     >>> rows = np.repeat(rng.normal(size=(40, 8)), 4, axis=0) + 0.6 * rng.normal(size=(160, 8))
     >>> rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
