@@ -28,7 +28,7 @@ def test_no_trials_say_nothing_and_bad_confidence_is_refused() -> None:
         wilson_interval(1, 2, 1.0)
     with pytest.raises(InvalidInput, match="at least one replicate"):
         percentile_interval(np.zeros(0), 0.9)
-    with pytest.raises(InvalidInput, match="strictly between 0 and 1, found 1.0"):
+    with pytest.raises(InvalidInput, match=r"strictly between 0 and 1, found 1\.0"):
         percentile_interval(np.zeros(3), 1.0)
 
 

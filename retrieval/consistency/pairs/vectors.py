@@ -200,7 +200,7 @@ def as_labelled(vectors: VectorsOrPair) -> LabelledVectors:
     """
     if isinstance(vectors, LabelledVectors):
         return vectors
-    if not isinstance(vectors, tuple) or len(vectors) != 2:
+    if not isinstance(vectors, tuple) or len(vectors) != 2:  # type: ignore[redundant-expr]  # callers without types
         raise InvalidInput(f"expected labelled vectors or (embeddings, labels), found {type(vectors).__name__}")
     return labelled(*vectors)
 
