@@ -135,13 +135,13 @@ def _changes(
 ) -> tuple[ThresholdComparison | None, str]:
     """What would be decided otherwise, or why that cannot be said: a new operating point is of use all the same."""
     if store.active_id(point.bundle_digest) is None:
-        return None, "none was"
+        return None, "there was none"
     try:
         active = store.active_operating_point(point.bundle_digest)
     except (CorruptArtifact, UnknownOperatingPoint) as error:
         return None, str(error)
     changes = compare_with_active(images, score, point, active)
-    return changes, "" if changes else f"it is of another score ({active.score_kind}): thresholds do not compare"
+    return changes, "" if changes else f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
 
 
 def _embed(
