@@ -141,7 +141,9 @@ def _changes(
     except (CorruptArtifact, UnknownOperatingPoint) as error:
         return None, str(error)
     changes = compare_with_active(images, score, point, active)
-    return changes, "" if changes else f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
+    if changes is None:
+        return None, f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
+    return changes, ""
 
 
 def _embed(

@@ -230,7 +230,9 @@ def _changes(
     except (CorruptArtifact, UnknownOperatingPoint) as error:  # the new operating point is useful all the same
         return None, str(error)
     changes = compare_with_active(data, score, point, active)
-    return changes, "" if changes else f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
+    if changes is None:
+        return None, f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
+    return changes, ""
 
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:
