@@ -10,7 +10,7 @@ from retrieval.contract.preprocessing import ImageLimits
 from retrieval.edge.client import Client
 from retrieval.edge.console import as_dict, out, print_table, progress_bar
 from retrieval.edge.contact_sheet import SheetMatch, SheetRow, draw_contact_sheet
-from retrieval.engine.catalog import read_bytes
+from retrieval.engine.images import read_bytes
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.v1 import search_pb2
 
