@@ -17,13 +17,13 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from retrieval.client.statuses import status_of
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPointId
 from retrieval.edge import telemetry, wire
 from retrieval.edge.jobs import JobId, Jobs, redis_url
 from retrieval.edge.queue import make_app, submit
 from retrieval.edge.settings import Settings
-from retrieval.edge.statuses import status_of
 from retrieval.edge.wiring import check_device, make_searcher, open_store
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store

@@ -1,4 +1,4 @@
-"""The plots of an evaluation; leaves the look to `training.plotting`. Class names never enter one."""
+"""The plots of an evaluation; leaves the look to `retrieval.plotting`. Class names never enter one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from retrieval.consistency import IdentificationRates, operating_curves, score_histograms
+from retrieval.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
 from training.evaluation.evaluation import Evaluation
-from training.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
 
 _MAX_LINES = 60  # more classes than this become bands
 _N_THRESHOLDS = 200

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retrieval.edge.console import err, out, print_json, print_table
+from retrieval.edge.cli.calibrate import check_health
 from retrieval.edge.embedded import die_with_parent
-from retrieval.edge.offline import check_health
 from retrieval.edge.settings import Settings, child_environment, load_settings
 from retrieval.errors import FailedPrecondition, Unavailable
+from retrieval.terminal import err, out, print_json, print_table
 
 CATALOG = "emoji"
 _FAR = 0.01

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from retrieval.edge.statuses import error_of
+from retrieval.client.statuses import error_of
 from retrieval.errors import RetrievalError, Unavailable
 from retrieval.v1 import (
     audits_pb2_grpc,
@@ -25,7 +25,7 @@ FINAL = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED)
 
 
 class Client:
-    """Stubs of every service at one address; use inside `connected`."""
+    """Stubs of every service at one address; use inside `connect`."""
 
     def __init__(self, channel: grpc.Channel, *, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -63,7 +63,7 @@ class Client:
 
 
 @contextlib.contextmanager
-def connected(address: str, *, timeout_s: float = 60.0) -> Iterator[Client]:
+def connect(address: str, *, timeout_s: float = 60.0) -> Iterator[Client]:
     """A client of the server at `address`. Raises Unavailable where none answers."""
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

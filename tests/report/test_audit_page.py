@@ -16,11 +16,11 @@ from retrieval.consistency import Interval
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
-from retrieval.edge.report import p_value, percent, render_report, span
 from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
 from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
+from retrieval.report.audit_page import p_value, percent, render_report, span
 
 SECTIONS = [
     *("verdict", "figures", "scores", "curves", "classes", "groups", "worst", "confused", "unreadable", "provenance"),

@@ -12,17 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
+from retrieval.client import connect
+from retrieval.client.statuses import EXIT_COULD_NOT_RUN, EXIT_VERDICT_FAILED, exit_code_of
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.edge import offline
-from retrieval.edge.client import connected
-from retrieval.edge.console import as_dict, err, out, print_json, print_table, progress_bar
-from retrieval.edge.demo import run_demo
+from retrieval.edge.cli.demo import run_demo
+from retrieval.edge.cli.search import look_up
 from retrieval.edge.embedded import embedded_valkey
-from retrieval.edge.queries import look_up
 from retrieval.edge.settings import Settings, load_settings
-from retrieval.edge.statuses import EXIT_COULD_NOT_RUN, EXIT_VERDICT_FAILED, exit_code_of
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.flows.calibrate import COHORT_K, CalibrationTarget
+from retrieval.terminal import as_dict, err, out, print_json, print_table, progress_bar
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, operating_points_pb2
 
 app = typer.Typer(
@@ -152,7 +152,7 @@ def reindex(
     if embedded:
         job = offline.reindex_embedded(settings, request)
     else:
-        with connected(settings.address) as client:
+        with connect(settings.address) as client:
             job = client.call(client.catalogs.StartReindex, request)
             if wait:
                 with progress_bar(f"reindexing {catalog}") as progress:
@@ -173,7 +173,7 @@ def search(
 ) -> None:
     """Find everything in a catalogue that shows the same thing as an image."""
     settings = load_settings(address=address)
-    with connected(settings.address) as client:
+    with connect(settings.address) as client:
         result = look_up(client, catalog, images=image or [], manifest=manifest, limit=limit, limits=settings.limits)
     if sheet is not None:
         result.draw(sheet, n_rows=sheet_rows, limits=settings.limits)
@@ -193,7 +193,7 @@ def audit(
     """Measure the threshold in use on new labelled images. Exit code 1 where the verdict is failed."""
     request = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=_absolute(manifest), group_by=group_by or [])
     settings = load_settings(address=address)
-    with connected(settings.address) as client:
+    with connect(settings.address) as client:
         job = client.call(client.audits.StartAudit, request)
         if not wait:
             _print_job(job, as_json)
@@ -254,7 +254,7 @@ def demo(
 @snapshots_app.command("list")
 def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = False) -> None:
     """All snapshots of a catalogue, newest first."""
-    with connected(load_settings(address=address).address) as client:
+    with connect(load_settings(address=address).address) as client:
         reply = client.call(client.catalogs.ListSnapshots, catalogs_pb2.ListSnapshotsRequest(catalog=catalog))
     if as_json:
         print_json(as_dict(reply)["snapshots"])
@@ -287,7 +287,7 @@ def rollback(
         would = f"would make snapshot {snapshot or '(the one before the live one)'} of {catalog} live"
         print_json({"dry_run": would}) if as_json else out.print(would, markup=False)
         return
-    with connected(load_settings(address=address).address) as client:
+    with connect(load_settings(address=address).address) as client:
         request = catalogs_pb2.RollbackRequest(catalog=catalog, snapshot_id=snapshot)
         reply = client.call(client.catalogs.Rollback, request)
     print_json(as_dict(reply)) if as_json else out.print(f"snapshot {reply.id} of {catalog} is live")
@@ -296,7 +296,7 @@ def rollback(
 @points_app.command("list")
 def list_points(bundle: Bundle = "", address: Address = None, as_json: Json = False) -> None:
     """All operating points of a bundle, newest first."""
-    with connected(load_settings(address=address).address) as client:
+    with connect(load_settings(address=address).address) as client:
         request = operating_points_pb2.ListOperatingPointsRequest(bundle_digest=bundle)
         reply = client.call(client.operating_points.ListOperatingPoints, request)
     if as_json:
@@ -319,7 +319,7 @@ def show_point(
     as_json: Json = False,
 ) -> None:
     """One operating point with its evidence."""
-    with connected(load_settings(address=address).address) as client:
+    with connect(load_settings(address=address).address) as client:
         request = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
         reply = client.call(client.operating_points.GetOperatingPoint, request)
     fields = as_dict(reply)
@@ -335,7 +335,7 @@ def activate_point(
     as_json: Json = False,
 ) -> None:
     """Put an operating point into use for every catalogue of its bundle; going back is activating the older one."""
-    with connected(load_settings(address=address).address) as client:
+    with connect(load_settings(address=address).address) as client:
         service = client.operating_points
         if dry_run:
             wanted = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
@@ -390,7 +390,3 @@ def _absolute(manifest: str) -> str:
 
 def _when(timestamp: Any) -> str:
     return str(timestamp.ToDatetime().isoformat(sep=" ", timespec="seconds"))
-
-
-if __name__ == "__main__":
-    main()

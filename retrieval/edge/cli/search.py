@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval.client import Client
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.preprocessing import ImageLimits
-from retrieval.edge.client import Client
-from retrieval.edge.console import as_dict, out, print_table, progress_bar
-from retrieval.edge.contact_sheet import SheetMatch, SheetRow, draw_contact_sheet
 from retrieval.engine.catalog import read_bytes
 from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.report.contact_sheet import SheetMatch, SheetRow, draw_contact_sheet
+from retrieval.terminal import as_dict, out, print_table, progress_bar
 from retrieval.v1 import search_pb2
 
 _SHOWN_MATCHES = 16  # on a row of the contact sheet, before "+ n more"

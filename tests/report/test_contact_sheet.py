@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.edge.contact_sheet import RIGHT, SCALE, UNKNOWN, WRONG, SheetMatch, SheetRow, draw_contact_sheet
 from retrieval.errors import InvalidInput
+from retrieval.report.contact_sheet import RIGHT, SCALE, UNKNOWN, WRONG, SheetMatch, SheetRow, draw_contact_sheet
 from tests.pictures import BLUE, encoded, plain, transparent_png
 
 CELL = 96

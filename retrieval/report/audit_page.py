@@ -1,7 +1,7 @@
 """An audit as one HTML page that needs nothing else: no network, no script, no file beside it.
 
 Decides which figures a reader meets first and how they are explained; leaves the drawings to `plots.py` and the layout
-to `templates/report.html.jinja`. Whatever comes from users is escaped there.
+to `audit_page.html.jinja`. Whatever comes from users is escaped there.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from markupsafe import Markup
 from retrieval.consistency import GroupRates, Interval
 from retrieval.consistency.subgroups.differentials import GroupTest, RateDifferential
 from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison
-from retrieval.edge import plots
 from retrieval.flows.audit import AuditReport
+from retrieval.report import plots
 
 _N_WORST = 15
 _N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
@@ -25,7 +25,7 @@ _N_ACROSS = 3
 _HEADROOM = 1.15  # of a drawn line beyond the highest value on it
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("retrieval.edge"),
+    loader=jinja2.PackageLoader("retrieval.report", "."),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -38,7 +38,7 @@ def render_report(report: AuditReport) -> str:
     ranked = [rates for rates in report.classes if not rates.small] or list(report.classes)
     worst_far, worst_frr = _worst(ranked, _far), _worst(ranked, _frr)
     named = list(dict.fromkeys([*worst_far[:_N_NAMED], *worst_frr[:_N_NAMED]]))
-    return _TEMPLATES.get_template("report.html.jinja").render(
+    return _TEMPLATES.get_template("audit_page.html.jinja").render(
         report=report,
         point=report.point,
         choice=report.point.choice,

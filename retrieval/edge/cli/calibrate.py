@@ -18,7 +18,6 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge import wire
-from retrieval.edge.console import err, out, print_table, progress_bar
 from retrieval.edge.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.jobs import Jobs, now, redis_url
 from retrieval.edge.queue import make_app, submit
@@ -37,6 +36,7 @@ from retrieval.flows.calibrate import (
     compare_with_active,
 )
 from retrieval.flows.reindex import settle_bundle
+from retrieval.terminal import err, out, print_table, progress_bar
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
 
 _MAX_FAILED_SHARE = 0.01

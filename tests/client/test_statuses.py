@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from retrieval import errors
-from retrieval.edge.statuses import EXIT_COULD_NOT_RUN, EXIT_WRONG_USAGE, STATUSES, error_of, exit_code_of, status_of
+from retrieval.client.statuses import EXIT_COULD_NOT_RUN, EXIT_WRONG_USAGE, STATUSES, error_of, exit_code_of, status_of
 
 FAMILY = [
     kind

@@ -1,0 +1,5 @@
+"""`python -m retrieval.edge.cli`, the same as the command `retrieval`."""
+
+from retrieval.edge.cli import main
+
+main()
