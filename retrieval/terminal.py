@@ -1,38 +1,43 @@
-"""What people and machines read on a terminal: results on stdout, everything else on stderr. Hides rich."""
+"""What people and machines read on a terminal, and how a command ends: shared by `retrieval` and `training`.
+
+Results go to stdout, everything else to stderr. Tables and bars are imported at first use, because most commands end
+without them. Hides rich.
+"""
 
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+
+from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+OK, VERDICT_FAILED, WRONG_USAGE, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 _FILE_WIDTH = 140  # of tables that go to a file or another program, where rich would assume 80 columns
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-err = Console(stderr=True, soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     out.out(json.dumps(value, indent=2, ensure_ascii=False, default=str), highlight=False)
 
 
-def as_dict(message: Message) -> dict[str, Any]:
-    """A message as plain JSON, fields named as in the .proto files, unset ones included."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-
-
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout; text of users is shown as it is, without markup or control characters."""
+    """Print a table on stdout. Text of users is shown as it is, without markup or control characters."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, no_wrap=column == "id", overflow="fold")  # ids are there to be copied
+        table.add_column(column, no_wrap=column == "id", overflow="fold")  # people copy ids
     for row in rows:
         table.add_row(
             *(Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(v))) for v in row)
@@ -40,13 +45,19 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     out.print(table)
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def print_error(error: object) -> None:
+    """Print an error on stderr as one line, in red on a terminal."""
+    err.print(f"error: {error}", style="red", markup=False)
 
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; call what is yielded with (done, total). Shows nothing where stderr is no terminal."""
+    """Show a bar on stderr during the block; call the yielded function with (done, total).
+
+    Shows nothing if stderr is no terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -54,6 +65,44 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with progress_display(*columns, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def progress_display(*columns: "ProgressColumn", transient: bool = False, disable: bool = False) -> "Progress":
+    """Return a display of progress bars on stderr, with these columns; it shows them inside its `with` block."""
+    from rich.progress import Progress
+
+    return Progress(*columns, console=err, transient=transient, disable=disable)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of an error: 2 if the command or its settings must change, 130 for Ctrl-C, else 3."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return WRONG_USAGE if isinstance(error, InvalidInput | InvalidSettings) else COULD_NOT_RUN
+
+
+def run(app: Callable[[], object]) -> NoReturn:
+    """Run a typer application and end the process with its exit code.
+
+    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace. Exit code 1 is left to
+    commands whose verdict failed, so a crash never looks like one.
+    """
+    try:
+        app()
+    except (RetrievalError, OSError) as error:  # of the system: a full disk or a refused folder, named in its text
+        print_error(error)
+        sys.exit(exit_code_of(error))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(exit_code_of(interrupt))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich both end with 1 if the reader has gone
+            sys.exit(COULD_NOT_RUN)
+        raise
+    except Exception as error:  # noqa: BLE001  # Python itself would end with 1
+        traceback.print_exc()
+        print_error(f"{type(error).__name__}: {error}. This is a defect of the program")
+        sys.exit(exit_code_of(error))
+    sys.exit(OK)
