@@ -17,7 +17,7 @@ from retrieval.edge import offline
 from retrieval.edge.client import connected
 from retrieval.edge.console import as_dict, err, out, print_json, print_table, progress_bar
 from retrieval.edge.demo import run_demo
-from retrieval.edge.embedded import embedded_valkey
+from retrieval.edge.jobs.embedded import embedded_valkey
 from retrieval.edge.queries import look_up
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.edge.statuses import EXIT_COULD_NOT_RUN, EXIT_VERDICT_FAILED, exit_code_of
@@ -219,7 +219,7 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
 @app.command()
 def worker(store: Store = None, state_dir: StateDir = None) -> None:
     """Do jobs until stopped; without RETRIEVAL_REDIS_URL, an embedded Valkey is started too."""
-    from retrieval.edge.worker import run_worker
+    from retrieval.edge.jobs.worker import run_worker
 
     settings = load_settings(store_url=store, state_dir=state_dir)
     with _queue(settings):
@@ -229,7 +229,7 @@ def worker(store: Store = None, state_dir: StateDir = None) -> None:
 @app.command()
 def beat(store: Store = None, state_dir: StateDir = None) -> None:
     """Start the scheduled audits (RETRIEVAL_AUDIT_*) until stopped. Run one of these."""
-    from retrieval.edge.worker import run_beat
+    from retrieval.edge.jobs.worker import run_beat
 
     run_beat(load_settings(store_url=store, state_dir=state_dir))
 

@@ -19,9 +19,9 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge import wire
 from retrieval.edge.console import err, out, print_table, progress_bar
-from retrieval.edge.embedded import die_with_parent, embedded_valkey
-from retrieval.edge.jobs import Jobs, now, redis_url
-from retrieval.edge.queue import make_app, submit
+from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
+from retrieval.edge.jobs.queue import make_app, submit
+from retrieval.edge.jobs.records import Jobs, now, redis_url
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items

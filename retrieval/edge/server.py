@@ -20,8 +20,8 @@ from grpc_reflection.v1alpha import reflection
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPointId
 from retrieval.edge import telemetry, wire
-from retrieval.edge.jobs import JobId, Jobs, redis_url
-from retrieval.edge.queue import make_app, submit
+from retrieval.edge.jobs.queue import make_app, submit
+from retrieval.edge.jobs.records import JobId, Jobs, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.edge.statuses import status_of
 from retrieval.edge.wiring import check_device, make_searcher, open_store
