@@ -11,9 +11,9 @@ from retrieval.edge.statuses import error_of
 from retrieval.errors import RetrievalError, Unavailable
 from retrieval.v1 import (
     audits_pb2_grpc,
-    catalogs_pb2,
     catalogs_pb2_grpc,
     jobs_pb2,
+    jobs_pb2_grpc,
     operating_points_pb2_grpc,
     search_pb2_grpc,
 )
@@ -33,6 +33,7 @@ class Client:
         self.catalogs = catalogs_pb2_grpc.CatalogServiceStub(channel)
         self.operating_points = operating_points_pb2_grpc.OperatingPointServiceStub(channel)
         self.audits = audits_pb2_grpc.AuditServiceStub(channel)
+        self.jobs = jobs_pb2_grpc.JobServiceStub(channel)
 
     def call(self, method: Callable[..., Any], request: Any) -> Any:
         """The reply to a request. Raises the error of the family that the status stands for."""
@@ -50,7 +51,7 @@ class Client:
         while job.state not in FINAL:
             time.sleep(_POLL_S)
             try:
-                job = self.call(self.catalogs.GetJob, catalogs_pb2.GetJobRequest(job_id=job.id))
+                job = self.call(self.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job.id))
             except Unavailable:
                 if time.monotonic() - answered > _PATIENCE_S:
                     raise

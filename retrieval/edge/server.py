@@ -37,6 +37,7 @@ from retrieval.v1 import (
     catalogs_pb2,
     catalogs_pb2_grpc,
     jobs_pb2,
+    jobs_pb2_grpc,
     operating_points_pb2,
     operating_points_pb2_grpc,
     search_pb2,
@@ -100,13 +101,6 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         wanted.check()
         settled = await asyncio.to_thread(settle_bundle, self._store, wanted)
         return await self._queue.submit("reindex", settled)
-
-    async def GetJob(self, request: catalogs_pb2.GetJobRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
-        """Where a job stands."""
-        job = await self._queue.get(request.job_id)
-        if job.state == jobs_pb2.JOB_STATE_SUCCEEDED and job.kind == "reindex":
-            await self._watch.look()  # who hears that a reindex is done may query it here at once
-        return job
 
     async def ListSnapshots(  # noqa: N802
         self, request: catalogs_pb2.ListSnapshotsRequest, context: Context
@@ -214,6 +208,21 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
         return audits_pb2.ListAuditsResponse(audits=[wire.audit_message(self._store, report) for report in reports])
 
 
+class JobServicer(jobs_pb2_grpc.JobServiceServicer):
+    """protos/retrieval/v1/jobs.proto."""
+
+    def __init__(self, queue: "JobQueue", watch: "Watch") -> None:
+        self._queue = queue
+        self._watch = watch
+
+    async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
+        """Where a job stands."""
+        job = await self._queue.get(request.job_id)
+        if job.state == jobs_pb2.JOB_STATE_SUCCEEDED and job.kind == "reindex":
+            await self._watch.look()  # who hears that a reindex is done may query it here at once
+        return job
+
+
 class JobQueue:
     """Jobs from the event loop: Redis and Celery calls run on threads."""
 
@@ -311,9 +320,10 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     catalogs_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(store, queue, watch), server)
     operating_points_pb2_grpc.add_OperatingPointServiceServicer_to_server(OperatingPointServicer(store, watch), server)
     audits_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(store, queue), server)
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(queue, watch), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     services = [module.DESCRIPTOR.services_by_name.values() for module in (search_pb2, catalogs_pb2)]
-    services += [module.DESCRIPTOR.services_by_name.values() for module in (operating_points_pb2, audits_pb2)]
+    services += [module.DESCRIPTOR.services_by_name.values() for module in (operating_points_pb2, audits_pb2, jobs_pb2)]
     names = [service.full_name for group in services for service in group]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _bind(server, settings.address)
