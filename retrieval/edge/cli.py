@@ -211,7 +211,7 @@ def audit(
 @app.command()
 def serve(address: Address = None, store: Store = None, state_dir: StateDir = None) -> None:
     """Answer queries over gRPC until stopped. Needs no Redis; jobs do."""
-    from retrieval.edge.server import serve as run_server  # after the settings are known to be right
+    from retrieval.edge.server.serve import serve as run_server  # after the settings are known to be right
 
     run_server(load_settings(address=address, store_url=store, state_dir=state_dir))
 

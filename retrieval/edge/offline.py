@@ -17,11 +17,11 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.edge import wire
 from retrieval.edge.console import err, out, print_table, progress_bar
 from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.jobs.queue import make_app, submit
 from retrieval.edge.jobs.records import Jobs, now, redis_url
+from retrieval.edge.server import messages
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items
@@ -174,7 +174,7 @@ def _embed(
 
 def reindex_embedded(settings: Settings, request: catalogs_pb2.StartReindexRequest) -> jobs_pb2.Job:
     """Run a reindex with a Valkey and a worker of its own, which end with it. Raises RetrievalError where it fails."""
-    wanted = wire.reindex_request(request)
+    wanted = messages.reindex_request(request)
     wanted.check()
     settled = settle_bundle(offline_parts(settings).store, wanted)
     with embedded_valkey(settings.state_dir):
@@ -199,7 +199,7 @@ def reindex_embedded(settings: Settings, request: catalogs_pb2.StartReindexReque
             worker.wait()
     if job.error:
         raise RetrievalError(f"reindex job {job.id} failed: {job.error}")
-    return wire.job_message(job)
+    return messages.job_message(job)
 
 
 def copy_report(found: audits_pb2.Audit, folder: Path) -> None:

@@ -255,7 +255,7 @@ def test_operating_points_are_listed_with_their_evidence(running: Running, tiny_
 
 def test_second_server_on_the_same_port_does_not_start(running: Running) -> None:
     """A taken address is an error, not a shared port."""
-    from retrieval.edge.server import serve
+    from retrieval.edge.server.serve import serve
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(state_dir=running.folder / "state", address=running.address)

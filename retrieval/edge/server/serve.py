@@ -19,9 +19,10 @@ from grpc_reflection.v1alpha import reflection
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPointId
-from retrieval.edge import telemetry, wire
+from retrieval.edge import telemetry
 from retrieval.edge.jobs.queue import make_app, submit
 from retrieval.edge.jobs.records import JobId, Jobs, redis_url
+from retrieval.edge.server import messages
 from retrieval.edge.settings import Settings
 from retrieval.edge.statuses import status_of
 from retrieval.edge.wiring import check_device, make_searcher, open_store
@@ -62,7 +63,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:  # noqa: N802
         """Everything above the threshold."""
-        response = await self._search(request.catalog, request.query, wire.limit_from(request))
+        response = await self._search(request.catalog, request.query, messages.limit_from(request))
         telemetry.MATCHES.labels(catalog=request.catalog).observe(response.total_matches)
         return response
 
@@ -72,7 +73,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """Each query answered on its own."""
         if not 1 <= len(request.queries) <= MAX_BATCH_QUERIES:
             raise InvalidInput(f"queries: expected 1 to {MAX_BATCH_QUERIES}, found {len(request.queries)}")
-        limit = wire.limit_from(request)
+        limit = messages.limit_from(request)
         slots = asyncio.Semaphore(_BATCH_AT_ONCE)
 
         async def search(query: search_pb2.Query) -> search_pb2.SearchResponse:
@@ -83,8 +84,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return search_pb2.BatchSearchResponse(results=[_batch_result(answer) for answer in answers])
 
     async def _search(self, catalog: str, query: search_pb2.Query, limit: int) -> search_pb2.SearchResponse:
-        result = await self._searcher.search(catalog, wire.query_from(query), limit=limit)
-        return wire.search_response(result)
+        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit)
+        return messages.search_response(result)
 
 
 class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
@@ -97,7 +98,7 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
 
     async def StartReindex(self, request: catalogs_pb2.StartReindexRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
         """Store and send a job."""
-        wanted = wire.reindex_request(request)
+        wanted = messages.reindex_request(request)
         wanted.check()
         settled = await asyncio.to_thread(settle_bundle, self._store, wanted)
         return await self._queue.submit("reindex", settled)
@@ -109,14 +110,14 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         manifests = await asyncio.to_thread(self._store.snapshots, request.catalog)
         live = await asyncio.to_thread(self._store.current, request.catalog)
         return catalogs_pb2.ListSnapshotsResponse(
-            snapshots=[wire.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
+            snapshots=[messages.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
         )
 
     async def Rollback(self, request: catalogs_pb2.RollbackRequest, context: Context) -> catalogs_pb2.Snapshot:  # noqa: N802
         """Make an older snapshot live."""
         manifest = await asyncio.to_thread(roll_back, self._store, request.catalog, SnapshotId(request.snapshot_id))
         await self._watch.look()
-        return wire.snapshot_message(manifest, live=True)
+        return messages.snapshot_message(manifest, live=True)
 
 
 class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServicer):
@@ -139,7 +140,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
                 if point_id
                 else self._store.active_operating_point(bundle)
             )
-            return wire.operating_point_message(point, active=point.id == self._store.active_id(bundle))
+            return messages.operating_point_message(point, active=point.id == self._store.active_id(bundle))
 
         return await asyncio.to_thread(get)
 
@@ -153,7 +154,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             active = self._store.active_id(bundle)
             points = self._store.operating_points(bundle)
             return operating_points_pb2.ListOperatingPointsResponse(
-                operating_points=[wire.operating_point_message(p, active=p.id == active) for p in points]
+                operating_points=[messages.operating_point_message(p, active=p.id == active) for p in points]
             )
 
         return await asyncio.to_thread(get)
@@ -167,7 +168,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             bundle = self._bundle(request.bundle_digest)
             point = self._store.activate(bundle, OperatingPointId(request.operating_point_id))
             log.info("operating_point_activated", id=point.id, bundle=bundle)
-            return wire.operating_point_message(point, active=True)
+            return messages.operating_point_message(point, active=True)
 
         message = await asyncio.to_thread(activate)
         await self._watch.look()
@@ -198,14 +199,14 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
         """A finished audit."""
         report = await asyncio.to_thread(self._store.audit, request.catalog, request.audit_id)
-        return wire.audit_message(self._store, report)
+        return messages.audit_message(self._store, report)
 
     async def ListAudits(  # noqa: N802
         self, request: audits_pb2.ListAuditsRequest, context: Context
     ) -> audits_pb2.ListAuditsResponse:
         """All finished audits, newest first."""
         reports = await asyncio.to_thread(audits, self._store, request.catalog)
-        return audits_pb2.ListAuditsResponse(audits=[wire.audit_message(self._store, report) for report in reports])
+        return audits_pb2.ListAuditsResponse(audits=[messages.audit_message(self._store, report) for report in reports])
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
@@ -234,11 +235,11 @@ class JobQueue:
         """Store and send a job, or find the running one that was asked for the same."""
         job = await asyncio.to_thread(submit, self._app, self._jobs, kind, request)
         log.info("job_accepted", id=job.id, kind=kind, catalog=request.catalog)
-        return wire.job_message(job)
+        return messages.job_message(job)
 
     async def get(self, job_id: str) -> jobs_pb2.Job:
         """Where a job stands."""
-        return wire.job_message(await asyncio.to_thread(self._jobs.get, JobId(job_id)))
+        return messages.job_message(await asyncio.to_thread(self._jobs.get, JobId(job_id)))
 
 
 class ErrorsToStatuses(grpc.aio.ServerInterceptor):
