@@ -11,9 +11,9 @@ from retrieval.client.statuses import error_of
 from retrieval.errors import RetrievalError, Unavailable
 from retrieval.v1 import (
     audits_pb2_grpc,
-    catalogs_pb2,
     catalogs_pb2_grpc,
     jobs_pb2,
+    jobs_pb2_grpc,
     operating_points_pb2_grpc,
     search_pb2_grpc,
 )
@@ -42,6 +42,7 @@ class Client:
         self.catalogs = catalogs_pb2_grpc.CatalogServiceStub(channel)
         self.operating_points = operating_points_pb2_grpc.OperatingPointServiceStub(channel)
         self.audits = audits_pb2_grpc.AuditServiceStub(channel)
+        self.jobs = jobs_pb2_grpc.JobServiceStub(channel)
 
     def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request) -> _Reply:
         """Return the reply to a request. Raises the error of the family that the status stands for."""
@@ -60,7 +61,7 @@ class Client:
         while job.state not in _FINAL:
             time.sleep(_POLL_S)
             try:
-                job = self.call(self.catalogs.GetJob, catalogs_pb2.GetJobRequest(job_id=job.id))
+                job = self.call(self.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job.id))
             except Unavailable:
                 if time.monotonic() - answered > _PATIENCE_S:
                     raise

@@ -39,11 +39,6 @@ class CatalogServiceStub:
     Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
     bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
     """
-    GetJob: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.GetJobRequest, _jobs_pb2.Job]
-    """Where a job stands.
-
-    Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
-    """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.ListSnapshotsRequest, _catalogs_pb2.ListSnapshotsResponse]
     """All snapshots of a catalogue, newest first.
 
@@ -65,11 +60,6 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
 
     Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
     bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-    """
-    GetJob: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.GetJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
-    """Where a job stands.
-
-    Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.ListSnapshotsRequest, _catalogs_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """All snapshots of a catalogue, newest first.
@@ -95,17 +85,6 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
         bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-        """
-
-    @_abc_1.abstractmethod
-    def GetJob(
-        self,
-        request: _catalogs_pb2.GetJobRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
-        """Where a job stands.
-
-        Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
         """
 
     @_abc_1.abstractmethod

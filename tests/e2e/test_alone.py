@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from retrieval.contract.bundle import Bundle
-from retrieval.edge.embedded import embedded_valkey, socket_path
-from retrieval.edge.jobs import Jobs, JobState
+from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
+from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.engine.store import Store
 from retrieval.flows.reindex import ReindexRequest
 from tests.photos import write_shots

@@ -226,7 +226,7 @@ def _await_shards(client: Client, job_id: str, n_shards: int) -> None:
 
 
 def _get(client: Client, job_id: str) -> jobs_pb2.Job:
-    job: jobs_pb2.Job = client.call(client.catalogs.GetJob, catalogs_pb2.GetJobRequest(job_id=job_id))
+    job: jobs_pb2.Job = client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job_id))
     return job
 
 

@@ -15,7 +15,7 @@ from retrieval.client import Client, connect
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.edge.server import running_server
+from retrieval.edge.server.serve import running_server
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from retrieval.edge.embedded import _start_once, _stop, embedded_valkey, is_running, socket_path
-from retrieval.edge.jobs import Jobs, JobState
+from retrieval.edge.jobs.embedded import _start_once, _stop, embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
 
 REQUEST = {"catalog": "shoes", "manifest_uri": "images"}

@@ -19,7 +19,7 @@ from retrieval.errors import (
     RetrievalError,
     Unavailable,
 )
-from retrieval.v1 import audits_pb2, catalogs_pb2, operating_points_pb2, search_pb2
+from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, operating_points_pb2, search_pb2
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running
 from tests.photos import shot
@@ -174,7 +174,7 @@ def test_jobs_without_a_queue_are_unavailable(running: Running) -> None:
     """Without Redis, jobs say what to start, and queries go on."""
     client = running.client
     with pytest.raises(Unavailable, match="retrieval worker"):
-        client.call(client.catalogs.GetJob, catalogs_pb2.GetJobRequest(job_id="0" * 32))
+        client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id="0" * 32))
     images = str(running.folder / "images" / "manifest.csv")
     request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, manifest_uri=images)
     with pytest.raises(Unavailable, match="retrieval worker"):
@@ -235,7 +235,7 @@ def test_standard_services_answer(running: Running) -> None:
         asked = reflection_pb2.ServerReflectionRequest(list_services="")
         (reply,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([asked]))
     names = {service.name for service in reply.list_services_response.service}
-    assert {f"retrieval.v1.{name}Service" for name in ("Search", "Catalog", "OperatingPoint", "Audit")} <= names
+    assert {f"retrieval.v1.{name}Service" for name in ("Search", "Catalog", "OperatingPoint", "Audit", "Job")} <= names
 
 
 def test_operating_points_are_listed_with_their_evidence(running: Running, tiny_bundle: Bundle) -> None:
@@ -255,7 +255,7 @@ def test_operating_points_are_listed_with_their_evidence(running: Running, tiny_
 
 def test_second_server_on_the_same_port_does_not_start(running: Running) -> None:
     """A taken address is an error, not a shared port."""
-    from retrieval.edge.server import serve
+    from retrieval.edge.server.serve import serve
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(state_dir=running.folder / "state", address=running.address)

@@ -18,7 +18,7 @@ from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.edge import offline
 from retrieval.edge.cli.demo import run_demo
 from retrieval.edge.cli.search import look_up
-from retrieval.edge.embedded import embedded_valkey
+from retrieval.edge.jobs.embedded import embedded_valkey
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.flows.calibrate import COHORT_K, CalibrationTarget

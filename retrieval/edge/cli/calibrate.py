@@ -18,8 +18,8 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge import wire
-from retrieval.edge.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.jobs import Jobs, now, redis_url
+from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.queue import make_app, submit
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import OfflineParts, offline_parts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.edge.cli.calibrate import check_health
-from retrieval.edge.embedded import die_with_parent
+from retrieval.edge.jobs.embedded import die_with_parent
 from retrieval.edge.settings import Settings, child_environment, load_settings
 from retrieval.errors import FailedPrecondition, Unavailable
 from retrieval.terminal import err, out, print_json, print_table

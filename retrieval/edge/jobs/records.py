@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from retrieval.contract.canonical import digest_json
-from retrieval.edge.embedded import socket_path
+from retrieval.edge.jobs.embedded import socket_path
 from retrieval.edge.settings import Settings
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
 

@@ -10,7 +10,7 @@ from typing import Any
 import celery
 from kombu.exceptions import OperationalError
 
-from retrieval.edge.jobs import Job, Jobs, redis_url
+from retrieval.edge.jobs.records import Job, Jobs, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.errors import JobsUnavailable
 from retrieval.flows.audit import AuditRequest

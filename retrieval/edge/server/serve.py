@@ -20,9 +20,10 @@ from grpc_reflection.v1alpha import reflection
 from retrieval.client.statuses import status_of
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPointId
-from retrieval.edge import telemetry, wire
-from retrieval.edge.jobs import JobId, Jobs, redis_url
-from retrieval.edge.queue import make_app, submit
+from retrieval.edge import telemetry
+from retrieval.edge.jobs.queue import make_app, submit
+from retrieval.edge.jobs.records import JobId, Jobs, redis_url
+from retrieval.edge.server import messages
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import check_device, make_searcher, open_store
 from retrieval.engine.snapshot import SnapshotId
@@ -37,6 +38,7 @@ from retrieval.v1 import (
     catalogs_pb2,
     catalogs_pb2_grpc,
     jobs_pb2,
+    jobs_pb2_grpc,
     operating_points_pb2,
     operating_points_pb2_grpc,
     search_pb2,
@@ -61,7 +63,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:  # noqa: N802
         """Everything above the threshold."""
-        response = await self._search(request.catalog, request.query, wire.limit_from(request))
+        response = await self._search(request.catalog, request.query, messages.limit_from(request))
         telemetry.MATCHES.labels(catalog=request.catalog).observe(response.total_matches)
         return response
 
@@ -71,7 +73,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         """Each query answered on its own."""
         if not 1 <= len(request.queries) <= MAX_BATCH_QUERIES:
             raise InvalidInput(f"queries: expected 1 to {MAX_BATCH_QUERIES}, found {len(request.queries)}")
-        limit = wire.limit_from(request)
+        limit = messages.limit_from(request)
         slots = asyncio.Semaphore(_BATCH_AT_ONCE)
 
         async def search(query: search_pb2.Query) -> search_pb2.SearchResponse:
@@ -82,8 +84,8 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
         return search_pb2.BatchSearchResponse(results=[_batch_result(answer) for answer in answers])
 
     async def _search(self, catalog: str, query: search_pb2.Query, limit: int) -> search_pb2.SearchResponse:
-        result = await self._searcher.search(catalog, wire.query_from(query), limit=limit)
-        return wire.search_response(result)
+        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit)
+        return messages.search_response(result)
 
 
 class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
@@ -96,17 +98,10 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
 
     async def StartReindex(self, request: catalogs_pb2.StartReindexRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
         """Store and send a job."""
-        wanted = wire.reindex_request(request)
+        wanted = messages.reindex_request(request)
         wanted.check()
         settled = await asyncio.to_thread(settle_bundle, self._store, wanted)
         return await self._queue.submit("reindex", settled)
-
-    async def GetJob(self, request: catalogs_pb2.GetJobRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
-        """Where a job stands."""
-        job = await self._queue.get(request.job_id)
-        if job.state == jobs_pb2.JOB_STATE_SUCCEEDED and job.kind == "reindex":
-            await self._watch.look()  # who hears that a reindex is done may query it here at once
-        return job
 
     async def ListSnapshots(  # noqa: N802
         self, request: catalogs_pb2.ListSnapshotsRequest, context: Context
@@ -115,14 +110,14 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         manifests = await asyncio.to_thread(self._store.snapshots, request.catalog)
         live = await asyncio.to_thread(self._store.current, request.catalog)
         return catalogs_pb2.ListSnapshotsResponse(
-            snapshots=[wire.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
+            snapshots=[messages.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
         )
 
     async def Rollback(self, request: catalogs_pb2.RollbackRequest, context: Context) -> catalogs_pb2.Snapshot:  # noqa: N802
         """Make an older snapshot live."""
         manifest = await asyncio.to_thread(roll_back, self._store, request.catalog, SnapshotId(request.snapshot_id))
         await self._watch.look()
-        return wire.snapshot_message(manifest, live=True)
+        return messages.snapshot_message(manifest, live=True)
 
 
 class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServicer):
@@ -145,7 +140,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
                 if point_id
                 else self._store.active_operating_point(bundle)
             )
-            return wire.operating_point_message(point, active=point.id == self._store.active_id(bundle))
+            return messages.operating_point_message(point, active=point.id == self._store.active_id(bundle))
 
         return await asyncio.to_thread(get)
 
@@ -159,7 +154,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             active = self._store.active_id(bundle)
             points = self._store.operating_points(bundle)
             return operating_points_pb2.ListOperatingPointsResponse(
-                operating_points=[wire.operating_point_message(p, active=p.id == active) for p in points]
+                operating_points=[messages.operating_point_message(p, active=p.id == active) for p in points]
             )
 
         return await asyncio.to_thread(get)
@@ -173,7 +168,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             bundle = self._bundle(request.bundle_digest)
             point = self._store.activate(bundle, OperatingPointId(request.operating_point_id))
             log.info("operating_point_activated", id=point.id, bundle=bundle)
-            return wire.operating_point_message(point, active=True)
+            return messages.operating_point_message(point, active=True)
 
         message = await asyncio.to_thread(activate)
         await self._watch.look()
@@ -204,14 +199,29 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
         """A finished audit."""
         report = await asyncio.to_thread(self._store.audit, request.catalog, request.audit_id)
-        return wire.audit_message(self._store, report)
+        return messages.audit_message(self._store, report)
 
     async def ListAudits(  # noqa: N802
         self, request: audits_pb2.ListAuditsRequest, context: Context
     ) -> audits_pb2.ListAuditsResponse:
         """All finished audits, newest first."""
         reports = await asyncio.to_thread(audits, self._store, request.catalog)
-        return audits_pb2.ListAuditsResponse(audits=[wire.audit_message(self._store, report) for report in reports])
+        return audits_pb2.ListAuditsResponse(audits=[messages.audit_message(self._store, report) for report in reports])
+
+
+class JobServicer(jobs_pb2_grpc.JobServiceServicer):
+    """protos/retrieval/v1/jobs.proto."""
+
+    def __init__(self, queue: "JobQueue", watch: "Watch") -> None:
+        self._queue = queue
+        self._watch = watch
+
+    async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
+        """Where a job stands."""
+        job = await self._queue.get(request.job_id)
+        if job.state == jobs_pb2.JOB_STATE_SUCCEEDED and job.kind == "reindex":
+            await self._watch.look()  # who hears that a reindex is done may query it here at once
+        return job
 
 
 class JobQueue:
@@ -225,11 +235,11 @@ class JobQueue:
         """Store and send a job, or find the running one that was asked for the same."""
         job = await asyncio.to_thread(submit, self._app, self._jobs, kind, request)
         log.info("job_accepted", id=job.id, kind=kind, catalog=request.catalog)
-        return wire.job_message(job)
+        return messages.job_message(job)
 
     async def get(self, job_id: str) -> jobs_pb2.Job:
         """Where a job stands."""
-        return wire.job_message(await asyncio.to_thread(self._jobs.get, JobId(job_id)))
+        return messages.job_message(await asyncio.to_thread(self._jobs.get, JobId(job_id)))
 
 
 class ErrorsToStatuses(grpc.aio.ServerInterceptor):
@@ -311,9 +321,10 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     catalogs_pb2_grpc.add_CatalogServiceServicer_to_server(CatalogServicer(store, queue, watch), server)
     operating_points_pb2_grpc.add_OperatingPointServiceServicer_to_server(OperatingPointServicer(store, watch), server)
     audits_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(store, queue), server)
+    jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(queue, watch), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     services = [module.DESCRIPTOR.services_by_name.values() for module in (search_pb2, catalogs_pb2)]
-    services += [module.DESCRIPTOR.services_by_name.values() for module in (operating_points_pb2, audits_pb2)]
+    services += [module.DESCRIPTOR.services_by_name.values() for module in (operating_points_pb2, audits_pb2, jobs_pb2)]
     names = [service.full_name for group in services for service in group]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = _bind(server, settings.address)

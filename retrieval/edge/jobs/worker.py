@@ -13,9 +13,8 @@ from celery.bootsteps import StartStopStep
 from celery.signals import setup_logging, worker_process_init
 
 from retrieval.edge import telemetry
-from retrieval.edge.embedded import die_with_parent
-from retrieval.edge.jobs import Job, JobId, Jobs, now, redis_url
-from retrieval.edge.queue import (
+from retrieval.edge.jobs.embedded import die_with_parent
+from retrieval.edge.jobs.queue import (
     AUDIT,
     BUILD,
     EMBED,
@@ -27,6 +26,7 @@ from retrieval.edge.queue import (
     send_first_step,
     submit,
 )
+from retrieval.edge.jobs.records import Job, JobId, Jobs, now, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import OfflineParts, check_device, offline_parts
 from retrieval.errors import InvalidSettings, JobsUnavailable, RetrievalError, Unavailable, UnknownJob

@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from retrieval.consistency import Interval
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.edge.jobs import Job, JobState
+from retrieval.edge.jobs.records import Job, JobState
 from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.engine.store import REPORT, Store
 from retrieval.errors import InvalidInput
