@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,6 +55,19 @@ def read_manifest(source: str) -> list[Item]:
         raise EmptyCatalog(f"{source}: expected at least one image, found none")
     _check_ids(source, items)
     return items
+
+
+def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()) -> None:
+    """Raise InvalidManifest if an item of `source` has no label or lacks one of the columns."""
+    unlabelled = [item.id for item in items if not item.label]
+    if unlabelled:
+        raise InvalidManifest(
+            f"{source}: every item needs a label here, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
+        )
+    for column in columns:
+        if any(column not in item.attributes for item in items):
+            found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
+            raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
 
 
 def _read_folder(filesystem: Any, folder: str) -> list[Item]:

@@ -18,8 +18,9 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import EmbeddedItems
+from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
+from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.report.audit_page import p_value, percent, render_report, span
 
 SECTIONS = [
@@ -65,7 +66,7 @@ def make_report() -> MakeReport:
         LabelledEmbeddings(embeddings=_embeddings(24, 6, 0), labels=labels, data_digest="calibration"),
         bundle=BundleDigest("b" * 64),
         scores=[Score()],
-        target=CalibrationTarget(far=0.01),
+        target=CalibrationTarget(),
         rng=np.random.default_rng(0),
         created_at="2026-01-02T03:04:05+00:00",
     )

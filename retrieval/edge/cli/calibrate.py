@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge import wire
@@ -24,17 +24,10 @@ from retrieval.edge.queue import make_app, submit
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import OfflineParts, offline_parts
 from retrieval.engine.embedding import EmbeddedItems, embed_items
+from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores, check_cohort
 from retrieval.engine.store import Store
 from retrieval.errors import CorruptArtifact, RetrievalError, Unavailable, UnknownOperatingPoint
-from retrieval.flows.audit import check_labels
-from retrieval.flows.calibrate import (
-    CalibrationTarget,
-    LabelledEmbeddings,
-    calibrate,
-    candidate_scores,
-    check_cohort,
-    compare_with_active,
-)
+from retrieval.flows.calibrate import CalibrationTarget, calibrate, compare_with_active
 from retrieval.flows.reindex import settle_bundle
 from retrieval.terminal import err, out, print_table, progress_bar
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2
