@@ -9,20 +9,39 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Protocol
 
+import typer
 from rich.console import Console
 
 from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+
+class Progress(Protocol):
+    """Moves the bar of a description to `done` of `total`, 0 if unknown, with a note behind it."""
+
+    def __call__(self, description: str, done: int, total: int, note: str = "") -> None: ...  # noqa: D102
+
 
 OK, VERDICT_FAILED, WRONG_USAGE, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
 _FILE_WIDTH = 140  # of tables that go to a file or another program, where rich would assume 80 columns
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the installed version and end the command, if `--version` was given."""
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(version("threshold-retrieval"), highlight=False)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
 
 
 def print_json(value: Any) -> None:
@@ -51,30 +70,40 @@ def print_error(error: object) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr during the block; call the yielded function with (done, total).
+def progress_bars(*, keep: bool = False) -> Iterator[Progress]:
+    """Show bars on stderr during the block, one for each description that the yielded function is called with.
 
-    Shows nothing if stderr is no terminal.
+    Without `keep` they vanish at the end and are not shown at all if stderr is no terminal.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich import progress as rich_progress
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=20),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
     )
-    with progress_display(*columns, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+    tasks: dict[str, rich_progress.TaskID] = {}
+    with rich_progress.Progress(
+        *columns, console=err, transient=not keep, disable=not (keep or err.is_terminal)
+    ) as display:
+
+        def update(description: str, done: int, total: int, note: str = "") -> None:
+            if description not in tasks:
+                tasks[description] = display.add_task(description, total=None, note="")
+            display.update(tasks[description], completed=done, total=total or None, note=note)
+
+        yield update
 
 
-def progress_display(*columns: "ProgressColumn", transient: bool = False, disable: bool = False) -> "Progress":
-    """Return a display of progress bars on stderr, with these columns; it shows them inside its `with` block."""
-    from rich.progress import Progress
-
-    return Progress(*columns, console=err, transient=transient, disable=disable)
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show one bar on stderr during the block; call the yielded function with (done, total)."""
+    with progress_bars() as update:
+        update(description, 0, 0)
+        yield lambda done, total: update(description, done, total)
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -1,4 +1,4 @@
-"""The demonstration: public commands in order, as child processes, echoed so that a reader learns them."""
+"""`retrieval demo`: run the public commands in order, as child processes, and print each so that a reader learns them."""
 
 import contextlib
 import json
@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from retrieval.edge.cli.calibrate import check_health
+import typer
+
 from retrieval.edge.jobs.embedded import die_with_parent
 from retrieval.edge.settings import Settings, child_environment, load_settings
 from retrieval.errors import FailedPrecondition, Unavailable
