@@ -12,8 +12,8 @@ from typing import Any, NewType
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_file, digest_json
 from retrieval.contract.score import ScoreDigest
-from retrieval.engine.catalog import ItemTable
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.faiss_index import Index, IndexSpec
+from retrieval.engine.items import ItemTable
 from retrieval.errors import CorruptArtifact
 
 SnapshotId = NewType("SnapshotId", str)

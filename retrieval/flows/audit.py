@@ -31,9 +31,9 @@ from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.items import Failure
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import InvalidInput
 

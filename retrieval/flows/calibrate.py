@@ -22,9 +22,9 @@ from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.items import Failure
 from retrieval.engine.score_choice import (
     COHORT_K,
     LabelledEmbeddings,

@@ -20,10 +20,10 @@ from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure, ItemTable
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedShard, check_failures, embed_shard
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index import Index, IndexSpec, exact_hits, recall
+from retrieval.engine.index.faiss_index import Index, IndexSpec, exact_hits, recall
+from retrieval.engine.items import Failure, ItemTable
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store, check_catalog_name
 from retrieval.errors import (

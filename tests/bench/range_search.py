@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.engine.index import Hits, Index, IndexSpec, exact_hits, recall
+from retrieval.engine.index.faiss_index import Hits, Index, IndexSpec, exact_hits, recall
 from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
 
 Vectors = NDArray[np.float32]

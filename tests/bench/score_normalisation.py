@@ -27,7 +27,7 @@ from retrieval.consistency.opis.opis import consistency_report
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.ranking import recall_at_k
 from retrieval.contract.score import Score, cohort_score
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.faiss_index import Index, IndexSpec
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
 

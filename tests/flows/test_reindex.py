@@ -17,7 +17,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.faiss_index import Index, IndexSpec
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (

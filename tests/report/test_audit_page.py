@@ -16,8 +16,8 @@ from retrieval.consistency import Interval
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import EmbeddedItems
+from retrieval.engine.items import Failure
 from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
 from retrieval.flows.calibrate import CalibrationTarget, calibrate

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, preprocess
-from retrieval.engine.catalog import ItemTable, read_bytes, read_images
+from retrieval.engine.items import ItemTable, read_bytes, read_images
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 from tests.pictures import class_picture, encoded, truncated_jpeg
 from tests.tiny_bundle import PREPROCESSING

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.engine.objects import Objects
+from retrieval.engine.store.objects import Objects
 from retrieval.errors import CorruptArtifact, Unavailable
 
 # Writes an object and dies where its temporary file is complete but not yet renamed.
 KILLED_WRITER = """
 import os, signal, sys
-import retrieval.engine.objects as objects
+import retrieval.engine.store.objects as objects
 objects._sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 objects.Objects(sys.argv[1]).put("folder/pointer", b"new")
 """

@@ -30,10 +30,10 @@ from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, open_bundl
 from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import SCORE, Score, ScoreDigest, open_score
-from retrieval.engine.catalog import ItemTable
-from retrieval.engine.index import Index
-from retrieval.engine.objects import Objects
+from retrieval.engine.index.faiss_index import Index
+from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
+from retrieval.engine.store.objects import Objects
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.engine.index import Hits, Index, IndexSpec, exact_hits, n_gpus, recall
+from retrieval.engine.index.faiss_index import Hits, Index, IndexSpec, exact_hits, n_gpus, recall
 from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 Vectors = NDArray[np.float32]

@@ -15,10 +15,10 @@ from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, write_bund
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import Score, ScoreDigest
-from retrieval.engine.catalog import ItemTable
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.faiss_index import Index, IndexSpec
+from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
-from retrieval.engine.store import Store, embeddings_key
+from retrieval.engine.store.store import Store, embeddings_key
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,
