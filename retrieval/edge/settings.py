@@ -6,14 +6,16 @@ lives in its bundle, never here.
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pydantic
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from retrieval.contract.preprocessing import ImageLimits
 
 
 class Settings(BaseSettings):
@@ -68,8 +70,10 @@ class Settings(BaseSettings):
         return url if "://" in url else Path(url).resolve().as_uri()
 
     @property
-    def limits(self) -> ImageLimits:
+    def limits(self) -> "ImageLimits":
         """What an image may cost."""
+        from retrieval.contract.preprocessing import ImageLimits  # brings NumPy and Pillow, which few commands need
+
         return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
 
     @property

@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import ImageLimits
-from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage, InvalidInput
+from retrieval.engine.images import read_bytes
+from retrieval.errors import CorruptArtifact, InvalidInput
 
 _COLUMNS = ("id", "uri", "label", "attributes", "density")
 
@@ -38,23 +38,6 @@ class Failure:
 
     item_id: str
     reason: str
-
-
-def read_bytes(uri: str, limits: ImageLimits) -> bytes:
-    """The bytes at a path or URL; at most one more than `limits.image_bytes` is read.
-
-    Raises InvalidImage where nothing can be read, ImageTooLarge where there are too many bytes.
-    """
-    try:
-        # a local path is taken as it is: `::`, [ and * mean something to fsspec
-        local = uri.startswith("file:///")
-        with Path(uri.removeprefix("file://")).open("rb") if local else fsspec.open(uri, "rb") as file:
-            data = bytes(file.read(limits.image_bytes + 1))
-    except (OSError, ValueError, ImportError) as error:  # ImportError: the protocol's package is not installed
-        raise InvalidImage(f"{uri} cannot be read: {error}") from error
-    if len(data) > limits.image_bytes:
-        raise ImageTooLarge(f"{uri} has more than {limits.image_bytes:,} bytes, the limit")
-    return data
 
 
 def read_images(

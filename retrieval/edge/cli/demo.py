@@ -1,4 +1,4 @@
-"""`retrieval demo`: run the public commands in order, as child processes, and print each so that a reader learns them."""
+"""`retrieval demo`: runs the public commands in order, as child processes, and prints each of them."""
 
 import contextlib
 import json
@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.edge.jobs.embedded import die_with_parent
-from retrieval.edge.settings import Settings, child_environment, load_settings
+from retrieval.edge.cli.options import Json
 from retrieval.errors import FailedPrecondition, Unavailable
 from retrieval.terminal import err, out, print_json, print_table
+
+if TYPE_CHECKING:
+    from retrieval.edge.settings import Settings
 
 CATALOG = "emoji"
 _FAR = 0.01
@@ -37,19 +39,21 @@ Go on with your own images, a folder with one sub-folder per class or a table wi
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Where the demonstration keeps its things, and how long each step took."""
+    """The folder of the demonstration, and the time that each step took."""
 
     folder: Path
-    settings: Settings
+    settings: "Settings"
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
-        """Rendered images and manifests."""
+        """Folder of the rendered images and manifests."""
         return self.folder / "data"
 
     def run(self, step: str, why: str, *command: str, accept: Sequence[int] = (0,)) -> str:
         """Run one command as a child and return its stdout. Raises FailedPrecondition for an unexpected exit code."""
+        from retrieval.edge.settings import child_environment
+
         self._announce(step, why, command)
         started = time.monotonic()
         done = subprocess.run(
@@ -67,7 +71,10 @@ class Demo:
 
     @contextlib.contextmanager
     def background(self, step: str, why: str, *command: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """Run a command beside the block; it is ended with it, also by Ctrl-C or a kill of the demonstration."""
+        """Run a command while the block runs. Ctrl-C and a kill of the demonstration end it too."""
+        from retrieval.edge.jobs.embedded import die_with_parent
+        from retrieval.edge.settings import child_environment
+
         self._announce(step, why, command)
         log = self.folder / f"{command[1]}.log"
         with log.open("ab") as output:
@@ -95,19 +102,25 @@ class Demo:
         err.print(f"  $ {shlex.join(command)}", style="cyan", markup=False, highlight=False)
 
 
-def run_demo(folder: Path, *, seed: int, as_json: bool) -> None:
-    """Train, export, calibrate, index, serve, query and audit on emoji, then say what was found."""
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for data, model, store and reports.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the training and the resampling.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole line on real images: train, calibrate, index, search, audit. Every command is a public one."""
+    from retrieval.edge.settings import load_settings
+
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     settings = load_settings(
         state_dir=folder / "state", store_url=str(folder / "store"), address=f"127.0.0.1:{_free_port()}", redis_url=""
     )
-    demo = Demo(folder, settings)
-    _train(demo, seed)
-    point = json.loads(_calibrate(demo, seed))
-    report, searched = _serve(demo)
-    result = _result(demo, point, report, searched)
-    print_json(result) if as_json else _print_result(demo, result)
+    line = Demo(folder, settings)
+    _train(line, seed)
+    point = json.loads(_calibrate(line, seed))
+    report, searched = _serve(line)
+    result = _result(line, point, report, searched)
+    print_json(result) if as_json else _print_result(result)
 
 
 def _train(demo: Demo, seed: int) -> None:
@@ -136,7 +149,7 @@ def _calibrate(demo: Demo, seed: int) -> str:
 
 
 def _serve(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Index, query and audit with a worker and a server beside; the audit's report and the answers."""
+    """Index, query and audit with a worker and a server; return the report of the audit and the answers."""
     with (
         demo.background("worker", "an embedded Valkey and the processes that embed and index", "retrieval", "worker"),
         demo.background("serve", "the gRPC server", "retrieval", "serve") as server,
@@ -162,10 +175,12 @@ def _serve(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _await_server(demo: Demo, server: "subprocess.Popen[bytes]") -> None:
+    from retrieval.client import connect
+
     deadline = time.monotonic() + _START_S
     while server.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(Unavailable):
-            check_health(demo.settings.address)
+        with contextlib.suppress(Unavailable), connect(demo.settings.address, connect_s=0) as client:
+            client.check_health()
             return
         time.sleep(0.2)
     raise Unavailable(f"the server did not start: see {demo.folder / 'serve.log'}")
@@ -196,7 +211,7 @@ def _result(demo: Demo, point: dict[str, Any], report: dict[str, Any], searched:
     }
 
 
-def _print_result(demo: Demo, result: dict[str, Any]) -> None:
+def _print_result(result: dict[str, Any]) -> None:
     low, high = result["threshold_interval"]
     promised_low, promised_high = result["far_promised"]
     queries = result["queries"]
@@ -221,7 +236,7 @@ def _print_result(demo: Demo, result: dict[str, Any]) -> None:
 
 
 def _console_command(name: str) -> str:
-    """The command beside the Python that runs this; a demonstration needs no activated environment."""
+    """Return the path of a command next to the running Python, so that no environment must be activated."""
     return str(Path(sys.executable).with_name(name))
 
 

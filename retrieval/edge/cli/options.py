@@ -18,7 +18,8 @@ Address = Annotated[
     str | None, typer.Option("--address", help="host:port of the server. [RETRIEVAL_ADDRESS, 127.0.0.1:50051]")
 ]
 StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Folder of this machine's own state. [RETRIEVAL_STATE_DIR, .retrieval]")
+    Path | None,
+    typer.Option("--state-dir", help="Folder of this machine's own state. [RETRIEVAL_STATE_DIR, .retrieval]"),
 ]
 Catalog = Annotated[str, typer.Argument(help="Name of the catalogue.")]
 Manifest = Annotated[

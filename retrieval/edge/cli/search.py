@@ -54,8 +54,8 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(address=address)
+    queries = _queries(image or [], manifest)
     with connect(settings.address) as client:
-        queries = _queries(image or [], manifest)
         result = Answers(catalog, _ask_all(client, catalog, queries, limit, settings.limits))
     if sheet is not None:
         result.draw(sheet, n_rows=sheet_rows, limits=settings.limits)
@@ -167,7 +167,15 @@ def _table_row(answer: Answer) -> tuple[object, ...]:
     if not reply.matches:
         return (query.id, query.label, total, right, "none", "", "")
     best = reply.matches[0]
-    return (query.id, query.label, total, right, best.item_id, f"{best.similarity:.3f}", f"{best.match_probability:.2f}")
+    return (
+        query.id,
+        query.label,
+        total,
+        right,
+        best.item_id,
+        f"{best.similarity:.3f}",
+        f"{best.match_probability:.2f}",
+    )
 
 
 def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> "SheetRow":
