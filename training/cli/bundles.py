@@ -45,7 +45,7 @@ def export(
     nothing is written.
     """
     from retrieval.contract.manifest import read_manifest
-    from training.export import ExportOptions, Watch, export_run, shift_of
+    from training.export import ExportOptions, ExportProgress, export_run, shift_of
 
     with progress_bars() as progress:
         bars = Bars(progress)
@@ -57,8 +57,8 @@ def export(
             max_flips=max_flips,
             licence=licence,
         )
-        watch = Watch(calibrating=bars.watch("calibrating"), measuring=bars.watch("measuring"))
-        bundle = export_run(run, out, options, watch=watch)
+        reported = ExportProgress(calibrating=bars.watch("calibrating"), measuring=bars.watch("measuring"))
+        bundle = export_run(run, out, options, progress=reported)
     shift = shift_of(bundle)
     result = {
         "bundle": str(out),
@@ -88,14 +88,14 @@ def evaluate(
     from retrieval.contract.bundle import open_bundle
     from retrieval.contract.manifest import read_manifest
     from retrieval.engine.encoder import Encoder
-    from training.evaluation import embed_items
+    from training.evaluation import embed_images
     from training.evaluation import evaluate as evaluate_embeddings
     from training.evaluation.report import to_markdown, write_report
 
     encoder = Encoder.open(open_bundle(bundle))
     items = read_manifest(data)
     with progress_bars() as progress:
-        found = embed_items(
+        found = embed_images(
             items,
             encoder.embed,
             encoder.bundle.preprocessing,

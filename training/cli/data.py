@@ -8,7 +8,7 @@ import typer
 
 from training.cli.terminal import VERDICT_FAILED, AsJson, Bars, messages, print_result, progress_bars
 from training.emoji import PACKAGES, EmojiRecipe, prepare_emoji
-from training.emoji_drawings import VERSIONS
+from training.emoji.drawings import VERSIONS
 
 
 def emoji(

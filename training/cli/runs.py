@@ -71,8 +71,7 @@ def _train(
     from retrieval.contract.manifest import read_manifest
     from training.config import load_config
     from training.data import require_disjoint
-    from training.loop import Observers, is_main_process, leave_processes
-    from training.loop import train as run_training
+    from training.loop import Observers, is_main_process, leave_processes, train_embedder
 
     started = time.perf_counter()
     settings = load_config(config)
@@ -90,7 +89,7 @@ def _train(
             step=bars.step,
             message=messages.print,
         )
-        evaluation = run_training(settings, items, held_out, out, device=device, resume=resume, observers=observers)
+        evaluation = train_embedder(settings, items, held_out, out, device=device, resume=resume, observers=observers)
     seconds = time.perf_counter() - started
     result = {"run": str(out), "seconds": seconds, "held_out": evaluation.to_json()}
     if is_main_process():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import IdentificationRates, operating_curves, score_histograms
 from retrieval.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
-from training.evaluation.evaluation import Evaluation
+from training.evaluation.results import Evaluation
 
 _MAX_LINES = 60  # more classes than this become bands
 _N_THRESHOLDS = 200

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retrieval.contract.bundle import Bundle
-from retrieval.edge.cli import app
+from retrieval.edge.cli.app import app
 from retrieval.engine.store import Store
 from retrieval.errors import InvalidInput
 from tests.photos import write_shots

@@ -11,7 +11,7 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence, TooManyFailures
 from tests.consistency.conftest import draw_family
-from training.evaluation import Evaluation, embed_items, evaluate, evaluate_items, require_evidence
+from training.evaluation import Evaluation, embed_images, evaluate, evaluate_items, require_evidence
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_nothing_that_can_be_read(held_out_items: list[Item]) -> None:
     lost = [replace(item, uri="file:///nowhere/lost.png") for item in held_out_items]
     preprocessing = Preprocessing(resize=4, crop=4, mean=(127, 127, 127), std=(60, 60, 60))
     with pytest.raises(TooManyFailures, match="none of 70 images can be read, at least one is needed: file:///nowhere"):
-        embed_items(
+        embed_images(
             lost, lambda pixels: pixels.mean(axis=(2, 3)), preprocessing, max_unreadable=1, progress=lambda *_: None
         )
 

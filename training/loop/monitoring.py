@@ -9,13 +9,14 @@ from typing import Protocol
 
 from training.data import Progress
 from training.evaluation import Evaluation
-from training.loop.divergence import StepValues, TakenStep
+from training.loop.divergence import TakenStep
+from training.loop.values import StepValues
 
 _WINDOW = 20  # answers over which a speed is a mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport(StepValues):
+class StepReport(StepValues[float]):
     """One step, for people: its values, and speed over the last steps.
 
     step: from 1; learning_rates: the highest of each part; images_per_s: of all processes;
@@ -61,7 +62,7 @@ class Listener(Protocol):
         """Gets what so many steps led to."""
 
 
-class Watch:
+class StepMonitor:
     """Times the steps and tells the listeners of them. n_images: of a step, over all processes."""
 
     def __init__(self, listeners: Sequence[Listener], *, steps: int, n_images: int) -> None:
@@ -87,7 +88,7 @@ class Watch:
         yield
         self._since += time.perf_counter() - started
 
-    def report(self, known: Sequence[tuple[TakenStep, StepValues]]) -> None:
+    def report(self, known: Sequence[tuple[TakenStep, StepValues[float]]]) -> None:
         """Tell of the steps whose values have become known."""
         if not known:
             return

@@ -15,7 +15,7 @@ from retrieval.contract.manifest import Item
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import InvalidInput, NotEnoughEvidence, ValidationFailed
 from training.config import DataConfig, to_json
-from training.export import ExportOptions, Watch, conversion, export_run, parity, shift_of
+from training.export import ExportOptions, ExportProgress, conversion, export_run, parity, shift_of
 from training.export.parity import PARITY_TOLERANCE, parity_batches
 from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
@@ -137,7 +137,7 @@ def test_calibration_images_that_cannot_be_read_do_not_count(
     finished = replace(finished, config=replace(finished.config, data=DataConfig(max_unreadable=0.1)))
     options = ExportOptions(precision="int8", images=held_out_items, calibration_images=[*held_out_items[:31], *lost])
     with pytest.raises(NotEnoughEvidence, match="that can be read, found 31"):
-        conversion.convert(finished, options, tmp_path, Watch())
+        conversion.convert(finished, options, tmp_path, ExportProgress())
 
 
 def test_images_of_classes_trained_on_are_told(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import CorruptArtifact, NotEnoughEvidence, Unavailable
-from training import emoji_drawings
-from training.emoji_drawings import VERSIONS, IconSet, fetch_packages, join_drawings, read_icon_set
+from training.emoji import drawings
+from training.emoji.drawings import VERSIONS, IconSet, fetch_packages, join_drawings, read_icon_set
 
 
 def icon_set(maker: str, *names: str, **aliases: str) -> IconSet:
@@ -94,7 +94,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.
             maker, _, version = name.removeprefix("@iconify-json/").rpartition("@")
             (destination / f"iconify-json-{maker}-{version}.tgz").write_bytes(b"archive")
 
-    monkeypatch.setattr(emoji_drawings, "_npm_pack", pack)
+    monkeypatch.setattr(drawings, "_npm_pack", pack)
     archives = fetch_packages(tmp_path)
     assert len(asked[0]) == len(archives) == len(VERSIONS)
     archives["noto"].unlink()

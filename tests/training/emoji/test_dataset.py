@@ -10,7 +10,7 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training import emoji
 from training.emoji import EmojiRecipe, prepare_emoji, render_drawings, split_drawings
-from training.emoji_drawings import Drawing, IconSet
+from training.emoji.drawings import Drawing, IconSet
 
 RECIPE = EmojiRecipe(size=16, min_makers=3, cohort_classes=2, calibration_classes=3, new_classes=4, query_makers=1)
 MAKERS = ("first", "second", "third")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval.errors import InvalidInput, NotEnoughEvidence, Unavailable
-from training.emoji_drawings import VERSIONS, Drawing, fetch_packages, join_drawings, read_icon_set
+from training.emoji.drawings import VERSIONS, Drawing, fetch_packages, join_drawings, read_icon_set
 
 SUMMARY = "emoji.json"
 PACKAGES = "packages"

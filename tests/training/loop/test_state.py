@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from training.loop.average import average_weights
+from training.loop.state import average_weights
 
 
 def test_it_follows_its_recurrence() -> None:

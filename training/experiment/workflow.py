@@ -6,12 +6,12 @@ from pathlib import Path
 from retrieval.errors import RetrievalError
 from training.embeddings import Embedded, read_embeddings
 from training.experiment.figures import Measured, measure
-from training.experiment.jobs import EMBEDDINGS, plan_jobs, training_seconds
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
-from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_jobs
+from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_trials
 from training.experiment.summary import summarise
+from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 
 Progress = Callable[[int, int], None]
 
@@ -29,12 +29,12 @@ def run_experiment(
     """Train what is not trained yet, measure every arm, write tables and plots into `out`.
 
     A run that fails is reported in the result, and the others go on. Raises FailedPrecondition where another experiment
-    is at work in `out`, OutOfSpace where there is no room, and as `plan_jobs` where the data or what lies in `out` does
+    is at work in `out`, OutOfSpace where there is no room, and as `plan_trials` where the data or what lies in `out` does
     not fit.
     """
     with only_user(out):
-        failures = run_jobs(
-            plan_jobs(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
+        failures = run_trials(
+            plan_trials(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
         )
         result = _measure_all(experiment, out, failures, measured)
         write_report(result, out)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-from training.torchvision_compat import allow_mismatched_torchvision
+from training.model.torchvision_compat import allow_mismatched_torchvision
 necessary = allow_mismatched_torchvision()
 assert allow_mismatched_torchvision() == necessary
 import timm, torch, torchvision

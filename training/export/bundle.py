@@ -17,7 +17,7 @@ from training.config import TrainingConfig, to_json
 from training.export.card import backbone_licence, render_card
 from training.export.conversion import Converted, convert
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME
-from training.export.options import FLOAT32, SILENT, ExportOptions, Watch
+from training.export.options import FLOAT32, SILENT, ExportOptions, ExportProgress
 from training.export.parity import probe_pixels
 from training.loop import FinishedRun, load_finished
 from training.provenance import recorded_data
@@ -26,7 +26,7 @@ from training.writing import make_folder
 _N_PROBE = 8
 
 
-def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, watch: Watch = SILENT) -> Bundle:
+def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, progress: ExportProgress = SILENT) -> Bundle:
     """Export the embedder of a finished run to the bundle `out`, a new folder, with its model card.
 
     Raises InvalidInput where `out` holds something already or images are missing, FailedPrecondition where the run is
@@ -37,7 +37,7 @@ def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, watch:
     finished = load_finished(run)
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
-        converted = convert(finished, options, Path(staging), watch)
+        converted = convert(finished, options, Path(staging), progress)
         evaluation = _evaluation(run, finished, options, converted)
         bundle = _write(Path(staging) / "bundle", finished, converted, evaluation)
         Encoder.open(bundle)

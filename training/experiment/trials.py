@@ -30,7 +30,7 @@ _MAY_BE_THE_SAME = {"validation", "cohort"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Trial:
     """One run to be made: the arm with the seed in its configuration, where it lies and what it is made of."""
 
     arm: Arm
@@ -40,14 +40,14 @@ class Job:
     made_of: Mapping[str, Any]
 
 
-def plan_jobs(experiment: Experiment, out: Path) -> list[Job]:
+def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
     """The runs of the experiment, seed by seed, so that after the first seed every arm can be compared.
 
     Raises InvalidInput where a class is in two parts of the data or images lack labels, or a folder in `out` holds a
     run of the same arm and seed with another configuration or other items; InvalidManifest, EmptyCatalog where the data
     cannot be read, CorruptArtifact where what the folder says about itself cannot.
     """
-    jobs = []
+    trials = []
     for seed in experiment.seeds:
         data = experiment.data.of_seed(seed, experiment.root)
         items = {part: read_manifest(getattr(data, part)) for part in _PARTS}
@@ -58,8 +58,8 @@ def plan_jobs(experiment: Experiment, out: Path) -> list[Job]:
             made_of = {"config": to_json(replace(arm.training, seed=seed)), "items": digests}
             folder = out / arm.name / str(seed)
             _check_same(folder, made_of)
-            jobs.append(Job(arm=arm, seed=seed, data=data, folder=folder, made_of=made_of))
-    return jobs
+            trials.append(Trial(arm=arm, seed=seed, data=data, folder=folder, made_of=made_of))
+    return trials
 
 
 def training_seconds(folder: Path) -> float | None:
