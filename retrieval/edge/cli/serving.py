@@ -1,4 +1,4 @@
-"""`retrieval serve`, `worker`, `beat` and `health`: the long-running processes, and the question whether one answers."""
+"""`retrieval serve`, `worker` and `beat`, which run until stopped, and `retrieval health`, which asks the server."""
 
 import contextlib
 from collections.abc import Iterator
