@@ -1,7 +1,7 @@
-"""An audit as one HTML page that needs nothing else: no network, no script, no file beside it.
+"""An audit as one HTML page that needs nothing else: no network, no script, no other file.
 
-Decides which figures a reader meets first and how they are explained; leaves the drawings to `plots.py` and the layout
-to `audit_page.html.jinja`. Whatever comes from users is escaped there.
+Chooses the figures and their order. The drawings are in `plots.py`, the words and the layout in
+`audit_page.html.jinja`, which escapes all text of users.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,11 @@ from retrieval.consistency import GroupRates, Interval
 from retrieval.consistency.subgroups.differentials import GroupTest, RateDifferential
 from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison
 from retrieval.flows.audit import AuditReport
+from retrieval.plotting import MAX_LINES
 from retrieval.report import plots
 
 _N_WORST = 15
-_N_NAMED = 4  # by FAR and as many by FRR: more numbers would hide each other in the plot
+_N_NAMED = 4  # by FAR, and 4 more by FRR; more numbers would hide each other in the plot
 _N_CONFUSED = 15
 _N_FAILURES = 50
 _N_GROUPS = 40
@@ -34,7 +35,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render_report(report: AuditReport) -> str:
-    """The page of an audit; equal reports give equal pages. A few seconds at most, whatever the number of classes."""
+    """Return the page of an audit. Equal reports give equal pages. Takes a few seconds at most."""
     ranked = [rates for rates in report.classes if not rates.small] or list(report.classes)
     worst_far, worst_frr = _worst(ranked, _far), _worst(ranked, _frr)
     named = list(dict.fromkeys([*worst_far[:_N_NAMED], *worst_frr[:_N_NAMED]]))
@@ -44,7 +45,7 @@ def render_report(report: AuditReport) -> str:
         choice=report.point.choice,
         plots=_plots(report, named),
         named=named,
-        banded=len(report.classes) > plots.MAX_LINES,
+        banded=len(report.classes) > MAX_LINES,
         worst_far=worst_far,
         worst_frr=worst_frr,
         n_unranked=len(report.classes) - len(ranked),
@@ -61,7 +62,7 @@ def render_report(report: AuditReport) -> str:
 
 
 def percent(rate: float | None) -> str:
-    """A share in per cent with three significant digits; a dash where there is none, never "100%" for less than all."""
+    """Write a share in per cent with three significant digits: "-" for none, and never "100%" for less than all."""
     if rate is None:
         return "-"
     text = f"{100 * round(rate, 9):.3g}%"  # an interval's end may miss 0 by rounding
@@ -69,17 +70,17 @@ def percent(rate: float | None) -> str:
 
 
 def span(interval: Interval) -> str:
-    """An interval of shares, in per cent."""
+    """Write an interval of shares, in per cent."""
     return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def digits(interval: Interval) -> str:
-    """An interval of plain numbers, to three digits."""
+    """Write an interval of plain numbers, to three digits."""
     return f"{interval.low:.3g} to {interval.high:.3g}"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value as text, to two digits and never 0."""
+    """Write a p-value to two digits, and never as 0."""
     if p is None:
         return "not testable with so few classes"
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
@@ -88,7 +89,7 @@ def p_value(p: float | None) -> str:
 def _plots(report: AuditReport, named: Sequence[GroupRates]) -> dict[str, Markup]:
     threshold, target = report.point.threshold, report.point.choice.target_far
     name = "cosine similarity" if report.point.score_kind == "cosine" else f"{report.point.score_kind} score"
-    # Markup: drawn here from numbers alone, no text of a user is in it.
+    # Markup: the plots are drawn from numbers alone and hold no text of users.
     return {
         "histograms": Markup(plots.draw_histograms(report.histograms, threshold, name)),
         "far": Markup(plots.draw_far_curves(report.curves, threshold, target, name)),
@@ -106,12 +107,12 @@ def _frr(rates: GroupRates) -> float | None:
 
 
 def _worst(classes: Sequence[GroupRates], rate_of: Callable[[GroupRates], float | None]) -> list[GroupRates]:
-    """The classes with the highest rates, those without any error left out."""
+    """Return the classes with the highest rates, without those that have no error."""
     return sorted((rates for rates in classes if rate_of(rates)), key=lambda r: (-(rate_of(r) or 0), r.name))[:_N_WORST]
 
 
 def _group_rows(column: str, comparison: GroupComparison, report: AuditReport) -> dict[str, Any]:
-    """The rows of one grouping, highest FAR first, with the scale of the drawn intervals and how far rows are apart."""
+    """Collect the rows of one column, highest FAR first, the scale of their intervals and their differences."""
     rows = sorted(comparison.groups, key=lambda r: (r.small, -(r.far or 0), r.name))
     large = [r for r in rows if not r.small] or rows
     fars = [r.far_interval.high for r in large if r.far is not None]
@@ -136,12 +137,12 @@ def _tests(differential: RateDifferential | None) -> dict[str, GroupTest]:
 
 
 def _highest_across(comparison: GroupComparison) -> list[CrossRate]:
-    """The pairs of groups, both large, whose images are most often taken for each other."""
+    """Return the pairs of large groups whose images are most often taken for each other."""
     pairs = [pair for pair in comparison.across if not {pair.first, pair.second} & set(comparison.left_out)]
     return sorted((pair for pair in pairs if pair.far), key=lambda pair: (-(pair.far or 0), pair.first))[:_N_ACROSS]
 
 
 def _gauge(value: float, promised: Interval, target: float | None, top: float | None = None) -> dict[str, Any]:
-    """A measured rate on a line from 0 to `top`, with the promised interval behind it."""
+    """Describe a measured rate on a line from 0 to `top`, with the promised interval behind it."""
     highest = top or _HEADROOM * max(value, promised.high, target or 0)
     return {"value": value, "low": promised.low, "high": promised.high, "mark": target, "top": highest}

@@ -1,6 +1,6 @@
-"""A contact sheet: queries with everything found for them, right and wrong told apart at a glance.
+"""A contact sheet: queries with everything that was found for them, right and wrong matches marked.
 
-Decides the picture only; which matches are shown, and whether they are right, is decided by the caller.
+Draws the picture only. The caller decides which matches are shown and whether they are right.
 """
 
 import io
@@ -29,7 +29,7 @@ _MIN_CELL_PX = 80  # narrower, the figures under a match no longer fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetMatch:
-    """One match: `image` as file bytes, None where it cannot be read; `correct` is None where nobody knows."""
+    """One match: `image` as file bytes, None if it cannot be read; `correct` is None if it is unknown."""
 
     image: bytes | None
     similarity: float
@@ -40,7 +40,7 @@ class SheetMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetRow:
-    """One query with its matches, best first; `n_total` counts those not given too, `truncated`: the reply was cut."""
+    """One query with its matches, best first; `n_total` counts all matches, `truncated`: the reply left some out."""
 
     query: bytes
     query_label: str
@@ -55,7 +55,7 @@ def draw_contact_sheet(
     """Draw a PNG with one line per query: the query, then at most `n_columns` matches, then how many more there are.
 
     cell_px: side of a picture in logical pixels, at least 80; the file has twice as many. No rows give the head alone.
-    An image that cannot be decoded is a grey tile that says so.
+    An image that cannot be decoded becomes a grey tile with the text "no image".
 
     Raises:
         InvalidInput: n_columns below 1 or cell_px below 80.
@@ -85,7 +85,7 @@ class _Sheet:
         self._fonts: dict[int, _Font] = {}
 
     def head(self, title: str, subtitle: str) -> None:
-        """Title, subtitle and what the marks mean."""
+        """Draw the title, the subtitle and the meaning of the marks."""
         room = self.width - 2 * _MARGIN
         self.text(_MARGIN, 14, title, 20, _INK, room)
         self.text(_MARGIN, 42, subtitle, 12, _QUIET, room)
@@ -95,7 +95,7 @@ class _Sheet:
             x += 18 + self.text(x + 18, 65, meaning, 11, _QUIET, room) + 14
 
     def text(self, x: int, y: int, text: str, size: int, colour: _Colour, room: int, *, centred: bool = False) -> int:
-        """Write one line that is at most `room` wide, cut with an ellipsis; the width it took."""
+        """Write one line, cut with an ellipsis at `room`; return its width."""
         font = self._font(size)
         line = _fit(" ".join(text.split()), font, room * SCALE)
         length = font.getlength(line)
@@ -104,7 +104,7 @@ class _Sheet:
         return round(length / SCALE)
 
     def picture(self, x: int, y: int, side: int, data: bytes | None, frame: _Colour) -> None:
-        """An image fitted into a framed square, whole and undistorted."""
+        """Draw an image into a framed square, whole and undistorted."""
         outer = (x * SCALE, y * SCALE, (x + side) * SCALE - 1, (y + side) * SCALE - 1)
         self._draw.rectangle(outer, fill=_PAPER, outline=frame, width=_FRAME * SCALE)
         inside = side - 2 * _FRAME - 2
@@ -120,7 +120,7 @@ class _Sheet:
         self._image.paste(fitted, (left, top))
 
     def badge(self, x: int, y: int, correct: bool | None, side: int = _BADGE) -> None:
-        """A filled square with a check mark, a cross or a dash."""
+        """Draw a filled square with a check mark, a cross or a dash."""
         left, top, end = x * SCALE, y * SCALE, side * SCALE - 1
         self._draw.rounded_rectangle((left, top, left + end, top + end), 3 * SCALE, fill=frame_colour(correct))
         strokes = {
@@ -133,12 +133,12 @@ class _Sheet:
             self._draw.line(points, fill=_PAPER, width=round(side * SCALE / 8), joint="curve")
 
     def rule(self, x: int, y: int, length: int, *, vertical: bool = False) -> None:
-        """A thin line."""
+        """Draw a thin line."""
         end = (x, y + length) if vertical else (x + length, y)
         self._draw.line((x * SCALE, y * SCALE, end[0] * SCALE, end[1] * SCALE), fill=_LINE, width=SCALE)
 
     def png(self) -> bytes:
-        """The canvas as a file."""
+        """Return the canvas as a PNG file."""
         buffer = io.BytesIO()
         self._image.save(buffer, "PNG", dpi=(72 * SCALE, 72 * SCALE))
         return buffer.getvalue()
@@ -150,7 +150,7 @@ class _Sheet:
 
 
 def frame_colour(correct: bool | None) -> _Colour:
-    """The colour of a right, a wrong and an undecided match."""
+    """Return the colour of a right, a wrong or an undecided match."""
     return UNKNOWN if correct is None else RIGHT if correct else WRONG
 
 
@@ -193,7 +193,7 @@ def _decoded(data: bytes | None) -> Image.Image | None:
 
 
 def _fit(text: str, font: _Font, room: float) -> str:
-    """The longest start of `text` that fits, with an ellipsis where something is cut."""
+    """Return the longest start of `text` that fits, with an ellipsis if something is cut."""
     if font.getlength(text) <= room:
         return text
     low, high = 0, len(text)
