@@ -48,9 +48,10 @@ class Worker:
         self._parts: OfflineParts | None = None
         self.jobs = Jobs(redis_url(settings))
         for name, step in ((PLAN, self.plan), (EMBED, self.embed), (BUILD, self.build), (AUDIT, self.audit)):
-            self.app.task(name=name, bind=True)(self._guarded(name, step))
+            # no limit here: Celery's own, 3, would leave a job running for ever; `_attempt` counts
+            self.app.task(name=name, bind=True, shared=False, max_retries=None)(self._guarded(name, step))
 
-        @self.app.task(name=SCHEDULED_AUDIT)
+        @self.app.task(name=SCHEDULED_AUDIT, shared=False)
         def scheduled_audit() -> None:
             self.start_scheduled_audit()
 
@@ -154,7 +155,7 @@ class Worker:
                 except Exception as error:
                     log.exception("task_failed")
                     countdown = min(2 ** (task.request.retries + 1), _MAX_COUNTDOWN_S)
-                    raise task.retry(exc=error, countdown=countdown, max_retries=None) from error
+                    raise task.retry(exc=error, countdown=countdown) from error
 
         return run
 
