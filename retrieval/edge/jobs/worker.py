@@ -1,8 +1,8 @@
-"""Celery: a job's steps as tasks of a few lines.
+"""The worker: the steps of each job as Celery tasks.
 
-Decides how steps are spread over processes and what happens when one dies. Tasks are acknowledged when done, may be
-delivered twice, and find their own earlier work in the store; the last shard to be embedded starts the build. A worker
-that starts, or finds its lost queue again, takes up every unfinished job, so nothing waits for a broker's redelivery.
+A task is acknowledged after it is done, so it may be delivered twice; it then finds its earlier work in the store. The
+task that embeds the last shard starts the build. A worker that starts, or reaches its queue again, resumes every
+unfinished job.
 """
 
 from collections.abc import Callable
@@ -36,11 +36,11 @@ from retrieval.report.audit_page import render_report
 log = structlog.get_logger()
 
 _MAX_COUNTDOWN_S = 64
-_MAX_ATTEMPTS = 6  # a task that killed its worker, or failed for no known reason, this often gives the job up
+_MAX_ATTEMPTS = 6  # a task that kills its worker, or fails for an unknown reason, this often fails the job
 
 
 class Worker:
-    """The tasks, bound to one application. Parts that do not survive a fork are made in each process at first use."""
+    """The tasks of one Celery application. Each process builds its own parts at first use: they survive no fork."""
 
     def __init__(self, settings: Settings) -> None:
         self.app = make_app(settings)
@@ -48,21 +48,22 @@ class Worker:
         self._parts: OfflineParts | None = None
         self.jobs = Jobs(redis_url(settings))
         for name, step in ((PLAN, self.plan), (EMBED, self.embed), (BUILD, self.build), (AUDIT, self.audit)):
-            self.app.task(name=name, bind=True)(self._guarded(name, step))
+            # no limit here: Celery's own, 3, would leave a job running for ever; `_attempt` counts
+            self.app.task(name=name, bind=True, shared=False, max_retries=None)(self._guarded(name, step))
 
-        @self.app.task(name=SCHEDULED_AUDIT)
+        @self.app.task(name=SCHEDULED_AUDIT, shared=False)
         def scheduled_audit() -> None:
             self.start_scheduled_audit()
 
     @property
     def parts(self) -> OfflineParts:
-        """Store, encoders and threads of this process."""
+        """Store, encoders and threads of this process, built at first use."""
         if self._parts is None:
             self._parts = offline_parts(self._settings, processes=n_processes(self._settings))
         return self._parts
 
     def plan(self, job: Job) -> None:
-        """Split the manifest into shards and send one task for each that is missing."""
+        """Split the manifest into shards and send a task for each shard that is missing."""
         planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
         self.jobs.mark_running(job.id, n_total=planned.n_shards)
         missing = reindex.missing_shards(self.parts.store, job.id, planned)
@@ -74,7 +75,7 @@ class Worker:
             send(self.app, BUILD, job.id)
 
     def embed(self, job: Job, number: int) -> None:
-        """Embed one shard; the last one sends the build."""
+        """Embed one shard; send the build if it was the last one."""
         store = self.parts.store
         planned = _planned(reindex.load_plan(store, job.id), job)
         encoder = self.parts.encoder(planned.request.bundle_digest)
@@ -86,7 +87,7 @@ class Worker:
             send(self.app, BUILD, job.id)
 
     def build(self, job: Job) -> None:
-        """Build, validate and publish."""
+        """Build the snapshot, validate it and make it live."""
         store = self.parts.store
         planned = _planned(reindex.load_plan(store, job.id), job)
         snapshot = reindex.build_and_publish(store, job.id, planned, created_at=now(), device=self.parts.index_device)
@@ -95,7 +96,7 @@ class Worker:
         log.info("snapshot_published", id=snapshot, catalog=job.catalog, items=planned.n_items)
 
     def audit(self, job: Job) -> None:
-        """Measure, judge, report."""
+        """Run an audit and store its report."""
         request = audit.AuditRequest(**{**job.request, "group_by": tuple(job.request["group_by"])})
         report = audit.run_audit(
             self.parts.store,
@@ -120,7 +121,7 @@ class Worker:
         )
 
     def start_scheduled_audit(self) -> None:
-        """Start the audit that the settings describe; the running one goes on where it is not finished."""
+        """Start the audit of the settings; if the last one still runs, start nothing."""
         request = audit.AuditRequest(
             catalog=self._settings.audit_catalog,
             manifest_uri=self._settings.audit_manifest,
@@ -129,20 +130,20 @@ class Worker:
         submit(self.app, self.jobs, "audit", request)
 
     def resume(self) -> None:
-        """Take up every unfinished job."""
+        """Send the first step of every unfinished job again."""
         for job in self.jobs.running():
             log.info("job_resumed", id=job.id, kind=job.kind, catalog=job.catalog)
             send_first_step(self.app, job)
 
     def _give_up(self, job: Job, error: str) -> None:
-        if self.jobs.get(job.id).state.is_final:  # another delivery of this step ended it
+        if self.jobs.get(job.id).state.is_final:  # another delivery of this step ended the job
             return
         log.error("job_failed", id=job.id, kind=job.kind, catalog=job.catalog, error=error)
         self.jobs.fail(job.id, error)
         reindex.clear_staging(self.parts.store, job.id)
 
     def _guarded(self, name: str, step: Callable[..., None]) -> Callable[..., None]:
-        """A task that ends well for known failures and is tried again for unknown ones and for a store that is away."""
+        """Make a task of a step; retry it after an unknown error, and if the store or Redis is unavailable."""
 
         def run(task: Any, job_id: str, *arguments: Any) -> None:
             label = ":".join([name, *map(str, arguments)])
@@ -154,15 +155,15 @@ class Worker:
                 except Exception as error:
                     log.exception("task_failed")
                     countdown = min(2 ** (task.request.retries + 1), _MAX_COUNTDOWN_S)
-                    raise task.retry(exc=error, countdown=countdown, max_retries=None) from error
+                    raise task.retry(exc=error, countdown=countdown) from error
 
         return run
 
     def _attempt(self, job_id: JobId, label: str, step: Callable[..., None], *arguments: Any) -> None:
-        """Do a step, unless its job is finished; give the job up for a known failure or after several unknown ones."""
+        """Do a step unless its job has ended; fail the job at a known error or after too many attempts."""
         job = self.jobs.get(job_id)
         if job.state.is_final:
-            reindex.clear_staging(self.parts.store, job.id)  # a kill after the end left it
+            reindex.clear_staging(self.parts.store, job.id)  # a kill after the end of the job left files
             return
         if self.jobs.begin_attempt(job.id, label) > _MAX_ATTEMPTS:
             self._give_up(job, f"{label} was begun {_MAX_ATTEMPTS} times and never ended: see the worker's log")
@@ -184,7 +185,7 @@ def _planned(found: "reindex.Plan | None", job: Job) -> reindex.Plan:
 
 
 def run_worker(settings: Settings) -> None:
-    """Run a worker in this process until it is told to stop."""
+    """Run a worker in this process until a signal stops it."""
     check_device(settings)
     telemetry.setup(settings)
     setup_logging.connect(lambda **_: telemetry.setup(settings), weak=False)
@@ -195,7 +196,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def _resuming(worker: Worker) -> type[StartStopStep]:
-    """A step of Celery's consumer: takes up unfinished jobs at every connection, as a broken one loses messages."""
+    """Build a step for Celery's consumer that resumes jobs at every connection: a broken one loses messages."""
 
     class Resume(StartStopStep):
         requires = ("celery.worker.consumer:Tasks",)
@@ -203,16 +204,16 @@ def _resuming(worker: Worker) -> type[StartStopStep]:
         def start(self, consumer: Any) -> None:
             try:
                 worker.resume()
-            except JobsUnavailable:  # the consumer will notice too, and come here again
+            except JobsUnavailable:  # the consumer notices too, connects again and returns here
                 log.exception("resume_failed")
 
     return Resume
 
 
 def run_beat(settings: Settings) -> None:
-    """Run the scheduler of audits in this process until it is told to stop. Run one, beside any number of workers.
+    """Run the scheduler of audits in this process until a signal stops it.
 
-    Raises InvalidSettings where no audit is scheduled.
+    Run exactly one scheduler, with any number of workers. Raises InvalidSettings if no audit is scheduled.
     """
     if not (settings.audit_every_h and settings.audit_catalog and settings.audit_manifest):
         raise InvalidSettings(

@@ -1,4 +1,4 @@
-"""Messages to domain values and back; nothing else."""
+"""Converts messages of retrieval.v1 to domain values, and domain values to messages."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +13,7 @@ from retrieval.edge.jobs.records import Job, JobState
 from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.engine.store import REPORT, Store
 from retrieval.errors import InvalidInput
+from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.flows.search import DEFAULT_LIMIT, QueryEmbedding, SearchResult
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, operating_points_pb2, search_pb2
@@ -26,7 +27,7 @@ _STATES = {
 
 
 def query_from(message: search_pb2.Query) -> bytes | QueryEmbedding:
-    """The query of a message. Raises InvalidInput where it holds none."""
+    """Return the image or the embedding of a query. Raises InvalidInput if it holds neither."""
     match message.WhichOneof("query"):
         case "image":
             return message.image
@@ -37,12 +38,12 @@ def query_from(message: search_pb2.Query) -> bytes | QueryEmbedding:
 
 
 def limit_from(message: search_pb2.SearchRequest | search_pb2.BatchSearchRequest) -> int:
-    """The limit of a request, the default where it is unset."""
+    """Return the limit of a request, or the default if it is not set."""
     return message.limit if message.HasField("limit") else DEFAULT_LIMIT
 
 
 def search_response(result: SearchResult) -> search_pb2.SearchResponse:
-    """The reply to a query."""
+    """Convert the result of a query."""
     live = result.live
     return search_pb2.SearchResponse(
         matches=[
@@ -71,7 +72,7 @@ def search_response(result: SearchResult) -> search_pb2.SearchResponse:
 
 
 def job_message(job: Job) -> jobs_pb2.Job:
-    """A job as its clients see it."""
+    """Convert a job."""
     return jobs_pb2.Job(
         id=job.id,
         kind=job.kind,
@@ -87,7 +88,7 @@ def job_message(job: Job) -> jobs_pb2.Job:
 
 
 def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.Snapshot:
-    """A snapshot as its clients see it."""
+    """Convert a snapshot."""
     return catalogs_pb2.Snapshot(
         id=manifest.id,
         catalog=manifest.catalog,
@@ -104,7 +105,7 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
 
 
 def reindex_request(message: catalogs_pb2.StartReindexRequest) -> ReindexRequest:
-    """What a message asks to be indexed; unset fields take the flow's defaults."""
+    """Convert the request for a reindex; a field that is not set takes the default of the flow."""
     given: dict[str, Any] = {"catalog": message.catalog, "manifest_uri": message.manifest_uri}
     if message.bundle_digest:
         given["bundle_digest"] = message.bundle_digest
@@ -115,8 +116,13 @@ def reindex_request(message: catalogs_pb2.StartReindexRequest) -> ReindexRequest
     return ReindexRequest(**given)
 
 
+def audit_request(message: audits_pb2.StartAuditRequest) -> AuditRequest:
+    """Convert the request for an audit."""
+    return AuditRequest(catalog=message.catalog, manifest_uri=message.manifest_uri, group_by=tuple(message.group_by))
+
+
 def operating_point_message(point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:
-    """An operating point as its clients see it."""
+    """Convert an operating point."""
     choice = point.choice
     return operating_points_pb2.OperatingPoint(
         id=point.id,
@@ -141,7 +147,7 @@ def operating_point_message(point: OperatingPoint, *, active: bool) -> operating
 
 
 def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
-    """A stored audit report as its clients see it."""
+    """Convert the stored report of an audit."""
     audit_id, catalog = str(report["id"]), str(report["catalog"])
     passed = report["verdict"] == "passed"
     return audits_pb2.Audit(

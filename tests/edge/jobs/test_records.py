@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,18 +14,6 @@ from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
 
 REQUEST = {"catalog": "shoes", "manifest_uri": "images"}
-
-
-@pytest.fixture(scope="module")
-def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("state")
-    with embedded_valkey(folder):
-        yield folder
-
-
-@pytest.fixture
-def jobs(state_dir: Path) -> Jobs:
-    return Jobs(f"unix://{socket_path(state_dir)}")
 
 
 def test_same_request_finds_the_running_job(jobs: Jobs) -> None:
