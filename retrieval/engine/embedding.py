@@ -16,7 +16,8 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import ImageLimits, preprocess
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.items import Failure, read_images
-from retrieval.engine.store.store import Store, embeddings_key
+from retrieval.engine.store import Store
+from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import CorruptArtifact, TooManyFailures
 
 MAX_FAILED_SHARE = 0.01  # of the images of a job may be unreadable, unless the caller sets another limit

@@ -148,7 +148,8 @@ def run_calibration(
     embedded = embed(request.data, items)
     labels = [item.label for item in embedded.items]
     data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest)
-    scores, failures = (Score(),), embedded.failures
+    scores: tuple[Score, ...] = (Score(),)
+    failures = embedded.failures
     if request.cohort:
         cohort = embed(request.cohort, others)
         names = [item.label for item in cohort.items]

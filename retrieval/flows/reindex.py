@@ -22,7 +22,9 @@ from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedShard, check_failures, embed_shard
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index.faiss_index import Index, IndexSpec, exact_hits, recall
+from retrieval.engine.index.index import Index, recall
+from retrieval.engine.index.open import build_index, exact_hits
+from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import Failure, ItemTable
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store, check_catalog_name
@@ -189,7 +191,7 @@ def _build(
     score = store.score(point.bundle_digest, point.score_digest)
     embeddings = np.concatenate([store.embeddings(shard.key) for shard in shards])
     vectors = score.gallery_vectors(embeddings)
-    index = Index.build(vectors, spec, device=device)
+    index = build_index(vectors, spec, device=device)
     items = ItemTable.build([item for shard in shards for item in shard.items], score.density(embeddings))
     if not len(items) == index.n_items == len(embeddings):
         raise ValidationFailed(

@@ -1,1 +1,1 @@
-"""The vector index: `index.py` states what an index is, `spec.py` how one is declared, `open.py` makes and opens one."""
+"""The vector index: `index.py` states what an index does, `spec.py` declares one, `open.py` builds or opens one."""

@@ -1,70 +1,27 @@
-"""The vector index: everything whose score reaches a threshold.
+"""Indexes that FAISS holds: `Flat` (every vector) and `IVF` (inverted lists). The only file that imports faiss.
 
-Decides how vectors are arranged and searched; leaves what the vectors mean to `contract/score.py`. Hides FAISS.
-
-An index is one short string: `Flat` (exact) or `IVF<lists>,nprobe=<n>` (inverted lists, of which n are looked at; an
-approximate index, whose recall is measured when a snapshot is built). FAISS keeps inner products strictly above its
-radius, we accept `score >= threshold`; the radius below is chosen so that both say the same for float32 scores.
+FAISS returns the inner products strictly above its radius, and we accept `score >= threshold`. The radius is chosen so
+that both mean the same for float32 scores.
 """
 
 import itertools
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.pairs.pairs import float32_at_least
+from retrieval.engine.index.index import Hits
+from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
-_SPEC = re.compile(r"Flat|IVF(?P<lists>[1-9]\d{0,6}),nprobe=(?P<probes>[1-9]\d{0,6})")
-_POINTS_PER_LIST = 39  # below this many vectors a list, FAISS itself warns that the k-means is not to be trusted
+_POINTS_PER_LIST = 39  # FAISS warns that its k-means is unreliable with fewer vectors a list
 _BLAS_BATCH = 16  # query batches from this size on use matrix products, see `_use_matrix_products`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexSpec:
-    """A parsed index string; `n_lists` is 0 for the exact index."""
-
-    n_lists: int = 0
-    n_probes: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "IndexSpec":
-        """The spec that `text` declares. Raises InvalidInput where it is not one."""
-        match = _SPEC.fullmatch(text)
-        if match is None:
-            raise InvalidInput(
-                f"index: expected `Flat` or `IVF<lists>,nprobe=<n>` such as IVF256,nprobe=16, found {text!r}"
-            )
-        if text == "Flat":
-            return cls()
-        lists, probes = int(match["lists"]), int(match["probes"])
-        if probes > lists:
-            raise InvalidInput(f"index: nprobe must be at most the number of lists, found {text!r}")
-        return cls(n_lists=lists, n_probes=probes)
-
-    @property
-    def is_exact(self) -> bool:
-        """True where a search looks at every vector."""
-        return self.n_probes == self.n_lists
-
-    def __str__(self) -> str:
-        return f"IVF{self.n_lists},nprobe={self.n_probes}" if self.n_lists else "Flat"
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """What one query found, best first: `positions` [m] int64 (rows as added), `scores` [m] float32."""
-
-    positions: NDArray[np.int64]
-    scores: NDArray[np.float32]
-
-
-class Index:
-    """An immutable index over score vectors. Searching is safe from several threads."""
+class FaissIndex:
+    """An immutable index in memory. Searching is safe from several threads."""
 
     def __init__(self, native: faiss.Index, spec: IndexSpec) -> None:
         self._native = native
@@ -74,12 +31,8 @@ class Index:
         _use_matrix_products(native.d)
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> "Index":
-        """An index over `vectors` [n, D] float32, n >= 1; position = row.
-
-        `device="cuda"` trains the inverted lists on the GPU. Raises InvalidEmbeddings for NaN or a wrong shape,
-        InvalidInput where there are too few vectors for the lists, DeviceUnavailable where the GPU is missing.
-        """
+    def build(cls, vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> "FaissIndex":
+        """Build as `build_index` does."""
         _check(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
         if device == "cuda" and not n_gpus():
             raise DeviceUnavailable(
@@ -104,8 +57,8 @@ class Index:
         return cls(native, spec)
 
     @classmethod
-    def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "Index":
-        """The index in a file. Raises CorruptArtifact where it is damaged or not of this shape."""
+    def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
+        """Open as `load_index` does."""
         try:
             native = faiss.read_index(str(path))
         except RuntimeError as error:  # FAISS reports a truncated file this way
@@ -119,49 +72,35 @@ class Index:
         return cls(native, spec)
 
     def save(self, path: Path) -> None:
-        """Write the index into a file; `load` reads it."""
+        """Write the index into a file that `load` reads."""
         faiss.write_index(self._native, str(path))
 
     @property
     def n_items(self) -> int:
-        """Number of vectors."""
+        """The number of vectors."""
         return int(self._native.ntotal)
 
     @property
     def dimension(self) -> int:
-        """Columns of the vectors."""
+        """The number of columns of the vectors."""
         return int(self._native.d)
 
     def above(self, queries: NDArray[np.float32], threshold: float) -> list[Hits]:
-        """For each row of `queries` [q, D] everything with `score >= threshold`, best first, ties by position."""
+        """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by position."""
         _check(queries, self.dimension)
         limits, scores, positions = self._native.range_search(queries, _radius(threshold))
         return [_sorted(positions[a:b], scores[a:b]) for a, b in itertools.pairwise(limits)]
 
 
-def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:
-    """What a complete search must find; judges approximate indexes. Costs q * n * D."""
-    return Index.build(vectors, IndexSpec()).above(queries, threshold)
-
-
-def recall(found: Sequence[Hits], expected: Sequence[Hits]) -> float:
-    """Share of the expected hits that were found; 1 where nothing was expected."""
-    n_expected = sum(len(hits.positions) for hits in expected)
-    n_found = sum(np.isin(wanted.positions, hits.positions).sum() for hits, wanted in zip(found, expected, strict=True))
-    return float(n_found) / n_expected if n_expected else 1.0
-
-
 def n_gpus() -> int:
-    """GPUs that FAISS can use; 0 with the CPU build."""
+    """Return the number of GPUs that FAISS can use; 0 with the CPU build."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
 
 
 def _radius(threshold: float) -> float:
-    """The largest float32 below every float32 score that reaches `threshold`."""
-    smallest_accepted = np.float32(threshold)
-    if float(smallest_accepted) < threshold:
-        smallest_accepted = np.nextafter(smallest_accepted, np.float32(np.inf))
-    return float(np.nextafter(smallest_accepted, np.float32(-np.inf)))
+    """Return the largest float32 below every float32 score that reaches `threshold`."""
+    (lowest_accepted,) = float32_at_least(np.array([threshold]))
+    return float(np.nextafter(lowest_accepted, np.float32(-np.inf)))
 
 
 def _sorted(positions: NDArray[np.int64], scores: NDArray[np.float32]) -> Hits:
@@ -182,5 +121,5 @@ def _check(vectors: NDArray[np.float32], dimension: int) -> None:
 
 
 def _use_matrix_products(dimension: int) -> None:
-    """FAISS multiplies matrices only from n * d on since 1.15; its default leaves middling batches slow."""
+    """Make FAISS multiply matrices for smaller batches too: since 1.15 it does so only from n * d on."""
     faiss.cvar.distance_compute_blas_threshold = _BLAS_BATCH * dimension

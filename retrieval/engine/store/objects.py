@@ -1,30 +1,43 @@
-"""Files on any file system (local, S3, GCS, memory) that appear whole or not at all.
+"""Objects on any file system (local, S3, GCS, memory), which appear whole or not at all.
 
-Decides how one object is written atomically and read locally; leaves which objects there are to `store.py`.
-Hides fsspec.
+This file decides how one object is written atomically and read locally; the other files of the folder decide which
+objects there are. It hides fsspec, except for images, which `engine/images.py` reads.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retrieval.contract.canonical import digest_bytes
-from retrieval.errors import CorruptArtifact, InvalidSettings, Unavailable
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
+
+_Artifact = TypeVar("_Artifact")
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return `name` if it can be part of a key: letters, digits, - and _ only. Raises InvalidInput otherwise."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{what}: expected 1 to 64 letters, digits, - or _, found {name!r}")
+    return name
 
 
 class Objects:
     """Objects under one URL, named by relative keys such as `bundles/ab12/contract.json`.
 
-    Holds no mutable state besides a local cache of immutable objects, which one thread at a time fills; safe for
-    threads and processes.
+    The only mutable state is a local cache of immutable objects, which one thread at a time fills; safe for threads
+    and processes.
     """
 
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
@@ -38,11 +51,11 @@ class Objects:
         self._fetching = threading.Lock()
 
     def exists(self, key: str) -> bool:
-        """True where the object is there."""
+        """Return True if the object exists."""
         return bool(self._fs.isfile(self._path(key)))
 
     def get(self, key: str) -> bytes | None:
-        """The object's bytes, or None where it is not there."""
+        """Return the bytes of an object, or None if it does not exist."""
         try:
             with self._reading(key):
                 return bytes(self._fs.cat_file(self._path(key)))
@@ -55,19 +68,19 @@ class Objects:
             staged.write_bytes(data)
 
     def put_file(self, key: str, source: Path) -> None:
-        """Write an object from a local file; as `put`, without reading it into memory."""
+        """Write an object as `put` does, from a local file and without reading it into memory."""
         with self._staged(key) as staged:
             shutil.copyfile(source, staged)
 
     def delete(self, prefix: str) -> None:
-        """Remove the object or the whole folder; nothing happens where there is none."""
+        """Remove an object or a whole folder, if it exists."""
         path = self._path(prefix)
         with self._reading(prefix), contextlib.suppress(FileNotFoundError):  # another process was first
             if self._fs.exists(path):
                 self._fs.rm(path, recursive=True)
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly under a prefix, sorted; temporary files left by a killed writer are not among them."""
+        """Return the names directly under a prefix, sorted, without temporary files that a killed writer left."""
         path = self._path(prefix)
         self._fs.invalidate_cache(path)
         try:
@@ -78,10 +91,10 @@ class Objects:
         return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
 
     def local(self, key: str) -> Path:
-        """A local path of an immutable object or folder: itself on a local store, else a cached copy.
+        """Return a local path of an immutable object or folder: itself on a local store, else a cached copy.
 
-        Of a folder, its own files are copied, not its sub-folders: a bundle's hold all its embeddings. Raises
-        CorruptArtifact where it is missing.
+        A copied folder has its own files but not its sub-folders, because those of a bundle hold all its embeddings.
+        Raises CorruptArtifact if it is missing.
         """
         path = self._path(key)
         if not self._fs.exists(path):
@@ -89,7 +102,7 @@ class Objects:
         if self._is_local:
             return Path(path)
         target = self._cached(key)
-        with self._fetching:  # threads that want one model download it once; fsspec's memory files are for one reader
+        with self._fetching:  # one download for all threads; fsspec's memory files allow one reader
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
                 staging.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +114,31 @@ class Objects:
         return target
 
     def forget(self, key: str) -> bool:
-        """Drop the cached copy of an object or folder; False where there is none."""
+        """Remove the cached copy of an object or folder; return False if there is none."""
         cached = self._cached(key)
         if self._is_local or not cached.exists():
             return False
         shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
         return True
+
+    def opened(self, key: str, open_artifact: Callable[[Path], _Artifact]) -> _Artifact:
+        """Open the artefact in a folder; fetch a damaged cached copy once more before reporting CorruptArtifact."""
+        try:
+            return open_artifact(self.local(key))
+        except CorruptArtifact:
+            if not self.forget(key):
+                raise
+            return open_artifact(self.local(key))
+
+    def pointer(self, key: str) -> str | None:
+        """Return the name in a pointer, None if there is no pointer. Raises CorruptArtifact if it holds no name."""
+        data = self.get(key)
+        if data is None:
+            return None
+        name = data.decode(errors="replace").strip()
+        if not _NAME.fullmatch(name):
+            raise CorruptArtifact(f"{self.url}/{key}: expected one id, found {data[:80]!r}: publish or activate again")
+        return name
 
     def _fetch(self, path: str, target: Path) -> None:
         if not self._fs.isdir(path):
@@ -118,7 +150,7 @@ class Objects:
                 self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
 
     def _cached(self, key: str) -> Path:
-        # one flat name a key: with nested ones, fetching a score would make its bundle's folder seem fetched
+        # one flat name for each key: if they were nested, a fetched score would make its bundle look fetched
         return self._cache / digest_bytes(self._fs.unstrip_protocol(self._path(key)).encode())
 
     def _path(self, key: str) -> str:
@@ -126,7 +158,7 @@ class Objects:
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
-        """Raises Unavailable for whatever the file system says but that there is nothing."""
+        """Raise Unavailable for every error of the file system except a missing file."""
         try:
             yield
         except FileNotFoundError:
@@ -136,7 +168,7 @@ class Objects:
 
     @contextlib.contextmanager
     def _staged(self, key: str) -> Iterator[Path]:
-        """A temporary local file that becomes the object when the block ends well."""
+        """Yield a temporary local file that becomes the object if the block succeeds."""
         path = self._path(key)
         folder = Path(path).parent if self._is_local else self._cache
         try:
@@ -157,7 +189,7 @@ class Objects:
 
 
 def _sync(path: Path) -> None:
-    """Force a file or a folder's entries to the disk: acknowledged work survives a power cut."""
+    """Force a file, or the entries of a folder, to the disk, so that acknowledged work survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,10 +15,12 @@ from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, write_bund
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import Score, ScoreDigest
-from retrieval.engine.index.faiss_index import Index, IndexSpec
+from retrieval.engine.index.open import build_index
+from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
-from retrieval.engine.store.store import Store, embeddings_key
+from retrieval.engine.store import Store
+from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,
@@ -61,7 +63,7 @@ def items() -> ItemTable:
 
 
 def put_snapshot(store: Store, snapshot: str = "s1", *, created_at: str = CREATED_AT) -> SnapshotManifest:
-    return store.put_snapshot(manifest(snapshot, created_at=created_at), Index.build(VECTORS, IndexSpec()), items())
+    return store.put_snapshot(manifest(snapshot, created_at=created_at), build_index(VECTORS, IndexSpec()), items())
 
 
 def layout(store: Store) -> set[str]:
