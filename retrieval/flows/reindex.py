@@ -26,6 +26,7 @@ from retrieval.engine.index.index import Index, recall
 from retrieval.engine.index.open import build_index, exact_hits
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import Failure, ItemTable
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store, check_catalog_name
 from retrieval.errors import (
@@ -33,6 +34,7 @@ from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
     InvalidManifest,
+    UnknownBundle,
     UnknownCatalog,
     UnknownSnapshot,
     ValidationFailed,
@@ -75,7 +77,9 @@ class Plan:
 def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     """The request with its bundle named. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
-    if not digest:
+    if digest:
+        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle)
+    else:
         try:
             live = store.snapshot_manifest(request.catalog, store.current(request.catalog))
             digest = live.bundle_digest
@@ -264,12 +268,16 @@ def _shard_key(job_id: str, number: int, what: str) -> str:
 
 
 def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
-    """Make an older snapshot live again, verified first; "" means the newest one older than the live one.
+    """Make an older snapshot live again, verified first.
 
+    target: its id, or the start of its id; "" means the newest one older than the live one.
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch where the active
     operating point uses another score.
     """
-    if not target:
+    if target:
+        ids = store.snapshot_ids(catalog)
+        target = SnapshotId(resolve_prefix(target, ids, kind=f"snapshot of {catalog}", unknown=UnknownSnapshot))
+    else:
         target = _previous(store, catalog)
     manifest = store.snapshot_manifest(catalog, target)
     point = store.active_operating_point(store.bundle(manifest.bundle_digest).digest)

@@ -108,10 +108,14 @@ def _target(far: float | None, target: str) -> "Target":
 
 
 def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
-    """Return the digest of a bundle: of a folder, which is added to the store, or of a bundle that is in it."""
+    """Return the digest of a bundle: of a folder, which is added to the store, or of one whose digest starts so."""
     from retrieval.contract.bundle import BundleDigest
+    from retrieval.engine.prefixes import resolve_prefix
+    from retrieval.errors import UnknownBundle
 
-    return store.add_bundle(Path(bundle)).digest if Path(bundle).is_dir() else BundleDigest(bundle)
+    if Path(bundle).is_dir():
+        return store.add_bundle(Path(bundle)).digest
+    return BundleDigest(resolve_prefix(bundle, store.bundles(), kind="bundle in the store", unknown=UnknownBundle))
 
 
 def _print_calibration(found: "Calibration") -> None:
