@@ -8,10 +8,12 @@ MIN_CHARACTERS = 4
 _LISTED = 5
 
 
-def resolve_prefix(prefix: str, ids: Iterable[str], *, kind: str = "id", unknown: type[NotFound] = NotFound) -> str:
+def resolve_prefix(
+    prefix: str, ids: Iterable[str], *, kind: str = "id", unknown: type[NotFound] = NotFound, hint: str = ""
+) -> str:
     """Return the one id that is `prefix` or starts with it.
 
-    kind: what the ids name, for the messages. Raises `unknown` if no id starts with the prefix or it has fewer than 4
+    kind: what the ids name; hint: what to do if there is none; both for the messages. Raises `unknown` if no id starts with the prefix or it has fewer than 4
     characters, InvalidInput with the candidates if several ids do.
 
     >>> resolve_prefix("3f2a", ["3f2a91", "77c0de"])
@@ -24,7 +26,7 @@ def resolve_prefix(prefix: str, ids: Iterable[str], *, kind: str = "id", unknown
         raise unknown(f"no {kind} {prefix!r}: give the whole id or at least its first {MIN_CHARACTERS} characters")
     found = [candidate for candidate in known if candidate.startswith(prefix)]
     if not found:
-        raise unknown(f"no {kind} is or starts with {prefix!r}")
+        raise unknown(f"no {kind} is or starts with {prefix!r}" + (f": {hint}" if hint else ""))
     if len(found) > 1:
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         raise InvalidInput(

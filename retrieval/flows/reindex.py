@@ -78,7 +78,8 @@ def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     """The request with its bundle named. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
     if digest:
-        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle)
+        hint = "add one with `retrieval calibrate`"
+        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle, hint=hint)
     else:
         try:
             live = store.snapshot_manifest(request.catalog, store.current(request.catalog))
@@ -275,8 +276,9 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
     operating point uses another score.
     """
     if target:
-        ids = store.snapshot_ids(catalog)
-        target = SnapshotId(resolve_prefix(target, ids, kind=f"snapshot of {catalog}", unknown=UnknownSnapshot))
+        ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
+        kind = f"snapshot of catalogue {catalog}"
+        target = SnapshotId(resolve_prefix(target, ids, kind=kind, unknown=UnknownSnapshot, hint=hint))
     else:
         target = _previous(store, catalog)
     manifest = store.snapshot_manifest(catalog, target)

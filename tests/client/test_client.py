@@ -120,21 +120,21 @@ def test_a_status_becomes_its_error(status: grpc.StatusCode, error: type[Retriev
 
 
 def test_other_statuses_are_named() -> None:
-    with client_of(Catalogs(grpc.StatusCode.INTERNAL)) as client, pytest.raises(RetrievalError, match="^INTERNAL: "):
+    with client_of(Catalogs(grpc.StatusCode.INTERNAL)) as client, pytest.raises(RetrievalError, match=r"^INTERNAL: "):
         snapshots(client)
 
 
 def test_a_call_ends_at_its_timeout() -> None:
     with (
         client_of(Catalogs(delay_s=2), timeout_s=0.2) as client,
-        pytest.raises(RetrievalError, match="^DEADLINE_EXCEEDED: "),
+        pytest.raises(RetrievalError, match=r"^DEADLINE_EXCEEDED: "),
     ):
         snapshots(client)
 
 
 def test_a_service_that_is_missing_is_an_error() -> None:
     """An older server does not know a newer call."""
-    with client_of(Jobs(SUCCEEDED)) as client, pytest.raises(RetrievalError, match="^UNIMPLEMENTED: "):
+    with client_of(Jobs(SUCCEEDED)) as client, pytest.raises(RetrievalError, match=r"^UNIMPLEMENTED: "):
         snapshots(client)
 
 
@@ -177,7 +177,7 @@ def test_wait_raises_the_error_of_a_failed_job() -> None:
     failed = job(jobs_pb2.JOB_STATE_FAILED, error="9 of 10 images cannot be read")
     with (
         client_of(Jobs(failed)) as client,
-        pytest.raises(RetrievalError, match="^reindex job job-1 failed: 9 of 10 images cannot be read$"),
+        pytest.raises(RetrievalError, match=r"^reindex job job-1 failed: 9 of 10 images cannot be read$"),
     ):
         client.wait(QUEUED)
 

@@ -32,8 +32,8 @@ def test_an_ambiguous_start_lists_the_candidates() -> None:
 
 def test_no_match_is_not_found() -> None:
     """The error class and the message name the kind of object."""
-    with pytest.raises(UnknownSnapshot, match="no snapshot is or starts with 'dead'"):
-        resolve_prefix("dead", IDS, kind="snapshot", unknown=UnknownSnapshot)
+    with pytest.raises(UnknownSnapshot, match=r"^no snapshot is or starts with 'dead': look around$"):
+        resolve_prefix("dead", IDS, kind="snapshot", unknown=UnknownSnapshot, hint="look around")
 
 
 @pytest.mark.parametrize("prefix", ["77c", "7", ""])

@@ -298,8 +298,8 @@ def test_the_live_snapshots_bundle_is_kept(
 def test_unknown_bundle_and_missing_operating_point(
     calibrated: Store, request_of: ReindexRequest, other_bundle: Bundle
 ) -> None:
-    with pytest.raises(UnknownBundle, match="bundle abc"):
-        plan(calibrated, "job", replace(request_of, bundle_digest="abc"))
+    with pytest.raises(UnknownBundle, match="no bundle is or starts with 'abcd': add one"):
+        plan(calibrated, "job", replace(request_of, bundle_digest="abcd"))
     calibrated.add_bundle(other_bundle.directory)
     with pytest.raises(UnknownOperatingPoint, match="run `retrieval calibrate`"):
         plan(calibrated, "job", replace(request_of, bundle_digest=other_bundle.digest))

@@ -40,8 +40,8 @@ class JobQueue:
         try:
             return self._jobs.get(JobId(job_id))
         except UnknownJob:  # Redis looks an id up, but must search for the start of one
-            whole = resolve_prefix(job_id, self._jobs.ids_starting(job_id), kind="job", unknown=UnknownJob)
-            return self._jobs.get(JobId(whole))
+            ids, hint = self._jobs.ids_starting(job_id), "finished jobs are kept for 30 days"
+            return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=hint)))
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):

@@ -79,4 +79,6 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
     def _point_id(self, bundle: BundleDigest, start: str) -> OperatingPointId:
         """Return the id of the operating point that starts so."""
         ids = self._store.operating_point_ids(bundle)
-        return OperatingPointId(resolve_prefix(start, ids, kind="operating point", unknown=UnknownOperatingPoint))
+        hint = "see `retrieval operating-points list`"
+        point = resolve_prefix(start, ids, kind="operating point", unknown=UnknownOperatingPoint, hint=hint)
+        return OperatingPointId(point)
