@@ -65,7 +65,7 @@ def percent(rate: float | None) -> str:
     """Write a share in per cent with three significant digits: "-" for none, and never "100%" for less than all."""
     if rate is None:
         return "-"
-    text = f"{100 * round(rate, 9):.3g}%"  # an interval's end may miss 0 by rounding
+    text = f"{100 * round(rate, 9) + 0.0:.3g}%"  # an interval's end may miss 0 by rounding; + 0.0 drops a minus sign
     return ">99.9%" if text == "100%" and rate < 1 else text
 
 
