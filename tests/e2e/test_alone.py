@@ -94,15 +94,16 @@ def test_lost_queue_is_found_again(embedded: Deployment) -> None:
 
 
 def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> None:
-    """What cannot be opened or written is said on one line, with exit code 3."""
+    """What cannot be opened or written is one line and exit code 3; a setting that can never work is exit code 2."""
     occupied = embedded.folder / "occupied"
     occupied.touch()
-    for arguments in (
-        ("serve", "--store", str(occupied)),
-        ("worker", "--state-dir", str(occupied)),
-        ("calibrate", "--bundle", str(embedded.folder / "bundle"), "--data", str(occupied), "--store", "nowhere://x"),
+    bundle, nowhere = str(embedded.folder / "bundle"), "nowhere://x"
+    for code, arguments in (
+        (3, ("serve", "--store", str(occupied))),
+        (3, ("worker", "--state-dir", str(occupied))),
+        (2, ("calibrate", "--bundle", bundle, "--data", str(occupied), "--store", nowhere)),
     ):
-        done = embedded.run(*arguments, accept=(3,))
+        done = embedded.run(*arguments, accept=(code,))
         assert "error: " in done.stderr
         assert "Traceback" not in done.stderr
 
@@ -141,7 +142,7 @@ def test_interrupted_demonstration_leaves_no_process(embedded: Deployment, endin
 
 def test_beat_with_nothing_scheduled_says_so(embedded: Deployment) -> None:
     """A scheduler without a schedule is a mistake, not a silent process."""
-    done = embedded.run("beat", accept=(3,))
+    done = embedded.run("beat", accept=(2,))
     assert "RETRIEVAL_AUDIT_EVERY_H" in done.stderr
 
 
