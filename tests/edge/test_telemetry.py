@@ -140,6 +140,20 @@ def test_metrics_are_served_on_the_host_of_the_server() -> None:
         assert f"# TYPE {name} " in text
 
 
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("10.0.0.1:50051", "10.0.0.1"), ("[::1]:50051", "::1"), (":50051", "0.0.0.0"), ("localhost:1", "localhost")],
+)
+def test_every_address_of_a_server_has_a_host_for_metrics(
+    address: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPv6 addresses are written in brackets; gRPC takes an empty host as all interfaces."""
+    opened = []
+    monkeypatch.setattr(telemetry, "start_http_server", lambda port, *, addr: opened.append((port, addr)))
+    telemetry.serve_metrics(load_settings(address=address, metrics_port=9000))
+    assert opened == [(9000, host)]
+
+
 def test_without_a_port_no_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default opens no port."""
     monkeypatch.setattr(telemetry, "start_http_server", lambda *_, **__: pytest.fail("a port was opened"))
