@@ -14,8 +14,9 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.engine.store import Store
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate
+from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from tests.pictures import class_picture, encoded
 from tests.stores import CREATED_AT, activate
 from tests.tiny_bundle import write_tiny_bundle
@@ -82,7 +83,7 @@ def _point(bundle: Bundle, data: LabelledEmbeddings, score: Score) -> OperatingP
         data,
         bundle=bundle.digest,
         scores=[score],
-        target=CalibrationTarget(far=1e-2),
+        target=CalibrationTarget(),
         rng=np.random.default_rng(0),
         created_at=CREATED_AT,
     )

@@ -9,9 +9,9 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.objects import Objects
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
+from retrieval.engine.store.objects import Objects
 from retrieval.flows.reindex import (
     ReindexRequest,
     build_and_publish,

@@ -36,7 +36,7 @@ def embed_parts(
     """
     if out.is_dir() or not out.parent.is_dir():
         raise InvalidInput(f"expected a file in a folder that exists, found {out}: name another, or make the folder")
-    from training.evaluation import embed_items
+    from training.evaluation import embed_images
     from training.loop import embedding_function, load_finished, select_device
 
     target = select_device(device)
@@ -46,7 +46,7 @@ def embed_parts(
     total, before = sum(map(len, items.values())), 0
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, members in items.items():
-        found = embed_items(
+        found = embed_images(
             members,
             embed,
             finished.preprocessing,

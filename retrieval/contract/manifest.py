@@ -7,14 +7,12 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet
 
 from retrieval.errors import EmptyCatalog, InvalidManifest
 
@@ -55,6 +53,19 @@ def read_manifest(source: str) -> list[Item]:
         raise EmptyCatalog(f"{source}: expected at least one image, found none")
     _check_ids(source, items)
     return items
+
+
+def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()) -> None:
+    """Raise InvalidManifest if an item of `source` has no label or lacks one of the columns."""
+    unlabelled = [item.id for item in items if not item.label]
+    if unlabelled:
+        raise InvalidManifest(
+            f"{source}: every item needs a label here, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
+        )
+    for column in columns:
+        if any(column not in item.attributes for item in items):
+            found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
+            raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
 
 
 def _read_folder(filesystem: Any, folder: str) -> list[Item]:
@@ -103,6 +114,8 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
                 reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey=_SURPLUS)
                 return list(reader.fieldnames or ()), list(reader)
             if suffix == ".parquet":
+                import pyarrow.parquet  # slow to import, and few manifests need it
+
                 table = pyarrow.parquet.read_table(file)
                 return table.column_names, table.to_pylist()
             if suffix == ".jsonl":
@@ -110,7 +123,7 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
                 if not all(isinstance(row, dict) for row in rows):
                     raise InvalidManifest(f"{path}: expected one JSON object a line")
                 return sorted({name for row in rows for name in row}), rows
-    except (pa.ArrowInvalid, csv.Error, ValueError) as error:
+    except (csv.Error, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error
     raise InvalidManifest(f"{path}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.edge.settings import Settings
 from retrieval.engine.encoder import Encoder, providers_of
-from retrieval.engine.index import n_gpus
+from retrieval.engine.index.faiss_index import n_gpus
 from retrieval.engine.store import Store
 from retrieval.flows.search import Searcher
 

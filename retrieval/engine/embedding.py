@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import ImageLimits, preprocess
-from retrieval.engine.catalog import Failure, read_images
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.store import Store, embeddings_key
+from retrieval.engine.items import Failure, read_images
+from retrieval.engine.store import Store
+from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import CorruptArtifact, TooManyFailures
 
+MAX_FAILED_SHARE = 0.01  # of the images of a job may be unreadable, unless the caller sets another limit
 SHARD_ITEMS = 128  # prepared pixels of a shard are held at once: 77 MB at 224 x 224
 
 
@@ -77,7 +79,7 @@ def embed_items(
     *,
     limits: ImageLimits,
     pool: Executor,
-    max_failed_share: float,
+    max_failed_share: float = MAX_FAILED_SHARE,
     progress: Callable[[int, int], None],
 ) -> EmbeddedItems:
     """The embeddings of all items, shard by shard; `progress(done, total)` is called after each.

@@ -12,8 +12,10 @@ from typing import Any, NewType
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_file, digest_json
 from retrieval.contract.score import ScoreDigest
-from retrieval.engine.catalog import ItemTable
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.index import Index
+from retrieval.engine.index.open import load_index
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.engine.items import ItemTable
 from retrieval.errors import CorruptArtifact
 
 SnapshotId = NewType("SnapshotId", str)
@@ -87,7 +89,7 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
                 f"snapshot {manifest.id}: {name} does not have the checksum of its manifest; it was truncated or "
                 "changed: roll back or reindex the catalogue"
             )
-    index = Index.load(
+    index = load_index(
         directory / _named(manifest, INDEX),
         IndexSpec.parse(manifest.index_spec),
         dimension=manifest.dimension,

@@ -27,15 +27,15 @@ from retrieval.consistency import (
 from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, most_confused
 from retrieval.consistency.subgroups.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure
-from retrieval.engine.embedding import EmbeddedItems, embed_items
+from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.items import Failure
 from retrieval.engine.store import REPORT, Store, check_catalog_name
-from retrieval.errors import InvalidInput, InvalidManifest
+from retrieval.errors import InvalidInput
 
 _SEED = 0  # splits and resampling of an audit; fixed, so that a repeated audit says the same
 
@@ -64,7 +64,7 @@ class AuditLimits:
     """
 
     group_far_factor: float = 3.0
-    max_failed_share: float = 0.01
+    max_failed_share: float = MAX_FAILED_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,19 +198,6 @@ def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
     store.current(catalog)
     reports = [store.audit(catalog, audit_id) for audit_id in store.audits(catalog)]
     return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
-
-
-def check_labels(items: Sequence[Item], source: str, group_by: Sequence[str] = ()) -> None:
-    """Raises InvalidManifest where an item has no label, or lacks a column that names groups."""
-    unlabelled = [item.id for item in items if not item.label]
-    if unlabelled:
-        raise InvalidManifest(
-            f"{source}: every item needs a label here, {len(unlabelled)} have none, for instance {unlabelled[0]!r}"
-        )
-    for column in group_by:
-        if any(column not in item.attributes for item in items):
-            found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
-            raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
 
 
 def measure(

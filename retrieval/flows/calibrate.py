@@ -1,47 +1,62 @@
-"""From labelled images of classes that were never trained on to one threshold for a stated error target.
+"""From labelled images of classes that the model was not trained on to a stored threshold for a stated error target.
 
-Decides which score is used and what an operating point records; leaves the statistics to `consistency/`.
+The flow embeds the images, lets `engine/score_choice.py` choose the score, and records the threshold with its evidence
+as an operating point. `retrieval.consistency` computes the statistics.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import consistency_report, recall_at_k
 from retrieval.consistency.calibration.calibration_choice import fit_best_calibrator
-from retrieval.consistency.normalisation import fit_whitening
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
 from retrieval.consistency.thresholds.targets import Target
 from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison, compare_thresholds
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import Item
-from retrieval.contract.operating_point import OperatingPoint, ScoreComparison
-from retrieval.contract.score import Score, ScoreDigest, cohort_score
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.preprocessing import ImageLimits
+from retrieval.contract.score import Score
+from retrieval.engine.embedding import EmbeddedItems, embed_items
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.items import Failure
+from retrieval.engine.score_choice import (
+    COHORT_K,
+    LabelledEmbeddings,
+    best_score,
+    candidate_scores,
+    check_cohort,
+    measure_score,
+)
+from retrieval.engine.store import Store
+from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence, UnknownOperatingPoint
 
-COHORT_K = 20  # smaller is noisier, larger blurs what is crowded
-# Embeddings as pretrained spread classes over broad places, which a wide and weak density meets; measured on emoji.
-_BROAD, _BROAD_WEIGHT = 5, 0.3
-# Two scores whose TARs differ by less are told apart by consistency: about one standard error at 200 classes.
-_TAR_MARGIN = 0.02
-# A catalogue's picture that is in the cohort too meets itself at 1, up to rounding.
-_SAME = 0.9999
+__all__ = [
+    "COHORT_K",
+    "Calibration",
+    "CalibrationRequest",
+    "CalibrationTarget",
+    "calibrate",
+    "compare_with_active",
+    "run_calibration",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTarget:
-    """What the threshold must achieve.
+    """What the threshold must achieve, and what else the operating point states about it.
 
-    `far`: pooled pairwise false accept rate, or in its place any `target`; `prevalence`: share of matches that
-    probabilities assume. Certificates state a FAR of at most `certified_far` for a new class with probability
+    `prevalence`: share of matches among the pairs that the match probabilities assume; `confidence`: level of the
+    intervals. Certificates state a FAR of at most `certified_far` for a new class with probability
     `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
     """
 
-    far: float = 1e-2
-    target: Target | None = None
+    target: Target = field(default_factory=lambda: Target("far", 0.01))
     prevalence: float = 0.01
     confidence: float = 0.95
     certified_far: float = 0.1
@@ -50,23 +65,106 @@ class CalibrationTarget:
     certified_strict: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
+        for name in ("prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise InvalidInput(f"{name}: expected a number between 0 and 1, found {value}")
 
-    @property
-    def wanted(self) -> Target:
-        """The target of the threshold."""
-        return self.target or Target("far", self.far)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRequest:
+    """What to calibrate: a bundle of the store, on the labelled images of a manifest or folder.
+
+    `cohort`: manifest or folder with images of other classes, "" to try the plain cosine only; `k`: size of a
+    neighbourhood in the cohort; `seed`: of the resampling; `activate`: also put the new operating point into use.
+    """
+
+    bundle: BundleDigest
+    data: str
+    cohort: str = ""
+    k: int = COHORT_K
+    target: CalibrationTarget = field(default_factory=CalibrationTarget)
+    seed: int = 0
+    activate: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelledEmbeddings:
-    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels they come from."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A stored operating point and what it changes.
 
-    embeddings: NDArray[np.float32]
-    labels: Sequence[str]
-    data_digest: str
+    `active`: whether it is in use now; `changes`: the decisions that differ from those of the operating point that was
+    in use before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
+    were left out, of the calibration images and of the cohort.
+    """
+
+    point: OperatingPoint
+    active: bool
+    changes: ThresholdComparison | None
+    no_changes: str
+    failures: Sequence[Failure]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the operating point as plain JSON, with its id, its state and what it changes."""
+        return {
+            "id": self.point.id,
+            "active": self.active,
+            **self.point.to_json(),
+            "changes": None if self.changes is None else asdict(self.changes),
+            "no_changes": self.no_changes,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+def run_calibration(
+    store: Store,
+    request: CalibrationRequest,
+    *,
+    encoder_of: Callable[[str], Encoder],
+    image_limits: ImageLimits,
+    pool: Executor,
+    created_at: str,
+    progress: Callable[[str, int, int], None],
+) -> Calibration:
+    """Embed the images, calibrate, store the operating point with its score, and activate it if asked.
+
+    `progress(description, done, total)` is called after each shard of images. Raises UnknownBundle, InvalidManifest,
+    EmptyCatalog, InvalidInput (classes of the cohort), TooManyFailures, NotEnoughEvidence.
+    """
+    bundle = store.bundle(request.bundle).digest
+    items = read_manifest(request.data)
+    check_labels(items, request.data)
+    others = read_manifest(request.cohort) if request.cohort else []
+    check_cohort(items, others)
+
+    def embed(source: str, items: Sequence[Item]) -> EmbeddedItems:
+        return embed_items(
+            store,
+            encoder_of(bundle),
+            items,
+            limits=image_limits,
+            pool=pool,
+            progress=lambda done, total: progress(f"embedding {PurePosixPath(source).name}", done, total),
+        )
+
+    embedded = embed(request.data, items)
+    labels = [item.label for item in embedded.items]
+    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest)
+    scores: tuple[Score, ...] = (Score(),)
+    failures = embedded.failures
+    if request.cohort:
+        cohort = embed(request.cohort, others)
+        names = [item.label for item in cohort.items]
+        scores = candidate_scores(cohort.embeddings, names if all(names) else (), k=request.k)
+        failures += cohort.failures
+    rng = np.random.default_rng(request.seed)
+    point = calibrate(data, bundle=bundle, scores=scores, target=request.target, rng=rng, created_at=created_at)
+    (score,) = (score for score in scores if score.digest == point.score_digest)
+    changes, no_changes = _changes(store, data, score, point)
+    store.put_score(bundle, score)
+    store.put_operating_point(point)
+    if request.activate:
+        store.activate(bundle, point.id)
+    active = store.active_id(bundle) == point.id
+    return Calibration(point=point, active=active, changes=changes, no_changes=no_changes, failures=failures)
 
 
 def calibrate(
@@ -78,18 +176,13 @@ def calibrate(
     rng: np.random.Generator,
     created_at: str,
 ) -> OperatingPoint:
-    """Measure every score on the data and choose a threshold for the best.
+    """Measure every score on the data, choose the best one as `best_score` does, and choose its threshold.
 
-    The best treats classes most alike, by OPIS over log FAR, among the scores that accept about as many true pairs at
-    the target as any (within 0.02) and no fewer than the cosine, where it is tried. For an FRR the score with fewest
-    false accepts wins, for F-beta and utility the largest. `compared` shows all of them.
-    Raises NotEnoughEvidence, InvalidEmbeddings.
+    `compared` lists all the scores. Raises NotEnoughEvidence, InvalidEmbeddings.
     """
-    measured = {score.digest: _measure(data, score, target, rng) for score in scores}
-    choices = {digest: choice for digest, (choice, _) in measured.items()}
-    compared = {digest: comparison for digest, (_, comparison) in measured.items()}
-    best = _best(scores, choices, compared)
-    queries, gallery = best.vectors(data.embeddings)
+    measured = [measure_score(data, score, target.target, target.confidence, rng) for score in scores]
+    best = best_score(measured)
+    queries, gallery = best.score.vectors(data.embeddings)
     calibrator = fit_best_calibrator(
         queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
     )
@@ -97,81 +190,24 @@ def calibrate(
     mean_certificate, mean_refusal = _mean_certificate(queries, gallery, data.labels, target)
     return OperatingPoint(
         bundle_digest=bundle,
-        score_digest=best.digest,
-        score_kind=best.kind,
-        choice=choices[best.digest],
+        score_digest=best.score.digest,
+        score_kind=best.score.kind,
+        choice=best.choice,
         certificate=certificate,
         certificate_refusal=refusal,
         mean_certificate=mean_certificate,
         mean_certificate_refusal=mean_refusal,
         calibrator=calibrator,
-        compared=tuple(compared.values()),
+        compared=tuple(entry.comparison for entry in measured),
         data_digest=data.data_digest,
         created_at=created_at,
     )
 
 
-def check_cohort(calibration: Sequence[Item], cohort: Sequence[Item]) -> None:
-    """Raises InvalidInput where the cohort holds pictures or classes that are calibrated on.
-
-    Their densities would be higher than those of classes that the cohort does not hold, and the threshold too low for
-    these: on emoji their FAR was 1.3 to 1.7 times the target.
-    """
-    uris, labels = {item.uri for item in calibration}, {item.label for item in calibration}
-    shared = [item for item in cohort if item.uri in uris or (item.label and item.label in labels)]
-    if shared:
-        raise InvalidInput(
-            f"expected a cohort of other classes than those calibrated on, found {len(shared)} of its {len(cohort)} "
-            f"images among them, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
-        )
-
-
-def candidate_scores(
-    cohort: NDArray[np.float32], labels: Sequence[str] = (), *, k: int = COHORT_K
-) -> tuple[Score, ...]:
-    """The scores worth trying with a cohort of unit rows [m, d]: cosine, narrow and broad density, both whitened too.
-
-    labels: of all m or none; with two images a class or more the whitening learns from classes.
-    Raises InvalidEmbeddings where the cohort has fewer than k rows.
-    """
-    settings = [(k, 0.5)]
-    if (broad := _BROAD * k) <= len(cohort) // 2:
-        settings.append((broad, _BROAD_WEIGHT))
-    scores = [Score(), *(cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME) for k, weight in settings)]
-    try:
-        whitening = fit_whitening(cohort, labels if 0 < 2 * len(set(labels)) <= len(cohort) else None)
-    except NotEnoughEvidence:
-        return tuple(scores)  # a handful of images: the plain cohort is all that they support
-    whitened = [
-        cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME, whitening=whitening) for k, weight in settings
-    ]
-    return (*scores, *whitened)
-
-
-def _best(
-    scores: Sequence[Score],
-    choices: Mapping[ScoreDigest, ThresholdChoice],
-    compared: Mapping[ScoreDigest, ScoreComparison],
-) -> Score:
-    merits = {digest: _merit(choice) for digest, choice in choices.items()}
-    most = max(merits.values())
-    least = max((merits[score.digest] for score in scores if score.kind == "cosine"), default=-np.inf)
-    margin = _TAR_MARGIN if choices[scores[0].digest].target.choice == "lowest" else 0.0
-    eligible = [score for score in scores if merits[score.digest] >= max(most - margin, least)]
-    return min(eligible, key=lambda score: compared[score.digest].opis)
-
-
-def compare(
-    data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
-) -> ScoreComparison:
-    """What a score achieves on labelled embeddings."""
-    return _measure(data, score, target, rng)[1]
-
-
 def compare_with_active(
     data: LabelledEmbeddings, score: Score, proposed: OperatingPoint, active: OperatingPoint
 ) -> ThresholdComparison | None:
-    """Which decisions on the data would change; None where the active operating point is of another score."""
+    """Return the decisions on the data that would change; None if the active operating point has another score."""
     if proposed.score_digest != active.score_digest:
         return None
     queries, gallery = score.vectors(data.embeddings)
@@ -184,39 +220,24 @@ def compare_with_active(
     )
 
 
-def _merit(choice: ThresholdChoice) -> float:
-    """What is larger for a better score at the same target."""
-    return {"lowest": choice.tar, "highest": -choice.far, "best": choice.achieved}[choice.target.choice]
-
-
-def _measure(
-    data: LabelledEmbeddings, score: Score, target: CalibrationTarget, rng: np.random.Generator
-) -> tuple[ThresholdChoice, ScoreComparison]:
-    """The threshold of a score, and what the score achieves at it."""
-    queries, gallery = score.vectors(data.embeddings)
-    choice = choose_threshold(
-        queries, data.labels, gallery_vectors=gallery, target=target.wanted, confidence=target.confidence
-    )
-    consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
-    comparison = ScoreComparison(
-        score_digest=score.digest,
-        kind=score.kind,
-        k=score.k,
-        achieved=choice.achieved,
-        far=choice.far,
-        tar=choice.tar,
-        recall_at_1=recall_at_k(queries, data.labels, gallery_vectors=gallery)[1],
-        opis=consistency.value,
-        opis_floor=consistency.floor,
-        opis_debiased=consistency.debiased,
-    )
-    return choice, comparison
+def _changes(
+    store: Store, data: LabelledEmbeddings, score: Score, point: OperatingPoint
+) -> tuple[ThresholdComparison | None, str]:
+    """Return the decisions that change, or None and the reason why they cannot be compared."""
+    if store.active_id(point.bundle_digest) is None:
+        return None, "none was"
+    try:
+        active = store.active_operating_point(point.bundle_digest)
+    except (CorruptArtifact, UnknownOperatingPoint) as error:  # the new operating point is useful all the same
+        return None, str(error)
+    changes = compare_with_active(data, score, point, active)
+    return changes, "" if changes else f"it is of another score ({active.score_kind}): thresholds do not compare"
 
 
 def _certificate(
     queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
 ) -> tuple[Certificate | None, str]:
-    """The certificate, or why there is none: a threshold for the target is of use without one."""
+    """Return the certificate, or None and the reason: a threshold is useful without one."""
     try:
         found = certify(
             queries,
@@ -234,7 +255,7 @@ def _certificate(
 def _mean_certificate(
     queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
 ) -> tuple[MeanCertificate | None, str]:
-    """The certificate of the mean, or why there is none."""
+    """Return the certificate of the mean FAR, or None and the reason."""
     alpha, strict = target.certified_mean_far, target.certified_strict
     try:
         return certify_mean(queries, labels, gallery_vectors=gallery, alpha=alpha, strict=strict), ""

@@ -20,10 +20,13 @@ from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
-from retrieval.engine.catalog import Failure, ItemTable
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedShard, check_failures, embed_shard
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index import Index, IndexSpec, exact_hits, recall
+from retrieval.engine.index.index import Index, recall
+from retrieval.engine.index.open import build_index, exact_hits
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.engine.items import Failure, ItemTable
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store, check_catalog_name
 from retrieval.errors import (
@@ -31,6 +34,7 @@ from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
     InvalidManifest,
+    UnknownBundle,
     UnknownCatalog,
     UnknownSnapshot,
     ValidationFailed,
@@ -73,7 +77,10 @@ class Plan:
 def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     """The request with its bundle named. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
-    if not digest:
+    if digest:
+        hint = "add one with `retrieval calibrate`"
+        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle, hint=hint)
+    else:
         try:
             live = store.snapshot_manifest(request.catalog, store.current(request.catalog))
             digest = live.bundle_digest
@@ -189,7 +196,7 @@ def _build(
     score = store.score(point.bundle_digest, point.score_digest)
     embeddings = np.concatenate([store.embeddings(shard.key) for shard in shards])
     vectors = score.gallery_vectors(embeddings)
-    index = Index.build(vectors, spec, device=device)
+    index = build_index(vectors, spec, device=device)
     items = ItemTable.build([item for shard in shards for item in shard.items], score.density(embeddings))
     if not len(items) == index.n_items == len(embeddings):
         raise ValidationFailed(
@@ -262,12 +269,17 @@ def _shard_key(job_id: str, number: int, what: str) -> str:
 
 
 def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
-    """Make an older snapshot live again, verified first; "" means the newest one older than the live one.
+    """Make an older snapshot live again, verified first.
 
+    target: its id, or the start of its id; "" means the newest one older than the live one.
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch where the active
     operating point uses another score.
     """
-    if not target:
+    if target:
+        ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
+        kind = f"snapshot of catalogue {catalog}"
+        target = SnapshotId(resolve_prefix(target, ids, kind=kind, unknown=UnknownSnapshot, hint=hint))
+    else:
         target = _previous(store, catalog)
     manifest = store.snapshot_manifest(catalog, target)
     point = store.active_operating_point(store.bundle(manifest.bundle_digest).digest)

@@ -24,7 +24,8 @@ from retrieval.consistency import (
 )
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.score import Score
-from retrieval.flows.calibrate import CalibrationTarget, LabelledEmbeddings, calibrate, candidate_scores
+from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores
+from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
 _FARS = (1e-2, 1e-3, 1e-4)

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.engine.index import Hits, Index, IndexSpec, exact_hits, recall
+from retrieval.engine.index.index import Hits, Index, recall
+from retrieval.engine.index.open import build_index, exact_hits
+from retrieval.engine.index.spec import IndexSpec
 from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
 
 Vectors = NDArray[np.float32]
@@ -46,7 +48,7 @@ def main() -> None:
         facts: dict[str, object] = {"mean hits": round(sum(len(hits.positions) for hits in exact) / len(exact), 2)}
         groups = []
         for spec in (IndexSpec(), ivf):
-            index = Index.build(vectors, spec)
+            index = build_index(vectors, spec)
             facts[f"recall of {spec}"] = round(recall(index.above(queries, options.threshold), exact), 4)
             groups += [measure(index, queries, batch, options) for batch in options.batches]
     show(__doc__, options, groups, facts)

@@ -27,7 +27,8 @@ from retrieval.consistency.opis.opis import consistency_report
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.ranking import recall_at_k
 from retrieval.contract.score import Score, cohort_score
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.open import build_index
+from retrieval.engine.index.spec import IndexSpec
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 from tests.bench.measuring.rounds import Group, cpu_of, in_turns, option_parser, show
 
@@ -291,7 +292,7 @@ def cost_of_density(batch: int, options: argparse.Namespace) -> Group:
         unit: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
         return unit
 
-    index, queries = Index.build(rows(n), IndexSpec()), rows(n_queries)
+    index, queries = build_index(rows(n), IndexSpec()), rows(n_queries)
     calls = [queries[start : start + batch] for start in range(0, n_queries, batch)]
     cases = {"exact search": cpu_of(lambda: [index.above(call, 0.9) for call in calls], n_parts=n_queries)}
     for size in (500, 2000, 10_000):

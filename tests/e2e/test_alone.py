@@ -110,7 +110,7 @@ def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> Non
 DEMONSTRATION = """
 import signal, sys, time
 from pathlib import Path
-from retrieval.edge.demo import Demo
+from retrieval.edge.cli.demo import Demo
 from retrieval.edge.settings import load_settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored

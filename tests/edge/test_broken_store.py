@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.edge.console import out, print_table
 from retrieval.edge.settings import load_settings
 from retrieval.edge.wiring import make_searcher
 from retrieval.engine.encoder import Encoder
@@ -16,6 +15,7 @@ from retrieval.engine.store import Store
 from retrieval.errors import CorruptArtifact, InvalidSettings, Overloaded, Unavailable, ValidationFailed
 from retrieval.flows import reindex
 from retrieval.flows.search import SearchResult
+from retrieval.terminal import out, print_table
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running, index
 from tests.photos import shot, write_shots

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.preprocessing import DEFAULT_LIMITS
-from retrieval.engine.catalog import Failure
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedItems, check_failures, embed_items, embed_shard
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.items import Failure
 from retrieval.engine.store import Store
 from retrieval.errors import TooManyFailures
 from tests.pictures import class_picture, encoded, write_class_folders

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from retrieval.contract.bundle import Bundle, write_bundle
 from retrieval.contract.preprocessing import ImageLimits, preprocess
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index import n_gpus
+from retrieval.engine.index.faiss_index import n_gpus
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,

@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency.thresholds.targets import parse_target
+from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores, check_cohort, measure_score
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-from retrieval.flows.calibrate import (
-    CalibrationTarget,
-    LabelledEmbeddings,
-    calibrate,
-    candidate_scores,
-    check_cohort,
-    compare,
-    compare_with_active,
-)
+from retrieval.flows.calibrate import CalibrationTarget, calibrate, compare_with_active
 from tests.stores import CREATED_AT
 
 
@@ -64,7 +57,7 @@ def run(
         data,
         bundle=BundleDigest("bundle"),
         scores=scores,
-        target=target or CalibrationTarget(far=1e-2),
+        target=target or CalibrationTarget(),
         rng=np.random.default_rng(seed),
         created_at=CREATED_AT,
     )
@@ -150,7 +143,7 @@ def test_a_cohort_of_calibrated_classes_is_refused() -> None:
 def test_the_threshold_keeps_its_target_and_no_lower_one_does(far: float, score: Score) -> None:
     """Counted pair by pair."""
     data = crowded()
-    point = run(data, [score], target=CalibrationTarget(far=far))
+    point = run(data, [score], target=CalibrationTarget(target=Target("far", far)))
     scores, same = pairs(data, score)
     accepted = scores >= np.float32(point.threshold)
     n_negatives = np.count_nonzero(~same)
@@ -213,7 +206,7 @@ def test_classes_of_one_image_are_no_evidence() -> None:
 def test_a_target_too_strict_for_the_data_is_refused() -> None:
     """With 45,000 pairs nobody can speak about one in a million."""
     with pytest.raises(NotEnoughEvidence):
-        run(crowded(), [Score()], target=CalibrationTarget(far=1e-6))
+        run(crowded(), [Score()], target=CalibrationTarget(target=Target("far", 1e-6)))
 
 
 def test_a_certificate_that_the_data_cannot_support_is_refused_not_rounded(cosine: OperatingPoint) -> None:
@@ -237,7 +230,7 @@ def test_no_label_and_no_vector_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["far", "prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"]
+    "field", ["prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"]
 )
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_targets_are_shares(field: str, value: float) -> None:
@@ -247,7 +240,7 @@ def test_targets_are_shares(field: str, value: float) -> None:
 
 def test_comparison_names_the_score() -> None:
     cohort = cohort_of_strangers(k=7)
-    entry = compare(crowded(), cohort, CalibrationTarget(), np.random.default_rng(0))
+    entry = measure_score(crowded(), cohort, Target("far", 0.01), 0.95, np.random.default_rng(0)).comparison
     assert (entry.kind, entry.k, entry.score_digest) == ("cohort", 7, cohort.digest)
     assert 0 < entry.recall_at_1 <= 1
     assert entry.opis_debiased is not None
@@ -279,8 +272,8 @@ def test_both_certificates_and_their_refusals() -> None:
 def test_what_changes_against_the_active_operating_point() -> None:
     """Counted on the same pairs; between two scores there is nothing to count."""
     data, cohort = crowded(), cohort_of_strangers()
-    loose = run(data, [Score()], target=CalibrationTarget(far=0.05))
-    strict = run(data, [Score()], target=CalibrationTarget(far=0.01))
+    loose = run(data, [Score()], target=CalibrationTarget(target=Target("far", 0.05)))
+    strict = run(data, [Score()], target=CalibrationTarget(target=Target("far", 0.01)))
     changes = compare_with_active(data, Score(), strict, loose)
     assert changes is not None
     assert (changes.active_far, changes.proposed_far) == (loose.choice.far, strict.choice.far)
@@ -288,5 +281,5 @@ def test_what_changes_against_the_active_operating_point() -> None:
     flipped = (scores >= np.float32(loose.threshold)) & (scores < np.float32(strict.threshold))
     assert changes.n_changed == pytest.approx(np.count_nonzero(flipped), abs=2)  # float32 products of other tiles
     assert changes.n_improved == pytest.approx(np.count_nonzero(flipped & ~same), abs=2)
-    other = run(data, [cohort], target=CalibrationTarget(far=0.05))
+    other = run(data, [cohort], target=CalibrationTarget(target=Target("far", 0.05)))
     assert compare_with_active(data, Score(), strict, other) is None

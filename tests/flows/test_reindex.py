@@ -17,7 +17,8 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index import Index, IndexSpec
+from retrieval.engine.index.open import build_index
+from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
@@ -270,10 +271,10 @@ def test_an_index_that_misses_matches_is_not_published() -> None:
     rows = np.random.default_rng(0).normal(size=(400, 6))
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     good, bad = IndexSpec.parse("IVF4,nprobe=3"), IndexSpec.parse("IVF4,nprobe=1")
-    found = measure_recall(Index.build(vectors, good), vectors, vectors, Score(), 0.5)
+    found = measure_recall(build_index(vectors, good), vectors, vectors, Score(), 0.5)
     assert 0.9 <= found < 1
     with pytest.raises(ValidationFailed, match=r"IVF4,nprobe=1: it finds .*% .* raise nprobe or use Flat"):
-        measure_recall(Index.build(vectors, bad), vectors, vectors, Score(), 0.5)
+        measure_recall(build_index(vectors, bad), vectors, vectors, Score(), 0.5)
 
 
 # which bundle
@@ -297,8 +298,8 @@ def test_the_live_snapshots_bundle_is_kept(
 def test_unknown_bundle_and_missing_operating_point(
     calibrated: Store, request_of: ReindexRequest, other_bundle: Bundle
 ) -> None:
-    with pytest.raises(UnknownBundle, match="bundle abc"):
-        plan(calibrated, "job", replace(request_of, bundle_digest="abc"))
+    with pytest.raises(UnknownBundle, match="no bundle is or starts with 'abcd': add one"):
+        plan(calibrated, "job", replace(request_of, bundle_digest="abcd"))
     calibrated.add_bundle(other_bundle.directory)
     with pytest.raises(UnknownOperatingPoint, match="run `retrieval calibrate`"):
         plan(calibrated, "job", replace(request_of, bundle_digest=other_bundle.digest))

@@ -14,7 +14,7 @@ from retrieval.contract.manifest import Item, read_manifest
 from tests.pictures import write_class_folders
 from training.cli import main
 from training.config import TrainingConfig, parse_config
-from training.loop import FinishedRun, load_finished, train
+from training.loop import FinishedRun, load_finished, train_embedder
 
 TINY: dict[str, Any] = {
     "input": {"resize": 32, "crop": 32},
@@ -65,7 +65,7 @@ def run(
 ) -> Path:
     """The folder of a finished run; read only."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    train(tiny_config, training_items, held_out_items, folder)
+    train_embedder(tiny_config, training_items, held_out_items, folder)
     return folder
 
 

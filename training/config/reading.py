@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from retrieval.errors import InvalidSettings
-from training.config.contradictions import contradictions
-from training.config.sections import TrainingConfig
+from training.config.sections import InputConfig, LoopConfig, LossConfig, MarginConfig, ModelConfig, TrainingConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -50,7 +49,7 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> TrainingConfig:
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors()]
         else:
-            problems = list(contradictions(config))
+            problems = list(_contradictions(config))
             if not problems:
                 return config
     raise InvalidSettings(f"{source}: " + "; ".join(problems))
@@ -78,3 +77,50 @@ def _unknown_keys(values: Mapping[str, Any], default: Any, prefix: str = "") -> 
         elif isinstance(value, list) and isinstance(known[key], tuple) and any(map(is_dataclass, known[key])):
             for row, entry in enumerate(entry for entry in value if isinstance(entry, Mapping)):
                 yield from _unknown_keys(entry, known[key][0], f"{prefix}{key}.{row}.")
+
+
+def _contradictions(config: TrainingConfig) -> Iterable[str]:
+    """What is wrong and what to do, a sentence each; nothing where all of it goes together."""
+    yield from _of_input(config.input)
+    yield from _of_model(config.model)
+    yield from _of_loss(config.loss)
+    yield from _of_loop(config.loop)
+
+
+def _of_input(config: InputConfig) -> Iterable[str]:
+    if config.crop > config.resize:
+        yield f"input.crop is at most input.resize, found {config.crop} and {config.resize}"
+
+
+def _of_model(config: ModelConfig) -> Iterable[str]:
+    if not config.lora.rank:
+        return
+    if config.frozen:
+        yield "model.frozen has no effect with model.lora, whose adapters alone learn: leave one of them out"
+    if config.batch_norm == "trained":
+        yield 'model.batch_norm = "trained" has no effect with model.lora, whose adapters alone learn: leave it out'
+
+
+def _of_loss(config: LossConfig) -> Iterable[str]:
+    tcm = config.tcm
+    if not any(base.weight for base in config.base) and not tcm.positive_weight and not tcm.negative_weight:
+        yield (
+            "loss: nothing is left to minimise, every weight of loss.base, loss.tcm.positive_weight and "
+            "loss.tcm.negative_weight is 0: raise one of them"
+        )
+    if _margins_meet(tcm):
+        yield (
+            f"loss.tcm.positive_margin lies above loss.tcm.negative_margin, found {tcm.positive_margin} and "
+            f"{tcm.negative_margin}: positive pairs are to be more similar than negative ones"
+        )
+
+
+def _margins_meet(tcm: MarginConfig) -> bool:
+    """Quantiles are where the model has its pairs, in any order at first."""
+    is_used = tcm.positive_weight > 0 and tcm.negative_weight > 0 and tcm.margins != "quantiles"
+    return is_used and tcm.positive_margin <= tcm.negative_margin
+
+
+def _of_loop(config: LoopConfig) -> Iterable[str]:
+    if config.patience and not config.evaluate_every:
+        yield f"loop.patience needs loop.evaluate_every, found {config.patience} and 0"

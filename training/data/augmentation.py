@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from retrieval.contract.preprocessing import Preprocessing
 from training.config import AugmentationConfig
-from training.torchvision_compat import allow_mismatched_torchvision
+from training.model.torchvision_compat import allow_mismatched_torchvision
 
 allow_mismatched_torchvision()
 

@@ -1,22 +1,22 @@
 """How well an embedder serves classes it was not trained on. Tables and plots of it are in `report`."""
 
-from training.evaluation.evaluation import (
+from training.evaluation.items import Embed, ImageEmbeddings, embed_images, evaluate_items
+from training.evaluation.measuring import evaluate, require_evidence
+from training.evaluation.results import (
     Consistency,
     Evaluation,
     OtherClasses,
     RateAtFar,
 )
-from training.evaluation.items import Embed, EmbeddedItems, embed_items, evaluate_items
-from training.evaluation.measuring import evaluate, require_evidence
 
 __all__ = [
     "Consistency",
     "Embed",
-    "EmbeddedItems",
+    "ImageEmbeddings",
     "Evaluation",
     "OtherClasses",
     "RateAtFar",
-    "embed_items",
+    "embed_images",
     "evaluate",
     "evaluate_items",
     "require_evidence",

@@ -10,14 +10,14 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import TooManyFailures
 from training.data import Progress, Unreadable, read_items
-from training.evaluation.evaluation import Evaluation
 from training.evaluation.measuring import evaluate
+from training.evaluation.results import Evaluation
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddedItems:
+class ImageEmbeddings:
     """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the others."""
 
     embeddings: NDArray[np.float32]
@@ -44,20 +44,20 @@ def evaluate_items(
 
     Raises TooManyFailures where too many are unreadable, NotEnoughEvidence where they are too few to say anything.
     """
-    found = embed_items(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
+    found = embed_images(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
     return evaluate(
         found.embeddings, found.labels, far_target=far_target, n_unreadable=len(found.unreadable), in_full=in_full
     )
 
 
-def embed_items(
+def embed_images(
     items: Sequence[Item],
     embed: Embed,
     preprocessing: Preprocessing,
     *,
     max_unreadable: float,
     progress: Progress,
-) -> EmbeddedItems:
+) -> ImageEmbeddings:
     """Embed the items that can be read, in their order.
 
     Raises TooManyFailures as `read_items` does, and where none can be read.
@@ -73,4 +73,4 @@ def embed_items(
     if not parts:
         reason = f": {unreadable[0].item.uri}: {unreadable[0].reason}" if unreadable else ""
         raise TooManyFailures(f"none of {len(items)} images can be read, at least one is needed{reason}")
-    return EmbeddedItems(np.concatenate(parts), tuple(kept), tuple(unreadable))
+    return ImageEmbeddings(np.concatenate(parts), tuple(kept), tuple(unreadable))

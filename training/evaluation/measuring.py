@@ -25,7 +25,7 @@ from retrieval.consistency import (
 )
 from retrieval.consistency.opis.utility import Axis
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-from training.evaluation.evaluation import Consistency, Evaluation, OtherClasses, RateAtFar
+from training.evaluation.results import Consistency, Evaluation, OtherClasses, RateAtFar
 
 PAPER_BAND = (1e-2, 1e-1)
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from retrieval.consistency import class_confusions, class_rates
 from retrieval.consistency.intervals import Interval
 from retrieval.contract.canonical import json_bytes
-from training.evaluation.evaluation import Evaluation
 from training.evaluation.plots import draw_classes, draw_histograms, draw_identification
+from training.evaluation.results import Evaluation
 from training.writing import make_folder
 
 _COLUMNS = (

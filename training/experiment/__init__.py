@@ -1,12 +1,12 @@
 """Arms times seeds on the same data: run, measured alike, compared with tests."""
 
-from training.experiment.experiment import run_experiment
 from training.experiment.figures import Figures, Measured, measure
 from training.experiment.plan import EXPERIMENTS, Arm, Experiment, load_experiment, parse_experiment
 from training.experiment.report import ExperimentResult, to_json
 from training.experiment.running import Failure, RunNews
 from training.experiment.scores import ScoreConfig, fit_score
 from training.experiment.summary import ArmSummary, Difference, Estimate, summarise
+from training.experiment.workflow import run_experiment
 
 __all__ = [
     "EXPERIMENTS",

@@ -1,6 +1,6 @@
 """The runs of an experiment: each a process of its own in a folder of its own, so that none ends the others.
 
-Decides what is left to do and does it; leaves what runs there are to `jobs.py`, what they are worth to `figures.py`.
+Decides what is left to do and does it; leaves what runs there are to `trials.py`, what they are worth to `figures.py`.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval.errors import FailedPrecondition
-from training.experiment.jobs import (
+from training.experiment.trials import (
     CONFIG,
     EMBEDDED_PARTS,
     EMBEDDINGS,
@@ -26,7 +26,7 @@ from training.experiment.jobs import (
     MADE_OF,
     RUN,
     TRAINED,
-    Job,
+    Trial,
     read_json,
     write_json,
 )
@@ -82,23 +82,23 @@ def only_user(out: Path) -> Iterator[None]:
         yield
 
 
-def run_jobs(
-    jobs: Sequence[Job],
+def run_trials(
+    trials: Sequence[Trial],
     *,
     n_processes: int,
     device: str,
     observe: Callable[[RunNews], None],
     program: Sequence[str] = PROGRAM,
 ) -> list[Failure]:
-    """Do what is left of the jobs, `n_processes` at a time; what could not be done. Finished ones are skipped.
+    """Do what is left of the trials, `n_processes` at a time; what could not be done. Finished ones are skipped.
 
     More than one process at a time get one thread each. program: understands `train` and `embed` as this package does.
     On an interrupt the processes are ended; what they did up to their last checkpoint is kept. observe: called from
     several threads, by one at a time.
     """
-    crew = _Crew(len(jobs), n_processes, device, observe, program)
+    crew = _Crew(len(trials), n_processes, device, observe, program)
     with ThreadPoolExecutor(n_processes) as pool:
-        futures = [pool.submit(crew.work, job) for job in jobs]
+        futures = [pool.submit(crew.work, trial) for trial in trials]
         try:
             found = [future.result() for future in futures]
         except BaseException:
@@ -123,10 +123,10 @@ class _Crew:
         self._stopped = False
         self._done = 0
 
-    def work(self, job: Job) -> Failure | None:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        failure = self._train(job) or self._embed(job)
-        self._tell(job, "failed" if failure else "done")
+    def work(self, trial: Trial) -> Failure | None:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        failure = self._train(trial) or self._embed(trial)
+        self._tell(trial, "failed" if failure else "done")
         return failure
 
     def stop(self) -> None:
@@ -135,46 +135,46 @@ class _Crew:
             for process in self._processes:
                 process.terminate()
 
-    def _train(self, job: Job) -> Failure | None:
-        run, trained = job.folder / RUN, job.folder / TRAINED
+    def _train(self, trial: Trial) -> Failure | None:
+        run, trained = trial.folder / RUN, trial.folder / TRAINED
         if trained.is_file():
             return None
-        self._tell(job, "training")
-        write_json(job.folder / MADE_OF, job.made_of)
-        write_json(job.folder / CONFIG, job.made_of["config"])
+        self._tell(trial, "training")
+        write_json(trial.folder / MADE_OF, trial.made_of)
+        write_json(trial.folder / CONFIG, trial.made_of["config"])
         resumed = any(run.glob("*checkpoint*"))
         started = time.monotonic()
         failure = self._call(
-            job,
+            trial,
             "training",
-            *("train", "--data", job.data.train, "--validation", job.data.validation, "--out", str(run)),
-            *("--config", str(job.folder / CONFIG), "--device", self._device, "--resume"),
+            *("train", "--data", trial.data.train, "--validation", trial.data.validation, "--out", str(run)),
+            *("--config", str(trial.folder / CONFIG), "--device", self._device, "--resume"),
         )
         if failure is None:
             # How long the part before the interruption took is not known.
             write_json(trained, {"seconds": None if resumed else time.monotonic() - started})
         return failure
 
-    def _embed(self, job: Job) -> Failure | None:
-        out = job.folder / EMBEDDINGS
-        if out.is_file() and read_json(job.folder / MADE_OF) == job.made_of:
+    def _embed(self, trial: Trial) -> Failure | None:
+        out = trial.folder / EMBEDDINGS
+        if out.is_file() and read_json(trial.folder / MADE_OF) == trial.made_of:
             return None
-        self._tell(job, "embedding")
+        self._tell(trial, "embedding")
         out.unlink(missing_ok=True)  # before it is said what it will be made of: else the old one would pass for it
-        write_json(job.folder / MADE_OF, job.made_of)
-        parts = [argument for part in EMBEDDED_PARTS for argument in ("--data", f"{part}={getattr(job.data, part)}")]
+        write_json(trial.folder / MADE_OF, trial.made_of)
+        parts = [argument for part in EMBEDDED_PARTS for argument in ("--data", f"{part}={getattr(trial.data, part)}")]
         return self._call(
-            job, "embedding", "embed", str(job.folder / RUN), "--out", str(out), "--device", self._device, *parts
+            trial, "embedding", "embed", str(trial.folder / RUN), "--out", str(out), "--device", self._device, *parts
         )
 
-    def _call(self, job: Job, what: str, *arguments: str) -> Failure | None:
-        log = job.folder / LOG
+    def _call(self, trial: Trial, what: str, *arguments: str) -> Failure | None:
+        log = trial.folder / LOG
         with log.open("ab") as file:
             file.write(f"$ training {' '.join(arguments)}\n".encode())
             file.flush()
             with self._lock:
                 if self._stopped:
-                    return Failure(arm=job.arm.name, seed=job.seed, what=what, reason="stopped", log=None)
+                    return Failure(arm=trial.arm.name, seed=trial.seed, what=what, reason="stopped", log=None)
                 process = subprocess.Popen(
                     [*self._program, *arguments],
                     stdin=subprocess.DEVNULL,
@@ -189,12 +189,12 @@ class _Crew:
                 self._processes.remove(process)
         if code == 0:
             return None
-        return Failure(arm=job.arm.name, seed=job.seed, what=what, reason=_reason(log, code), log=str(log))
+        return Failure(arm=trial.arm.name, seed=trial.seed, what=what, reason=_reason(log, code), log=str(log))
 
-    def _tell(self, job: Job, what: str) -> None:
+    def _tell(self, trial: Trial, what: str) -> None:
         with self._lock:
             self._done += what in ("done", "failed")
-            self._observe(RunNews(arm=job.arm.name, seed=job.seed, what=what, done=self._done, total=self._total))
+            self._observe(RunNews(arm=trial.arm.name, seed=trial.seed, what=what, done=self._done, total=self._total))
 
 
 def _reason(log: Path, code: int) -> str:

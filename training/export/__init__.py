@@ -1,7 +1,15 @@
 """From a finished run to a model bundle: converted, compared with the trained embedder, described."""
 
-from training.export.export import export_run
-from training.export.options import NOT_STATED, ExportOptions, Watch
+from training.export.bundle import export_run
+from training.export.options import NOT_STATED, ExportOptions, ExportProgress
 from training.export.shift import DEFAULT_MAX_FLIPS, PrecisionShift, shift_of
 
-__all__ = ["DEFAULT_MAX_FLIPS", "NOT_STATED", "ExportOptions", "PrecisionShift", "Watch", "export_run", "shift_of"]
+__all__ = [
+    "DEFAULT_MAX_FLIPS",
+    "NOT_STATED",
+    "ExportOptions",
+    "PrecisionShift",
+    "ExportProgress",
+    "export_run",
+    "shift_of",
+]

@@ -13,7 +13,7 @@ from retrieval.contract.preprocessing import Preprocessing
 from training.config import ModelConfig
 from training.export.options import NOT_STATED
 from training.model.efficientnet_lite import LITE
-from training.torchvision_compat import allow_mismatched_torchvision
+from training.model.torchvision_compat import allow_mismatched_torchvision
 
 _MEANINGS = {
     "r_at_1": "share of images whose nearest other image shows the same class",

@@ -18,9 +18,9 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import NotEnoughEvidence
 from training.data import read_items
-from training.evaluation import embed_items
+from training.evaluation import embed_images
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
-from training.export.options import ExportOptions, Watch
+from training.export.options import ExportOptions, ExportProgress
 from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
 from training.export.precision import to_half, to_int8
 from training.export.shift import check_flips, measure_shift
@@ -40,7 +40,7 @@ class Converted:
     evidence: Mapping[str, Any]
 
 
-def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch: Watch) -> Converted:
+def convert(finished: FinishedRun, options: ExportOptions, staging: Path, progress: ExportProgress) -> Converted:
     """The embedder in the precision of `options`. Raises as `export_run`.
 
     float32 is compared with the trained embedder at batches of one, two and the most that the encoder runs at once;
@@ -60,16 +60,16 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, watch:
     }
     if options.precision == "fp32":
         content, embed = model.content(), trained
-        evidence |= _measure(trained, exact.embed, finished, options, watch)
+        evidence |= _measure(trained, exact.embed, finished, options, progress)
     else:
-        content, n_used = _lower(model, finished, options, watch)
+        content, n_used = _lower(model, finished, options, progress)
         if n_used:
             calibration = describe_items(options.calibration_images or ()).to_json()
             evidence["calibration_images"] = calibration | {"n_used": n_used}
         lower = try_out(content, finished.preprocessing, dimension, staging / options.precision)
         embed = lower.embed
         evidence["batch_difference"] = check_batches(lower, pixels)
-        evidence |= _measure(exact.embed, lower.embed, finished, options, watch)
+        evidence |= _measure(exact.embed, lower.embed, finished, options, progress)
     return Converted(content=content, embed=embed, evidence=evidence | {"model_bytes": len(content)})
 
 
@@ -91,7 +91,9 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
     return Encoder.open(bundle)
 
 
-def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watch: Watch) -> tuple[bytes, int]:
+def _lower(
+    model: OnnxModel, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
+) -> tuple[bytes, int]:
     """The model in fewer bits, and the images that its ranges are from."""
     if options.precision == "fp16":
         return to_half(model), 0
@@ -100,19 +102,19 @@ def _lower(model: OnnxModel, finished: FinishedRun, options: ExportOptions, watc
     rng = np.random.default_rng(_CALIBRATION_SEED)
     rows = np.sort(rng.choice(len(items), size=min(len(items), _N_CALIBRATION), replace=False))
     sizes: list[int] = []
-    content = to_int8(model, _pixels([items[row] for row in rows], finished, watch, sizes))
+    content = to_int8(model, _pixels([items[row] for row in rows], finished, progress, sizes))
     return content, sum(sizes)
 
 
 def _pixels(
-    items: Sequence[Item], finished: FinishedRun, watch: Watch, sizes: list[int]
+    items: Sequence[Item], finished: FinishedRun, progress: ExportProgress, sizes: list[int]
 ) -> Iterator[NDArray[np.float32]]:
     """The images that can be read, a stretch at a time; how many each holds is added to `sizes`."""
     for part in read_items(
         items,
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
-        progress=watch.calibrating,
+        progress=progress.calibrating,
     ):
         sizes.append(len(part.items))
         if part.items:
@@ -129,17 +131,17 @@ def _require_calibration(n: int) -> None:
 
 
 def _measure(
-    before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, watch: Watch
+    before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
 ) -> dict[str, Any]:
     """What is written about the shift on the images; nothing without images. Raises as `check_flips`."""
     if options.images is None:
         return {}
-    found = embed_items(
+    found = embed_images(
         options.images,
         lambda pixels: np.hstack([before(pixels), after(pixels)]),
         finished.preprocessing,
         max_unreadable=finished.config.data.max_unreadable,
-        progress=watch.measuring,
+        progress=progress.measuring,
     )
     far_target = options.far_target or finished.evaluation.far_target
     rows_before, rows_after = np.hsplit(found.embeddings, 2)

@@ -29,11 +29,11 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class ExportProgress:
     """Who is told of images done, and of how many: those calibrated on, those measured on."""
 
     calibrating: Callable[[int, int], None] = lambda done, total: None
     measuring: Callable[[int, int], None] = lambda done, total: None
 
 
-FLOAT32, SILENT = ExportOptions(), Watch()
+FLOAT32, SILENT = ExportOptions(), ExportProgress()

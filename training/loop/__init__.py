@@ -1,10 +1,10 @@
 """The training loop: from a configuration and labelled images to a finished run on disk, in one process or several."""
 
 from training.loop.embedding import embedding_function
+from training.loop.monitoring import SILENT, Observers, StepReport
 from training.loop.processes import is_main_process, leave_processes, select_device
 from training.loop.runs import CHECKPOINT, CONFIG, EVALUATION, EVENTS, FinishedRun, load_finished, read_evaluation
-from training.loop.train import train
-from training.loop.watching import SILENT, Observers, StepReport
+from training.loop.train import train_embedder
 
 __all__ = [
     "CHECKPOINT",
@@ -21,5 +21,5 @@ __all__ = [
     "load_finished",
     "read_evaluation",
     "select_device",
-    "train",
+    "train_embedder",
 ]

@@ -14,11 +14,11 @@ from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
+from training.loop.monitoring import Observers, StepMonitor
 from training.loop.processes import Processes
 from training.loop.runs import EVENTS, Fingerprint, write_checkpoint
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper
-from training.loop.watching import Observers, Watch
 
 
 class Course:
@@ -61,7 +61,7 @@ class Course:
             lambda: write_checkpoint(self._folder, self._state.state_dict(), self._config, self._fingerprint)
         )
 
-    def _take_steps(self, drawn: Iterator[Batch], watch: Watch, *, n_images: int) -> None:
+    def _take_steps(self, drawn: Iterator[Batch], watch: StepMonitor, *, n_images: int) -> None:
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
         guard = Guard(self._processes, self._folder, gradient_may_overflow=state.scaler is not None)
@@ -76,7 +76,7 @@ class Course:
             must_save = number % loop.checkpoint_every == 0 or number == n_steps
             taken = TakenStep(step=number, learning_rates=rates, ids=[name for part in parts for name in part.ids])
             known = guard.check(taken, values, now=must_evaluate or must_save)
-            stepper.descend(values[-1])
+            stepper.descend(values.gradient_norm)
             state.step = number
             watch.report(known)
             with watch.pausing():
@@ -98,14 +98,14 @@ class Course:
             in_full=in_full,
         )
 
-    def _consider(self, watch: Watch) -> bool:
+    def _consider(self, watch: StepMonitor) -> bool:
         """Evaluate; whether that ends the run."""
         state, evaluation = self._state, self._evaluate(in_full=False)
         watch.evaluated(state.step, evaluation)
         state.stopping.consider(state.step, evaluation, state.evaluated, self._config.loop)
         return state.stopping.over
 
-    def _conclude(self, watch: Watch) -> Evaluation:
+    def _conclude(self, watch: StepMonitor) -> Evaluation:
         """Evaluate the weights to keep."""
         state = self._state
         if state.stopping.weights is not None:
@@ -135,13 +135,13 @@ class Course:
         self._unreadable.clear()
 
     @contextmanager
-    def _watch(self, images: TrainingImages) -> Iterator[Watch]:
+    def _watch(self, images: TrainingImages) -> Iterator[StepMonitor]:
         """Tell the observers and TensorBoard, in the main process; nobody in the others."""
         schedule = self._config.schedule
         n_images = batch_size(schedule, len(images.classes)) * self._config.loop.accumulate
         if not self._processes.is_main:
-            yield Watch([], steps=schedule.steps, n_images=n_images)
+            yield StepMonitor([], steps=schedule.steps, n_images=n_images)
             return
         log = EventLog(self._folder / EVENTS, first=self._state.step, message=self._observers.message)
         with closing(log) as events:
-            yield Watch([self._observers, events], steps=schedule.steps, n_images=n_images)
+            yield StepMonitor([self._observers, events], steps=schedule.steps, n_images=n_images)

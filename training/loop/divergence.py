@@ -6,44 +6,20 @@ written or evaluated; a CPU is asked before each step is taken.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from retrieval.errors import TrainingDiverged
 from training.loop.processes import Processes
 from training.loop.runs import write_batch
+from training.loop.values import StepValues, mean_over_processes, read_values
 
 _STEPS_AT_ONCE = 10
 # A gradient scaler that halves its scale so often has gone from 65,536 down to what no gradient needs.
 _MOST_OVERFLOWS = 40  # 2**-24, in a row
 _N_NAMED = 5  # items in the message; the file has all
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepValues:
-    """Means over the batches of a step and over the processes.
-
-    margin: TCM with its weights, warm-up included, so that loss is base + margin; active_positives, active_negatives:
-    shares of the pairs on the wrong side of the positive_margin and negative_margin of the step; gradient_norm: over
-    all parameters, before clipping.
-    """
-
-    loss: float
-    base: float
-    margin: float
-    active_positives: float
-    active_negatives: float
-    positive_margin: float
-    negative_margin: float
-    gradient_norm: float
-
-
-_FIELDS = tuple(f.name for f in fields(StepValues))
-_LOSSES = [_FIELDS.index(name) for name in ("loss", "base", "margin")]
-_GRADIENT = _FIELDS.index("gradient_norm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,33 +41,34 @@ class Guard:
         self._most_overflows = _MOST_OVERFLOWS if gradient_may_overflow else 0
         self._n_overflows = 0  # in a row
         self._at_once = 1 if processes.device.type == "cpu" else _STEPS_AT_ONCE
-        self._pending: list[tuple[TakenStep, Tensor]] = []
+        self._pending: list[tuple[TakenStep, StepValues[Tensor]]] = []
 
-    def check(self, taken: TakenStep, values: Tensor, *, now: bool) -> list[tuple[TakenStep, StepValues]]:
-        """What is known of the steps since the last answer; nothing if it is not yet time to ask, unless `now`.
+    def check(
+        self, taken: TakenStep, values: StepValues[Tensor], *, now: bool
+    ) -> list[tuple[TakenStep, StepValues[float]]]:
+        """Return the steps whose values have become known; none if it is not yet time to read them, unless `now`.
 
-        values: [8] float32, in the order of StepValues. Raises TrainingDiverged where one is NaN or infinite.
+        values: of the step, scalars on the device. Raises TrainingDiverged if one is NaN or infinite.
         """
         self._pending.append((taken, values))
         if len(self._pending) < self._at_once and not now:
             return []
         pending, self._pending = self._pending, []
-        own = torch.stack([values for _, values in pending])
-        table = self._processes.gather(own[None]).cpu()
+        table = read_values([own for _, own in pending], self._processes)
+        finite_losses = table.loss.isfinite() & table.base.isfinite() & table.margin.isfinite()
+        finite_gradients = table.gradient_norm.isfinite()
         known = []
-        for row, (step, _) in enumerate(pending):
-            found = StepValues(**dict(zip(_FIELDS, table[:, row].mean(dim=0).tolist(), strict=True)))
-            is_finite = table[:, row, _LOSSES].isfinite().all(dim=1)
-            overflows = table[:, row, _GRADIENT].isfinite().logical_not()
-            self._n_overflows = self._n_overflows + 1 if overflows.any() else 0
+        for row, ((step, _), found) in enumerate(zip(pending, mean_over_processes(table), strict=True)):
+            is_finite = finite_losses[:, row]
+            self._n_overflows = 0 if finite_gradients[:, row].all() else self._n_overflows + 1
             if self._n_overflows > self._most_overflows:
-                is_finite &= ~overflows
+                is_finite = is_finite & finite_gradients[:, row]
             if not is_finite.all():
                 self._stop(step, found, own_fault=not bool(is_finite[self._processes.rank]))
             known.append((step, found))
         return known
 
-    def _stop(self, step: TakenStep, found: StepValues, *, own_fault: bool) -> None:
+    def _stop(self, step: TakenStep, found: StepValues[float], *, own_fault: bool) -> None:
         ids = self._processes.collect(step.ids if own_fault else ())
         path = self._processes.on_main(lambda: write_batch(self._run, step.step, ids))
         parts = ", ".join(f"{name} {value:g}" for name, value in asdict(found).items())

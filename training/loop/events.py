@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.evaluation import Evaluation
-from training.loop.watching import StepReport
+from training.loop.monitoring import StepReport
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

@@ -20,6 +20,7 @@ from training.data import Batch
 from training.loop.processes import Processes
 from training.loop.schedule import set_learning_rates
 from training.loop.state import TrainingState
+from training.loop.values import StepValues, mean_by_name
 from training.losses import StepLoss
 
 
@@ -35,17 +36,14 @@ class Stepper:
         self._optimizer = processes.accelerator.prepare_optimizer(state.optimizer)
         self._parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
 
-    def measure(self, batches: Sequence[Batch]) -> Tensor:
-        """Set the gradients to those of the mean loss over the batches.
-
-        Returns [8] float32 on the device, in the order of StepValues.
-        """
+    def measure(self, batches: Sequence[Batch]) -> StepValues[Tensor]:
+        """Set the gradients to those of the mean loss over the batches; return the values, [] float32 on the device."""
         self._optimizer.zero_grad()
         parts = [self._differentiate(batch, batches) for batch in batches]
         self._processes.average_gradients(self._state.loss)
         self._processes.accelerator.unscale_gradients(self._optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return torch.cat([torch.stack(parts).mean(dim=0), nn.utils.get_total_norm(gradients)[None]])
+        return StepValues(**mean_by_name(parts), gradient_norm=nn.utils.get_total_norm(gradients))
 
     def descend(self, gradient_norm: Tensor) -> None:
         """Clip the gradients and follow them, at the learning rates of the state's step."""
@@ -59,8 +57,8 @@ class Stepper:
         """Those of the state's step: the highest of each part of what is trained."""
         return set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
 
-    def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> Tensor:
-        """Add the gradients of the batch's part of the loss; its values, for people."""
+    def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Add the gradients of the batch's part of the loss; return its values."""
         device, chunk = self._processes.device, self._config.loop.chunk_images or len(batch.labels)
         pixels, labels = batch.pixels.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         chunks = list(torch.split(pixels, chunk))
@@ -113,8 +111,15 @@ def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_imag
         nn.SyncBatchNorm.convert_sync_batchnorm(embedder)  # type: ignore[no-untyped-call]
 
 
-def _values(step_loss: StepLoss) -> Tensor:
+def _values(step_loss: StepLoss) -> dict[str, Tensor]:
+    """Name the values of a batch as StepValues does, without their graph."""
     margin = step_loss.margin
-    losses = (step_loss.total, step_loss.base, margin.value)
-    pairs = (margin.active_positives, margin.active_negatives, step_loss.positive_margin, step_loss.negative_margin)
-    return torch.stack([part.detach().float() for part in (*losses, *pairs)])
+    return {
+        "loss": step_loss.total.detach(),
+        "base": step_loss.base,
+        "margin": margin.value.detach(),
+        "active_positives": margin.active_positives,
+        "active_negatives": margin.active_negatives,
+        "positive_margin": step_loss.positive_margin,
+        "negative_margin": step_loss.negative_margin,
+    }

@@ -15,9 +15,9 @@ from retrieval.errors import InvalidInput, InvalidSettings, NotEnoughEvidence
 from training.config import TrainingConfig
 from training.data import TrainingImages, batch_size, open_images_together, remarks
 from training.evaluation import Evaluation, require_evidence
-from training.loop.average import average_weights
 from training.loop.course import Course
 from training.loop.head import train_head
+from training.loop.monitoring import SILENT, Observers
 from training.loop.processes import Processes
 from training.loop.runs import (
     CHECKPOINT,
@@ -29,15 +29,14 @@ from training.loop.runs import (
     write_evaluation,
 )
 from training.loop.schedule import create_optimizer
-from training.loop.state import TrainingState
+from training.loop.state import TrainingState, average_weights
 from training.loop.steps import prepare_batch_norms
-from training.loop.watching import SILENT, Observers
 from training.losses import TrainingLoss
 from training.model import Embedder, create_embedder
 from training.provenance import describe_items, record_data
 
 
-def train(
+def train_embedder(
     config: TrainingConfig,
     items: Sequence[Item],
     validation: Sequence[Item],

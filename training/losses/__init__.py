@@ -1,7 +1,7 @@
 """What a training step minimises: base losses by name, the threshold-consistent margin (TCM), and their sum."""
 
 from training.losses.adaptive import AdaptiveMargins
-from training.losses.gathering import Batch, gather
+from training.losses.gathering import GatheredBatch, gather
 from training.losses.library import create_base_loss, create_miner
 from training.losses.margin import MarginLoss, threshold_consistent_margin
 from training.losses.memory import CrossBatchMemory, Remembered
@@ -10,7 +10,7 @@ from training.losses.training_loss import StepLoss, TrainingLoss
 
 __all__ = [
     "AdaptiveMargins",
-    "Batch",
+    "GatheredBatch",
     "CrossBatchMemory",
     "MarginLoss",
     "RecallAtKSurrogateLoss",

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class GatheredBatch:
     """embeddings [n, d] and labels [n] of all processes in the order of their ranks; own: the rows of this process."""
 
     embeddings: Tensor
@@ -27,7 +27,7 @@ def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def gather(embeddings: Tensor, labels: Tensor) -> Batch:
+def gather(embeddings: Tensor, labels: Tensor) -> GatheredBatch:
     """The rows of all processes, of which those of this one carry gradient; the same batch on each of them.
 
     embeddings: [m, d] floating; labels: [m] int64; m may differ between processes and be 0. Each process computes the
@@ -37,13 +37,13 @@ def gather(embeddings: Tensor, labels: Tensor) -> Batch:
     with one process, the batch is what was given. One small message tells the numbers of rows, and is waited for.
     """
     if not is_distributed():
-        return Batch(embeddings, labels, slice(0, len(labels)))
+        return GatheredBatch(embeddings, labels, slice(0, len(labels)))
     world, rank = distributed.get_world_size(), distributed.get_rank()
     counts = _row_counts(len(labels), world, embeddings.device)
     parts = _exchange(embeddings.detach(), counts)
     parts[rank] = _TimesBackward.apply(embeddings, world)  # type: ignore[no-untyped-call]
     start = sum(counts[:rank])
-    return Batch(torch.cat(parts), torch.cat(_exchange(labels, counts)), slice(start, start + counts[rank]))
+    return GatheredBatch(torch.cat(parts), torch.cat(_exchange(labels, counts)), slice(start, start + counts[rank]))
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

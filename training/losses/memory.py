@@ -27,7 +27,7 @@ class CrossBatchMemory(nn.Module):
 
     All of its state is in `state_dict`. It holds the same on every process if each adds the batch of all of them.
 
-    Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020.
+    Source: Wang et al., "Cross-GatheredBatch Memory for Embedding Learning", CVPR 2020.
     """
 
     def __init__(self, size: int, dimension: int) -> None:

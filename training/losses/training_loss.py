@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidInput
 from training.config import LossConfig
 from training.losses.adaptive import AdaptiveMargins
-from training.losses.gathering import Batch, gather, is_distributed
+from training.losses.gathering import GatheredBatch, gather, is_distributed
 from training.losses.library import create_base_loss, create_miner
 from training.losses.margin import MarginLoss, threshold_consistent_margin
 from training.losses.memory import CrossBatchMemory
@@ -75,14 +75,14 @@ class TrainingLoss(nn.Module):
             negative_margin=negative_margin,
         )
 
-    def _base(self, batch: Batch) -> Tensor:
+    def _base(self, batch: GatheredBatch) -> Tensor:
         total = 0 * batch.embeddings.sum()
         for config, loss, miner in zip(self._config.base, self.base, self.miners, strict=True):
             mined = () if config.miner is None else (miner(batch.embeddings, batch.labels),)
             total = total + config.weight * loss(batch.embeddings, batch.labels, *mined)
         return total
 
-    def _margin(self, batch: Batch, positive_margin: Tensor, negative_margin: Tensor, step: int) -> MarginLoss:
+    def _margin(self, batch: GatheredBatch, positive_margin: Tensor, negative_margin: Tensor, step: int) -> MarginLoss:
         config = self._config.tcm
         warmth = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
         return threshold_consistent_margin(

@@ -5,7 +5,7 @@ from training.model.backbone import Backbone
 from training.model.create import create_backbone, create_embedder, restore_embedder
 from training.model.embedder import Embedder
 from training.model.parameters import freeze, parameter_groups
-from training.model.pooling import GeM
+from training.model.pooling_and_head import GeM
 
 __all__ = [
     "Backbone",

@@ -8,7 +8,7 @@ from torch import nn
 
 from retrieval.errors import InvalidSettings, Unavailable
 from training.config import LoraConfig, suggestion
-from training.torchvision_compat import allow_mismatched_torchvision
+from training.model.torchvision_compat import allow_mismatched_torchvision
 
 
 def add_adapters(network: nn.Module, config: LoraConfig) -> None:

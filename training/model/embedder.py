@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import ModelConfig
 from training.model.backbone import Backbone
-from training.model.heads import create_head
-from training.model.pooling import create_pooling
+from training.model.pooling_and_head import create_head, create_pooling
 
 
 class Embedder(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import suggestion
 from training.model.backbone import Backbone, fetch, in_bytes
+from training.model.torchvision_compat import allow_mismatched_torchvision
 from training.model.weights import load_and_resize
-from training.torchvision_compat import allow_mismatched_torchvision
 
 
 def create_timm(name: str, *, weights: str, side: int) -> Backbone:

@@ -11,8 +11,8 @@ from torch.nn import functional
 from retrieval.errors import InvalidSettings
 from training.config import suggestion
 from training.model.backbone import Backbone, ToMap, fetch, in_bytes
+from training.model.torchvision_compat import allow_mismatched_torchvision
 from training.model.weights import load_and_resize
-from training.torchvision_compat import allow_mismatched_torchvision
 
 # Which of its modules, one after another, lead a network of each class from pixels to its last map of features.
 _ROWS = {

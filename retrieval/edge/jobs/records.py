@@ -145,6 +145,15 @@ class Jobs:
         record["n_done"] = max(int(str(n_done)), record["n_done"])
         return Job(**{**record, "state": JobState(record["state"])})
 
+    def ids_starting(self, prefix: str) -> list[JobId]:
+        """List the ids that start with letters and digits; nothing for other characters, which may be patterns."""
+        if not prefix.isalnum():
+            return []
+        start = _key("")
+        with _reachable():
+            names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}{prefix}*")]
+        return [JobId(name) for name in names if ":" not in name]  # other keys of a job have a suffix
+
     def running(self) -> list[Job]:
         """List all jobs that have not ended."""
         with _reachable():

@@ -27,11 +27,11 @@ from retrieval.edge.jobs.queue import (
     submit,
 )
 from retrieval.edge.jobs.records import Job, JobId, Jobs, now, redis_url
-from retrieval.edge.report import render_report
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import OfflineParts, check_device, offline_parts
 from retrieval.errors import InvalidSettings, JobsUnavailable, RetrievalError, Unavailable, UnknownJob
 from retrieval.flows import audit, reindex
+from retrieval.report.audit_page import render_report
 
 log = structlog.get_logger()
 

@@ -5,7 +5,9 @@ import asyncio
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
+from retrieval.errors import UnknownJob
 from retrieval.flows.audit import audits
 from retrieval.v1 import audits_pb2, audits_pb2_grpc, jobs_pb2
 
@@ -28,8 +30,13 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
 
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
         """Return a finished audit."""
-        report = await asyncio.to_thread(self._store.audit, request.catalog, request.audit_id)
-        return messages.audit_message(self._store, report)
+
+        def get() -> audits_pb2.Audit:
+            ids = self._store.audits(request.catalog)
+            audit_id = resolve_prefix(request.audit_id, ids, kind=f"audit of catalogue {request.catalog}", unknown=UnknownJob)
+            return messages.audit_message(self._store, self._store.audit(request.catalog, audit_id))
+
+        return await asyncio.to_thread(get)
 
     async def ListAudits(  # noqa: N802
         self, request: audits_pb2.ListAuditsRequest, context: Context

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import structlog
 
+from retrieval.client.statuses import status_of
 from retrieval.edge import telemetry
-from retrieval.edge.statuses import status_of
 from retrieval.errors import RetrievalError
 
 log = structlog.get_logger()

@@ -10,6 +10,8 @@ from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.edge.settings import Settings
+from retrieval.engine.prefixes import resolve_prefix
+from retrieval.errors import UnknownJob
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.v1 import jobs_pb2, jobs_pb2_grpc
@@ -31,8 +33,15 @@ class JobQueue:
         return job
 
     async def get(self, job_id: str) -> Job:
-        """Return the record of a job."""
-        return await asyncio.to_thread(self._jobs.get, JobId(job_id))
+        """Return the record of the job with this id, or with the only id that starts so."""
+        return await asyncio.to_thread(self._find, job_id)
+
+    def _find(self, job_id: str) -> Job:
+        try:
+            return self._jobs.get(JobId(job_id))
+        except UnknownJob:  # Redis looks an id up, but must search for the start of one
+            ids, hint = self._jobs.ids_starting(job_id), "finished jobs are kept for 30 days"
+            return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=hint)))
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):

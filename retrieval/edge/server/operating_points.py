@@ -9,7 +9,9 @@ from retrieval.contract.operating_point import OperatingPointId
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
+from retrieval.errors import UnknownBundle, UnknownOperatingPoint
 from retrieval.v1 import operating_points_pb2, operating_points_pb2_grpc
 
 log = structlog.get_logger()
@@ -29,10 +31,9 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
 
         def get() -> operating_points_pb2.OperatingPoint:
             bundle = self._bundle(request.bundle_digest)
-            point_id = OperatingPointId(request.operating_point_id)
             point = (
-                self._store.operating_point(bundle, point_id)
-                if point_id
+                self._store.operating_point(bundle, self._point_id(bundle, request.operating_point_id))
+                if request.operating_point_id
                 else self._store.active_operating_point(bundle)
             )
             return messages.operating_point_message(point, active=point.id == self._store.active_id(bundle))
@@ -61,7 +62,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
 
         def activate() -> operating_points_pb2.OperatingPoint:
             bundle = self._bundle(request.bundle_digest)
-            point = self._store.activate(bundle, OperatingPointId(request.operating_point_id))
+            point = self._store.activate(bundle, self._point_id(bundle, request.operating_point_id))
             log.info("operating_point_activated", id=point.id, bundle=bundle)
             return messages.operating_point_message(point, active=True)
 
@@ -70,4 +71,14 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
         return message
 
     def _bundle(self, digest: str) -> BundleDigest:
-        return self._store.bundle(BundleDigest(digest)).digest if digest else self._store.only_bundle()
+        """Return the bundle whose digest starts so, the only one for ""."""
+        if not digest:
+            return self._store.only_bundle()
+        return BundleDigest(resolve_prefix(digest, self._store.bundles(), kind="bundle", unknown=UnknownBundle))
+
+    def _point_id(self, bundle: BundleDigest, start: str) -> OperatingPointId:
+        """Return the id of the operating point that starts so."""
+        ids = self._store.operating_point_ids(bundle)
+        hint = "see `retrieval operating-points list`"
+        point = resolve_prefix(start, ids, kind="operating point", unknown=UnknownOperatingPoint, hint=hint)
+        return OperatingPointId(point)

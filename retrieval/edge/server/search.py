@@ -4,10 +4,10 @@ import asyncio
 
 import grpc
 
+from retrieval.client.statuses import status_of
 from retrieval.edge import telemetry
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context, log_unknown
-from retrieval.edge.statuses import status_of
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.flows.search import Searcher
 from retrieval.v1 import search_pb2, search_pb2_grpc

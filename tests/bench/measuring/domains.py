@@ -28,7 +28,7 @@ from PIL import Image, ImageEnhance
 from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.emoji import FOLDER as EMOJI
 from tests.bench.measuring.emoji import Embedded, emoji
-from training.emoji_drawings import read_icon_set
+from training.emoji.drawings import read_icon_set
 from training.loop import embedding_function, load_finished
 
 FOLDER = Path(".bench/domains")

@@ -129,3 +129,12 @@ def test_url_that_is_none_is_said() -> None:
     """A mistyped setting is named."""
     with pytest.raises(InvalidSettings, match="RETRIEVAL_REDIS_URL"):
         Jobs("localhost:6379")
+
+
+def test_ids_are_found_by_their_start(jobs: Jobs) -> None:
+    """Ids alone, without the other keys of a job; a pattern finds nothing."""
+    job = jobs.start("reindex", "starts", REQUEST)
+    jobs.mark_done(job.id, 0)
+    jobs.begin_attempt(job.id, "embed:0")
+    assert jobs.ids_starting(job.id[:8]) == [job.id]
+    assert jobs.ids_starting("*") == jobs.ids_starting("") == []

@@ -57,3 +57,10 @@ def test_damaged_snapshot_is_refused_and_the_old_one_serves(running: Running) ->
     finally:
         shutil.rmtree(copy)
     assert search(running, image=pictures.encoded(shot(3, 0))).provenance.snapshot_id == live
+
+
+def test_the_start_of_a_snapshot_is_enough(running: Running) -> None:
+    """Going back to the live snapshot by the start of its id makes it live again."""
+    live = running.store.current(CATALOG)
+    request = catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id=live[:6])
+    assert running.client.call(running.client.catalogs.Rollback, request).id == live

@@ -12,7 +12,7 @@ from retrieval.contract.manifest import Item
 from tests.training.loop.small import SMALL
 from training.config import TrainingConfig, parse_config
 from training.evaluation import Evaluation
-from training.loop import SILENT, Observers, train
+from training.loop import SILENT, Observers, train_embedder
 
 TrainSmall = Callable[..., Evaluation]
 
@@ -44,7 +44,9 @@ def train_small(training_items: list[Item], held_out_items: list[Item]) -> Train
 
     def run(config: TrainingConfig, folder: Path, *, observers: Observers = SILENT, **options: Any) -> Evaluation:
         items = options.pop("items", training_items)
-        return train(config, items, options.pop("held_out", held_out_items), folder, observers=observers, **options)
+        return train_embedder(
+            config, items, options.pop("held_out", held_out_items), folder, observers=observers, **options
+        )
 
     return run
 

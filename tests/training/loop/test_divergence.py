@@ -1,6 +1,7 @@
 """What is no number is found at the right step, and only where it means the end."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,22 @@ import torch
 from retrieval.errors import TrainingDiverged
 from training.loop.divergence import Guard, TakenStep
 from training.loop.processes import Processes
+from training.loop.values import StepValues
 
-FINE = [3.0, 2.0, 1.0, 0.5, 0.25, 0.9, 0.5, 7.0]
+FINE = {
+    "loss": 3.0,
+    "base": 2.0,
+    "margin": 1.0,
+    "active_positives": 0.5,
+    "active_negatives": 0.25,
+    "positive_margin": 0.9,
+    "negative_margin": 0.5,
+    "gradient_norm": 7.0,
+}
+
+
+def values(**changed: float) -> StepValues[torch.Tensor]:
+    return StepValues(**{name: torch.tensor(value) for name, value in (FINE | changed).items()})
 
 
 def taken(step: int) -> TakenStep:
@@ -22,36 +37,35 @@ def guard(tmp_path: Path, *, gradient_may_overflow: bool = False) -> Guard:
 
 
 def test_values_come_back_by_name(tmp_path: Path) -> None:
-    ((step, values),) = guard(tmp_path).check(taken(1), torch.tensor(FINE), now=False)
+    ((step, found),) = guard(tmp_path).check(taken(1), values(), now=False)
     assert step == taken(1)
-    assert (values.loss, values.base, values.margin, values.gradient_norm) == (3.0, 2.0, 1.0, 7.0)
-    assert (values.active_positives, values.active_negatives) == (0.5, 0.25)
+    assert asdict(found) == pytest.approx(FINE, rel=1e-7)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("place", "what"), [(0, "loss"), (1, "loss"), (2, "loss"), (7, "gradient")])
-def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, place: int, what: str) -> None:
-    values = torch.tensor(FINE)
-    values[place] = value
+@pytest.mark.parametrize(
+    ("name", "what"), [("loss", "loss"), ("base", "loss"), ("margin", "loss"), ("gradient_norm", "gradient")]
+)
+def test_any_value_that_is_no_number_ends_the_run(tmp_path: Path, value: float, name: str, what: str) -> None:
     expected = rf"the {what} of step 3 is not finite .*backbone 0\.001.*items are a, b,"
     with pytest.raises(TrainingDiverged, match=expected):
-        guard(tmp_path).check(taken(3), values, now=False)
+        guard(tmp_path).check(taken(3), values(**{name: value}), now=False)
     assert json.loads((tmp_path / "items_of_step_3.json").read_bytes()) == ["a", "b"]
 
 
 def test_a_scaled_gradient_may_overflow(tmp_path: Path) -> None:
     """float16: the scaler skips such a step and lowers its scale."""
-    values = torch.tensor([*FINE[:7], float("inf")])
-    assert guard(tmp_path, gradient_may_overflow=True).check(taken(1), values, now=False)
+    overflow = values(gradient_norm=float("inf"))
+    assert guard(tmp_path, gradient_may_overflow=True).check(taken(1), overflow, now=False)
 
 
 def test_a_scaled_gradient_that_always_overflows_ends_the_run(tmp_path: Path) -> None:
     """No smaller scale will help; a step without overflow begins the count anew."""
-    overflow, fine = torch.tensor([*FINE[:7], float("nan")]), torch.tensor(FINE)
+    overflow, fine = values(gradient_norm=float("nan")), values()
     patient = guard(tmp_path, gradient_may_overflow=True)
-    for step, values in enumerate([*[overflow] * 40, fine, *[overflow] * 40]):
-        assert patient.check(taken(step), values, now=False)
+    for step, measured in enumerate([*[overflow] * 40, fine, *[overflow] * 40]):
+        assert patient.check(taken(step), measured, now=False)
     with pytest.raises(TrainingDiverged, match="the gradient of step 99 is not finite"):
         patient.check(taken(99), overflow, now=False)
 
@@ -60,9 +74,9 @@ def test_several_steps_are_asked_for_at_once_and_each_is_known_by_its_number(tmp
     """As on a GPU, where each question makes it wait."""
     patient = guard(tmp_path)
     patient._at_once = 3
-    assert patient.check(taken(1), torch.tensor(FINE), now=False) == []
-    assert patient.check(taken(2), torch.tensor(FINE), now=False) == []
-    assert [step.step for step, _ in patient.check(taken(3), torch.tensor(FINE), now=False)] == [1, 2, 3]
-    assert patient.check(taken(4), torch.tensor([float("nan")] * 8), now=False) == []
+    assert patient.check(taken(1), values(), now=False) == []
+    assert patient.check(taken(2), values(), now=False) == []
+    assert [step.step for step, _ in patient.check(taken(3), values(), now=False)] == [1, 2, 3]
+    assert patient.check(taken(4), values(loss=float("nan")), now=False) == []
     with pytest.raises(TrainingDiverged, match="of step 4 "):
-        patient.check(taken(5), torch.tensor(FINE), now=True)
+        patient.check(taken(5), values(), now=True)

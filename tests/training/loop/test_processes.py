@@ -19,8 +19,7 @@ from tests.training.loop.conftest import TrainSmall
 from tests.training.loop.small import weights
 from training.config import TrainingConfig, to_json
 from training.data import Unreadable
-from training.loop import EVALUATION, Observers, select_device
-from training.loop import train as run_training
+from training.loop import EVALUATION, Observers, select_device, train_embedder
 from training.loop.course import Course
 from training.loop.train import _check_batch, _require_same
 
@@ -160,7 +159,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(everything_config: TrainingCon
 def test_devices(tmp_path: Path, everything_config: TrainingConfig) -> None:
     assert select_device("cpu").type == "cpu"
     with pytest.raises(InvalidInput, match="found 'tpu'"):
-        run_training(everything_config, [], [], tmp_path / "run", device="tpu")
+        train_embedder(everything_config, [], [], tmp_path / "run", device="tpu")
     if not torch.cuda.is_available():
         assert select_device("auto").type == "cpu"
         with pytest.raises(DeviceUnavailable, match="--device cpu or auto"):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import LossConfig, MarginConfig, TrainingConfig, parse_config
 from training.data import Batch
-from training.loop.average import average_weights
 from training.loop.processes import Processes
-from training.loop.state import TrainingState
+from training.loop.state import TrainingState, average_weights
 from training.loop.steps import Stepper, prepare_batch_norms
+from training.loop.values import StepValues
 from training.losses import TrainingLoss
 from training.losses.adaptive import similarity_quantiles
 
@@ -68,7 +68,7 @@ def gradients(state: TrainingState) -> dict[str, Tensor]:
     }
 
 
-def measured(network: nn.Module, *batches: Batch, **loop: Any) -> tuple[dict[str, Tensor], Tensor]:
+def measured(network: nn.Module, *batches: Batch, **loop: Any) -> tuple[dict[str, Tensor], StepValues[Tensor]]:
     made = state(copy.deepcopy(network))
     stepper = Stepper(made, Processes("cpu", "no"), config(**loop))
     values = stepper.measure(batches)
@@ -96,7 +96,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(network: Network, chunk: in
     found, values = measured(network, one, chunk_images=chunk)
     assert_close(found, gradients(made))
     norm = torch.cat([g.flatten() for g in gradients(made).values()]).norm()
-    torch.testing.assert_close(values[-1], norm)
+    torch.testing.assert_close(values.gradient_norm, norm)
 
 
 def test_chunks_meet_the_same_dropout_twice() -> None:
@@ -136,7 +136,9 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(network: Network, 
     together, values = measured(network, *parts, chunk_images=chunk)
     singly = [measured(network, part) for part in parts]
     assert_close(together, {key: (singly[0][0][key] + singly[1][0][key]) / 2 for key in together})
-    torch.testing.assert_close(values[:-1], (singly[0][1] + singly[1][1])[:-1] / 2)
+    for name in ("loss", "base", "margin", "active_positives", "active_negatives", "positive_margin"):
+        mean = (getattr(singly[0][1], name) + getattr(singly[1][1], name)) / 2
+        torch.testing.assert_close(getattr(values, name), mean)
 
 
 def test_a_long_gradient_is_clipped_and_a_short_one_is_not(network: Network) -> None:
@@ -146,11 +148,11 @@ def test_a_long_gradient_is_clipped_and_a_short_one_is_not(network: Network) -> 
         stepper = Stepper(made, Processes("cpu", "no"), config(clip_norm=limit))
         stepper.set_learning_rates()
         values = stepper.measure([batch(0)])
-        stepper.descend(values[-1])
-        assert values[-1] > 0.1  # before clipping
+        stepper.descend(values.gradient_norm)
+        assert values.gradient_norm > 0.1  # before clipping
         parts = [*gradients(made).values()]
         length = torch.cat([part.flatten() for part in parts]).norm().item()
-        assert length == pytest.approx(limit if is_clipped else values[-1].item(), rel=1e-3)
+        assert length == pytest.approx(limit if is_clipped else values.gradient_norm.item(), rel=1e-3)
         moved = [(b - p.detach()).norm().item() for b, p in zip(before, made.embedder.parameters(), strict=True)]
         assert moved == pytest.approx([0.1 * p.grad.norm().item() for p in made.embedder.parameters()], rel=1e-3)  # type: ignore[union-attr]
 
@@ -175,7 +177,7 @@ def test_the_running_mean_follows_each_step(network: Network) -> None:
     before = network.layers[1].weight.detach().clone()
     stepper = Stepper(made, Processes("cpu", "no"), config())
     stepper.set_learning_rates()
-    stepper.descend(stepper.measure([batch(0)])[-1])
+    stepper.descend(stepper.measure([batch(0)]).gradient_norm)
     after = network.layers[1].weight.detach()
     # At the first update the decay is 2 / 11.
     torch.testing.assert_close(made.average.module.layers[1].weight.detach(), before * 2 / 11 + after * 9 / 11)

@@ -29,7 +29,7 @@ from training.loop import (
     StepReport,
     load_finished,
     read_evaluation,
-    train,
+    train_embedder,
 )
 from training.provenance import DATA
 
@@ -41,7 +41,7 @@ def test_training_beats_the_untrained_head_on_unseen_classes(
         tiny_config,
         schedule=replace(tiny_config.schedule, steps=1, head_steps=0, learning_rate=0, head_learning_rate=0),
     )
-    before = train(untouched, training_items, held_out_items, tmp_path / "run")
+    before = train_embedder(untouched, training_items, held_out_items, tmp_path / "run")
     after = read_evaluation(run)
     assert after is not None
     assert after.r_at_1 > before.r_at_1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from training.config import DataConfig
 from training.data import open_images_together
 from training.loop.divergence import Guard, TakenStep
 from training.loop.processes import Processes
+from training.loop.values import StepValues
 
 
 def main(folder: Path, second_port: str, *arguments: str) -> None:
@@ -92,11 +93,13 @@ def averaged(processes: Processes) -> list[float]:
 def diverge(processes: Processes, folder: Path) -> str:
     """Only the second process meets a loss that is no number."""
     guard = Guard(processes, folder, gradient_may_overflow=False)
-    values = torch.ones(8)
+    values = {f.name: torch.tensor(1.0) for f in fields(StepValues)}
     if processes.rank == 1:
-        values[0] = float("nan")
+        values["loss"] = torch.tensor(float("nan"))
     try:
-        guard.check(TakenStep(step=9, learning_rates={}, ids=[f"item of {processes.rank}"]), values, now=True)
+        guard.check(
+            TakenStep(step=9, learning_rates={}, ids=[f"item of {processes.rank}"]), StepValues(**values), now=True
+        )
     except RetrievalError as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"

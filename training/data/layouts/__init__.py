@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from retrieval.contract.manifest import read_manifest
 from retrieval.errors import EmptyCatalog, InvalidInput, InvalidManifest
 from training.config import suggestion
-from training.data.layouts import cars_196, cub_200_2011, inaturalist_2018, inshop, stanford_online_products
+from training.data.layouts import cars_196, inaturalist_2018, text_tables
 from training.data.layouts.tree import Layout, Tree
 from training.data.splits import require_disjoint
 
@@ -27,11 +27,11 @@ class _Published:
 
 
 LAYOUTS: Mapping[str, _Published] = {
-    "sop": _Published(stanford_online_products.MARKERS, stanford_online_products.read),
-    "cub": _Published(cub_200_2011.MARKERS, cub_200_2011.read),
+    "sop": _Published(text_tables.SOP_MARKERS, text_tables.read_sop),
+    "cub": _Published(text_tables.CUB_MARKERS, text_tables.read_cub),
     "cars": _Published(cars_196.MARKERS, cars_196.read),
     "inat": _Published(inaturalist_2018.MARKERS, inaturalist_2018.read),
-    "inshop": _Published(inshop.MARKERS, inshop.read),
+    "inshop": _Published(text_tables.INSHOP_MARKERS, text_tables.read_inshop),
 }
 
 

@@ -1,0 +1,51 @@
+"""What every vector index does: it finds everything whose score reaches a threshold.
+
+The meaning of the vectors belongs to `contract/score.py`, the arrangement of the vectors to each kind of index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.engine.index.spec import IndexSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """What one query found, best first: `positions` [m] int64 (rows as added), `scores` [m] float32."""
+
+    positions: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class Index(Protocol):
+    """An immutable index over score vectors. Searching is safe from several threads."""
+
+    @property
+    def spec(self) -> IndexSpec:
+        """The spec that the index was built from."""
+
+    @property
+    def n_items(self) -> int:
+        """The number of vectors."""
+
+    @property
+    def dimension(self) -> int:
+        """The number of columns of the vectors."""
+
+    def above(self, queries: NDArray[np.float32], threshold: float) -> list[Hits]:
+        """Return, for each row of `queries` [q, D], everything with `score >= threshold`, best first."""
+
+    def save(self, path: Path) -> None:
+        """Write the index into a file that `load_index` reads."""
+
+
+def recall(found: Sequence[Hits], expected: Sequence[Hits]) -> float:
+    """Return the share of the expected hits that were found; 1 if none was expected."""
+    n_expected = sum(len(hits.positions) for hits in expected)
+    n_found = sum(np.isin(wanted.positions, hits.positions).sum() for hits, wanted in zip(found, expected, strict=True))
+    return float(n_found) / n_expected if n_expected else 1.0

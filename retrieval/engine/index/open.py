@@ -1,0 +1,35 @@
+"""From vectors or from a file to an index of the declared kind.
+
+A kind is imported when it is used, because each brings its own library.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.engine.index.index import Hits, Index
+from retrieval.engine.index.spec import IndexSpec
+
+
+def build_index(vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> Index:
+    """Build an index over `vectors` [n, D] float32, n >= 1; position = row.
+
+    `device="cuda"` trains inverted lists on the GPU. Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if
+    there are too few vectors for the lists, DeviceUnavailable if the GPU is missing.
+    """
+    from retrieval.engine.index.faiss_index import FaissIndex
+
+    return FaissIndex.build(vectors, spec, device=device)
+
+
+def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> Index:
+    """Open the index in a file. Raises CorruptArtifact if it is damaged or does not have this shape."""
+    from retrieval.engine.index.faiss_index import FaissIndex
+
+    return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)
+
+
+def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:
+    """Return what a complete search must find, to judge approximate indexes by. Costs q * n * D."""
+    return build_index(vectors, IndexSpec()).above(queries, threshold)

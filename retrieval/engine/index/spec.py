@@ -1,0 +1,43 @@
+"""The declaration of an index: one short string.
+
+`Flat` is exact. `IVF<lists>,nprobe=<n>` sorts the vectors into lists and looks at n of them: an approximate index,
+whose recall is measured when a snapshot is built.
+"""
+
+import re
+from dataclasses import dataclass
+
+from retrieval.errors import InvalidInput
+
+_SPEC = re.compile(r"Flat|IVF(?P<lists>[1-9]\d{0,6}),nprobe=(?P<probes>[1-9]\d{0,6})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSpec:
+    """A parsed index string; `n_lists` is 0 for the exact index."""
+
+    n_lists: int = 0
+    n_probes: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "IndexSpec":
+        """Return the spec that `text` declares. Raises InvalidInput if it declares none."""
+        match = _SPEC.fullmatch(text)
+        if match is None:
+            raise InvalidInput(
+                f"index: expected `Flat` or `IVF<lists>,nprobe=<n>` such as IVF256,nprobe=16, found {text!r}"
+            )
+        if text == "Flat":
+            return cls()
+        lists, probes = int(match["lists"]), int(match["probes"])
+        if probes > lists:
+            raise InvalidInput(f"index: nprobe must be at most the number of lists, found {text!r}")
+        return cls(n_lists=lists, n_probes=probes)
+
+    @property
+    def is_exact(self) -> bool:
+        """True if a search looks at every vector."""
+        return self.n_probes == self.n_lists
+
+    def __str__(self) -> str:
+        return f"IVF{self.n_lists},nprobe={self.n_probes}" if self.n_lists else "Flat"

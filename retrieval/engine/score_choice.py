@@ -1,0 +1,124 @@
+"""Which score to use: the candidates that a cohort supports, what each one achieves, and the best of them.
+
+Every candidate is measured at the same target, on the same labelled embeddings. `retrieval.consistency` computes the
+statistics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency import consistency_report, recall_at_k
+from retrieval.consistency.normalisation import fit_whitening
+from retrieval.consistency.thresholds.targets import Target
+from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
+from retrieval.contract.manifest import Item
+from retrieval.contract.operating_point import ScoreComparison
+from retrieval.contract.score import Score, cohort_score
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+COHORT_K = 20  # a smaller k gives noisier densities, a larger one blurs the differences between places
+# Pretrained embeddings spread classes over broad places: a broad density with a small weight fits them (emoji pilots).
+_BROAD, _BROAD_WEIGHT = 5, 0.3
+# Scores whose TARs differ by less are compared by consistency. It is about one standard error at 200 classes.
+_TAR_MARGIN = 0.02
+# A catalogue image that is also in the cohort has similarity 1 to itself, up to rounding.
+_SAME = 0.9999
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledEmbeddings:
+    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from."""
+
+    embeddings: NDArray[np.float32]
+    labels: Sequence[str]
+    data_digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasuredScore:
+    """A score, the threshold that reaches the target with it, and what it achieves there."""
+
+    score: Score
+    choice: ThresholdChoice
+    comparison: ScoreComparison
+
+    @property
+    def merit(self) -> float:
+        """A number that is larger for a better score at the same target."""
+        choice = self.choice
+        return {"lowest": choice.tar, "highest": -choice.far, "best": choice.achieved}[choice.target.choice]
+
+
+def check_cohort(calibration: Sequence[Item], cohort: Sequence[Item]) -> None:
+    """Raise InvalidInput if the cohort holds images or classes that are also calibrated on.
+
+    Such classes have higher densities than classes that the cohort lacks, so the threshold is too low for the latter:
+    on emoji their FAR was 1.3 to 1.7 times the target.
+    """
+    uris, labels = {item.uri for item in calibration}, {item.label for item in calibration}
+    shared = [item for item in cohort if item.uri in uris or (item.label and item.label in labels)]
+    if shared:
+        raise InvalidInput(
+            f"expected a cohort of other classes than those calibrated on, found {len(shared)} of its {len(cohort)} "
+            f"images among them, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
+        )
+
+
+def candidate_scores(
+    cohort: NDArray[np.float32], labels: Sequence[str] = (), *, k: int = COHORT_K
+) -> tuple[Score, ...]:
+    """Return the scores worth trying with a cohort of unit rows [m, d].
+
+    They are the cosine, a narrow and a broad density, and both densities after whitening. labels: one for each row, or
+    none; with two images a class or more, the whitening is fitted to the classes.
+    Raises InvalidEmbeddings if the cohort has fewer than k rows.
+    """
+    settings = [(k, 0.5)]
+    if (broad := _BROAD * k) <= len(cohort) // 2:
+        settings.append((broad, _BROAD_WEIGHT))
+    scores = [Score(), *(cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME) for k, weight in settings)]
+    try:
+        whitening = fit_whitening(cohort, labels if 0 < 2 * len(set(labels)) <= len(cohort) else None)
+    except NotEnoughEvidence:
+        return tuple(scores)  # too few images to fit a whitening
+    whitened = [
+        cohort_score(cohort, k=k, weight=weight, ignore_above=_SAME, whitening=whitening) for k, weight in settings
+    ]
+    return (*scores, *whitened)
+
+
+def measure_score(
+    data: LabelledEmbeddings, score: Score, target: Target, confidence: float, rng: np.random.Generator
+) -> MeasuredScore:
+    """Choose the threshold of one score for the target and measure what the score achieves at it."""
+    queries, gallery = score.vectors(data.embeddings)
+    choice = choose_threshold(queries, data.labels, gallery_vectors=gallery, target=target, confidence=confidence)
+    consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
+    comparison = ScoreComparison(
+        score_digest=score.digest,
+        kind=score.kind,
+        k=score.k,
+        achieved=choice.achieved,
+        far=choice.far,
+        tar=choice.tar,
+        recall_at_1=recall_at_k(queries, data.labels, gallery_vectors=gallery)[1],
+        opis=consistency.value,
+        opis_floor=consistency.floor,
+        opis_debiased=consistency.debiased,
+    )
+    return MeasuredScore(score, choice, comparison)
+
+
+def best_score(measured: Sequence[MeasuredScore]) -> MeasuredScore:
+    """Return the most consistent score among those that are about as good as any at the target.
+
+    Consistency is OPIS over log FAR. If the target limits the FAR, a score is eligible if its TAR is within 0.02 of
+    the largest one and not below that of the cosine. For any other target only the largest merit is eligible.
+    """
+    least = max((entry.merit for entry in measured if entry.score.kind == "cosine"), default=-np.inf)
+    margin = _TAR_MARGIN if measured[0].choice.target.choice == "lowest" else 0.0
+    limit = max(max(entry.merit for entry in measured) - margin, least)
+    return min((entry for entry in measured if entry.merit >= limit), key=lambda entry: entry.comparison.opis)

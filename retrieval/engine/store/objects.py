@@ -1,0 +1,197 @@
+"""Objects on any file system (local, S3, GCS, memory), which appear whole or not at all.
+
+This file decides how one object is written atomically and read locally; the other files of the folder decide which
+objects there are. It hides fsspec, except for images, which `engine/images.py` reads.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from retrieval.contract.canonical import digest_bytes
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
+
+_Artifact = TypeVar("_Artifact")
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def checked_name(name: str, what: str) -> str:
+    """Return `name` if it can be part of a key: letters, digits, - and _ only. Raises InvalidInput otherwise."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(f"{what}: expected 1 to 64 letters, digits, - or _, found {name!r}")
+    return name
+
+
+class Objects:
+    """Objects under one URL, named by relative keys such as `bundles/ab12/contract.json`.
+
+    The only mutable state is a local cache of immutable objects, which one thread at a time fills; safe for threads
+    and processes.
+    """
+
+    def __init__(self, url: str, *, cache: Path | None = None) -> None:
+        self.url = url
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+            raise InvalidSettings(f"the store {url} cannot be opened: {error}") from error
+        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._cache: Path = cache or Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}"
+        self._fetching = threading.Lock()
+
+    def exists(self, key: str) -> bool:
+        """Return True if the object exists."""
+        return bool(self._fs.isfile(self._path(key)))
+
+    def get(self, key: str) -> bytes | None:
+        """Return the bytes of an object, or None if it does not exist."""
+        try:
+            with self._reading(key):
+                return bytes(self._fs.cat_file(self._path(key)))
+        except FileNotFoundError:
+            return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object; a reader sees the old content or the new, never a part, also after a power cut."""
+        with self._staged(key) as staged:
+            staged.write_bytes(data)
+
+    def put_file(self, key: str, source: Path) -> None:
+        """Write an object as `put` does, from a local file and without reading it into memory."""
+        with self._staged(key) as staged:
+            shutil.copyfile(source, staged)
+
+    def delete(self, prefix: str) -> None:
+        """Remove an object or a whole folder, if it exists."""
+        path = self._path(prefix)
+        with self._reading(prefix), contextlib.suppress(FileNotFoundError):  # another process was first
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names directly under a prefix, sorted, without temporary files that a killed writer left."""
+        path = self._path(prefix)
+        self._fs.invalidate_cache(path)
+        try:
+            with self._reading(prefix):
+                entries = self._fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
+
+    def local(self, key: str) -> Path:
+        """Return a local path of an immutable object or folder: itself on a local store, else a cached copy.
+
+        A copied folder has its own files but not its sub-folders, because those of a bundle hold all its embeddings.
+        Raises CorruptArtifact if it is missing.
+        """
+        path = self._path(key)
+        if not self._fs.exists(path):
+            raise CorruptArtifact(f"{self.url}/{key} is missing from the store")
+        if self._is_local:
+            return Path(path)
+        target = self._cached(key)
+        with self._fetching:  # one download for all threads; fsspec's memory files allow one reader
+            if not target.exists():
+                staging = target.with_name(f".{uuid.uuid4().hex}")
+                staging.parent.mkdir(parents=True, exist_ok=True)
+                self._fetch(path, staging)
+                with contextlib.suppress(OSError):  # another process was first: its copy is the same
+                    staging.replace(target)
+                if staging.exists():
+                    shutil.rmtree(staging) if staging.is_dir() else staging.unlink()
+        return target
+
+    def forget(self, key: str) -> bool:
+        """Remove the cached copy of an object or folder; return False if there is none."""
+        cached = self._cached(key)
+        if self._is_local or not cached.exists():
+            return False
+        shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
+        return True
+
+    def opened(self, key: str, open_artifact: Callable[[Path], _Artifact]) -> _Artifact:
+        """Open the artefact in a folder; fetch a damaged cached copy once more before reporting CorruptArtifact."""
+        try:
+            return open_artifact(self.local(key))
+        except CorruptArtifact:
+            if not self.forget(key):
+                raise
+            return open_artifact(self.local(key))
+
+    def pointer(self, key: str) -> str | None:
+        """Return the name in a pointer, None if there is no pointer. Raises CorruptArtifact if it holds no name."""
+        data = self.get(key)
+        if data is None:
+            return None
+        name = data.decode(errors="replace").strip()
+        if not _NAME.fullmatch(name):
+            raise CorruptArtifact(f"{self.url}/{key}: expected one id, found {data[:80]!r}: publish or activate again")
+        return name
+
+    def _fetch(self, path: str, target: Path) -> None:
+        if not self._fs.isdir(path):
+            self._fs.get_file(path, str(target))
+            return
+        target.mkdir()
+        for entry in self._fs.ls(path, detail=True):
+            if entry["type"] == "file":
+                self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
+
+    def _cached(self, key: str) -> Path:
+        # one flat name for each key: if they were nested, a fetched score would make its bundle look fetched
+        return self._cache / digest_bytes(self._fs.unstrip_protocol(self._path(key)).encode())
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}"
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """Raise Unavailable for every error of the file system except a missing file."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Unavailable(f"cannot access {self.url}/{key}: {error}") from error
+
+    @contextlib.contextmanager
+    def _staged(self, key: str) -> Iterator[Path]:
+        """Yield a temporary local file that becomes the object if the block succeeds."""
+        path = self._path(key)
+        folder = Path(path).parent if self._is_local else self._cache
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            staged = folder / f".{uuid.uuid4().hex}"
+            try:
+                yield staged
+                if self._is_local:
+                    _sync(staged)
+                    staged.replace(path)
+                    _sync(folder)
+                else:
+                    self._fs.put_file(str(staged), path)
+            finally:
+                staged.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"cannot write {self.url}/{key}: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk, so that acknowledged work survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,66 @@
+"""Operating points in the store, and the pointer to the one in use for each bundle."""
+
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.canonical import json_bytes
+from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
+from retrieval.engine.store.bundles import bundle_prefix
+from retrieval.engine.store.objects import Objects, checked_name
+from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownOperatingPoint
+
+
+class OperatingPoints:
+    """The part of the store that holds operating points."""
+
+    objects: Objects
+
+    def put_operating_point(self, point: OperatingPoint) -> None:
+        """Store an operating point without activating it."""
+        self.objects.put(_point_key(point.bundle_digest, point.id), json_bytes(point.to_json()))
+
+    def operating_point(self, bundle: BundleDigest, point_id: OperatingPointId) -> OperatingPoint:
+        """Read and verify an operating point. Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch."""
+        data = self.objects.get(_point_key(bundle, point_id))
+        if data is None:
+            raise UnknownOperatingPoint(
+                f"bundle {bundle} has no operating point {point_id}: see `retrieval operating-points`"
+            )
+        point = OperatingPoint.from_json(data, f"operating point {point_id}")
+        if point.id != point_id:
+            raise CorruptArtifact(f"operating point {point_id}: its content has id {point.id}")
+        if point.bundle_digest != bundle:
+            raise BundleMismatch(f"operating point {point_id} was made for bundle {point.bundle_digest}, not {bundle}")
+        return point
+
+    def operating_point_ids(self, bundle: BundleDigest) -> list[OperatingPointId]:
+        """Return the ids of all operating points of a bundle."""
+        names = self.objects.names(f"{bundle_prefix(bundle)}/operating_points")
+        return [OperatingPointId(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+
+    def operating_points(self, bundle: BundleDigest) -> list[OperatingPoint]:
+        """Return all operating points of a bundle, newest first."""
+        points = (self.operating_point(bundle, point_id) for point_id in self.operating_point_ids(bundle))
+        return sorted(points, key=lambda point: point.created_at, reverse=True)
+
+    def active_id(self, bundle: BundleDigest) -> OperatingPointId | None:
+        """Return the id of the operating point in use; None if there is none."""
+        name = self.objects.pointer(active_key(bundle))
+        return None if name is None else OperatingPointId(name)
+
+    def active_operating_point(self, bundle: BundleDigest) -> OperatingPoint:
+        """Return the operating point in use. Raises UnknownOperatingPoint if there is none."""
+        point_id = self.active_id(bundle)
+        if point_id is None:
+            raise UnknownOperatingPoint(
+                f"bundle {bundle} has no active operating point: run `retrieval calibrate`, then "
+                "`retrieval operating-points activate`"
+            )
+        return self.operating_point(bundle, point_id)
+
+
+def active_key(bundle: BundleDigest) -> str:
+    """Return the key of the pointer to the operating point in use."""
+    return f"{bundle_prefix(bundle)}/operating_points/ACTIVE"
+
+
+def _point_key(bundle: BundleDigest, point_id: OperatingPointId) -> str:
+    return f"{bundle_prefix(bundle)}/operating_points/{checked_name(point_id, 'operating point')}.json"

@@ -1,0 +1,99 @@
+"""Snapshots of catalogues in the store, and the pointer to the live one of each catalogue."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from retrieval.contract.canonical import digest_file, json_bytes
+from retrieval.engine.index.index import Index
+from retrieval.engine.items import ItemTable
+from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
+from retrieval.engine.store.objects import Objects, checked_name
+from retrieval.errors import UnknownCatalog, UnknownSnapshot
+
+CURRENT = "CURRENT"
+
+
+class Snapshots:
+    """The part of the store that holds snapshots."""
+
+    objects: Objects
+
+    def put_snapshot(self, manifest: SnapshotManifest, index: Index, items: ItemTable) -> SnapshotManifest:
+        """Store a snapshot without publishing it, the manifest last; return the manifest with the checksums."""
+        prefix = _snapshot_prefix(manifest.catalog, manifest.id)
+        files = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for kind, save in ((INDEX, index.save), (ITEMS, items.save)):
+                path = Path(folder) / kind
+                save(path)
+                checksum = digest_file(path)
+                files[f"{checksum}.{kind}"] = checksum
+                self.objects.put_file(f"{prefix}/{checksum}.{kind}", path)
+        complete = replace(manifest, files=files)
+        self.objects.put(f"{prefix}/{MANIFEST}", json_bytes(complete.to_json()))
+        return complete
+
+    def has_snapshot(self, catalog: str, snapshot: SnapshotId) -> bool:
+        """Return True if the snapshot is stored completely."""
+        return self.objects.exists(f"{_snapshot_prefix(catalog, snapshot)}/{MANIFEST}")
+
+    def snapshot_manifest(self, catalog: str, snapshot: SnapshotId) -> SnapshotManifest:
+        """Read the manifest of a snapshot. Raises UnknownSnapshot, CorruptArtifact."""
+        key = f"{_snapshot_prefix(catalog, snapshot)}/{MANIFEST}"
+        data = self.objects.get(key)
+        if data is None:
+            raise UnknownSnapshot(f"catalogue {catalog} has no snapshot {snapshot}: see `retrieval snapshots list`")
+        return SnapshotManifest.from_json(data, f"{self.objects.url}/{key}")
+
+    def open_snapshot(self, catalog: str, snapshot: SnapshotId) -> Snapshot:
+        """Open and verify a snapshot. Raises UnknownSnapshot, CorruptArtifact."""
+        manifest = self.snapshot_manifest(catalog, snapshot)
+        return self.objects.opened(_snapshot_prefix(catalog, snapshot), lambda path: open_snapshot(path, manifest))
+
+    def snapshot_ids(self, catalog: str) -> list[SnapshotId]:
+        """Return the ids of all complete snapshots of a catalogue. Raises UnknownCatalog if there is none."""
+        names = self.objects.names(f"{_catalog_prefix(catalog)}/snapshots")
+        ids = [SnapshotId(name) for name in names if self.has_snapshot(catalog, SnapshotId(name))]
+        if not ids:
+            raise UnknownCatalog(f"catalogue {catalog!r} has no snapshot: make one with `retrieval reindex`")
+        return ids
+
+    def snapshots(self, catalog: str) -> list[SnapshotManifest]:
+        """Return all complete snapshots of a catalogue, newest first. Raises UnknownCatalog if there is none."""
+        manifests = (self.snapshot_manifest(catalog, snapshot) for snapshot in self.snapshot_ids(catalog))
+        return sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True)
+
+    def publish(self, catalog: str, snapshot: SnapshotId) -> None:
+        """Make a snapshot live: the one atomic write of a reindex. Raises UnknownSnapshot."""
+        self.snapshot_manifest(catalog, snapshot)
+        self.objects.put(_current_key(catalog), snapshot.encode())
+
+    def current(self, catalog: str) -> SnapshotId:
+        """Return the id of the live snapshot. Raises UnknownCatalog if there is none."""
+        name = self.objects.pointer(_current_key(catalog))
+        if name is None:
+            raise UnknownCatalog(f"catalogue {catalog!r} has no live snapshot: make one with `retrieval reindex`")
+        return SnapshotId(name)
+
+    def catalogs(self) -> list[str]:
+        """Return the names of all catalogues with a live snapshot."""
+        names = self.objects.names("catalogs")  # strange folders may be among them
+        return [name for name in names if self.objects.exists(f"catalogs/{name}/{CURRENT}")]
+
+
+def check_catalog_name(name: str) -> str:
+    """Return `name` if it can name a catalogue. Raises InvalidInput otherwise."""
+    return checked_name(name, "catalogue")
+
+
+def _catalog_prefix(catalog: str) -> str:
+    return f"catalogs/{check_catalog_name(catalog)}"
+
+
+def _current_key(catalog: str) -> str:
+    return f"{_catalog_prefix(catalog)}/{CURRENT}"
+
+
+def _snapshot_prefix(catalog: str, snapshot: SnapshotId) -> str:
+    return f"{_catalog_prefix(catalog)}/snapshots/{checked_name(snapshot, 'snapshot')}"

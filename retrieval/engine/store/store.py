@@ -1,0 +1,41 @@
+"""The store: where every artefact lies, and the two pointers that decide what is live.
+
+Artefacts are immutable and content-addressed. Each is present once its marker file, written last, is present, so a kill
+between any two writes leaves what was live before live.
+
+    bundles/<digest>/...                               marker contract.json
+    bundles/<digest>/scores/<digest>/...               marker score.json
+    bundles/<digest>/operating_points/<id>.json        and the pointer ACTIVE
+    bundles/<digest>/embeddings/<digest>.npz           embeddings of some images, reused by every snapshot
+    catalogs/<name>/snapshots/<id>/...                 marker manifest.json, and the pointer CURRENT
+    catalogs/<name>/audits/<id>/...                    marker report.json
+    staging/<job>/...                                  working files of a running job, see `engine/staging.py`
+"""
+
+from pathlib import Path
+
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
+from retrieval.engine.store.audits import Audits
+from retrieval.engine.store.bundles import Bundles
+from retrieval.engine.store.objects import Objects
+from retrieval.engine.store.points import OperatingPoints, active_key
+from retrieval.engine.store.snapshots import Snapshots
+
+
+class Store(Bundles, OperatingPoints, Snapshots, Audits):
+    """All artefacts under one fsspec URL. It holds no state of its own; safe for threads and processes."""
+
+    def __init__(self, url: str, *, cache: Path | None = None) -> None:
+        self.objects = Objects(url, cache=cache)
+        self.url = url
+
+    def activate(self, bundle: BundleDigest, point_id: OperatingPointId) -> OperatingPoint:
+        """Put an operating point into use, after verifying it and its score.
+
+        Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch.
+        """
+        point = self.operating_point(bundle, point_id)
+        self.score(bundle, point.score_digest)
+        self.objects.put(active_key(bundle), point_id.encode())
+        return point

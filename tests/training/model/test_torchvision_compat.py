@@ -1,0 +1,19 @@
+"""torchvision and timm work beside the installed torch, whatever torch they were built for."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+from training.model.torchvision_compat import allow_mismatched_torchvision
+necessary = allow_mismatched_torchvision()
+assert allow_mismatched_torchvision() == necessary
+import timm, torch, torchvision
+assert torchvision.extension._has_ops() != necessary
+timm.create_model("mobilenetv3_small_050", pretrained=False)
+print("imported")
+"""
+
+
+def test_torchvision_and_timm_can_be_imported_in_a_fresh_process() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "imported", done.stderr

@@ -1,0 +1,70 @@
+"""The whole experiment: what is left to train, then figures, tables and plots of all that is there."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from retrieval.errors import RetrievalError
+from training.embeddings import Embedded, read_embeddings
+from training.experiment.figures import Measured, measure
+from training.experiment.plan import Experiment
+from training.experiment.plots import write_plots
+from training.experiment.report import ExperimentResult, write_report
+from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_trials
+from training.experiment.summary import summarise
+from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
+
+Progress = Callable[[int, int], None]
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: Path,
+    *,
+    n_processes: int = 1,
+    device: str = "auto",
+    observe: Callable[[RunNews], None] = lambda news: None,
+    measured: Progress = lambda done, total: None,
+    program: Sequence[str] = PROGRAM,
+) -> ExperimentResult:
+    """Train what is not trained yet, measure every arm, write tables and plots into `out`.
+
+    A run that fails is reported in the result, and the others go on. Raises FailedPrecondition where another experiment
+    is at work in `out`, OutOfSpace where there is no room, and as `plan_trials` where the data or what lies in `out` does
+    not fit.
+    """
+    with only_user(out):
+        failures = run_trials(
+            plan_trials(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
+        )
+        result = _measure_all(experiment, out, failures, measured)
+        write_report(result, out)
+        write_plots(result.arms, out)
+    return result
+
+
+def _measure_all(experiment: Experiment, out: Path, failures: list[Failure], progress: Progress) -> ExperimentResult:
+    failed = {(failure.arm, failure.seed) for failure in failures}
+    results: dict[str, dict[int, Measured]] = {arm.name: {} for arm in experiment.arms}
+    found = list(failures)
+    done, total = 0, len(experiment.seeds) * len(experiment.arms)
+    for seed in experiment.seeds:
+        kept: dict[str, Mapping[str, Embedded]] = {}
+        for arm in experiment.arms:
+            folder = out / arm.trained_by / str(seed)
+            if (arm.trained_by, seed) not in failed:
+                try:
+                    if arm.trained_by not in kept:
+                        kept[arm.trained_by] = read_embeddings(folder / EMBEDDINGS)
+                    results[arm.name][seed] = measure(
+                        kept[arm.trained_by],
+                        arm.score,
+                        far_target=experiment.far_target,
+                        training_s=training_seconds(folder),
+                    )
+                except RetrievalError as error:
+                    found.append(Failure(arm=arm.name, seed=seed, what="measuring", reason=str(error), log=None))
+            done += 1
+            progress(done, total)
+    return ExperimentResult(
+        experiment=experiment, arms=tuple(summarise(experiment.arms, results)), failures=tuple(found)
+    )
