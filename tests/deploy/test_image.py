@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from retrieval.edge.cli import app
+from retrieval.edge.cli.app import app
 from retrieval.edge.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]

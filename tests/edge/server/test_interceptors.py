@@ -55,9 +55,9 @@ def test_unknown_errors_leak_nothing(running: Running, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["a" * 9000, "ü" * 5000, "\N{GRINNING FACE}" * 3000])
 def test_long_messages_reach_the_client_with_their_status(running: Running, name: str) -> None:
     """Statuses travel in headers of at most 8 KiB, where a byte outside ASCII takes three."""
-    request = operating_points_pb2.ListOperatingPointsRequest(bundle_digest=name)
-    with pytest.raises(InvalidInput, match=r"^bundle digest: expected 1 to 64 letters, digits, - or _, found"):
-        running.client.call(running.client.operating_points.ListOperatingPoints, request)
+    request = catalogs_pb2.ListSnapshotsRequest(catalog=name)
+    with pytest.raises(InvalidInput, match=r"^catalogue: expected 1 to 64 letters, digits, - or _, found"):
+        running.client.call(running.client.catalogs.ListSnapshots, request)
 
 
 def test_calls_are_counted_by_method_and_status(running: Running) -> None:

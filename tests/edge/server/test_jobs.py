@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.edge.client import Client, connected
+from retrieval.client import Client, connect
 from retrieval.edge.jobs.embedded import embedded_valkey
 from retrieval.edge.jobs.records import Jobs, redis_url
 from retrieval.edge.settings import load_settings
@@ -46,7 +46,7 @@ def served(calibrated: Store, tmp_path: Path) -> Iterator[tuple[Client, Jobs]]:
     with (
         embedded_valkey(state_dir),
         Serving(settings) as port,
-        connected(f"127.0.0.1:{port}") as client,
+        connect(f"127.0.0.1:{port}") as client,
     ):
         yield client, Jobs(redis_url(settings))
 
