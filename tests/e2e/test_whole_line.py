@@ -154,7 +154,7 @@ def test_rollback_swaps_without_a_failed_request(indexed: Deployment) -> None:
         assert (job.state, second.provenance.snapshot_id) == (jobs_pb2.JOB_STATE_SUCCEEDED, job.result_id)
         client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id=first))
         assert _search(client, image).provenance.snapshot_id == first
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="none"):
             client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id="none"))
     assert seen <= {first, job.result_id}
 
