@@ -1,6 +1,7 @@
 """The client of a server: typed stubs for every service, and errors of the family in place of gRPC statuses."""
 
 import contextlib
+import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -18,6 +19,7 @@ from retrieval.v1 import (
     search_pb2_grpc,
 )
 
+_READY = grpc.ChannelConnectivity.READY
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEALTH_S = 5.0
 _POLL_S = 0.3
@@ -88,17 +90,30 @@ class Client:
 def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) -> Iterator[Client]:
     """Connect to the server at `address`, host:port, for the length of the block.
 
-    timeout_s: for each call. connect_s: how long the server may take to answer before Unavailable is raised; with 0
-    nothing is waited for, and the first call finds out.
+    timeout_s: for each call. connect_s: how long the server may take to accept the connection. Raises Unavailable if it
+    takes longer, and at once if the address refuses; with 0 the first call raises it.
     """
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ]
     with grpc.insecure_channel(address, options=options) as channel:
-        if connect_s > 0:
-            try:
-                grpc.channel_ready_future(channel).result(timeout=connect_s)
-            except grpc.FutureTimeoutError as error:
-                raise Unavailable(f"no server answers at {address}: start one with `retrieval serve`") from error
+        if connect_s > 0 and not _accepted(channel, connect_s):
+            raise Unavailable(f"no server answers at {address}: start one with `retrieval serve`")
         yield Client(channel, address, timeout_s=timeout_s)
+
+
+def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
+    """Return True once the connection stands; False if it is refused or takes too long."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    deadline = time.monotonic() + wait_s
+    try:
+        while (state := states.get(timeout=max(0.0, deadline - time.monotonic()))) is not _READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return False
+    except queue.Empty:
+        return False
+    finally:
+        channel.unsubscribe(states.put)
+    return True
