@@ -20,7 +20,7 @@ from retrieval.v1 import catalogs_pb2, jobs_pb2, search_pb2
 from tests.photos import write_shots
 from tests.processes import Deployment, kill
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CATALOG = "places"
 N_PLACES, N_SHOTS = 200, 10
