@@ -21,7 +21,6 @@ MATCHES = Histogram(
 )
 LIVE = Gauge("retrieval_live_since_seconds", "When the live snapshot went live, Unix time", ["catalog"])
 REFUSED = Counter("retrieval_refused_snapshots", "Snapshots or operating points that could not go live", ["catalog"])
-AUDIT_PASSED = Gauge("retrieval_audit_passed", "1 where the newest audit passed, 0 where it failed", ["catalog"])
 
 
 def setup(settings: Settings) -> None:
@@ -53,5 +52,5 @@ def setup(settings: Settings) -> None:
 def serve_metrics(settings: Settings) -> None:
     """Serve Prometheus metrics over HTTP on the server's host if a port is set."""
     if settings.metrics_port:
-        host = settings.address.rsplit(":", 1)[0]
-        start_http_server(settings.metrics_port, addr=host)
+        host = settings.address.rsplit(":", 1)[0].strip("[]")  # brackets enclose an IPv6 address
+        start_http_server(settings.metrics_port, addr=host or "0.0.0.0")

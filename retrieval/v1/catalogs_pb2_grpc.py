@@ -59,8 +59,10 @@ class CatalogServiceServicer:
         """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
         serving if anything fails. Started twice with the same request while one runs, the same job is returned.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
-        bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
+        start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
+        FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,8 +80,9 @@ class CatalogServiceServicer:
     def Rollback(self, request, context):
         """Make an older snapshot live again; it is verified first.
 
-        Statuses: OK. NOT_FOUND: unknown catalogue or snapshot. FAILED_PRECONDITION: its bundle is missing, or its score is
-        not the active operating point's. DATA_LOSS: its files are damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
+        FAILED_PRECONDITION: its bundle is missing, or its score is not the active operating point's. DATA_LOSS: its files
+        are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

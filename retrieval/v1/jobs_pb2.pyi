@@ -54,7 +54,9 @@ class GetJobRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
-    """Id of the job, from the call that started it."""
+    """Id of the job, from the call that started it; or its first characters, at least 4, if no other id starts with
+    them.
+    """
     def __init__(
         self,
         *,

@@ -48,8 +48,8 @@ class JobServiceServicer:
         """The state of a job. Ask again until `state` is JOB_STATE_SUCCEEDED or JOB_STATE_FAILED. The server that reports a
         reindex as succeeded looks for the new snapshot at once, so a search at that server finds it.
 
-        Statuses: OK, also if the job failed. NOT_FOUND: unknown id; finished jobs are kept for 30 days. UNAVAILABLE: the
-        job queue cannot be reached.
+        Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
+        finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

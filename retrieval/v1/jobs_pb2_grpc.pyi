@@ -35,8 +35,8 @@ class JobServiceStub:
     """The state of a job. Ask again until `state` is JOB_STATE_SUCCEEDED or JOB_STATE_FAILED. The server that reports a
     reindex as succeeded looks for the new snapshot at once, so a search at that server finds it.
 
-    Statuses: OK, also if the job failed. NOT_FOUND: unknown id; finished jobs are kept for 30 days. UNAVAILABLE: the
-    job queue cannot be reached.
+    Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
+    finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
     """
 
 @_typing.type_check_only
@@ -46,8 +46,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """The state of a job. Ask again until `state` is JOB_STATE_SUCCEEDED or JOB_STATE_FAILED. The server that reports a
     reindex as succeeded looks for the new snapshot at once, so a search at that server finds it.
 
-    Statuses: OK, also if the job failed. NOT_FOUND: unknown id; finished jobs are kept for 30 days. UNAVAILABLE: the
-    job queue cannot be reached.
+    Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
+    finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -60,8 +60,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """The state of a job. Ask again until `state` is JOB_STATE_SUCCEEDED or JOB_STATE_FAILED. The server that reports a
         reindex as succeeded looks for the new snapshot at once, so a search at that server finds it.
 
-        Statuses: OK, also if the job failed. NOT_FOUND: unknown id; finished jobs are kept for 30 days. UNAVAILABLE: the
-        job queue cannot be reached.
+        Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
+        finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

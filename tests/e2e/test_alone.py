@@ -23,7 +23,7 @@ from retrieval.flows.reindex import ReindexRequest
 from tests.photos import write_shots
 from tests.processes import Deployment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CATALOG = "places"
 
@@ -93,15 +93,15 @@ def test_lost_queue_is_found_again(embedded: Deployment) -> None:
             worker.close()
 
 
-def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> None:
-    """What cannot be opened or written is one line and exit code 3; a setting that can never work is exit code 2."""
+def test_wrong_settings_and_unusable_folders_are_one_line(embedded: Deployment) -> None:
+    """An error is one line with no trace: exit code 2 if a setting must change, 3 if something else must."""
     occupied = embedded.folder / "occupied"
     occupied.touch()
-    bundle, nowhere = str(embedded.folder / "bundle"), "nowhere://x"
-    for code, arguments in (
-        (3, ("serve", "--store", str(occupied))),
-        (3, ("worker", "--state-dir", str(occupied))),
-        (2, ("calibrate", "--bundle", bundle, "--data", str(occupied), "--store", nowhere)),
+    bundle = str(embedded.folder / "bundle")
+    for code, *arguments in (
+        (3, "serve", "--store", str(occupied)),
+        (3, "worker", "--state-dir", str(occupied)),
+        (2, "calibrate", "--bundle", bundle, "--data", str(occupied), "--store", "nowhere://x"),
     ):
         done = embedded.run(*arguments, accept=(code,))
         assert "error: " in done.stderr

@@ -20,7 +20,7 @@ from retrieval.v1 import catalogs_pb2, jobs_pb2, search_pb2
 from tests.photos import write_shots
 from tests.processes import Deployment, kill
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CATALOG = "places"
 N_PLACES, N_SHOTS = 200, 10
@@ -154,7 +154,7 @@ def test_rollback_swaps_without_a_failed_request(indexed: Deployment) -> None:
         assert (job.state, second.provenance.snapshot_id) == (jobs_pb2.JOB_STATE_SUCCEEDED, job.result_id)
         client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id=first))
         assert _search(client, image).provenance.snapshot_id == first
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="none"):
             client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id="none"))
     assert seen <= {first, job.result_id}
 

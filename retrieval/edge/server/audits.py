@@ -33,7 +33,9 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
 
         def get() -> audits_pb2.Audit:
             ids = self._store.audits(request.catalog)
-            audit_id = resolve_prefix(request.audit_id, ids, kind=f"audit of catalogue {request.catalog}", unknown=UnknownJob)
+            audit_id = resolve_prefix(
+                request.audit_id, ids, kind=f"audit of catalogue {request.catalog}", unknown=UnknownJob
+            )
             return messages.audit_message(self._store, self._store.audit(request.catalog, audit_id))
 
         return await asyncio.to_thread(get)
