@@ -1,7 +1,7 @@
-"""The one family of exceptions: what can go wrong, named by what is wrong.
+"""The one family of exceptions, named by what is wrong.
 
-Every message says what was expected, what was found, in which object, and what to do. The edge maps the classes to gRPC
-statuses and exit codes by walking the MRO; anything that is not a `RetrievalError` becomes a bare internal error there.
+Every message states what was expected, what was found, in which object, and what to do. The edge maps the classes to
+gRPC statuses and exit codes by walking the MRO. It reports any other exception as a bare internal error.
 """
 
 
@@ -10,7 +10,7 @@ class RetrievalError(Exception):
 
 
 class InvalidInput(RetrievalError):
-    """The caller sent something that can never work; sending it again will not help."""
+    """The caller sent something that can never work, so it is useless to send it again."""
 
 
 class InvalidImage(InvalidInput):
@@ -54,7 +54,7 @@ class UnknownJob(NotFound):
 
 
 class FailedPrecondition(RetrievalError):
-    """The request is well formed but the present state forbids it."""
+    """The request is well formed, but the present state does not allow it."""
 
 
 class BundleMismatch(FailedPrecondition):
@@ -78,7 +78,7 @@ class ValidationFailed(FailedPrecondition):
 
 
 class DeviceUnavailable(FailedPrecondition):
-    """An accelerator was asked for and is missing; falling back silently is refused."""
+    """An accelerator was asked for and is missing; there is no silent fallback."""
 
 
 class InvalidSettings(FailedPrecondition):
@@ -86,11 +86,11 @@ class InvalidSettings(FailedPrecondition):
 
 
 class OutOfSpace(FailedPrecondition):
-    """A file could not be written whole; what it would have replaced is still there."""
+    """A file could not be written whole; the file that it would have replaced is unchanged."""
 
 
 class TrainingDiverged(FailedPrecondition):
-    """A loss or gradient is NaN or infinite; training stopped rather than go on from what it makes of the weights."""
+    """A loss or gradient is NaN or infinite; training stopped, because the weights would become useless."""
 
 
 class CorruptArtifact(RetrievalError):

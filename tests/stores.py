@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from pathlib import Path
 
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.snapshot import SnapshotId
@@ -26,6 +26,9 @@ CREATED_AT = "2026-01-01T00:00:00+00:00"
 
 class Crash(Exception):
     """The process died here."""
+
+    def __init__(self) -> None:
+        super().__init__("the process died here")
 
 
 class CrashingObjects(Objects):

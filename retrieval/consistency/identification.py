@@ -1,7 +1,7 @@
-"""Searches of a whole gallery at one threshold: how often a stranger finds somebody, how often a member is missed.
+"""Searches of a whole gallery at one threshold: how often a stranger gets an answer, how often a member gets none.
 
-Pairs know nothing of this: the more images a gallery holds, the more chances a stranger has. Decides how galleries and
-searches are drawn from labelled images and how the threshold is fixed on other classes.
+Rates over pairs do not show this: the more images a gallery holds, the more chances a stranger has. This module draws
+galleries and searches from labelled images and fixes the threshold on other classes.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, percentile_interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
 from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.thresholds.cross_fitted import split_classes, threshold_of_half
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Scores = NDArray[np.float32]
 
 MIN_STRANGER_CLASSES = 10
-_MIN_ERRORS = 5  # strangers that are to find somebody, in the gallery that fixes a threshold
+_MIN_ERRORS = 5  # strangers with an answer, in the gallery that fixes a threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingRates:
     """Open-set rates at one kind of threshold, means over repetitions with the range of their central 95 %.
 
-    fpir: share of searches without a mate in the gallery that are answered all the same; fnir: share of searches with
-    mates in the gallery that are answered by none of them. The ranges say how much the draws of classes, galleries and
-    searches from these images differ; other images would differ more.
+    fpir: share of searches without a mate (an image of the same class) in the gallery that get an answer; fnir: share
+    of searches with mates in the gallery that find none of them. The ranges show how much the draws of classes,
+    galleries and searches from these images differ; other images would differ more.
     """
 
     fpir: float
@@ -43,8 +43,9 @@ class OperatingRates:
 class IdentificationRates:
     """Open-set identification in galleries of one size.
 
-    n_mated, n_strangers: searches of either kind in a repetition, on average; at_far: at the threshold for the pair FAR
-    target_far; at_fpir: at the threshold for target_fpir in a gallery of this size, None where that cannot be told.
+    n_mated, n_strangers: mean number of searches with and without a mate in a repetition; at_far: at the threshold for
+    the pair FAR target_far; at_fpir: at the threshold for target_fpir in a gallery of this size, None if there are too
+    few strangers to fix it.
     """
 
     gallery_size: int
@@ -70,32 +71,29 @@ class Searches:
 
 
 def identification_rates(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
+    vectors: LabelledVectors,
     gallery_sizes: Sequence[int],
+    *,
     target_far: float,
     target_fpir: float = 0.1,
     n_repeats: int = 10,
     rng: np.random.Generator,
-    tile: int = 1024,
 ) -> list[IdentificationRates]:
     """Return FPIR and FNIR for each gallery size (number of images), at thresholds fixed on other classes.
 
-    Each repetition splits the classes into halves at random. One fixes the thresholds: that of the pair FAR, and that
-    at which the share target_fpir of the strangers to a gallery drawn from it finds somebody. From the other, classes
-    in random order enter the gallery with all their images until it is full; each of these that has a mate there
-    searches the others, and all images of the classes that are left are strangers. An answer is every image at or above
-    the threshold, of any rank.
+    Each repetition splits the classes into random halves. The first half fixes the thresholds: that of the pair FAR,
+    and that at which the share target_fpir of the strangers to a gallery drawn from it gets an answer. Classes of the
+    second half enter its gallery in random order, with all their images, until it is full. Each gallery image that has
+    a mate there searches the other ones; all images of the remaining classes are strangers. Every image at or above the
+    threshold is an answer, of any rank.
 
     Cost: n_repeats times a product of n^2 / 8 and, for each size, of the searches with the gallery.
 
     Raises:
         NotEnoughEvidence: a size above `largest_gallery`, or too few false accepts for target_far in half of the
             classes, or no class with two images in a gallery.
-        InvalidInput: a size or n_repeats below 1, or a target outside (0, 1).
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: a size or n_repeats below 1, or a target outside (0, 1); or vectors of two sets, or with excluded
+            pairs.
 
     Source: ISO/IEC 19795-1:2021; Grother, Ngan, Hanaoka, "Face Recognition Vendor Test (FRVT) Part 2: Identification",
     NIST IR 8271 (2019), section 3: FPIR(N, T) and FNIR(N, R, T) with all ranks R, all images of a person enrolled.
@@ -105,34 +103,26 @@ def identification_rates(
             f"expected gallery_sizes and n_repeats of at least 1 and targets in (0, 1), found {list(gallery_sizes)}, "
             f"{n_repeats}, {target_far} and {target_fpir}"
         )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
-    if max(gallery_sizes) > (largest := largest_gallery(labels)):
+    check_one_set(vectors, all_pairs=True)
+    if max(gallery_sizes) > (largest := largest_gallery(vectors)):
         raise NotEnoughEvidence(
             f"half of the {len(vectors.classes)} classes, {MIN_STRANGER_CLASSES} of them left for strangers, fill a "
             f"gallery of {largest} images at most, asked is one of {max(gallery_sizes)}; add images or classes"
         )
-    found: dict[int, list[_Repetition]] = {size: [] for size in gallery_sizes}
+    found: dict[int, list[tuple[Searches, float, float | None]]] = {size: [] for size in gallery_sizes}
     for _ in range(n_repeats):
         fixing, measured = split_classes(vectors, rng)
-        threshold = threshold_of_half(fixing, target_far, tile=tile)
+        threshold = threshold_of_half(fixing, target_far)
         for size in gallery_sizes:
             other = draw_searches(fixing, size, rng)
             searches = draw_searches(measured, size, rng)
-            at_fpir = threshold_at_fpir(other, target_fpir)
-            found[size].append(
-                _Repetition(
-                    len(searches.mated),
-                    len(searches.strangers),
-                    searches.rates(threshold),
-                    None if at_fpir is None else searches.rates(at_fpir),
-                )
-            )
+            found[size].append((searches, threshold, threshold_at_fpir(other, target_fpir)))
     return [_summary(size, repetitions, target_far, target_fpir) for size, repetitions in found.items()]
 
 
-def largest_gallery(labels: Sequence[str]) -> int:
-    """Return how many images every half of the classes can put into a gallery, 0 where there are too few classes."""
-    counts = np.sort(np.unique(np.asarray(labels), return_counts=True)[1])
+def largest_gallery(vectors: LabelledVectors) -> int:
+    """Return how many images every half of the classes can put into a gallery, 0 if there are too few classes."""
+    counts = np.sort(vectors.n_images)
     n_enrolled = len(counts) // 2 - MIN_STRANGER_CLASSES
     return int(counts[: max(n_enrolled, 0)].sum())
 
@@ -161,7 +151,7 @@ def draw_searches(vectors: LabelledVectors, gallery_size: int, rng: np.random.Ge
 def threshold_at_fpir(searches: Searches, target_fpir: float) -> float | None:
     """Return the lowest threshold at which the share of strangers with an answer is at most the target.
 
-    None where that share is fewer than 5 of them, by which it cannot be told.
+    None if that share is fewer than 5 strangers.
     """
     allowed = int(np.floor(target_fpir * len(searches.strangers) * (1 + 1e-12)))
     if allowed < _MIN_ERRORS:
@@ -170,25 +160,18 @@ def threshold_at_fpir(searches: Searches, target_fpir: float) -> float | None:
     return float(np.nextafter(rejected, np.float32(np.inf)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Repetition:
-    n_mated: int
-    n_strangers: int
-    at_far: tuple[float, float]
-    at_fpir: tuple[float, float] | None
-
-
 def _summary(
-    size: int, repetitions: Sequence[_Repetition], target_far: float, target_fpir: float
+    size: int, repetitions: Sequence[tuple[Searches, float, float | None]], target_far: float, target_fpir: float
 ) -> IdentificationRates:
-    at_fpir = [repetition.at_fpir for repetition in repetitions if repetition.at_fpir is not None]
+    """Return the means over repetitions: (searches, threshold for the FAR, threshold for the FPIR)."""
+    at_fpir = [searches.rates(threshold) for searches, _, threshold in repetitions if threshold is not None]
     return IdentificationRates(
         gallery_size=size,
         target_far=target_far,
         target_fpir=target_fpir,
-        n_mated=float(np.mean([repetition.n_mated for repetition in repetitions])),
-        n_strangers=float(np.mean([repetition.n_strangers for repetition in repetitions])),
-        at_far=_over_repetitions([repetition.at_far for repetition in repetitions]),
+        n_mated=float(np.mean([len(searches.mated) for searches, _, _ in repetitions])),
+        n_strangers=float(np.mean([len(searches.strangers) for searches, _, _ in repetitions])),
+        at_far=_over_repetitions([searches.rates(threshold) for searches, threshold, _ in repetitions]),
         at_fpir=_over_repetitions(at_fpir) if len(at_fpir) == len(repetitions) else None,
         n_repeats=len(repetitions),
     )

@@ -1,7 +1,7 @@
-"""What an uncertainty interval is, and the two ways used here to make one.
+"""Uncertainty intervals: percentiles of bootstrap replicates, and Wilson's interval of a single proportion.
 
-Percentiles of bootstrap replicates for anything resampled by class; Wilson's interval for a single proportion. What is
-resampled, and why, is decided by the caller.
+The caller decides what is resampled and why. SciPy is imported inside the functions, because `Interval` is needed in
+many places that compute none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit
 
 from retrieval.errors import InvalidInput
 
@@ -29,25 +28,29 @@ class Interval:
         return f"{self.low:.4g} to {self.high:.4g}"
 
 
+def check_confidence(confidence: float) -> None:
+    """Raise InvalidInput unless the confidence lies strictly between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+
+
 def normal_quantile(confidence: float) -> float:
     """Return z such that a standard normal variable lies within +-z with the given confidence.
 
     Raises:
         InvalidInput: confidence is not strictly between 0 and 1.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
+    from scipy.special import ndtri
+
     return float(ndtri((1 + confidence) / 2))
 
 
 def student_quantile(n_units: int, confidence: float) -> float:
     """Return the half-width, in standard errors, of an interval whose standard error is from n_units, at least 2."""
+    from scipy.special import stdtrit
+
     return float(stdtrit(n_units - 1, (1 + confidence) / 2))
-
-
-def class_weights(n_classes: int, n_bootstrap: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return how often each class is drawn in each bootstrap replicate: [n_bootstrap, n_classes] float64."""
-    return rng.multinomial(n_classes, np.full(n_classes, 1 / n_classes), size=n_bootstrap).astype(np.float64)
 
 
 def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> Interval:
@@ -56,10 +59,9 @@ def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> I
     Raises:
         InvalidInput: there is no replicate, or confidence is not strictly between 0 and 1.
     """
-    if replicates.size == 0 or not 0 < confidence < 1:
-        raise InvalidInput(
-            f"expected replicates and a confidence strictly between 0 and 1, found {replicates.size} and {confidence}"
-        )
+    check_confidence(confidence)
+    if replicates.size == 0:
+        raise InvalidInput("an interval needs at least one replicate, found none")
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
@@ -67,8 +69,8 @@ def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> I
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion; no trials give 0 to 1.
 
-    Trials are taken as independent. Pairs that share an image or a class are not: for rates over pairs the true
-    interval is wider.
+    Assumes independent trials. Pairs that share an image or a class are not: for rates over pairs the true interval is
+    wider.
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
@@ -83,5 +85,5 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> In
     half_width = z * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     low, high = (centre - half_width) / scale, (centre + half_width) / scale
-    # Where the rate is 0 or 1 rounding would leave it outside.
+    # Rounding would leave a rate of 0 or 1 outside.
     return Interval(float(max(0.0, min(low, rate))), float(min(1.0, max(high, rate))))

@@ -1,7 +1,7 @@
-"""How uncertain a figure is, from what it would be without each class (or each image) in turn.
+"""The uncertainty of a figure, from its values without each class (or each image) in turn.
 
-For a figure over *pairs* of classes, leaving out a class takes out every pair with an end in it, which accounts for the
-many terms that a class takes part in: no resampling, no random numbers. Which units vary is decided by the caller.
+For a figure over *pairs* of classes, leaving out a class removes every pair with an end in it, which accounts for the
+many terms that a class takes part in, without random numbers. The caller decides which units vary.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 
-from retrieval.consistency.intervals import Interval, student_quantile, wilson_interval
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile, wilson_interval
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -38,15 +37,14 @@ def jackknife_interval(
 ) -> Interval:
     """Return the interval of a figure: the estimate plus and minus Student's quantile times the jackknife's error.
 
-    proportion: the figure lies in [0, 1] and the interval is made in its logit, so that it stays there; a figure at
-    exactly 0 or 1 gets an interval of Wilson's with the units as trials, which is wide rather than of no width.
+    proportion: the figure lies in [0, 1] and the interval is made in its logit, so that it stays there; a figure of
+    exactly 0 or 1 gets Wilson's interval with the units as trials, which is wide, in place of one without width.
 
     Raises:
         InvalidInput: confidence not strictly between 0 and 1, or a value that is not finite.
         NotEnoughEvidence: fewer than two values.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     if not (math.isfinite(estimate) and np.isfinite(replicates).all()):
         raise InvalidInput(f"an interval needs finite values, found an estimate of {estimate} and its replicates")
     quantile = student_quantile(max(len(replicates), 2), confidence)
@@ -56,7 +54,9 @@ def jackknife_interval(
     if estimate <= 0 or estimate >= 1:
         width = wilson_interval(0, len(replicates), confidence).high
         return Interval(0.0, width) if estimate <= 0 else Interval(1 - width, 1.0)
-    # The error is carried over to the logit: in the logits themselves, one unit that brings all would be infinite.
+    from scipy.special import expit, logit
+
+    # The error is converted to the logit: the logits themselves would be infinite if one unit brings all hits.
     half_width = quantile * jackknife_error(replicates) / (estimate * (1 - estimate))
     return Interval(float(expit(logit(estimate) - half_width)), float(expit(logit(estimate) + half_width)))
 
@@ -66,10 +66,11 @@ def rate_interval(
 ) -> Interval:
     """Return the interval of total_hits / total_trials over the draw of classes.
 
-    hits, trials: [T] int64, what leaves the totals with each class; for pairs across classes each pair stands at both
-    its ends. No trials at all give 0 to 1.
+    hits, trials: [T] int64, what the totals lose with each class; a pair across classes counts at both its ends. No
+    trials at all give 0 to 1.
 
-    Raises: as `jackknife_interval`.
+    Raises:
+        InvalidInput, NotEnoughEvidence: see `jackknife_interval`.
 
     >>> # without each 5, 4, 3 of 20: error 0.0577; logit(0.2) -+ 4.303 * 0.0577 / 0.16
     >>> print(rate_interval(np.array([1, 2, 3]), np.array([10, 10, 10]), 6, 30, 0.95))

@@ -1,6 +1,6 @@
-"""A linear map of embeddings after which classes spread alike, so that one threshold fits them better.
+"""Whitening: a linear map of embeddings that makes classes spread alike, so that one threshold fits them better.
 
-Decides the map, with labels or without; what is done with the mapped embeddings is left to the score.
+The map is fitted with labels or without; the score decides what is done with the mapped embeddings.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import Vectors
+from retrieval.consistency.pairs.vectors import Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 # Rows at a time against all others: bounds memory.
 _TILE = 1024
-# A covariance of fewer differences than this is noise, whatever the shrinkage.
+# With fewer differences the covariance is noise at any shrinkage.
 _MIN_DIFFERENCES = 50
-# Below the rounding of float32 there is no direction left to normalise.
+# A shorter row is the rounding of float32: it has no direction.
 _NO_LENGTH = 1e-6
 
 
@@ -66,10 +66,10 @@ def fit_whitening(
 ) -> Whitening:
     """Return the map that makes differences inside classes equally large in all directions.
 
-    With labels, the differences are those of images to their class mean. Without, those of images to their n_neighbours
-    most similar others: on the whole these vary as images of one class do. The covariance C of the differences is
-    shrunk to (1 - shrinkage) C + shrinkage * mean(diagonal) I; the projection is its symmetric inverse square
-    root, times sqrt(mean(diagonal)): shrinkage 1 only centres.
+    With labels, the differences are those of images to their class mean. Without labels, those of images to their
+    n_neighbours most similar images, which on the whole vary as images of one class do. The covariance C of the
+    differences is shrunk to (1 - shrinkage) C + shrinkage * mean(diagonal) I; the projection is its symmetric inverse
+    square root, times sqrt(mean(diagonal)): shrinkage 1 only centres.
 
     embeddings: [n, d] float32, unit rows; labels: n strings, classes of one image do not count.
     Cost: d^3 and, without labels, n^2 products of d; memory: a few [1024, n].

@@ -1,6 +1,6 @@
-"""How good the order of the answers is, without any threshold: recall at k and mean average precision at R.
+"""The quality of the ranking, without any threshold: recall at k and mean average precision at R.
 
-Leave-one-out: every image queries all others. A query whose class has no other image has no right answer and is left
+Every image of one set queries all other images. A query whose class has no other image has no right answer and is left
 out.
 """
 
@@ -11,38 +11,32 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, check_positives, labelled_vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
 from retrieval.errors import InvalidInput
 
-# Scores held at once; a chunk of queries meets all images, so this bounds memory whatever n is.
+# Scores of a chunk of queries with all images: bounds the memory for any n.
 _MAX_SCORES = 1 << 22
 
 
-def recall_at_k(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    k: Sequence[int] = (1,),
-) -> dict[int, float]:
+def recall_at_k(vectors: LabelledVectors, k: Sequence[int] = (1,)) -> dict[int, float]:
     """Return, for each k, the share of queries with an image of their class among the k best-scoring others.
 
     Ties go to the image with the lower index.
 
     Raises:
-        InvalidInput: k is empty or holds a value below 1.
-        NotEnoughEvidence: no class has two images, or fewer than two classes.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: k is empty or holds a value below 1; or vectors of two sets, or with excluded pairs.
+        NotEnoughEvidence: no class has two images.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1]], dtype=np.float32)
-    >>> recall_at_k(rows, ["a", "b", "a", "b"], k=(1, 2))
+    >>> recall_at_k(labelled(rows, ["a", "b", "a", "b"]), k=(1, 2))
     {1: 0.0, 2: 0.5}
     """
     if not k or min(k) < 1:
         raise InvalidInput(f"k must hold numbers of at least 1, found {tuple(k)}")
-    vectors = _with_queries(query_vectors, labels, gallery_vectors)
+    _check(vectors)
     depth = min(max(k), len(vectors.codes) - 1)
     hits = np.zeros(depth, dtype=np.int64)
     n_queries = 0
@@ -52,22 +46,23 @@ def recall_at_k(
     return {value: float(hits[min(value, depth) - 1] / n_queries) for value in k}
 
 
-def map_at_r(query_vectors: Vectors, labels: Sequence[str], *, gallery_vectors: Vectors | None = None) -> float:
+def map_at_r(vectors: LabelledVectors) -> float:
     """Return mean average precision at R: precision at the ranks of right answers among the R first, divided by R.
 
     R is the number of other images of the query's class. Ties go to the image with the lower index.
 
     Raises:
-        NotEnoughEvidence: no class has two images, or fewer than two classes.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: vectors of two sets, or with excluded pairs.
+        NotEnoughEvidence: no class has two images.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, section 3.2.
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> map_at_r(rows, ["a", "a", "b"])
+    >>> map_at_r(labelled(rows, ["a", "a", "b"]))
     1.0
     """
-    vectors = _with_queries(query_vectors, labels, gallery_vectors)
+    _check(vectors)
     depth = int(vectors.n_images.max()) - 1
     ranks = np.arange(1, depth + 1)
     total, n_queries = 0.0, 0
@@ -79,10 +74,9 @@ def map_at_r(query_vectors: Vectors, labels: Sequence[str], *, gallery_vectors: 
     return total / n_queries
 
 
-def _with_queries(query_vectors: Vectors, labels: Sequence[str], gallery_vectors: Vectors | None) -> LabelledVectors:
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+def _check(vectors: LabelledVectors) -> None:
+    check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
-    return vectors
 
 
 def _ranked(vectors: LabelledVectors, depth: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:

@@ -1,7 +1,6 @@
-"""Which decisions at the threshold flip when images are replaced by perturbed copies of themselves.
+"""Decisions at the threshold that flip when images are replaced by perturbed copies of themselves.
 
-Decides how flips are counted; what a perturbation does to an image is decided where its pixels are. The images, their
-labels and the threshold stay as they are.
+This module counts flips; the engine perturbs the pixels. Images, labels and threshold stay as they are.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import rate_interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
-from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.separation.classwise import slices
+from retrieval.consistency.pairs.products import float32_at_least, scores_of
+from retrieval.consistency.pairs.tiles import slices
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_same_images
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 SIDES = ("query", "both")
@@ -26,7 +25,7 @@ _State: TypeAlias = tuple[int, int, NDArray[np.bool_]]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """count of total pairs, with an interval over the draw of classes; rate: 0 of none, with the interval 0 to 1."""
+    """A count out of total pairs, with an interval over the draw of classes: 0 to 1 if there are no pairs."""
 
     count: int
     total: int
@@ -45,11 +44,10 @@ class Share:
 class Flips:
     """What one perturbation does to the decisions at the threshold.
 
-    sides: `query`, every image as a perturbed query against every other clean image, or `both`, each pair perturbed
-    alike. lost: true pairs accepted clean and rejected now; won: rejected clean and accepted now; gained: non-matches
-    rejected clean and accepted now; dropped: accepted clean and rejected now. Each is a share of the pairs that could
-    flip so. tar, far: shares of
-    true pairs and of non-matches accepted, clean and now.
+    sides: `query`, every image as a perturbed query against every other clean image, or `both`, the two images of each
+    pair perturbed alike. lost: true pairs accepted clean and rejected now; won: rejected clean and accepted now;
+    gained: non-matches rejected clean and accepted now; dropped: accepted clean and rejected now. Each is a share of
+    the pairs that could flip in this way. tar, far: shares of true pairs and non-matches accepted, clean and now.
     """
 
     perturbation: str
@@ -85,70 +83,58 @@ class DecisionFlips:
 
 
 def decision_flips(
-    query_vectors: Vectors,
-    perturbed: Mapping[str, Vectors],
-    labels: Sequence[str],
+    vectors: LabelledVectors,
+    perturbed: Mapping[str, LabelledVectors],
     threshold: float,
     *,
-    gallery_vectors: Vectors | None = None,
-    perturbed_gallery: Mapping[str, Vectors] | None = None,
     sides: Sequence[str] = SIDES,
     confidence: float = 0.95,
-    tile: int = 1024,
 ) -> DecisionFlips:
     """Return the flips of decisions that each perturbation causes.
 
-    query_vectors, gallery_vectors: of the clean images, see `labelled_vectors`; perturbed, perturbed_gallery: of the
-    perturbed copies, row by row, under the name of the perturbation; the second is needed where gallery_vectors is
-    given and `both` sides are asked for. Intervals: Student's on the logit with the jackknife over classes; in
-    simulations with 30 and 100 classes 95 % ones held the rate of lost pairs in 93 % and that of gained ones in 99 %.
+    vectors: of the clean images; perturbed: of their perturbed copies, row by row, under the name of the perturbation.
+    Intervals: Student's on the logit with the jackknife over classes; in simulations with 30 and 100 classes 95 % ones
+    held the rate of lost pairs in 93 % and that of gained ones in 99 %.
     Cost: a [n, n] product for each perturbation and side, half of it for `both`, and as much again for the
-    clean images; memory: a few [tile, tile].
+    clean images; memory: a few tiles.
 
     Raises:
-        InvalidInput: threshold not finite, no or unknown sides, confidence outside (0, 1), or tile below 1.
-        InvalidEmbeddings: an array of perturbed copies that does not fit; see also `labelled_vectors`.
-        NotEnoughEvidence: fewer than two classes.
+        InvalidInput: threshold not finite, no or unknown sides, or confidence outside (0, 1); vectors of two sets, or
+            with excluded pairs.
+        InvalidEmbeddings: perturbed copies of other images or of another score.
 
-    >>> clean = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    >>> from retrieval.consistency import labelled
+    >>> labels, clean = ["a", "a", "b"], np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
     >>> turned = np.array([[0.6, 0.8], [0.8, 0.6], [0, 1]], dtype=np.float32)  # the first image only
-    >>> flips = decision_flips(clean, {"turned": turned}, ["a", "a", "b"], 0.7, sides=["query"]).flips[0]
-    >>> flips.lost.count, flips.lost.total, flips.gained.count, flips.gained.total  # turned image: 0.96 to a, 0.8 to b
+    >>> found = decision_flips(labelled(clean, labels), {"turned": labelled(turned, labels)}, 0.7, sides=["query"])
+    >>> flips = found.flips[0]  # the turned image scores 0.96 with a, 0.8 with b
+    >>> flips.lost.count, flips.lost.total, flips.gained.count, flips.gained.total
     (0, 2, 1, 4)
     """
-    if not np.isfinite(threshold) or not sides or not set(sides) <= set(SIDES) or not 0 < confidence < 1 or tile < 1:
+    if not np.isfinite(threshold) or not sides or not set(sides) <= set(SIDES) or not 0 < confidence < 1:
         raise InvalidInput(
-            f"expected a finite threshold, sides among {', '.join(SIDES)}, confidence in (0, 1) and tile >= 1, found "
-            f"{threshold}, {list(sides)}, {confidence} and {tile}"
+            f"expected a finite threshold, sides among {', '.join(SIDES)} and confidence in (0, 1), found "
+            f"{threshold}, {list(sides)} and {confidence}"
         )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    check_one_set(vectors, all_pairs=True)
     limit = float32_at_least(np.array([threshold]))[0]
     flips: list[Flips] = []
-    for name, queries in perturbed.items():
-        changed = _changed(vectors, name, queries, labels, perturbed_gallery, "both" in sides)
-        flips += [_summary(name, side, _count(vectors, changed, side, limit, tile), confidence) for side in sides]
+    for name, changed in perturbed.items():
+        _check_copies(vectors, changed, name)
+        flips += [_summary(name, side, _count(vectors, changed, side, limit), confidence) for side in sides]
     return DecisionFlips(threshold, confidence, tuple(flips))
 
 
-def _changed(
-    vectors: LabelledVectors,
-    name: str,
-    queries: Vectors,
-    labels: Sequence[str],
-    galleries: Mapping[str, Vectors] | None,
-    needs_gallery: bool,
-) -> LabelledVectors:
-    """Check the perturbed copies and return them in the order of the clean vectors."""
-    gallery = None if galleries is None else galleries.get(name)
-    if gallery is None and not vectors.cosine:
-        if needs_gallery:
-            raise InvalidEmbeddings(
-                f"{name}: both sides perturbed needs perturbed_gallery where the score is not cosine"
-            )
-        gallery = np.zeros_like(queries)  # never looked at
-    if queries.shape != vectors.query.shape:
-        raise InvalidEmbeddings(f"{name}: expected perturbed copies {vectors.query.shape}, found {queries.shape}")
-    return labelled_vectors(queries, labels, gallery)
+def _check_copies(vectors: LabelledVectors, changed: LabelledVectors, name: str) -> None:
+    try:
+        check_same_images(vectors, changed)
+    except InvalidInput as error:
+        raise InvalidEmbeddings(f"perturbed copies {name}: {error}") from error
+    if vectors.query.shape != changed.query.shape or vectors.cosine != changed.cosine:
+        raise InvalidEmbeddings(
+            f"perturbed copies {name}: expected shape {vectors.query.shape} and the same score as the clean images, "
+            f"found {changed.query.shape} and {'cosine' if changed.cosine else 'another score'}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,12 +160,12 @@ class _Tally:
             np.add.at(self.non_matches[:, clean, now], second, other.sum(axis=0))
 
 
-def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit: np.float32, tile: int) -> _Tally:
+def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit: np.float32) -> _Tally:
     n, n_classes = len(vectors.codes), len(vectors.classes)
     tally = _Tally(*(np.zeros((n_classes, 2, 2), dtype=np.int64) for _ in range(2)))
     gallery = vectors.gallery if side == "query" else changed.gallery
-    for rows in slices(0, n, tile):
-        for columns in slices(0 if side == "query" else rows.start, n, tile):
+    for rows in slices(0, n):
+        for columns in slices(0 if side == "query" else rows.start, n):
             clean = scores_of(vectors.query[rows], vectors.gallery[columns]) >= limit
             now = scores_of(changed.query[rows], gallery[columns]) >= limit
             pairs = np.ones_like(clean)

@@ -1,13 +1,13 @@
 """The model bundle: an ONNX model with everything that must never be separated from it.
 
-Decides what a bundle holds and when it is intact; leaves running the model to `engine/encoder.py` and where bundles
-live to `engine/store.py`.
+This file decides what a bundle holds and when it is intact. `engine/encoder.py` runs the model, `engine/store/` keeps
+bundles.
 
     model.onnx        pixels [n, 3, h, w] float32 -> embeddings [n, d] float32, unit rows
     contract.json     format, dimension, preprocessing, input and output names, opset, checksums of the other files
     evaluation.json   what training measured; free form
-    probe.npz         a few inputs with their expected embeddings, so that anybody can verify a bundle without data
-    MODEL_CARD.md     for people: data, metrics, limits, licence; bundles may lack it
+    probe.npz         a few inputs with their expected embeddings, to verify a bundle without data
+    MODEL_CARD.md     for people: data, metrics, limits, licence; optional
 
 The digest of a bundle is the digest of contract.json, which holds the checksums of everything else.
 """
@@ -54,21 +54,21 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """Where the ONNX model lies."""
+        """The path of the ONNX model."""
         return self.directory / MODEL
 
     @property
     def model_card(self) -> str | None:
-        """The model card, Markdown; None where the bundle was written without one."""
+        """The model card, Markdown; None if the bundle was written without one."""
         return (self.directory / MODEL_CARD).read_text(encoding="utf-8") if MODEL_CARD in self.files else None
 
     def probe(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Inputs [n, 3, h, w] and the embeddings [n, d] that the model gave for them when it was exported."""
+        """Return inputs [n, 3, h, w] and their embeddings [n, d] as computed at export."""
         with np.load(self.directory / PROBE, allow_pickle=False) as arrays:
             return arrays["inputs"], arrays["embeddings"]
 
 
-def write_bundle(
+def write_bundle(  # noqa: PLR0913  # one parameter for each thing a bundle holds
     directory: Path,
     *,
     onnx_model: bytes,
@@ -84,8 +84,8 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle into `directory`, which must not exist yet or be empty, and open it.
 
-    model_card: Markdown; without it the bundle has none. The directory appears whole or not at all. Raises InvalidInput
-    where it holds something else already.
+    model_card: Markdown, optional. The directory appears whole or not at all. Raises InvalidInput if it already holds
+    something else.
     """
     check_new_folder(directory)
     probe = io.BytesIO()
@@ -117,7 +117,7 @@ def write_bundle(
 
 
 def check_new_folder(directory: Path) -> None:
-    """Raises InvalidInput where a bundle cannot be written to `directory`: a file, or a folder that is not empty."""
+    """Raise InvalidInput if a bundle cannot be written to `directory`: a file, or a folder that is not empty."""
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
         raise InvalidInput(f"{directory} is no folder: name a new one for the bundle")
     if directory.is_dir() and any(directory.iterdir()):
@@ -125,7 +125,7 @@ def check_new_folder(directory: Path) -> None:
 
 
 def open_bundle(directory: Path) -> Bundle:
-    """The bundle in `directory`. Raises CorruptArtifact where a file is missing, truncated or not the one written."""
+    """Open the bundle in `directory`. Raises CorruptArtifact if a file is missing, truncated or was changed."""
     contract_path = directory / CONTRACT
     try:
         raw = contract_path.read_bytes()

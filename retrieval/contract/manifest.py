@@ -1,6 +1,7 @@
 """Manifests: which items there are, where their images lie, what they show.
 
-Decides how a folder per class or a CSV, Parquet or JSON-lines table becomes items; leaves reading the images to others.
+A manifest is a folder with one sub-folder for each class, or a CSV, Parquet or JSON-lines table. `engine/images.py`
+reads the images.
 """
 
 import csv
@@ -18,12 +19,12 @@ from retrieval.errors import EmptyCatalog, InvalidManifest
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _COLUMNS = ("id", "uri", "label")
-_SURPLUS = "(surplus)"  # where the CSV reader puts values beyond the last column
+_SURPLUS = "(surplus)"  # the CSV reader puts values beyond the last column under this name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One picture: `uri` says where it lies (any fsspec URL), `label` what it shows ("" where unknown)."""
+    """One image: `uri` is its place (any fsspec URL), `label` its class ("" if unknown)."""
 
     id: str
     uri: str
@@ -32,12 +33,12 @@ class Item:
 
 
 def read_manifest(source: str) -> list[Item]:
-    """The items of a folder (one sub-folder per class) or of a .csv, .parquet or .jsonl table, in their order.
+    """Read the items of a folder (one sub-folder for each class) or of a .csv, .parquet or .jsonl table, in order.
 
     A table has the columns id and uri, usually label, and any others, which become attributes. Relative uris are
     relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name.
-    Raises InvalidManifest where the source is missing, a column is missing, or an id is empty or occurs twice;
-    EmptyCatalog where there is no item.
+    Raises InvalidManifest if the source or a column is missing, or an id is empty or occurs twice; EmptyCatalog if
+    there is no item.
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(source)
@@ -106,7 +107,7 @@ def _read_table(filesystem: Any, path: str) -> list[Item]:
 
 
 def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column names and rows. CSV through the standard library: every value stays text, an id of 007 stays 007."""
+    """Return column names and rows. The standard library reads CSV, because there every value stays text (007)."""
     suffix = PurePosixPath(path).suffix.lower()
     try:
         with filesystem.open(path, "rb") as file:

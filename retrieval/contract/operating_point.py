@@ -1,16 +1,13 @@
 """The operating point: the one threshold with its evidence, tied to one bundle and one score.
 
-Decides what is recorded about a threshold and how it is named; leaves choosing it to `flows/calibrate.py`.
+This file decides what is recorded about a threshold and how it is named. `flows/calibrate.py` chooses the threshold.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, NewType
 
-from retrieval.consistency.calibration.calibrator import Calibrator
-from retrieval.consistency.calibration.calibrators import calibrator_from_json
-from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice
+from retrieval.consistency import Calibrator, Certificate, MeanCertificate, ThresholdChoice, calibrator_from_json
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import ScoreDigest
@@ -18,15 +15,15 @@ from retrieval.errors import CorruptArtifact, InvalidInput
 
 OperatingPointId = NewType("OperatingPointId", str)
 
-FORMAT = 2  # 1 knew pooled FAR as the only target
+FORMAT = 2  # in format 1 pooled FAR was the only target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
     """What one score achieved on the calibration data, at the target and by its consistency over classes.
 
-    `achieved`: what the target is about, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the log-FAR
-    axis, comparable between scores; None where the classes are too small to tell.
+    `achieved`: the value that the target limits, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the
+    log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it.
     """
 
     score_digest: ScoreDigest
@@ -45,9 +42,8 @@ class ScoreComparison:
 class OperatingPoint:
     """A threshold (`choice.threshold`), how it was chosen and on which data.
 
-    `certificate` and `mean_certificate` are None where the data cannot support one; the refusal then says why.
-    `compared`: what each score that was tried achieved, the chosen one included. `data_digest`: labels and images it
-    rests on.
+    `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
+    `compared`: what each tried score achieved, the chosen one included. `data_digest`: of the labels and images.
     """
 
     bundle_digest: BundleDigest
@@ -76,13 +72,13 @@ class OperatingPoint:
         return OperatingPointId(digest_json(content))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON that `from_json` turns back into an equal value."""
+        """Return plain JSON that `from_json` turns back into an equal value."""
         parts = {"choice": self.choice.to_json(), "calibrator": self.calibrator.to_json()}
         return {"format": FORMAT, **asdict(self), **parts}
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "OperatingPoint":
-        """The inverse of `to_json`, from bytes. Raises CorruptArtifact naming `where`."""
+        """Read the bytes of `to_json`. Raises CorruptArtifact naming `where`."""
         try:
             value = json.loads(data)
             if (found := value.pop("format")) != FORMAT:

@@ -1,7 +1,7 @@
 """From the bytes of an image to the model's input, the same in training, indexing and serving.
 
-Decides decoding, orientation, resizing and normalisation; leaves batching to the encoder and augmentation to training.
-One decoder (Pillow) and one path for everybody: two decoders of one JPEG differ by more than a threshold tolerates.
+Decoding, orientation, resizing and normalisation are here; batching belongs to the encoder, augmentation to training.
+There is one decoder (Pillow) and one path, because two decoders of one JPEG differ by more than a threshold tolerates.
 """
 
 import io
@@ -13,26 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
-# Pillow's own guard warns instead of refusing and cannot be set per call; `ImageLimits` replaces it.
+# `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
 Image.MAX_IMAGE_PIXELS = None
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageLimits:
-    """What an image may cost; both limits are checked before a pixel is decoded."""
-
-    image_bytes: int = 20 * _MIB
-    pixels: int = 50_000_000
-
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +53,12 @@ class Preprocessing:
             raise CorruptArtifact(f"preprocessing: every std must be positive, found {self.std}")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` turns back into an equal value."""
+        """Return a plain dictionary that `from_json` turns back into an equal value."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_json`. Raises CorruptArtifact where a field is missing or unknown."""
+        """Read the dictionary of `to_json`. Raises CorruptArtifact if a field is missing or unknown."""
         try:
             fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
             return cls(**fields)
@@ -80,11 +69,11 @@ class Preprocessing:
 def decode(
     data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
-    """The image as upright 8-bit RGB.
+    """Decode an image to upright 8-bit RGB.
 
-    Animations give their first frame, EXIF rotation is applied, transparency is laid over `background`, CMYK, palette
-    and 16-bit images are converted. Raises ImageTooLarge before decoding where a limit is exceeded, InvalidImage where
-    the bytes are empty, no known format, or truncated.
+    Animations give their first frame, EXIF rotation is applied, transparent pixels get `background`, CMYK, palette and
+    16-bit images are converted. Raises ImageTooLarge before decoding if a limit is exceeded, InvalidImage if the bytes
+    are empty, of no known format, or truncated.
     """
     if not data:
         raise InvalidImage("expected an image, found 0 bytes")
@@ -108,10 +97,10 @@ def decode(
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """`image` (RGB) resized, centre-cropped and normalised: [3, crop, crop] float32."""
+    """Resize, centre-crop and normalise `image` (RGB): [3, crop, crop] float32."""
     width, height = image.size
     scale = preprocessing.resize / min(width, height)
-    # a sliver of 1 x 20,000 pixels must not become a gigabyte: only the part that the crop can see is resized
+    # only the visible part is resized: an image of 1 x 20,000 pixels must not become a gigabyte
     visible = preprocessing.crop / scale
     left, top = max(0.0, (width - visible) / 2), max(0.0, (height - visible) / 2)
     box = (left, top, width - left, height - top)
@@ -125,7 +114,7 @@ def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.flo
 def preprocess(
     data: bytes, preprocessing: Preprocessing, *, limits: ImageLimits = DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
-    """The bytes of an image as the model's input: [3, crop, crop] float32. Raises as `decode` does."""
+    """Turn the bytes of an image into the model's input: [3, crop, crop] float32. Raises as `decode` does."""
     return to_array(decode(data, limits=limits, background=preprocessing.background), preprocessing)
 
 
@@ -140,10 +129,10 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion clips at 255 instead."""
+    """Scale 16-bit grey to 8 bits; the conversion of Pillow would clip at 255."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        # 32-bit integers and floats do not tell their range: the values do
+        # the mode of 32-bit integers and floats does not give their range, so use the values
         is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
         top = 65535.0 if is_16_bit else 255.0
         return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))

@@ -1,48 +1,47 @@
-"""What the threshold is applied to: the cosine, or the cosine corrected for how crowded each picture's place is.
+"""The score, which the threshold is applied to: the cosine, or the cosine corrected for the density around each image.
 
-Decides the score of a pair as an inner product of two vectors, so that every index and every statistic works on it
-unchanged; leaves choosing between scores to `flows/calibrate.py` and fitting to `consistency/normalisation.py`.
+The score of a pair is an inner product of two vectors, so every index and every statistic works on it unchanged.
+`engine/score_choice.py` chooses between scores, `consistency/normalisation.py` fits the whitening.
 
     cosine            s(a, b) = <a, b>
     cohort            s(a, b) - w (r(a) + r(b)) = <[a, -w r(a), 1], [b, 1, -w r(b)]>
     whitened cohort   the same of a' = P (a - c) / |P (a - c)| and b'
 
 where the density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference
-embeddings. A picture among many look-alikes has a high r and needs a higher similarity to be accepted. Whitening first
-makes classes spread alike. Either way the vectors have two columns more, whatever the size of the cohort.
+embeddings. An image among many look-alikes has a high r and needs a higher similarity to be accepted. A whitening
+makes the classes spread alike first. The vectors have two more columns, for any size of the cohort.
 """
 
 import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NewType
+from typing import NewType, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.normalisation import Whitening
+from retrieval.consistency import Whitening, check_unit_rows
 from retrieval.contract.canonical import digest_array, digest_json, json_bytes
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
 ScoreDigest = NewType("ScoreDigest", str)
+Vectors: TypeAlias = NDArray[np.float32]
 
 SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "projection.npy"
-_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1: what format 1 cannot say is at its default; so digests of old scores stay
+_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1 if all that format 2 adds is at its default, which keeps old digests valid
 _WEIGHT = 0.5
 _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density`
-_NORM_TOLERANCE = 1e-3  # float32 rows of a normalised model are off by about 1e-6, of a reduced-precision one by 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A score: nothing for the cosine; for the cohort scores `cohort` and `k`, and what else differs from the default.
+    """A score. The cosine has no field set; a cohort score has `cohort` and `k`, and optionally the others.
 
-    cohort: [m, D] float32, unit rows, whitened where there is a whitening; `cohort_score` makes them. k: how many of
-    the most similar make the density. weight: w above, in (0, 1]. ignore_above: cohort rows at least this similar to a
-    picture are taken as the picture itself and left out of its density, in (-1, 1]; needed where the cohort is a sample
-    of the catalogue, whose items would meet themselves. Where fewer than k rows are left the density is the mean of
-    those, where none is it is ignore_above.
+    cohort: [m, D] float32, unit rows, whitened if there is a whitening; `cohort_score` makes them. k: the number of
+    largest similarities whose mean is the density. weight: w above, in (0, 1]. ignore_above: in (-1, 1]; cohort rows at
+    least this similar to an image count as the image itself and are left out of its density, because the cohort may be
+    a sample of the catalogue. If fewer than k rows are left, the density is their mean; if none is, ignore_above.
     """
 
     cohort: NDArray[np.float32] | None = None
@@ -78,48 +77,50 @@ class Score:
 
     @property
     def digest(self) -> ScoreDigest:
-        """Names this score; equal for equal content."""
+        """The name of this score, equal for equal content."""
         return ScoreDigest(digest_json(self._description()))
 
     def dimension(self, d: int) -> int:
-        """Columns of the score vectors for embeddings of `d` columns."""
+        """Return the number of columns of the score vectors for embeddings of `d` columns."""
         if self.cohort is None:
             return d
         return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
 
-    def density(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """r(x) of each row: [n] float32 in [-1, 1]; zeros for the cosine. `embeddings`: [n, d] float32, unit rows."""
-        return self._density_of_whitened(self._whitened(embeddings))
+    def density(self, embeddings: Vectors) -> Vectors:
+        """Return r(x) of each row: [n] float32 in [-1, 1]; zeros for the cosine. `embeddings`: [n, d], unit rows."""
+        return self._rows_and_densities(embeddings)[1]
 
-    def query_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The left factors of the score: [n, dimension(d)] float32."""
-        if self.cohort is None:
-            return embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, offsets, ones])
+    def query_vectors(self, embeddings: Vectors) -> Vectors:
+        """Return the left factors of the score: [n, dimension(d)] float32."""
+        return self.query_vectors_and_densities(embeddings)[0]
 
-    def gallery_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The right factors of the score: [n, dimension(d)] float32."""
-        if self.cohort is None:
-            return embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, ones, offsets])
+    def gallery_vectors(self, embeddings: Vectors) -> Vectors:
+        """Return the right factors of the score: [n, dimension(d)] float32."""
+        return self.gallery_vectors_and_densities(embeddings)[0]
 
-    def vectors(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Both factors of the score, query and gallery, which share one density; for the cosine the embeddings."""
-        if self.cohort is None:
-            return embeddings, embeddings
-        rows, offsets, ones = self._factors(embeddings)
-        return np.hstack([rows, offsets, ones]), np.hstack([rows, ones, offsets])
+    def vectors(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return both factors of the score, query and gallery; for the cosine both are the embeddings themselves."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._query_factor(rows, densities), self._gallery_factor(rows, densities)
+
+    def query_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return `query_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._query_factor(rows, densities), densities
+
+    def gallery_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return `gallery_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
+        rows, densities = self._rows_and_densities(embeddings)
+        return self._gallery_factor(rows, densities), densities
 
     def similarities(
         self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The cosines behind scores of one query [n], after the whitening where there is one: [n] float32."""
+        """Return the cosines of scores [n] of one query, after the whitening if there is one: [n] float32."""
         return np.asarray(scores + self.weight * (query_density + gallery_densities), dtype=np.float32)
 
     def files(self) -> dict[str, bytes]:
-        """The artefact's files by name."""
+        """Return the files of the artefact by name."""
         files = {SCORE: json_bytes(self._description())}
         if self.cohort is not None:
             files[COHORT] = _npy(self.cohort)
@@ -127,25 +128,27 @@ class Score:
             files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
 
-    def _factors(
-        self, embeddings: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Rows [n, D] after the whitening, offsets [n, 1] by density, ones [n, 1]."""
-        rows = self._whitened(embeddings)
-        offsets = np.float32(-self.weight) * self._density_of_whitened(rows)[:, None]
-        return rows, offsets, np.ones_like(offsets)
-
-    def _whitened(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
-
-    def _density_of_whitened(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rows_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
+        """Return the rows [n, D] after the whitening, and their densities [n]."""
+        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
         densities = np.zeros(len(rows), dtype=np.float32)
+        if self.cohort is not None:
+            for start in range(0, len(rows), _TILE):
+                similarities = rows[start : start + _TILE] @ self.cohort.T
+                densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
+        return rows, densities
+
+    def _query_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
         if self.cohort is None:
-            return densities
-        for start in range(0, len(rows), _TILE):
-            similarities = rows[start : start + _TILE] @ self.cohort.T
-            densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
-        return densities
+            return rows
+        offsets = np.float32(-self.weight) * densities[:, None]
+        return np.hstack([rows, offsets, np.ones_like(offsets)])
+
+    def _gallery_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
+        if self.cohort is None:
+            return rows
+        offsets = np.float32(-self.weight) * densities[:, None]
+        return np.hstack([rows, np.ones_like(offsets), offsets])
 
     def _description(self) -> dict[str, object]:
         description: dict[str, object] = {
@@ -172,14 +175,14 @@ def cohort_score(
     ignore_above: float | None = None,
     whitening: Whitening | None = None,
 ) -> Score:
-    """The cohort score with a cohort as the model embedded it: [m, d] float32, unit rows. Raises InvalidEmbeddings."""
+    """Return the cohort score of embeddings [m, d] float32, unit rows, not whitened. Raises InvalidEmbeddings."""
     check_unit_rows(embeddings, "the cohort")
     cohort = embeddings if whitening is None else whitening.apply(embeddings)
     return Score(cohort=cohort, k=k, weight=weight, ignore_above=ignore_above, whitening=whitening)
 
 
 def open_score(directory: Path, digest: ScoreDigest) -> Score:
-    """The score stored in `directory`. Raises CorruptArtifact where its content does not have this digest."""
+    """Open the score in `directory`. Raises CorruptArtifact if its content does not have this digest."""
     try:
         description = json.loads((directory / SCORE).read_bytes())
         score = Score()
@@ -201,19 +204,8 @@ def open_score(directory: Path, digest: ScoreDigest) -> Score:
     return score
 
 
-def check_unit_rows(embeddings: NDArray[np.float32], what: str) -> None:
-    """Raises InvalidEmbeddings unless `embeddings` is [n, d], finite and of unit norm; the message names `what`."""
-    if embeddings.ndim != 2:
-        raise InvalidEmbeddings(f"{what}: expected an array [n, d], found shape {embeddings.shape}")
-    norms = np.linalg.norm(embeddings, axis=1)
-    wrong = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)  # written so that NaN counts as wrong
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise InvalidEmbeddings(f"{what}: expected rows of norm 1, found {norms[row]:.6g} in row {row}")
-
-
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:
-    """The mean of the k largest of each row that lie below ignore_above; overwrites what it ignores."""
+    """Return the mean of the k largest values of each row below ignore_above; overwrites what it ignores."""
     cut = similarities.shape[1] - k
     if ignore_above is None:
         return np.asarray(np.partition(similarities, cut, axis=1)[:, cut:].mean(axis=1))

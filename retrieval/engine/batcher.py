@@ -1,7 +1,7 @@
 """Many callers, one forward pass.
 
-Decides which requests share a batch: greedily, whatever waits is taken at once, so that a lone caller never waits for
-company. Leaves the forward pass to `encoder.py`.
+A batch takes everything that waits, up to its size, so that a single caller never waits for others. `encoder.py` runs
+the model.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _Waiting = tuple[NDArray[np.float32], "asyncio.Future[NDArray[np.float32]]"]
 
 
 class Batcher:
-    """Collects single inputs into batches for `embed`, which runs on its own thread. Belongs to one event loop."""
+    """Collects single inputs into batches for `embed`, which runs on its own thread. It belongs to one event loop."""
 
     def __init__(self, embed: Embed, *, max_batch: int, max_waiting: int) -> None:
         self._embed = embed
@@ -30,8 +30,8 @@ class Batcher:
         self._runner: asyncio.Task[None] | None = None
 
     async def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The embedding [d] of one input [3, h, w]. Raises Overloaded at once where too many wait already."""
-        if len(self._waiting) >= self._max_waiting:  # callers that went away must not keep others out
+        """Embed one input [3, h, w] into [d]. Raises Overloaded immediately if too many inputs wait already."""
+        if len(self._waiting) >= self._max_waiting:  # cancelled callers must not keep others out
             self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images wait for the model already: try again later")
@@ -42,7 +42,7 @@ class Batcher:
         return await future
 
     async def close(self) -> None:
-        """Answer whoever waits, then stop the thread."""
+        """Answer all waiting callers, then stop the thread."""
         if self._runner is not None:
             await self._runner
         self._thread.shutdown()
@@ -55,7 +55,7 @@ class Batcher:
                 embeddings = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, inputs)
                 if len(embeddings) != len(batch):
                     raise RuntimeError(f"the model answered {len(embeddings)} embeddings for {len(batch)} inputs")
-            except Exception as error:  # noqa: BLE001 - every caller of the batch must hear of it, none may hang
+            except Exception as error:  # noqa: BLE001 - every caller of the batch must get the error, none may hang
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
@@ -65,7 +65,7 @@ class Batcher:
                     future.set_result(embedding)
 
     def _take(self) -> list[_Waiting]:
-        """The next batch; callers that went away are dropped before they cost anything."""
+        """Remove and return the next batch, without the inputs of cancelled callers."""
         batch: list[_Waiting] = []
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()

@@ -1,7 +1,6 @@
-"""Items to stored embeddings, once for each content.
+"""Images of items to stored embeddings, made once for each content.
 
-Decides what makes an embedding reusable: the bundle and the bytes of the images, nothing else. Leaves reading to
-`catalog.py` and the model to `encoder.py`.
+An embedding is reused if the bundle and the bytes of the images are the same; ids, labels and places may differ.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,32 +11,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure, read_images
+from retrieval.engine.images import Failure, read_images
 from retrieval.engine.store import Store
 from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import CorruptArtifact, TooManyFailures
 
 MAX_FAILED_SHARE = 0.01  # of the images of a job may be unreadable, unless the caller sets another limit
-SHARD_ITEMS = 128  # prepared pixels of a shard are held at once: 77 MB at 224 x 224
+SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB at 224 x 224
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedShard:
-    """The usable items of a shard in order, the digests of their images, the key of their embeddings, the failures."""
+    """The result of a shard: the key of its embeddings, the rows of its usable items, their images' digests, failures.
+
+    `rows` are positions among the items of the shard, ascending; embedding i belongs to item rows[i].
+    """
 
     key: str
-    items: tuple[Item, ...]
+    rows: tuple[int, ...]
     image_digests: tuple[str, ...]
     failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedItems:
+    """Usable items with their embeddings [n, d] float32, the failures, and a digest of labels and images."""
+
+    items: tuple[Item, ...]
+    embeddings: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    content_digest: str
 
 
 def embed_shard(
     store: Store, encoder: Encoder, items: Sequence[Item], *, limits: ImageLimits, pool: Executor
 ) -> EmbeddedShard:
-    """Embed and store the images of some items; embeddings that the store has intact are not made again."""
+    """Embed the images of some items and store the embeddings, unless the store already has them intact."""
     preprocessing = encoder.bundle.preprocessing
     read, failures = read_images(
         items, lambda data: preprocess(data, preprocessing, limits=limits), limits=limits, pool=pool
@@ -49,27 +62,8 @@ def embed_shard(
         side = preprocessing.crop
         pixels = np.stack([i.pixels for i in read]) if read else np.empty((0, 3, side, side), dtype=np.float32)
         store.put_embeddings(bundle, digest_json(digests), encoder.embed(pixels))
-    return EmbeddedShard(
-        key=key, items=tuple(image.item for image in read), image_digests=digests, failures=tuple(failures)
-    )
-
-
-def _is_intact(store: Store, key: str) -> bool:
-    try:
-        store.embeddings(key)
-    except CorruptArtifact:  # missing or damaged
-        return False
-    return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedItems:
-    """Usable items with their embeddings [n, d] float32, and the failures."""
-
-    items: tuple[Item, ...]
-    embeddings: NDArray[np.float32]
-    failures: tuple[Failure, ...]
-    content_digest: str
+    rows = tuple(image.row for image in read)
+    return EmbeddedShard(key=key, rows=rows, image_digests=digests, failures=tuple(failures))
 
 
 def embed_items(
@@ -79,33 +73,33 @@ def embed_items(
     *,
     limits: ImageLimits,
     pool: Executor,
-    max_failed_share: float = MAX_FAILED_SHARE,
     progress: Callable[[int, int], None],
+    max_failed_share: float = MAX_FAILED_SHARE,
 ) -> EmbeddedItems:
-    """The embeddings of all items, shard by shard; `progress(done, total)` is called after each.
+    """Embed all items, shard by shard, and call `progress(done, total)` after each shard.
 
     Raises TooManyFailures as `check_failures` does.
     """
-    shards = []
+    shards: list[EmbeddedShard] = []
+    usable: list[Item] = []
     for start in range(0, len(items), SHARD_ITEMS):
-        shards.append(embed_shard(store, encoder, items[start : start + SHARD_ITEMS], limits=limits, pool=pool))
+        part = items[start : start + SHARD_ITEMS]
+        shards.append(embed_shard(store, encoder, part, limits=limits, pool=pool))
+        usable.extend(part[row] for row in shards[-1].rows)
         progress(min(start + SHARD_ITEMS, len(items)), len(items))
     failures = tuple(failure for shard in shards for failure in shard.failures)
     check_failures(failures, len(items), max_failed_share)
-    usable = tuple(item for shard in shards for item in shard.items)
-    labels_and_images = [
-        (item.label, digest) for shard in shards for item, digest in zip(shard.items, shard.image_digests, strict=True)
-    ]
+    digests = [digest for shard in shards for digest in shard.image_digests]
     return EmbeddedItems(
-        items=usable,
+        items=tuple(usable),
         embeddings=np.concatenate([store.embeddings(shard.key) for shard in shards]),
         failures=failures,
-        content_digest=digest_json(labels_and_images),
+        content_digest=digest_json([(item.label, digest) for item, digest in zip(usable, digests, strict=True)]),
     )
 
 
 def check_failures(failures: Sequence[Failure], n_items: int, max_failed_share: float) -> None:
-    """Raises TooManyFailures where more than `max_failed_share` of all items failed; one always may, all never."""
+    """Raise TooManyFailures if more than `max_failed_share` of all items failed; one always may, all never."""
     allowed = max(1, int(max_failed_share * n_items + 1e-9))  # 0.29 * 100 is 28.999...
     if len(failures) <= allowed and len(failures) < n_items:
         return
@@ -113,3 +107,11 @@ def check_failures(failures: Sequence[Failure], n_items: int, max_failed_share: 
     raise TooManyFailures(
         f"{len(failures)} of {n_items} items cannot be read, at most {allowed} are allowed. The first: {named}"
     )
+
+
+def _is_intact(store: Store, key: str) -> bool:
+    try:
+        store.embeddings(key)
+    except CorruptArtifact:  # missing or damaged
+        return False
+    return True

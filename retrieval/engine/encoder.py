@@ -1,6 +1,7 @@
 """The production encoder: a model bundle's ONNX graph on one device.
 
-Decides providers, threads and numerical trust; leaves decoding to `contract/preprocessing.py`. Hides ONNX Runtime.
+This file chooses providers and threads, and verifies that this machine computes what the bundle promises. It hides
+ONNX Runtime; `contract/preprocessing.py` decodes the images.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, preprocess
-from retrieval.contract.score import check_unit_rows
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.preprocessing import preprocess
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -20,7 +22,7 @@ _PROBE_TOLERANCE = 1e-3  # cosine distance: processors differ by about 1e-6, a w
 
 
 class Encoder:
-    """An opened model. `embed` is safe from several threads; ONNX Runtime sessions are."""
+    """An opened model. `embed` is safe from several threads, because ONNX Runtime sessions are."""
 
     def __init__(self, bundle: Bundle, session: onnxruntime.InferenceSession, *, max_batch: int) -> None:
         self.bundle = bundle
@@ -31,10 +33,10 @@ class Encoder:
     def open(cls, bundle: Bundle, *, device: str = "cpu", threads: int = 0, max_batch: int = 16) -> "Encoder":
         """Load the model and check it against the bundle's probe.
 
-        `device`: cpu, cuda, or auto (cuda where present). `threads`: 0 lets ONNX Runtime choose. Raises
-        DeviceUnavailable where cuda was asked for and is missing (ONNX Runtime itself would fall back silently),
-        BundleMismatch where this machine's embeddings differ from the exported ones, CorruptArtifact where the file is
-        no model or lacks the declared input or output.
+        `device`: cpu, cuda, or auto (cuda if present). `threads`: 0 lets ONNX Runtime choose. Raises DeviceUnavailable
+        if cuda was asked for and is missing (ONNX Runtime itself would fall back silently), BundleMismatch if the
+        embeddings of this machine differ from the exported ones, CorruptArtifact if the file is no model or lacks the
+        declared input or output.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -53,13 +55,13 @@ class Encoder:
 
     @property
     def device(self) -> str:
-        """Where the model runs: cpu or cuda."""
+        """The device that the model runs on: cpu or cuda."""
         return "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
 
     def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings [n, d] float32, unit rows, of `pixels` [n, 3, h, w] float32; [0, d] for none.
+        """Embed `pixels` [n, 3, h, w] float32 into unit rows [n, d] float32; [0, d] for no pixels.
 
-        Raises InvalidEmbeddings where the model answers with NaN or rows that are not of unit norm.
+        Raises InvalidEmbeddings if the model returns NaN or rows that are not of unit norm.
         """
         bundle = self.bundle
         batches = [pixels[i : i + self.max_batch] for i in range(0, len(pixels), self.max_batch)]
@@ -78,7 +80,7 @@ class Encoder:
     def embed_images(
         self, images: Sequence[bytes], *, limits: ImageLimits = DEFAULT_LIMITS, pool: Executor | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings of encoded images, decoded on `pool` where given. Raises as `preprocess` does."""
+        """Embed encoded images, decoded on `pool` if given. Raises as `preprocess` does."""
         run = pool.map if pool else map
         arrays = list(run(lambda data: preprocess(data, self.bundle.preprocessing, limits=limits), images))
         side = self.bundle.preprocessing.crop
@@ -106,9 +108,9 @@ def _check_names(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
 
 
 def providers_of(device: str) -> list[str]:
-    """ONNX Runtime's providers for `cpu`, `cuda` or `auto`, best first.
+    """Return the providers of ONNX Runtime for `cpu`, `cuda` or `auto`, best first.
 
-    Raises InvalidInput for another device, DeviceUnavailable where cuda was asked for and this build cannot run it.
+    Raises InvalidInput for another device, DeviceUnavailable if cuda was asked for and this build cannot run it.
     """
     if device not in DEVICES:
         raise InvalidInput(f"device: expected one of {', '.join(DEVICES)}, found {device!r}")

@@ -1,12 +1,11 @@
-"""The items of a catalogue: reading their images, and the table that turns index positions back into items.
+"""Items as rows of a table: those of a shard of a job, and those of a snapshot, where row order is vector order.
 
-Decides what counts as unreadable; leaves manifests to `contract/manifest.py` and vectors to `index.py`. Hides pyarrow.
+The table lies on disk as Parquet. This file hides pyarrow.
 """
 
+import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,75 +15,84 @@ from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import ImageLimits
-from retrieval.engine.images import read_bytes
-from retrieval.errors import CorruptArtifact, InvalidInput
+from retrieval.errors import CorruptArtifact
 
-_COLUMNS = ("id", "uri", "label", "attributes", "density")
-
-
-@dataclass(frozen=True, slots=True)
-class ReadImage:
-    """One item's image: its prepared pixels [3, h, w] float32 and the digest of its bytes."""
-
-    item: Item
-    digest: str
-    pixels: NDArray[np.float32]
+_COLUMNS = ("id", "uri", "label", "attributes")
+_DENSITY = "density"
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An item whose image cannot be used, and why."""
+class ItemRows:
+    """Items in order, columnar in memory; the attributes of an item are one JSON text."""
 
-    item_id: str
-    reason: str
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
 
+    @classmethod
+    def of(cls, items: Sequence[Item]) -> "ItemRows":
+        """Return the rows of some items. Raises UnicodeEncodeError if a text cannot be written as UTF-8."""
+        attributes = [json.dumps(dict(item.attributes), sort_keys=True, ensure_ascii=False) for item in items]
+        columns = {
+            "id": [item.id for item in items],
+            "uri": [item.uri for item in items],
+            "label": [item.label for item in items],
+            "attributes": attributes,
+        }
+        return cls(pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()}))
 
-def read_images(
-    items: Sequence[Item],
-    prepare: Callable[[bytes], NDArray[np.float32]],
-    *,
-    limits: ImageLimits,
-    pool: Executor,
-) -> tuple[list[ReadImage], list[Failure]]:
-    """What could be read and prepared, and what could not, both in the items' order."""
-
-    def read(item: Item) -> ReadImage | Failure:
+    @classmethod
+    def from_parquet(cls, data: bytes, where: str) -> "ItemRows":
+        """Return the rows in a Parquet file. Raises CorruptArtifact naming `where` if it is damaged."""
         try:
-            data = read_bytes(item.uri, limits)
-            return ReadImage(item, digest_bytes(data), prepare(data))
-        except InvalidInput as error:
-            return Failure(item.id, str(error))
+            return cls(pyarrow.parquet.read_table(io.BytesIO(data), columns=list(_COLUMNS)))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise CorruptArtifact(f"items {where} cannot be read: {error}") from error
 
-    results = list(pool.map(read, items))
-    return [r for r in results if isinstance(r, ReadImage)], [r for r in results if isinstance(r, Failure)]
+    def to_parquet(self) -> bytes:
+        """Return the rows as the bytes of a Parquet file."""
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(self.table, buffer)
+        return buffer.getvalue()
+
+    @property
+    def digest(self) -> str:
+        """The digest of the texts, which does not depend on how Parquet stores them."""
+        parts = [str(len(self)).encode()]
+        for name in _COLUMNS:
+            texts = [text.encode() for text in self.table.column(name).to_pylist()]
+            parts.append(np.array([len(text) for text in texts], dtype="<i8").tobytes())
+            parts.extend(texts)
+        return digest_bytes(b"".join(parts))
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def take(self, rows: Sequence[int]) -> "ItemRows":
+        """Return some of the rows, in the given order."""
+        return ItemRows(self.table.take(pa.array(rows, pa.int64())))
+
+    def items(self) -> list[Item]:
+        """Return the rows as items."""
+        return _items(self.table)
 
 
 class ItemTable:
-    """Items by index position, columnar in memory: about 100 bytes an item besides its text."""
+    """The items of a snapshot by index position, columnar in memory: about 100 bytes an item plus its text."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self.densities: NDArray[np.float32] = table.column("density").to_numpy().astype(np.float32)
+        self.densities: NDArray[np.float32] = table.column(_DENSITY).to_numpy().astype(np.float32)
 
     @classmethod
-    def build(cls, items: Iterable[Item], densities: NDArray[np.float32]) -> "ItemTable":
-        """A table whose row i is the item at position i; `densities` [n] float32 as `Score.density` gives them."""
-        rows = list(items)
-        columns: Mapping[str, pa.Array] = {
-            "id": pa.array([item.id for item in rows], pa.string()),
-            "uri": pa.array([item.uri for item in rows], pa.string()),
-            "label": pa.array([item.label for item in rows], pa.string()),
-            "attributes": pa.array([json.dumps(dict(item.attributes), sort_keys=True) for item in rows], pa.string()),
-            "density": pa.array(densities, pa.float32()),
-        }
-        return cls(pa.table(columns))
+    def join(cls, parts: Sequence[ItemRows], densities: NDArray[np.float32]) -> "ItemTable":
+        """Return the table of all parts in order; `densities` [n] float32 as a score gives them."""
+        table = pa.concat_tables([part.table for part in parts]).combine_chunks()
+        return cls(table.append_column(_DENSITY, pa.array(densities, pa.float32())))
 
     @classmethod
     def load(cls, path: Path) -> "ItemTable":
-        """The table in a Parquet file. Raises CorruptArtifact where it is damaged."""
+        """Return the table in a Parquet file. Raises CorruptArtifact if it is damaged."""
         try:
-            return cls(pyarrow.parquet.read_table(path, columns=list(_COLUMNS)))
+            return cls(pyarrow.parquet.read_table(path, columns=[*_COLUMNS, _DENSITY]))
         except (pa.ArrowException, OSError, KeyError) as error:
             raise CorruptArtifact(f"items {path} cannot be read: {error}") from error
 
@@ -96,6 +104,10 @@ class ItemTable:
         return int(self._table.num_rows)
 
     def take(self, positions: NDArray[np.int64]) -> list[Item]:
-        """The items at some positions, in that order."""
-        rows = self._table.take(pa.array(positions)).to_pylist()
-        return [Item(id=r["id"], uri=r["uri"], label=r["label"], attributes=json.loads(r["attributes"])) for r in rows]
+        """Return the items at some positions, in that order."""
+        return _items(self._table.take(pa.array(positions)))
+
+
+def _items(table: pa.Table) -> list[Item]:
+    rows = table.to_pylist()
+    return [Item(id=r["id"], uri=r["uri"], label=r["label"], attributes=json.loads(r["attributes"])) for r in rows]

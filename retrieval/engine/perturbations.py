@@ -1,8 +1,8 @@
-"""What happens to pictures on their way: compressed, shrunk, blurred, cropped, covered.
+"""Changes that images undergo in practice: compression, shrinking, blur, noise, cropping, brightness, occlusion.
 
-Decides how a decoded RGB image is changed, before the resizing and normalising of `contract/preprocessing.py`, which
-stay as they are in production. Strengths are relative to the size of the image; what they do to decisions is measured
-by `consistency/robustness.py`.
+A decoded RGB image is changed before the resizing and normalising of `contract/preprocessing.py`, which stay as they
+are in production. Strengths are relative to the size of the image. `consistency/robustness.py` measures how many
+decisions change.
 """
 
 import io
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits, Preprocessing, decode, to_array
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.preprocessing import Preprocessing, decode, to_array
 from retrieval.errors import InvalidInput
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -46,7 +47,7 @@ class Perturbation:
         return f"{self.kind} {self.severity}"
 
     def apply(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """The changed image, RGB: a function of image, perturbation and rng alone. `image`: RGB, left as it is."""
+        """Return the changed image, RGB, a function of image, perturbation and rng only; `image` is left unchanged."""
         if image.mode != "RGB":
             raise InvalidInput(f"expected a decoded RGB image, found mode {image.mode}: use `decode`")
         return _CHANGES[self.kind](image, self.severity - 1, rng)
@@ -60,7 +61,7 @@ def preprocess_perturbed(
     *,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> NDArray[np.float32]:
-    """What `preprocess` gives for the bytes of an image, perturbed after decoding: [3, crop, crop] float32.
+    """Preprocess the bytes of an image that is perturbed after decoding: [3, crop, crop] float32.
 
     Raises as `decode` does.
     """
@@ -69,45 +70,45 @@ def preprocess_perturbed(
 
 
 def _jpeg(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """Written as a JPEG file and read back."""
+    """Write the image as a JPEG file and read it back."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY[level])
     return Image.open(buffer).convert("RGB")
 
 
 def _resize(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """Made smaller and larger again: fine detail is gone."""
+    """Make the image smaller and larger again, which removes fine detail."""
     width, height = (max(1, round(side * _RESIZE_SHARE[level])) for side in image.size)
     small = image.resize((width, height), Image.Resampling.BICUBIC)
     return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
 def _blur(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """Gaussian blur."""
+    """Apply Gaussian blur."""
     return image.filter(ImageFilter.GaussianBlur(_BLUR_SIGMA[level] * min(image.size)))
 
 
 def _noise(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise, independent in every pixel and channel."""
+    """Add Gaussian noise, independent in every pixel and channel."""
     pixels = np.asarray(image, dtype=np.float32)
     return _image(pixels + rng.normal(0, 255 * _NOISE_SIGMA[level], size=pixels.shape))
 
 
 def _crop(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """A window of the same proportions, anywhere in the image."""
+    """Keep a window of the same proportions, anywhere in the image."""
     width, height = (max(1, round(side * _CROP_SHARE[level])) for side in image.size)
     left, top = (int(rng.integers(whole - part + 1)) for whole, part in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))
 
 
 def _brightness(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """All pixels multiplied: lighter or darker, at random."""
+    """Multiply all pixels: lighter or darker, at random."""
     factor = _BRIGHTNESS_FACTOR[level]
     return _image(np.asarray(image, dtype=np.float32) * (factor if rng.integers(2) else 1 / factor))
 
 
 def _occlusion(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """A mid-grey rectangle of the image's proportions, anywhere in it."""
+    """Cover a rectangle of the image's proportions with mid-grey, anywhere in the image."""
     changed = image.copy()
     width, height = (max(1, round(side * _OCCLUDED_SHARE[level] ** 0.5)) for side in image.size)
     left, top = (int(rng.integers(whole - part + 1)) for whole, part in zip(image.size, (width, height), strict=True))

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import consistency_report, recall_at_k
-from retrieval.consistency.normalisation import fit_whitening
-from retrieval.consistency.thresholds.targets import Target
-from retrieval.consistency.thresholds.thresholds import ThresholdChoice, choose_threshold
+from retrieval.consistency import (
+    LabelledVectors,
+    OpisOptions,
+    Target,
+    ThresholdChoice,
+    choose_threshold,
+    consistency_report,
+    fit_whitening,
+    labelled,
+    recall_at_k,
+)
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import ScoreComparison
 from retrieval.contract.score import Score, cohort_score
@@ -35,6 +42,11 @@ class LabelledEmbeddings:
     embeddings: NDArray[np.float32]
     labels: Sequence[str]
     data_digest: str
+
+    def scored(self, score: Score) -> LabelledVectors:
+        """Return the labelled vectors whose inner products are the score."""
+        queries, gallery = score.vectors(self.embeddings)
+        return labelled(queries, self.labels, gallery=gallery)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,9 +106,9 @@ def measure_score(
     data: LabelledEmbeddings, score: Score, target: Target, confidence: float, rng: np.random.Generator
 ) -> MeasuredScore:
     """Choose the threshold of one score for the target and measure what the score achieves at it."""
-    queries, gallery = score.vectors(data.embeddings)
-    choice = choose_threshold(queries, data.labels, gallery_vectors=gallery, target=target, confidence=confidence)
-    consistency = consistency_report(queries, data.labels, gallery_vectors=gallery, axis="log_far", rng=rng)
+    vectors = data.scored(score)
+    choice = choose_threshold(vectors, target=target, confidence=confidence)
+    consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
     comparison = ScoreComparison(
         score_digest=score.digest,
         kind=score.kind,
@@ -104,7 +116,7 @@ def measure_score(
         achieved=choice.achieved,
         far=choice.far,
         tar=choice.tar,
-        recall_at_1=recall_at_k(queries, data.labels, gallery_vectors=gallery)[1],
+        recall_at_1=recall_at_k(vectors)[1],
         opis=consistency.value,
         opis_floor=consistency.floor,
         opis_debiased=consistency.debiased,

@@ -1,6 +1,7 @@
 """A snapshot: an index, its items and what they were made from, written once and verified when opened.
 
-Decides the format and the identity of a searchable catalogue; leaves where it lies and which one is live to `store.py`.
+This file decides the format and the identity of a searchable catalogue. `engine/store/snapshots.py` decides where it
+lies and which one is live.
 """
 
 import json
@@ -28,7 +29,7 @@ MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
 class SnapshotManifest:
     """What a snapshot was made from and what it holds.
 
-    `shards`: keys of the stored embeddings, in vector order, so that a new score needs no new embedding.
+    `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
     `files`: names and checksums. `dimension`: columns of the vectors in the index.
     """
@@ -49,12 +50,12 @@ class SnapshotManifest:
     created_at: str
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` turns back into an equal value."""
+        """Return a plain dictionary that `from_json` turns back into an equal value."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "SnapshotManifest":
-        """The inverse of `to_json`, from bytes. Raises CorruptArtifact naming `where`."""
+        """Read the bytes of `to_json`. Raises CorruptArtifact naming `where`."""
         try:
             value = json.loads(data)
             if value.pop("format") != FORMAT:
@@ -74,12 +75,12 @@ class Snapshot:
 
 
 def snapshot_id(*, bundle: BundleDigest, score: ScoreDigest, catalog_digest: str, index_spec: IndexSpec) -> SnapshotId:
-    """The same input gives the same id, so that a repeated job finds its own work."""
+    """Return the id; the same input gives the same id, so a repeated job finds its own work."""
     return SnapshotId(digest_json([bundle, score, catalog_digest, str(index_spec)]))
 
 
 def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
-    """The snapshot whose files lie in `directory`. Raises CorruptArtifact where one is missing or was changed."""
+    """Open the snapshot in `directory`. Raises CorruptArtifact if a file is missing or was changed."""
     for name, checksum in manifest.files.items():
         path = directory / name
         if not path.is_file():

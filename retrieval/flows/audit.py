@@ -1,7 +1,6 @@
-"""Does the threshold in use still treat all classes alike? Measured on new labelled images, judged by declared limits.
+"""Check whether the threshold in use still treats all classes alike, on new labelled images.
 
-Decides what an audit measures and its verdict; leaves the statistics to `consistency/` and the picture to the caller's
-`render`. An audit never changes a threshold.
+The statistics are in `consistency`, the page is made by the caller's `render`. An audit never changes a threshold.
 """
 
 import json
@@ -13,31 +12,46 @@ from typing import Any
 import numpy as np
 
 from retrieval.consistency import (
+    ConfusedPair,
+    Confusion,
+    Finding,
+    GroupComparison,
     GroupRates,
     Interval,
+    LabelMargins,
     OperatingCurves,
+    OpisOptions,
     OpisResult,
+    PromisedRate,
     ScoreHistograms,
+    SuspectLabel,
+    VerdictLimits,
     class_rates,
+    compare_groups,
     consistency_report,
+    is_passed,
+    judge,
+    label_margins,
+    labelled,
+    most_confused,
     operating_curves,
     recall_at_k,
     score_histograms,
 )
-from retrieval.consistency.separation.confusion import ConfusedPair, Confusion, most_confused
-from retrieval.consistency.subgroups.group_comparison import GroupComparison, compare_groups
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import InvalidInput
 
-_SEED = 0  # splits and resampling of an audit; fixed, so that a repeated audit says the same
+_SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
+_N_SUSPECTS = 20
+DEFAULT_LIMITS = VerdictLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +63,7 @@ class AuditRequest:
     group_by: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises InvalidInput where a value can never work."""
+        """Raise InvalidInput if a value can never work."""
         check_catalog_name(self.catalog)
         if not self.manifest_uri:
             raise InvalidInput("manifest_uri: expected a path or URL, found nothing")
@@ -57,32 +71,19 @@ class AuditRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLimits:
-    """What must hold for the verdict to be passed.
+    """What must hold: the limits of the verdict, and the share of images that may be unreadable."""
 
-    `group_far_factor`: how many times the target the FAR of a group (not a small one) may be. `max_failed_share`:
-    share of images that may be unreadable.
-    """
-
-    group_far_factor: float = 3.0
+    verdict: VerdictLimits = DEFAULT_LIMITS
     max_failed_share: float = MAX_FAILED_SHARE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One limit and how it was met."""
-
-    limit: str
-    passed: bool
-    explanation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AuditReport:
     """What an audit found. `opis` is of the score in use; `opis_cosine` of the plain cosine on the paper's axis.
 
-    `classes` holds rates at the threshold, `comparisons` (by column) those of groups and how far they are apart;
-    `n_single`: images alone in their class, which have no pair to accept; `item_ids`: of the images, which the rows in
-    `confusion` count.
+    `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
+    `n_single`: images alone in their class, which have no pair to accept; `item_ids`: ids of the images, by the rows in
+    `confusion` and `margins`; `margins`: how well every image fits its label.
     """
 
     id: str
@@ -101,6 +102,7 @@ class AuditReport:
     curves: OperatingCurves
     histograms: ScoreHistograms
     confusion: Confusion
+    margins: LabelMargins
     item_ids: Sequence[str]
     n_images: int
     n_classes: int
@@ -115,11 +117,16 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """True where every limit holds."""
-        return all(finding.passed for finding in self.findings)
+        """Whether every limit holds."""
+        return is_passed(self.findings)
+
+    @property
+    def suspects(self) -> Sequence[SuspectLabel]:
+        """The images to check first: their own class rejects them and another accepts them, worst first."""
+        return self.margins.suspects[:_N_SUSPECTS]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON: everything but the curves, which are stored as Parquet."""
+        """Return plain JSON of everything except the curves, which are stored as Parquet."""
         return {
             "id": self.id,
             "catalog": self.catalog,
@@ -136,12 +143,14 @@ class AuditReport:
             "tar": self.tar,
             "tar_promised": asdict(self.tar_promised),
             "recall_at_1": self.recall_at_1,
-            "opis": asdict(self.opis),
-            "opis_cosine": asdict(self.opis_cosine),
+            "opis": self.opis.to_json(),
+            "opis_cosine": self.opis_cosine.to_json(),
             "d_prime": self.histograms.d_prime,
             "separation": _separation(self.histograms),
             "confused_classes": [_confused(pair, self.item_ids) for pair in self.confusion.pairs],
             "confused_concentration": self.confusion.concentration,
+            "suspect_labels": [_suspect(suspect, self.item_ids) for suspect in self.suspects],
+            "n_suspect_labels": len(self.margins.suspects),
             "n_images": self.n_images,
             "n_classes": self.n_classes,
             "n_single": self.n_single,
@@ -152,7 +161,7 @@ class AuditReport:
         }
 
 
-def run_audit(
+def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     store: Store,
     request: AuditRequest,
     *,
@@ -194,7 +203,7 @@ def run_audit(
 
 
 def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
-    """The reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
+    """Return the reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
     store.current(catalog)
     reports = [store.audit(catalog, audit_id) for audit_id in store.audits(catalog)]
     return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
@@ -210,99 +219,58 @@ def measure(
     audit_id: str,
     created_at: str,
 ) -> AuditReport:
-    """Everything an audit says about labelled embeddings at an operating point. Raises NotEnoughEvidence."""
+    """Measure labelled embeddings at an operating point and judge them. Raises NotEnoughEvidence."""
     labels = [item.label for item in embedded.items]
     queries, gallery = score.vectors(embedded.embeddings)
-    rng = np.random.default_rng(_SEED)
-    curves = operating_curves(queries, labels, gallery_vectors=gallery)
-    exact = operating_curves(queries, labels, gallery_vectors=gallery, thresholds=[point.threshold])
+    vectors = labelled(queries, labels, gallery=gallery)
+    plain = vectors if vectors.cosine else labelled(embedded.embeddings, labels)
+    threshold, choice = point.threshold, point.choice
+    curves = operating_curves(vectors, include=[threshold])
+    exact = curves.at(threshold)
     comparisons = {
         column: compare_groups(
-            queries,
-            labels,
+            vectors,
             [item.attributes[column] for item in embedded.items],
-            point.threshold,
-            gallery_vectors=gallery,
+            threshold,
             rng=np.random.default_rng(_SEED),
         )
         for column in request.group_by
     }
-    groups = {column: comparison.groups for column, comparison in comparisons.items()}
     n_classes = len(exact.classes)
-    far, tar = float(exact.pooled_far[0]), float(exact.pooled_tar[0])
-    far_promised = point.choice.predicted_far(n_classes)
-    tar_promised = point.choice.predicted_tar(n_classes - exact.n_excluded)
-    cosine = consistency_report(embedded.embeddings, labels, rng=rng)
+    far = PromisedRate(measured=float(exact.pooled_far[0]), promised=choice.predicted_far(n_classes))
+    tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_classes - exact.n_excluded))
+    rng = np.random.default_rng(_SEED)
+    opis_cosine = consistency_report(plain, rng=rng)
+    groups = {column: comparison.groups for column, comparison in comparisons.items()}
     return AuditReport(
         id=audit_id,
         catalog=request.catalog,
         created_at=created_at,
         point=point,
-        far=far,
-        far_promised=far_promised,
-        tar=tar,
-        tar_promised=tar_promised,
-        recall_at_1=recall_at_k(queries, labels, gallery_vectors=gallery)[1],
-        opis=consistency_report(queries, labels, gallery_vectors=gallery, axis="log_far", rng=rng),
-        opis_cosine=cosine,
-        classes=class_rates(queries, labels, point.threshold, gallery_vectors=gallery),
+        far=far.measured,
+        far_promised=far.promised,
+        tar=tar.measured,
+        tar_promised=tar.promised,
+        recall_at_1=recall_at_k(vectors)[1],
+        opis=consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng),
+        opis_cosine=opis_cosine,
+        classes=class_rates(vectors, threshold),
         comparisons=comparisons,
         curves=curves,
-        histograms=score_histograms(queries, labels, gallery_vectors=gallery),
-        confusion=most_confused(queries, labels, point.threshold, gallery_vectors=gallery),
+        histograms=score_histograms(vectors),
+        confusion=most_confused(vectors, threshold),
+        margins=label_margins(vectors, threshold),
         item_ids=tuple(item.id for item in embedded.items),
         n_images=len(labels),
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
-        findings=judge(far, far_promised, tar, tar_promised, groups, point.choice.target_far, limits),
+        findings=judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
     )
 
 
-def judge(
-    far: float,
-    far_promised: Interval,
-    tar: float,
-    tar_promised: Interval,
-    groups: Mapping[str, Sequence[GroupRates]],
-    target_far: float,
-    limits: AuditLimits,
-) -> list[Finding]:
-    """The declared limits, each with how it was met.
-
-    A FAR below its promise, or a TAR above, does no harm and passes; the explanation says so.
-    """
-    findings = [
-        Finding(
-            limit="far_within_promise",
-            passed=far <= far_promised.high,
-            explanation=f"FAR {far:.3%}; calibration promised {_percent(far_promised)} for as many new classes"
-            + ("" if far >= far_promised.low else ": lower than promised, the threshold is stricter than needed"),
-        ),
-        Finding(
-            limit="tar_within_promise",
-            passed=tar >= tar_promised.low,
-            explanation=f"TAR {tar:.1%}; calibration promised {_percent(tar_promised)}"
-            + ("" if tar <= tar_promised.high else ": higher than promised"),
-        ),
-    ]
-    allowed = limits.group_far_factor * target_far
-    for column, rates in groups.items():
-        over = [r for r in rates if not r.small and r.far is not None and r.far_interval.low > allowed]
-        named = ", ".join(f"{r.name} {r.far:.2%}" for r in over)
-        findings.append(
-            Finding(
-                limit=f"group_far:{column}",
-                passed=not over,
-                explanation=f"FAR of every group of {column} must not exceed {allowed:.2%} "
-                f"({limits.group_far_factor:g} times the target); " + (f"exceeded by {named}" if over else "none does"),
-            )
-        )
-    return findings
-
-
 def _differences(comparison: GroupComparison) -> dict[str, Any]:
-    """How far groups are apart; their rates stand under `groups`."""
+    """Return the differences of groups; their rates are under `groups`."""
     document = asdict(replace(comparison, groups=()))
     del document["groups"]
     plain: dict[str, Any] = json.loads(json_bytes(document))  # tuples become lists
@@ -327,5 +295,12 @@ def _confused(pair: ConfusedPair, item_ids: Sequence[str]) -> dict[str, Any]:
     return asdict(pair) | {"examples": examples}
 
 
-def _percent(interval: Interval) -> str:
-    return f"{interval.low:.2%} to {interval.high:.2%}"
+def _suspect(suspect: SuspectLabel, item_ids: Sequence[str]) -> dict[str, Any]:
+    return {
+        "item_id": item_ids[suspect.row],
+        "label": suspect.label,
+        "resembles": suspect.likely,
+        "own": suspect.own,
+        "other": suspect.other,
+        "margin": suspect.margin,
+    }

@@ -11,20 +11,26 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrieval.consistency.calibration.calibration_choice import fit_best_calibrator
-from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate, certify, certify_mean
-from retrieval.consistency.thresholds.targets import Target
-from retrieval.consistency.thresholds.threshold_comparison import ThresholdComparison, compare_thresholds
+from retrieval.consistency import (
+    Certificate,
+    LabelledVectors,
+    MeanCertificate,
+    Target,
+    ThresholdComparison,
+    certify,
+    certify_mean,
+    compare_thresholds,
+    fit_best_calibrator,
+)
 from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, embed_items
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.score_choice import (
     COHORT_K,
     LabelledEmbeddings,
@@ -46,6 +52,8 @@ __all__ = [
     "run_calibration",
 ]
 
+_DEFAULT_TARGET = Target("far", 0.01)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTarget:
@@ -56,7 +64,7 @@ class CalibrationTarget:
     `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
     """
 
-    target: Target = field(default_factory=lambda: Target("far", 0.01))
+    target: Target = _DEFAULT_TARGET
     prevalence: float = 0.01
     confidence: float = 0.95
     certified_far: float = 0.1
@@ -182,12 +190,10 @@ def calibrate(
     """
     measured = [measure_score(data, score, target.target, target.confidence, rng) for score in scores]
     best = best_score(measured)
-    queries, gallery = best.score.vectors(data.embeddings)
-    calibrator = fit_best_calibrator(
-        queries, data.labels, gallery_vectors=gallery, prevalence=target.prevalence, rng=rng
-    )
-    certificate, refusal = _certificate(queries, gallery, data.labels, target)
-    mean_certificate, mean_refusal = _mean_certificate(queries, gallery, data.labels, target)
+    vectors = data.scored(best.score)
+    calibrator = fit_best_calibrator(vectors, prevalence=target.prevalence, rng=rng)
+    certificate, refusal = _certificate(vectors, target)
+    mean_certificate, mean_refusal = _mean_certificate(vectors, target)
     return OperatingPoint(
         bundle_digest=bundle,
         score_digest=best.score.digest,
@@ -210,14 +216,7 @@ def compare_with_active(
     """Return the decisions on the data that would change; None if the active operating point has another score."""
     if proposed.score_digest != active.score_digest:
         return None
-    queries, gallery = score.vectors(data.embeddings)
-    return compare_thresholds(
-        queries,
-        data.labels,
-        gallery_vectors=gallery,
-        active=active.threshold,
-        proposed=proposed.threshold,
-    )
+    return compare_thresholds(data.scored(score), active=active.threshold, proposed=proposed.threshold)
 
 
 def _changes(
@@ -234,30 +233,18 @@ def _changes(
     return changes, "" if changes else f"it is of another score ({active.score_kind}): thresholds do not compare"
 
 
-def _certificate(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
-) -> tuple[Certificate | None, str]:
+def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:
     """Return the certificate, or None and the reason: a threshold is useful without one."""
+    alpha, delta, strict = target.certified_far, target.certified_delta, target.certified_strict
     try:
-        found = certify(
-            queries,
-            labels,
-            gallery_vectors=gallery,
-            alpha=target.certified_far,
-            delta=target.certified_delta,
-            strict=target.certified_strict,
-        )
+        return certify(vectors, alpha=alpha, delta=delta, strict=strict), ""
     except NotEnoughEvidence as error:
         return None, str(error)
-    return found, ""
 
 
-def _mean_certificate(
-    queries: NDArray[np.float32], gallery: NDArray[np.float32], labels: Sequence[str], target: CalibrationTarget
-) -> tuple[MeanCertificate | None, str]:
+def _mean_certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[MeanCertificate | None, str]:
     """Return the certificate of the mean FAR, or None and the reason."""
-    alpha, strict = target.certified_mean_far, target.certified_strict
     try:
-        return certify_mean(queries, labels, gallery_vectors=gallery, alpha=alpha, strict=strict), ""
+        return certify_mean(vectors, alpha=target.certified_mean_far, strict=target.certified_strict), ""
     except NotEnoughEvidence as error:
         return None, str(error)

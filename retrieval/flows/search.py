@@ -1,7 +1,7 @@
 """A query: which items of a catalogue show the same thing?
 
-Decides what a reply is made of, all from one snapshot and one operating point, and when a new pair goes live. Leaves
-the protocol to the edge.
+Everything in a reply comes from one snapshot and one operating point. `Searcher.refresh` decides when a new pair of
+them goes live. The protocol belongs to the edge.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
-from retrieval.contract.preprocessing import ImageLimits, preprocess
-from retrieval.contract.score import Score, check_unit_rows
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.snapshot import Snapshot, SnapshotId
+from retrieval.engine.live import Live, open_live
 from retrieval.engine.store import Store
 from retrieval.errors import (
     BundleMismatch,
@@ -34,23 +34,6 @@ from retrieval.errors import (
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """What answers queries of one catalogue; replaced as a whole, never changed."""
-
-    batcher: Batcher
-    bundle: Bundle
-    snapshot: Snapshot
-    point: OperatingPoint
-    point_id: OperatingPointId  # of `point`, which would digest its whole content for every reply
-    score: Score
-
-    @property
-    def key(self) -> tuple[SnapshotId, OperatingPointId]:
-        """What the pointers said when this went live."""
-        return self.snapshot.manifest.id, self.point_id
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
     """One accepted item: `similarity` its cosine, `score` what the threshold was applied to."""
@@ -63,7 +46,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """Accepted items, best first; `n_total` counts also those that the limit cut off."""
+    """Accepted items, best first; `n_total` also counts those that the limit cut off."""
 
     matches: tuple[Match, ...]
     n_total: int
@@ -94,14 +77,14 @@ class Searcher:
         threads: int,
         catalogs: Sequence[str] = (),
     ) -> None:
-        """`catalogs`: the ones to serve; all in the store where empty. `threads`: for decoding and index search."""
+        """`catalogs`: the ones to serve, or all in the store if empty. `threads`: for decoding and index search."""
         self._store = store
         self._open_encoder = open_encoder
         self._limits = limits
         self._max_waiting = max_waiting
         self._catalogs = tuple(catalogs)
         self._n_waiting = 0
-        # two pools: what is embedded must not queue behind what still has to be decoded
+        # two pools: a search must not queue behind images that still have to be decoded
         self._decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
         self._live: dict[str, Live] = {}
@@ -109,11 +92,11 @@ class Searcher:
 
     @property
     def live(self) -> dict[str, Live]:
-        """What is live now, by catalogue."""
+        """The live pair of each catalogue."""
         return dict(self._live)
 
     async def search(self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT) -> SearchResult:
-        """Everything in the catalogue whose score against the query reaches the threshold.
+        """Find everything in the catalogue whose score against the query reaches the threshold.
 
         Raises InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
         """
@@ -127,9 +110,9 @@ class Searcher:
         return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
 
     def refresh(self) -> list["Change"]:
-        """Look at the pointers and open what is new beside the old, then swap. Returns what changed or could not.
+        """Read the pointers, open every new pair while the old one serves, then swap them; return the changes.
 
-        A pair that cannot be served leaves the old one serving; the same problem is reported once.
+        If a pair cannot be served, the old one goes on serving; the same problem is reported once.
         """
         changes = []
         for catalog in self._catalogs or self._store.catalogs():
@@ -155,7 +138,7 @@ class Searcher:
         raise UnknownCatalog(f"catalogue {catalog!r} is not served here; served are: {served}")
 
     async def _embed(self, image: bytes, live: Live) -> NDArray[np.float32]:
-        if self._n_waiting >= self._max_waiting:  # decoding may be slower than the model: count those who wait for it
+        if self._n_waiting >= self._max_waiting:  # counts decoding too, which may be slower than the model
             raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
         self._n_waiting += 1
         try:
@@ -175,7 +158,7 @@ class Searcher:
         if old is not None and old.key == (snapshot_id, active):
             return None
         new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
-        find_matches(new, probe_embedding(new), 1)  # touches every page once before the first query does
+        find_matches(new, probe_embedding(new), 1)  # touches every page before the first query does
         self._live[catalog] = new
         return new
 
@@ -196,37 +179,12 @@ class Change:
     problem: RetrievalError | None
 
 
-def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
-    """Open a snapshot with the bundle, operating point and score that belong to it.
-
-    Raises UnknownBundle, UnknownOperatingPoint, CorruptArtifact, and BundleMismatch where the active operating point
-    uses another score than the snapshot.
-    """
-    manifest = store.snapshot_manifest(catalog, snapshot_id)
-    bundle = store.bundle(manifest.bundle_digest)
-    point = store.active_operating_point(bundle.digest)
-    if point.score_digest != manifest.score_digest:
-        raise BundleMismatch(
-            f"catalogue {catalog!r}: snapshot {snapshot_id} was built with score {manifest.score_digest}, the active "
-            f"operating point {point.id} uses {point.score_digest}: reindex the catalogue"
-        )
-    score = store.score(bundle.digest, point.score_digest)
-    if manifest.dimension != score.dimension(bundle.dimension):
-        raise BundleMismatch(
-            f"catalogue {catalog!r}: snapshot {snapshot_id} has vectors of dimension {manifest.dimension}, bundle "
-            f"{bundle.digest} with its {score.kind} score makes {score.dimension(bundle.dimension)}"
-        )
-    snapshot = store.open_snapshot(catalog, snapshot_id)
-    return Live(batcher_for(bundle), bundle, snapshot, point, point.id, score)
-
-
 def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> SearchResult:
     """Search the live index with one embedding [d] float32 and describe the best `limit` of what it accepts."""
-    row = embedding[None, :]
-    (hits,) = live.snapshot.index.above(live.score.query_vectors(row), live.point.threshold)
+    vectors, (density,) = live.score.query_vectors_and_densities(embedding[None, :])
+    (hits,) = live.snapshot.index.above(vectors, live.point.threshold)
     positions, scores = hits.positions[:limit], hits.scores[:limit]
-    densities = live.snapshot.items.densities[positions]
-    similarities = live.score.similarities(scores, float(live.score.density(row)[0]), densities)
+    similarities = live.score.similarities(scores, float(density), live.snapshot.items.densities[positions])
     probabilities = live.point.calibrator.probability(scores)
     matches = tuple(
         Match(item=item, similarity=float(np.clip(s, -1, 1)), score=float(score), probability=float(p))
@@ -238,7 +196,7 @@ def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> Sear
 
 
 def probe_embedding(live: Live) -> NDArray[np.float32]:
-    """An embedding [d] that the live bundle itself made."""
+    """Return an embedding [d] that the live bundle itself made."""
     embedding: NDArray[np.float32] = live.bundle.probe()[1][0]
     return embedding
 

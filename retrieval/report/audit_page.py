@@ -10,9 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from retrieval.consistency import GroupRates, Interval
-from retrieval.consistency.subgroups.differentials import GroupTest, RateDifferential
-from retrieval.consistency.subgroups.group_comparison import CrossRate, GroupComparison
+from retrieval.consistency import CrossRate, GroupComparison, GroupRates, GroupTest, Interval, RateDifferential
 from retrieval.flows.audit import AuditReport
 from retrieval.plotting import MAX_LINES
 from retrieval.report import plots

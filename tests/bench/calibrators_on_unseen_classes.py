@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.consistency.calibration.calibration import CALIBRATOR_KINDS, draw_pairs, fit_calibrator
-from retrieval.consistency.calibration.calibration_choice import cross_validate_calibrators
-from retrieval.consistency.calibration.calibrators_isotonic import VennAbersCalibrator
-from retrieval.consistency.calibration.reliability import reliability
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency import (
+    CALIBRATOR_KINDS,
+    VennAbersCalibrator,
+    cross_validate_calibrators,
+    draw_pairs,
+    fit_scores,
+    labelled,
+    reliability,
+)
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
 
@@ -48,16 +52,13 @@ def main() -> None:
 def measure(calibration: Embedded, audit: Embedded, prevalence: float, seed: int) -> dict[str, Any]:
     """The comparison by folds, and log loss, Brier and ECE of each kind on the audit classes."""
     rng = np.random.default_rng(seed)
-    comparison = cross_validate_calibrators(
-        calibration.embeddings, calibration.labels.tolist(), prevalence=prevalence, rng=rng
-    )
-    vectors = labelled_vectors(audit.embeddings, audit.labels.tolist())
-    pairs = draw_pairs(vectors, rng=rng, max_pairs=10**7, tile=1024)
+    vectors = labelled(calibration.embeddings, calibration.labels.tolist())
+    comparison = cross_validate_calibrators(vectors, prevalence=prevalence, rng=rng)
+    pairs = draw_pairs(labelled(audit.embeddings, audit.labels.tolist()), rng=rng, max_pairs=10**7)
     judged: dict[str, dict[str, float]] = {}
     for kind in CALIBRATOR_KINDS:
-        calibrator = fit_calibrator(
-            calibration.embeddings, calibration.labels.tolist(), kind=kind, prevalence=prevalence, rng=rng
-        )
+        drawn = draw_pairs(vectors, rng=rng, max_pairs=2_000_000)
+        calibrator = fit_scores(drawn.scores, drawn.matches, kind=kind, prevalence=prevalence)
         report = reliability(calibrator.probability(pairs.scores), pairs.matches, weights=pairs.weights(prevalence))
         judged[kind] = {"log_loss": report.log_loss, "brier": report.brier, "ece": report.ece}
         if isinstance(calibrator, VennAbersCalibrator):

@@ -14,9 +14,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.normalisation import Whitening, fit_whitening
-from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency import (
+    LabelledVectors,
+    Whitening,
+    fit_whitening,
+    labelled,
+    operating_curves,
+    thresholds_at_far,
+)
 from retrieval.contract.score import Score, cohort_score
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
@@ -86,25 +91,22 @@ def score_with(cohort: Vectors, whitening: Whitening, model: str) -> Score:
 
 def rows_of(model: str, case: str, old: tuple[Score, Embedded], new: tuple[Score, Embedded]) -> list[Row]:
     thresholds, own = (thresholds_of(*side) for side in (old, new))
-    query, gallery, names = vectors_of(*new)
+    vectors = vectors_of(*new)
     rows = []
     for target, threshold, best in zip(_TARGETS, thresholds, own, strict=True):
-        at, at_own = (
-            operating_curves(query, names, gallery_vectors=gallery, thresholds=[value]) for value in (threshold, best)
-        )
+        at, at_own = (operating_curves(vectors, thresholds=[value]) for value in (threshold, best))
         rates = float(at.pooled_far[0]), float(at.pooled_tar[0]), float(at_own.pooled_tar[0])
         rows.append(Row(model, case, target, *rates))
     return rows
 
 
 def thresholds_of(score: Score, data: Embedded) -> NDArray[np.float64]:
-    query, gallery, names = vectors_of(score, data)
-    return thresholds_at_far(query, names, gallery_vectors=gallery, fars=_TARGETS)
+    return thresholds_at_far(vectors_of(score, data), _TARGETS)
 
 
-def vectors_of(score: Score, data: Embedded) -> tuple[Vectors, Vectors, list[str]]:
-    rows = data.embeddings
-    return score.query_vectors(rows), score.gallery_vectors(rows), [str(label) for label in data.labels]
+def vectors_of(score: Score, data: Embedded) -> LabelledVectors:
+    query, gallery = score.vectors(data.embeddings)
+    return labelled(query, [str(label) for label in data.labels], gallery=gallery)
 
 
 if __name__ == "__main__":

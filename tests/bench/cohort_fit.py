@@ -13,8 +13,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.drift.cohort_fit import cohort_fit
-from retrieval.consistency.intervals import wilson_interval
+from retrieval.consistency import cohort_fit, labelled, wilson_interval
 from retrieval.contract.score import Score
 from tests.bench.measuring.domains import domain
 from tests.bench.measuring.emoji import Embedded, emoji
@@ -68,12 +67,10 @@ def main() -> None:
                         break  # only chance of the cohort's half is left: fewer draws tell it
                 fits.append(
                     cohort_fit(
-                        cohort.embeddings,
-                        catalogue.embeddings,
+                        labelled(cohort.embeddings, cohort.labels.tolist()),
+                        labelled(catalogue.embeddings, catalogue.labels.tolist()),
                         k=_K,
                         rng=rng,
-                        cohort_groups=cohort.labels.tolist(),
-                        catalogue_groups=catalogue.labels.tolist(),
                         skip=_SKIP,
                     )
                 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency import OperatingCurves, operating_curves, opis, threshold_grid
+from retrieval.consistency import OperatingCurves, OpisOptions, labelled, measure_opis, operating_curves, threshold_grid
 from tests.bench.measuring.rounds import Group, clock_of, cpu_of, in_turns, option_parser, show
 
 _FAR_LOW, _FAR_HIGH = 1e-2, 1e-1  # the band of OPIS, by default
@@ -69,10 +69,10 @@ def main() -> None:
 
 def beside_product(data: Data, options: argparse.Namespace) -> Group:
     """Curves with thresholds from a sample and with given ones, and OPIS of them."""
-    curves = operating_curves(data.vectors, data.labels, threads=1)
+    curves = operating_curves((data.vectors, data.labels), threads=1)
 
     def curves_on(thresholds: NDArray[np.float64] | None) -> OperatingCurves:
-        return operating_curves(data.vectors, data.labels, thresholds=thresholds, threads=1)
+        return operating_curves((data.vectors, data.labels), thresholds=thresholds, threads=1)
 
     cases = {
         "matrix product": cpu_of(lambda: product(data.vectors)),
@@ -91,27 +91,27 @@ def beside_threads(data: Data, options: argparse.Namespace) -> Group:
     """Curves on several threads and on one, by the clock."""
     cases = {
         f"{options.threads} threads": clock_of(
-            lambda: operating_curves(data.vectors, data.labels, threads=options.threads)
+            lambda: operating_curves((data.vectors, data.labels), threads=options.threads)
         ),
-        "1 thread": clock_of(lambda: operating_curves(data.vectors, data.labels, threads=1)),
+        "1 thread": clock_of(lambda: operating_curves((data.vectors, data.labels), threads=1)),
     }
     return in_turns("operating curves by the clock", cases, n_rounds=options.rounds)
 
 
 def discretisation_error(data: Data) -> float:
     """Return how far OPIS on the default thresholds is from OPIS on ten times as many, relative to it."""
-    curves = operating_curves(data.vectors, data.labels)
+    curves = operating_curves((data.vectors, data.labels))
     far = curves.pooled_far
     inside = np.flatnonzero((far >= _FAR_LOW) & (far <= _FAR_HIGH))
     low, high = curves.thresholds[max(inside[0] - 1, 0)], curves.thresholds[inside[-1] + 1]
-    fine = operating_curves(data.vectors, data.labels, thresholds=np.linspace(low, high, 10_000))
+    fine = operating_curves((data.vectors, data.labels), thresholds=np.linspace(low, high, 10_000))
     return abs(value_of(curves) / value_of(fine) - 1)
 
 
 def memory_beside_embeddings(data: Data) -> float:
     """Return the most memory that curves took at once, in MiB, less their sorted copy of the embeddings."""
     tracemalloc.start()
-    operating_curves(data.vectors, data.labels, threads=1)
+    operating_curves((data.vectors, data.labels), threads=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return (peak - data.vectors.nbytes) / 2**20
@@ -122,16 +122,16 @@ def beside_roc_curve(data: Data, options: argparse.Namespace) -> Group:
 
     The wide grid goes on to a FAR of 1, where every pair is counted.
     """
-    curves = operating_curves(data.vectors, data.labels)
-    grid, wide = curves.thresholds, threshold_grid(data.vectors, data.labels)
+    curves = operating_curves((data.vectors, data.labels))
+    grid, wide = curves.thresholds, threshold_grid(labelled(data.vectors, data.labels))
     tar, far = rates_of_roc_curve(data, grid)
     np.testing.assert_array_equal(tar, curves.tar)
     np.testing.assert_array_equal(far, curves.far)
     cases = {
         "matrix product": cpu_of(lambda: product(data.vectors)),
-        "curves": cpu_of(lambda: operating_curves(data.vectors, data.labels, threads=1)),
+        "curves": cpu_of(lambda: operating_curves((data.vectors, data.labels), threads=1)),
         "curves on a wide grid": cpu_of(
-            lambda: operating_curves(data.vectors, data.labels, thresholds=wide, threads=1)
+            lambda: operating_curves((data.vectors, data.labels), thresholds=wide, threads=1)
         ),
         "product, roc_curve per class": cpu_of(lambda: rates_of_roc_curve(data, grid)),
     }
@@ -148,7 +148,7 @@ def product(vectors: NDArray[np.float32]) -> None:
 
 
 def value_of(curves: OperatingCurves) -> float:
-    return opis(curves, far_low=_FAR_LOW, far_high=_FAR_HIGH, rng=np.random.default_rng(0)).value
+    return measure_opis(curves, OpisOptions(far_low=_FAR_LOW, far_high=_FAR_HIGH), rng=np.random.default_rng(0)).value
 
 
 def rates_of_roc_curve(data: Data, thresholds: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -31,7 +31,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from retrieval.consistency import consistency_report, operating_curves, recall_at_k, thresholds_at_far
+from retrieval.consistency import (
+    OpisOptions,
+    consistency_report,
+    labelled,
+    operating_curves,
+    recall_at_k,
+    thresholds_at_far,
+)
 from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.domains import DOMAINS, Picture
 from training.loop import FinishedRun, load_finished
@@ -228,13 +235,13 @@ def _features(finished: FinishedRun, pictures: list[Picture]) -> Iterator[torch.
 
 
 def _measured(rows: Rows, labels: list[str], seed: int) -> Measured:
-    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    levels = thresholds_at_far(vectors, labels, fars=_FARS)
-    curves = operating_curves(vectors, labels, thresholds=np.unique(levels))
-    report = consistency_report(vectors, labels, axis="log_far", rng=np.random.default_rng(seed))
+    vectors = labelled((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels)
+    levels = thresholds_at_far(vectors, _FARS)
+    curves = operating_curves(vectors, thresholds=levels)
+    report = consistency_report(vectors, OpisOptions(axis="log_far"), rng=np.random.default_rng(seed))
     tars = [float(curves.at(level).pooled_tar[0]) for level in levels]
     return Measured(
-        recall_at_1=recall_at_k(vectors, labels)[1],
+        recall_at_1=recall_at_k(vectors)[1],
         tar_at_2=tars[0],
         tar_at_3=tars[1],
         above_floor=report.value - report.floor,

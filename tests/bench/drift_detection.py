@@ -1,6 +1,6 @@
 """How often does each detector of score drift cry wolf over 200 looks, and how much drift does it find how soon?
 
-    bets on the urn       retrieval.consistency.drift.drift
+    bets on the urn       retrieval.consistency.drift.watch
     growing conformal     ranks among reference and all earlier scores, Simple Jumper on them (Vovk et al. 2022, ch. 8)
     growing Mann-Whitney  a look's rank sum among reference and earlier looks, bets on its p-value
     KS, alpha / looks     each look against the reference, Bonferroni over the looks
@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import kolmogorov, ndtr
 
-from retrieval.consistency.drift.drift import look_for_drift, start_drift
-from retrieval.consistency.intervals import wilson_interval
+from retrieval.consistency import look_for_drift, start_drift, wilson_interval
 
 Reals = NDArray[np.float64]
 _JUMP = 0.01  # of Simple Jumper, as in its paper

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.subgroups.group_comparison import compare_groups
+from retrieval.consistency import Interval, compare_groups, labelled, wilson_interval
 from tests.consistency.conftest import draw_family
 
 DIMENSION, SPREAD = 16, 0.3
@@ -94,7 +93,7 @@ def outcomes(setting: Setting, seed: int, far: float, frr: float) -> Iterator[tu
     images = np.arange(len(labels))
     places = images // setting.n_images if setting.groups == "of classes" else images
     groups = [str(place % setting.n_groups) for place in places]
-    comparison = compare_groups(rows, labels, groups, setting.threshold, rng=rng)
+    comparison = compare_groups(labelled(rows, labels), groups, setting.threshold, rng=rng)
     for rates in comparison.groups:
         for name, truth, rate, interval, pairs in (
             ("FAR", far, rates.far, rates.far_interval, rates.negatives),

@@ -15,9 +15,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from retrieval.consistency import (
+    OpisOptions,
+    Target,
     certify,
-    choose_threshold_for_far,
+    choose_threshold,
     consistency_report,
+    labelled,
     operating_curves,
     recall_at_k,
     thresholds_at_far,
@@ -88,19 +91,20 @@ def measure(model: str, kind: str, seed: int) -> Measured:
 
     known, known_gallery = score.vectors(calibration.embeddings)
     known_labels = calibration.labels.tolist()
-    choice = choose_threshold_for_far(known, known_labels, gallery_vectors=known_gallery, target_far=1e-2)
-    certificate = certify(known, known_labels, gallery_vectors=known_gallery, alpha=_ALPHA, delta=_DELTA)
+    choice = choose_threshold(labelled(known, known_labels, gallery=known_gallery), target=Target("far", 1e-2))
+    certificate = certify(labelled(known, known_labels, gallery=known_gallery), alpha=_ALPHA, delta=_DELTA)
     query, gallery = score.vectors(audit.embeddings)
     labels = audit.labels.tolist()
     rng = np.random.default_rng(seed)
-    report = consistency_report(query, labels, gallery_vectors=gallery, axis="log_far", rng=rng)
-    levels = thresholds_at_far(query, labels, gallery_vectors=gallery, fars=_FARS)
+    vectors = labelled(query, labels, gallery=gallery)
+    report = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
+    levels = thresholds_at_far(vectors, _FARS)
     marks = np.unique([*levels, choice.threshold, certificate.threshold])
-    curves = operating_curves(query, labels, gallery_vectors=gallery, thresholds=marks)
+    curves = operating_curves(vectors, thresholds=marks)
     tars = [float(curves.at(level).pooled_tar[0]) for level in levels]
     assert report.debiased is not None and report.debiased_interval is not None  # noqa: PT018
     return Measured(
-        recall_at_1=recall_at_k(query, labels, gallery_vectors=gallery)[1],
+        recall_at_1=recall_at_k(vectors)[1],
         opis=report.value,
         floor=report.floor,
         debiased=report.debiased,

@@ -16,11 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves.curves import count_accepted
-from retrieval.consistency.opis.opis import OpisResult, consistency_report
+from retrieval.consistency import (
+    LabelledVectors,
+    OpisOptions,
+    OpisResult,
+    consistency_report,
+    labelled,
+    operating_curves,
+    threshold_grid,
+)
 from retrieval.consistency.opis.utility import class_utilities, find_band, utility
-from retrieval.consistency.pairs.pairs import LabelledVectors, labelled_vectors
-from retrieval.consistency.pairs.selection import build_grid
 
 _DIMENSION = 32
 _BAND = {"far_low": 1e-2, "far_high": 1e-1}
@@ -98,9 +103,9 @@ def measure(family: Family, true: float, n_classes: int, n_images: int, n_draws:
         rng = np.random.default_rng([seed, draw, n_images])
         rows = family.draw(rng, rng.normal(size=n_classes), n_images).reshape(-1, _DIMENSION)
         labels = [f"class {code:04d}" for code in range(n_classes) for _ in range(n_images)]
-        results.append(consistency_report(rows, labels, **_BAND, rng=rng))
+        results.append(consistency_report((rows, labels), OpisOptions(**_BAND), rng=rng))
         if n_images >= _MIN_TO_HALVE and n_splits:
-            halves.append(from_halves(labelled_vectors(rows, labels), n_splits, rng))
+            halves.append(from_halves(labelled(rows, labels), n_splits, rng))
     bound = results[0].debiased is None
     debiased = [result.debiased_interval.high if bound else result.debiased for result in results]
     return Line(
@@ -124,8 +129,8 @@ def spread_of(values: list[float]) -> tuple[float, float]:
 
 def from_halves(vectors: LabelledVectors, n_splits: int, rng: np.random.Generator) -> float:
     """Covariance over classes of the utilities of two random halves of each class's images."""
-    grid = build_grid(vectors, **_BAND, n_band=200, tile=1024)
-    band = find_band(count_accepted(vectors, grid, tile=1024), **_BAND, axis="distance", distance_range=None)
+    grid = threshold_grid(vectors, **_BAND, n_band=200)
+    band = find_band(operating_curves(vectors, thresholds=grid), **_BAND, axis="distance", distance_range=None)
     n_classes = len(vectors.classes)
     estimates = []
     for _ in range(n_splits):
@@ -133,7 +138,7 @@ def from_halves(vectors: LabelledVectors, n_splits: int, rng: np.random.Generato
         size = shuffled.shape[1] // 2
         deviations = []
         for half in (shuffled[:, :size], shuffled[:, size:]):
-            curves = count_accepted(vectors.subset(np.sort(half.ravel())), band.nodes, tile=1024)
+            curves = operating_curves(vectors.subset(np.sort(half.ravel())), thresholds=band.nodes)
             utilities = class_utilities(curves, band, 1.0)
             deviations.append(utilities - utilities.mean(axis=0))
         estimates.append(float(band.mean((deviations[0] * deviations[1]).mean(axis=0))))

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.intervals import wilson_interval
-from retrieval.consistency.opis.comparison import compare_consistency
+from retrieval.consistency import OpisOptions, compare_consistency, labelled, wilson_interval
 
 _DIMENSION = 32
 _LEVEL = 0.05
@@ -75,7 +74,8 @@ def measure(case: Case, n_draws: int, n_bootstrap: int, seed: int) -> Line:
     for number in range(n_draws):
         rng = np.random.default_rng([seed, number])
         (first, second), labels = draw(case, rng)
-        found = compare_consistency(first, second, labels, rng=rng, n_bootstrap=n_bootstrap)
+        models = (labelled(rows, labels) for rows in (first, second))
+        found = compare_consistency(*models, OpisOptions(axis="log_far", n_bootstrap=n_bootstrap), rng=rng)
         p_values.append(found.p_value)
         held.append(0 in found.difference_interval)
         differences.append(found.difference)

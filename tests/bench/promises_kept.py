@@ -24,12 +24,16 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.curves.curves import OperatingCurves, operating_curves
-from retrieval.consistency.intervals import Interval
-from retrieval.consistency.thresholds.certificate import certify, certify_mean
-from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.consistency.thresholds.threshold_bootstrap import bootstrap_threshold_interval
-from retrieval.consistency.thresholds.thresholds import choose_threshold
+from retrieval.consistency import (
+    OperatingCurves,
+    Target,
+    certify,
+    certify_mean,
+    choose_threshold,
+    labelled,
+    operating_curves,
+    parse_target,
+)
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.emoji import emoji
 from tests.consistency.conftest import draw_family
@@ -126,7 +130,7 @@ class Population:
             labels = np.concatenate([part.labels for part in parts])
         by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         grid = np.linspace(-1, 1.001, 2001)
-        return cls(name, rows, by_class, operating_curves(rows, [str(label) for label in labels], thresholds=grid))
+        return cls(name, rows, by_class, operating_curves((rows, [str(label) for label in labels]), thresholds=grid))
 
     def threshold(self, target: Target) -> float:
         """The threshold that the target asks for here, between two of the grid linearly."""
@@ -224,9 +228,9 @@ def check(split: Split, thresholds: dict[str, float], alpha: float, delta: float
     for name, threshold in thresholds.items():
         rate, strict = ("frr" if "FRR" in name else "far"), name.endswith("strict")
         if name.startswith("quantile"):
-            given = certify(rows, labels, alpha=alpha, delta=delta, rate=rate, strict=strict).threshold
+            given = certify(labelled(rows, labels), alpha=alpha, delta=delta, rate=rate, strict=strict).threshold
         else:
-            given = certify_mean(rows, labels, alpha=alpha, rate=rate, strict=strict).threshold
+            given = certify_mean(labelled(rows, labels), alpha=alpha, rate=rate, strict=strict).threshold
         if abs(given - threshold) > _ULPS:
             raise SystemExit(f"{name}: the library gives {given!r}, the bench {threshold!r}")
 
@@ -253,26 +257,22 @@ def new_rates(scores: Rows, split: Split, threshold: float, name: str) -> dict[s
 
 
 def intervals(data: Population, text: str, n_splits: int, options: argparse.Namespace) -> list[Line]:
-    """Coverage of the threshold's two intervals, of the rates' intervals, and of what is predicted for new classes."""
+    """Count how often the intervals of the threshold and the rates, and the predictions for new classes, hold."""
     target = parse_target(text)
     true_threshold, grid, curves = data.threshold(target), data.curves.thresholds, data.curves
     true_rates = {"FAR": curves.pooled_far, "class-mean FAR": curves.mean_far, "TAR": curves.pooled_tar}
     inside: dict[str, list[float]] = {}
-    n_refused, widths = 0, []
-    rng = np.random.default_rng([options.seed, 2])
+    n_refused = 0
     for split in data.splits(options.interval_classes, n_splits, options.seed):
         try:
-            choice = choose_threshold(*split.calibration, target=target, confidence=options.confidence)
+            choice = choose_threshold(labelled(*split.calibration), target=target, confidence=options.confidence)
         except NotEnoughEvidence:
             n_refused += 1
             continue
-        bootstrap = bootstrap_threshold_interval(choice, *split.calibration, rng=rng, n_bootstrap=400)
-        widths.append(_width(bootstrap) / _width(choice.threshold_interval))
         true = {name: float(np.interp(choice.threshold, grid, rates)) for name, rates in true_rates.items()}
-        met = operating_curves(*split.new, thresholds=[choice.threshold])
+        met = operating_curves(split.new, thresholds=[choice.threshold])
         for name, hit in {
-            "threshold, of the choice": true_threshold in choice.threshold_interval,
-            "threshold, bootstrap": true_threshold in bootstrap,
+            "threshold": true_threshold in choice.threshold_interval,
             "FAR": true["FAR"] in choice.far_interval,
             "class-mean FAR": true["class-mean FAR"] in choice.class_far_interval,
             "TAR": true["TAR"] in choice.tar_interval,
@@ -282,13 +282,7 @@ def intervals(data: Population, text: str, n_splits: int, options: argparse.Name
             inside.setdefault(name, []).append(float(hit))
     where = f"{data.name}, n = {options.interval_classes}, {text}"
     lines = [_line(where, f"covers: {name}", f"{options.confidence:g}", hits) for name, hits in inside.items()]
-    for name, values in (("bootstrap width / width of the choice", widths), ("splits refused", [n_refused])):
-        lines.append(Line(where, name, "", *(float(np.quantile(values or [0], q)) for q in (0.5, 0, 1)), True))
-    return lines
-
-
-def _width(interval: Interval) -> float:
-    return interval.high - interval.low
+    return [*lines, Line(where, "splits refused", "", n_refused, n_refused, n_refused, True)]
 
 
 def _line(data: str, promise: str, promised: str, values: Sequence[float]) -> Line:

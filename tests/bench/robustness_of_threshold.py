@@ -18,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.robustness import DecisionFlips, decision_flips
-from retrieval.consistency.separation.mislabelled import label_margins
-from retrieval.consistency.thresholds.contamination import KINDS as CONTAMINATIONS
-from retrieval.consistency.thresholds.contamination import LabelledData, contaminate, threshold_under_contamination
-from retrieval.consistency.thresholds.influence import threshold_influence
+from retrieval.consistency import DecisionFlips, decision_flips, label_margins, labelled, thresholds_at_far
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.preprocessing import Preprocessing, to_array
 from retrieval.engine.perturbations import KINDS, Perturbation, preprocess_perturbed
+from tests.bench.measuring.contamination import KINDS as CONTAMINATIONS
+from tests.bench.measuring.contamination import LabelledData, contaminate, threshold_under_contamination
 from tests.bench.measuring.emoji import FOLDER, Embedded, emoji
+from tests.bench.measuring.influence import threshold_influence
 from training.evaluation import Embed
 from training.loop import embedding_function, load_finished
 
@@ -50,7 +48,7 @@ def main() -> None:
     calibration, audit = (data_of(parts[part]) for part in ("calibration", "audit"))
     finished = load_finished(FOLDER / f"run-{_MODEL}-{options.seed}")
     embed = embedding_function(finished.embedder)
-    threshold = float(thresholds_at_far(calibration.query, calibration.labels, fars=[_TARGETS[0]])[0])
+    threshold = float(thresholds_at_far(calibration.vectors, [_TARGETS[0]])[0])
     flips = flips_of(parts["audit"], embed, finished.preprocessing, threshold, options)
     noise = pictures_of_nothing(embed, finished.preprocessing, np.random.default_rng(options.seed))
     curves = [
@@ -67,7 +65,7 @@ def main() -> None:
         for target in _TARGETS
         for kind in CONTAMINATIONS
     ]
-    influences = [threshold_influence(calibration.query, calibration.labels, target_far=target) for target in _TARGETS]
+    influences = [threshold_influence(calibration.vectors, target_far=target) for target in _TARGETS]
     found = [found_labels(audit, kind, threshold, options) for kind in CONTAMINATIONS[:2]]
     if options.json:
         print(json.dumps(as_json(flips, curves, influences, found, vars(options))))
@@ -84,7 +82,7 @@ def main() -> None:
 
 
 def data_of(embedded: Embedded) -> LabelledData:
-    return LabelledData.of(embedded.embeddings, [str(label) for label in embedded.labels])
+    return LabelledData(embedded.embeddings, embedded.embeddings, tuple(str(label) for label in embedded.labels))
 
 
 def flips_of(
@@ -96,15 +94,16 @@ def flips_of(
     uris = {item.id: item.uri for item in read_manifest(f"{FOLDER}/data-{options.seed}/audit.csv")}
     files = [Path(uris[str(name)].removeprefix("file://")).read_bytes() for name in chosen.ids]
     severities = (3,) if options.quick else (1, 3, 5)
-    perturbed = {}
+    perturbed, labels = {}, [str(label) for label in chosen.labels]
     for perturbation in (Perturbation(kind, severity) for kind in KINDS for severity in severities):
         # A generator for each image: the same picture is changed alike whatever else is measured.
         rngs = [
             np.random.default_rng([options.seed, row, zlib.crc32(str(perturbation).encode())])
             for row in range(len(files))
         ]
-        perturbed[str(perturbation)] = embed_perturbed(files, embed, preprocessing, perturbation, rngs)
-    return decision_flips(chosen.embeddings, perturbed, [str(label) for label in chosen.labels], threshold)
+        copies = embed_perturbed(files, embed, preprocessing, perturbation, rngs)
+        perturbed[str(perturbation)] = labelled(copies, labels)
+    return decision_flips(labelled(chosen.embeddings, labels), perturbed, threshold)
 
 
 def embed_perturbed(
@@ -142,7 +141,7 @@ def found_labels(data: LabelledData, kind: str, threshold: float, options: argpa
     for repeat in range(options.repeats):
         bad = contaminate(data, kind, 0.05, rng=np.random.default_rng([options.seed, repeat]))
         wrong = np.array(bad.labels) != np.array(data.labels)
-        margins = label_margins(bad.query, bad.labels, threshold)
+        margins = label_margins(bad.vectors, threshold)
         flagged = np.zeros(len(wrong), dtype=bool)
         flagged[[suspect.row for suspect in margins.suspects]] = True
         lowest = np.argsort(np.where(margins.known, margins.margins, np.inf))[: wrong.sum()]

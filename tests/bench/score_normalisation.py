@@ -19,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.intervals import Interval
-from retrieval.consistency.normalisation import fit_whitening
-from retrieval.consistency.opis.comparison import compare_consistency
-from retrieval.consistency.opis.opis import consistency_report
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.ranking import recall_at_k
+from retrieval.consistency import (
+    Interval,
+    LabelledVectors,
+    OpisOptions,
+    compare_consistency,
+    consistency_report,
+    fit_whitening,
+    labelled,
+    operating_curves,
+    recall_at_k,
+    thresholds_at_far,
+)
 from retrieval.contract.score import Score, cohort_score
 from retrieval.engine.index.open import build_index
 from retrieval.engine.index.spec import IndexSpec
@@ -171,20 +176,21 @@ def choices(scores: Mapping[str, Score], data: Embedded) -> dict[str, str]:
 
 
 def opis_of(score: Score, data: Embedded) -> float:
+    options = OpisOptions(axis="log_far", n_bootstrap=_N_FEW)
+    return consistency_report(vectors_of(score, data), options, rng=np.random.default_rng(0)).value
+
+
+def vectors_of(score: Score, data: Embedded) -> LabelledVectors:
     query, gallery = score.vectors(data.embeddings)
-    return consistency_report(
-        query, names_of(data), gallery_vectors=gallery, axis="log_far", n_bootstrap=_N_FEW, rng=np.random.default_rng(0)
-    ).value
+    return labelled(query, names_of(data), gallery=gallery)
 
 
 def compared(part: str, model: str, method: str, score: Score, data: Embedded) -> Row:
     """A score beside the cosine on the same images."""
     found = compare_consistency(
-        score.query_vectors(data.embeddings),
-        data.embeddings,
-        names_of(data),
-        first_gallery=score.gallery_vectors(data.embeddings),
-        n_bootstrap=_N_FEW if part != "audit" else 2000,
+        vectors_of(score, data),
+        vectors_of(Score(), data),
+        OpisOptions(axis="log_far", n_bootstrap=_N_FEW if part != "audit" else 2000),
         rng=np.random.default_rng(0),
     )
     first, base = found.first, found.second.debiased
@@ -205,12 +211,11 @@ def compared(part: str, model: str, method: str, score: Score, data: Embedded) -
 
 
 def rates(score: Score, data: Embedded) -> Rates:
-    query, gallery, names = score.query_vectors(data.embeddings), score.gallery_vectors(data.embeddings), names_of(data)
-    thresholds = thresholds_at_far(query, names, gallery_vectors=gallery, fars=_STRICT)
-    curves = operating_curves(query, names, gallery_vectors=gallery, thresholds=thresholds)
+    vectors = vectors_of(score, data)
+    curves = operating_curves(vectors, thresholds=thresholds_at_far(vectors, _STRICT))
     worst = np.sort(curves.tar[:, 0])
     return Rates(
-        recall_at_1=recall_at_k(query, names, gallery_vectors=gallery)[1],
+        recall_at_1=recall_at_k(vectors)[1],
         tars=tuple(float(rate) for rate in curves.pooled_tar[::-1]),
         worst_tenth=float(worst[: len(worst) // 10].mean()),
     )

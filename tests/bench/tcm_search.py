@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-from retrieval.consistency.opis.weighting import mean_over_classes
+from retrieval.consistency import mean_over_classes
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import Score
 from tests.bench.measuring.activations import FOLDER, Activations, activations, split

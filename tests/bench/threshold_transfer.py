@@ -30,8 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from retrieval.consistency.drift.transfer import transfer_threshold
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency import DomainPrior, Interval, transfer_threshold
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.domains import domain
 from tests.bench.measuring.emoji import Embedded, emoji
@@ -143,7 +142,9 @@ def _transferred(
 ) -> tuple[float | None, Interval | None]:
     labels = [label if label in labelled else None for label in here.labels.tolist()]
     try:
-        found = transfer_threshold(here.embeddings, labels, target_far=target, prevalence=prevalence, tar=tar)
+        found = transfer_threshold(
+            here.embeddings, labels, prior=DomainPrior(prevalence=prevalence, tar=tar), target_far=target
+        )
     except NotEnoughEvidence:
         return None, None
     return found.threshold, found.interval

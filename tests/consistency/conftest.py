@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from retrieval.consistency.pairs import tiles
 
 Family: TypeAlias = Callable[..., tuple[NDArray[np.float32], list[str]]]
 
@@ -36,6 +39,14 @@ def draw_family(
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     labels = [f"class {code:04d}" for code in range(n_classes) for _ in range(n_images)]
     return rows.astype(np.float32), labels
+
+
+@contextmanager
+def tile_of(size: int) -> Iterator[None]:
+    """Cut the pairs into tiles of this size, which no result may depend on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "TILE", size)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import identification_rates, largest_gallery
+from retrieval.consistency import crossed, identification_rates, labelled, largest_gallery
 from retrieval.consistency.identification import Searches, draw_searches, threshold_at_fpir
-from retrieval.consistency.pairs.pairs import labelled_vectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import Family
 
@@ -22,7 +21,7 @@ def test_searches_of_a_gallery_against_loops(family: Family) -> None:
     """Every member with a mate searches the others, every image of another class is a stranger."""
     rows, labels = family(np.random.default_rng(1), n_classes=12, n_images=3, spread=0.5)
     labels[0] = "alone"
-    vectors = labelled_vectors(rows, labels)
+    vectors = labelled(rows, labels)
     found = draw_searches(vectors, 10, np.random.default_rng(5))
     rng = np.random.default_rng(5)
     gallery: list[int] = []
@@ -62,7 +61,9 @@ def test_larger_galleries_answer_more_strangers(family: Family) -> None:
     """At one threshold FPIR grows with the gallery, FNIR does not; at a fixed FPIR FNIR grows instead."""
     rows, labels = family(np.random.default_rng(2), n_classes=120, n_images=4, dimension=12, spread=0.5)
     options = {"target_far": 0.01, "n_repeats": 8}
-    small, large = identification_rates(rows, labels, gallery_sizes=[20, 160], **options, rng=np.random.default_rng(0))
+    small, large = identification_rates(
+        labelled(rows, labels), gallery_sizes=[20, 160], **options, rng=np.random.default_rng(0)
+    )
     assert (small.gallery_size, large.gallery_size) == (20, 160)
     assert small.at_far.fpir < 0.5 * large.at_far.fpir
     assert small.at_far.fnir == pytest.approx(large.at_far.fnir, abs=0.05)
@@ -78,7 +79,9 @@ def test_larger_galleries_answer_more_strangers(family: Family) -> None:
 def test_perfect_classes_are_found_and_strangers_are_not(family: Family) -> None:
     rows, labels = family(np.random.default_rng(3), n_classes=60, n_images=4, dimension=256)
     tight = np.repeat(rows[::4], 4, axis=0)
-    (found,) = identification_rates(tight, labels, gallery_sizes=[40], target_far=0.01, rng=np.random.default_rng(0))
+    (found,) = identification_rates(
+        labelled(tight, labels), gallery_sizes=[40], target_far=0.01, rng=np.random.default_rng(0)
+    )
     assert found.at_far.fnir == 0.0
     assert found.at_fpir is not None
     assert found.at_fpir.fnir == 0.0
@@ -86,20 +89,23 @@ def test_perfect_classes_are_found_and_strangers_are_not(family: Family) -> None
 
 def test_what_the_data_allow() -> None:
     """Half of the classes, ten of them strangers, the smallest counted: 24 classes leave two."""
-    assert largest_gallery([f"{row % 24}" for row in range(72)]) == 6
-    assert largest_gallery(["a", "a", "b", "b"]) == 0
+    assert largest_gallery(labelled(np.eye(72, dtype=np.float32), [f"{row % 24}" for row in range(72)])) == 6
+    assert largest_gallery(labelled(np.eye(4, dtype=np.float32), ["a", "a", "b", "b"])) == 0
 
 
 def test_too_little_is_refused(family: Family) -> None:
     rows, labels = family(np.random.default_rng(4), n_classes=60, n_images=4)
     rng = np.random.default_rng(0)
     with pytest.raises(NotEnoughEvidence, match="fill a gallery of 80 images at most, asked is one of 81"):
-        identification_rates(rows, labels, gallery_sizes=[20, 81], target_far=0.01, rng=rng)
+        identification_rates(labelled(rows, labels), gallery_sizes=[20, 81], target_far=0.01, rng=rng)
     with pytest.raises(NotEnoughEvidence, match="false accepts"):
-        identification_rates(rows, labels, gallery_sizes=[20], target_far=1e-5, rng=rng)
+        identification_rates(labelled(rows, labels), gallery_sizes=[20], target_far=1e-5, rng=rng)
     singles = [f"{row}" for row in range(240)]
     with pytest.raises(NotEnoughEvidence, match="no class has two images in a gallery"):
-        identification_rates(rows, singles, gallery_sizes=[20], target_far=0.01, rng=rng)
+        identification_rates(labelled(rows, singles), gallery_sizes=[20], target_far=0.01, rng=rng)
     for options in ({"gallery_sizes": []}, {"gallery_sizes": [0]}, {"gallery_sizes": [9], "target_fpir": 1.0}):
-        with pytest.raises(InvalidInput):
-            identification_rates(rows, labels, **options, target_far=0.01, rng=rng)
+        with pytest.raises(InvalidInput, match="expected gallery_sizes and n_repeats of at least 1 and targets in"):
+            identification_rates(labelled(rows, labels), **options, target_far=0.01, rng=rng)
+    for vectors in (crossed(rows, labels, rows, labels), labelled(rows, labels, exclude=(singles,))):
+        with pytest.raises(InvalidInput, match=r"one set of images|without excluded pairs"):
+            identification_rates(vectors, [20], target_far=0.01, rng=rng)

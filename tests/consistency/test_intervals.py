@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from retrieval.consistency import Interval, wilson_interval
-from retrieval.consistency.intervals import class_weights, percentile_interval
+from retrieval.consistency.intervals import percentile_interval
 from retrieval.errors import InvalidInput
 
 
@@ -26,8 +26,10 @@ def test_no_trials_say_nothing_and_bad_confidence_is_refused() -> None:
     assert wilson_interval(0, 0) == Interval(0, 1)
     with pytest.raises(InvalidInput, match="confidence"):
         wilson_interval(1, 2, 1.0)
-    with pytest.raises(InvalidInput, match="replicates"):
+    with pytest.raises(InvalidInput, match="at least one replicate"):
         percentile_interval(np.zeros(0), 0.9)
+    with pytest.raises(InvalidInput, match=r"strictly between 0 and 1, found 1\.0"):
+        percentile_interval(np.zeros(3), 1.0)
 
 
 def test_percentiles_hold_the_central_share_and_both_ends() -> None:
@@ -36,9 +38,3 @@ def test_percentiles_hold_the_central_share_and_both_ends() -> None:
     assert interval.low in interval
     assert interval.high in interval
     assert 4.9 not in interval
-
-
-def test_bootstrap_draws_as_many_classes_as_there_are() -> None:
-    weights = class_weights(7, 50, np.random.default_rng(0))
-    assert weights.shape == (50, 7)
-    assert (weights.sum(axis=1) == 7).all()

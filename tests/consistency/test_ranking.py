@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.consistency import map_at_r, ranking, recall_at_k
+from retrieval.consistency import crossed, labelled, map_at_r, ranking, recall_at_k
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 whole = st.integers(-3, 3).map(np.float32)
-labelled = st.tuples(
+drawn = st.tuples(
     arrays(np.float32, (9, 2), elements=whole),
     st.lists(st.sampled_from("abcd"), min_size=9, max_size=9).filter(lambda labels: len(set(labels)) > 1),
 )
@@ -27,7 +27,7 @@ def ranked_relevance(query: np.ndarray, gallery: np.ndarray, labels: list[str]) 
 
 
 @settings(deadline=None)
-@given(data=labelled, chunk=st.sampled_from([1, 20, 1000]))
+@given(data=drawn, chunk=st.sampled_from([1, 20, 1000]))
 def test_ranking_agrees_with_sorting_every_answer(data: tuple[np.ndarray, list[str]], chunk: int) -> None:
     """Full of ties; those go to the lower index, however the queries are cut into chunks."""
     base, labels = data
@@ -36,8 +36,8 @@ def test_ranking_agrees_with_sorting_every_answer(data: tuple[np.ndarray, list[s
     answers = ranked_relevance(query, gallery, labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_MAX_SCORES", chunk)
-        recall = recall_at_k(query, labels, gallery_vectors=gallery, k=(1, 3, 50))
-        precision = map_at_r(query, labels, gallery_vectors=gallery)
+        recall = recall_at_k(labelled(query, labels, gallery=gallery), k=(1, 3, 50))
+        precision = map_at_r(labelled(query, labels, gallery=gallery))
     for k, value in recall.items():
         assert value == pytest.approx(np.mean([any(answer[:k]) for answer in answers]))
     expected = []
@@ -51,7 +51,11 @@ def test_impossible_k_and_lonely_classes_are_refused() -> None:
     rows = np.eye(3, dtype=np.float32)
     for k in ((), (0,)):
         with pytest.raises(InvalidInput, match="k must hold"):
-            recall_at_k(rows, ["a", "a", "b"], k=k)
+            recall_at_k(labelled(rows, ["a", "a", "b"]), k=k)
     for measure in (recall_at_k, map_at_r):
         with pytest.raises(NotEnoughEvidence, match="no class has two images"):
-            measure(rows, ["a", "b", "c"])
+            measure(labelled(rows, ["a", "b", "c"]))
+        with pytest.raises(InvalidInput, match="one set of images"):
+            measure(crossed(rows, ["a", "a", "b"], rows, ["a", "a", "b"]))
+        with pytest.raises(InvalidInput, match="without excluded pairs"):
+            measure(labelled(rows, ["a", "a", "b"], exclude=(["x", "x", ""],)))

@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.consistency.robustness import decision_flips
+from retrieval.consistency import crossed, decision_flips, labelled
 from retrieval.errors import InvalidEmbeddings, InvalidInput
+from tests.consistency.conftest import tile_of
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def noisy(rows, amount, rng):
-    changed = rows + amount * rng.normal(size=rows.shape)
-    return (changed / np.linalg.norm(changed, axis=1, keepdims=True)).astype(np.float32)
+    return unit(rows + amount * rng.normal(size=rows.shape))
 
 
 def by_definition(query, gallery, new_query, new_gallery, labels, threshold, side):
@@ -33,7 +37,8 @@ def test_flips_agree_with_one_pair_at_a_time(family, tile: int) -> None:
     rng = np.random.default_rng(0)
     rows, labels = family(rng, n_classes=6, n_images=4, crowding=0.7)
     changed = noisy(rows, 0.1, rng)
-    result = decision_flips(rows, {"noise": changed}, labels, 0.35, tile=tile)
+    with tile_of(tile):
+        result = decision_flips(labelled(rows, labels), {"noise": labelled(changed, labels)}, 0.35)
     for flips in result.flips:
         counts = by_definition(rows, rows, changed, changed, labels, 0.35, flips.sides)
         for share, true, clean in (
@@ -61,23 +66,23 @@ def test_a_score_that_is_not_cosine_is_perturbed_on_the_side_it_says(family) -> 
         return np.hstack([vectors, -density / 2, ones]), np.hstack([vectors, ones, -density / 2])
 
     (query, gallery), (new_query, new_gallery) = sides(rows), sides(changed)
-    result = decision_flips(
-        query, {"n": new_query}, labels, 0.5, gallery_vectors=gallery, perturbed_gallery={"n": new_gallery}
-    )
+    vectors, copies = labelled(query, labels, gallery=gallery), labelled(new_query, labels, gallery=new_gallery)
+    result = decision_flips(vectors, {"n": copies}, 0.5)
     for flips in result.flips:
         counts = by_definition(query, gallery, new_query, new_gallery, labels, 0.5, flips.sides)
         assert flips.lost.count == counts[True, True, False]
-    alone = decision_flips(query, {"n": new_query}, labels, 0.5, gallery_vectors=gallery, sides=["query"])
-    assert alone.flips[0] == result.flips[0]
-    with pytest.raises(InvalidEmbeddings, match="perturbed_gallery"):
-        decision_flips(query, {"n": new_query}, labels, 0.5, gallery_vectors=gallery)
+    assert decision_flips(vectors, {"n": copies}, 0.5, sides=["query"]).flips == result.flips[:1]
+    with pytest.raises(InvalidEmbeddings, match=r"the same score as the clean images, found \(15, 34\) and cosine"):
+        decision_flips(vectors, {"n": labelled(unit(new_query), labels)}, 0.5)
 
 
 def test_identical_copies_flip_nothing_and_more_noise_loses_more(family) -> None:
     rng = np.random.default_rng(2)
     rows, labels = family(rng, n_classes=20, n_images=4)
     copies = {"none": rows.copy(), "little": noisy(rows, 0.05, rng), "much": noisy(rows, 0.3, rng)}
-    result = decision_flips(rows, copies, labels, 0.4, sides=["query"], tile=32)
+    perturbed = {name: labelled(copy, labels) for name, copy in copies.items()}
+    with tile_of(32):
+        result = decision_flips(labelled(rows, labels), perturbed, 0.4, sides=["query"])
     none, little, much = result.flips
     assert none.lost.count == none.won.count == none.gained.count == none.dropped.count == 0
     assert (none.tar, none.far) == (none.tar_clean, none.far_clean)
@@ -97,7 +102,9 @@ def test_order_and_names_change_no_count_and_what_is_lost_comes_back(seed: int, 
     mixed = rng.permutation(14)
 
     def counts(clean, copies, names):
-        flips = decision_flips(clean, {"x": copies}, names, threshold, sides=["both"], tile=5).flips[0]
+        perturbed = {"x": labelled(copies, names)}
+        with tile_of(5):
+            flips = decision_flips(labelled(clean, names), perturbed, threshold, sides=["both"]).flips[0]
         return [share.count for share in (flips.lost, flips.won, flips.gained, flips.dropped)]
 
     lost, won, gained, dropped = counts(rows, changed, labels)
@@ -107,15 +114,20 @@ def test_order_and_names_change_no_count_and_what_is_lost_comes_back(seed: int, 
 
 def test_nothing_accepted_is_nothing_lost(family) -> None:
     rows, labels = family(np.random.default_rng(3), n_classes=4, n_images=2)
-    lost = decision_flips(rows, {"none": rows}, labels, 1.5).flips[0].lost
+    vectors = labelled(rows, labels)
+    lost = decision_flips(vectors, {"none": vectors}, 1.5).flips[0].lost
     assert (lost.total, lost.rate, lost.interval.low, lost.interval.high) == (0, 0, 0, 1)
 
 
 def test_copies_that_do_not_fit_are_refused(family) -> None:
     rows, labels = family(np.random.default_rng(4), n_classes=4, n_images=2)
-    with pytest.raises(InvalidEmbeddings):
-        decision_flips(rows, {"fewer": rows[:-1]}, labels, 0.5)
-    with pytest.raises(InvalidEmbeddings, match="unit rows"):
-        decision_flips(rows, {"longer": 2 * rows}, labels, 0.5)
-    with pytest.raises(InvalidInput, match="sides"):
-        decision_flips(rows, {"none": rows}, labels, 0.5, sides=["gallery"])
+    vectors, other = labelled(rows, labels), [*labels[1:], labels[0]]
+    with pytest.raises(InvalidEmbeddings, match="perturbed copies fewer: expected vectors of the same images"):
+        decision_flips(vectors, {"fewer": labelled(rows[:-1], labels[:-1])}, 0.5)
+    with pytest.raises(InvalidEmbeddings, match="perturbed copies moved: expected vectors of the same images"):
+        decision_flips(vectors, {"moved": labelled(rows, other)}, 0.5)
+    with pytest.raises(InvalidInput, match="expected a finite threshold, sides among query, both"):
+        decision_flips(vectors, {"none": vectors}, 0.5, sides=["gallery"])
+    for impossible in (crossed(rows, labels, rows, labels), labelled(rows, labels, exclude=(labels,))):
+        with pytest.raises(InvalidInput, match=r"one set of images|without excluded pairs"):
+            decision_flips(impossible, {"same": impossible}, 0.5)

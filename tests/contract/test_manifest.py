@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.errors import EmptyCatalog, InvalidManifest
 
 ROWS = [
@@ -184,7 +184,7 @@ def test_an_empty_table_is_an_empty_catalogue(tmp_path: Path, suffix: str) -> No
 
 def test_a_folder_without_images_is_an_empty_catalogue(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(EmptyCatalog):
+    with pytest.raises(EmptyCatalog, match="expected at least one image, found none"):
         read_manifest(str(tmp_path))
 
 
@@ -201,3 +201,21 @@ def test_columns_of_a_csv_keep_their_quotes(tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text(buffer.getvalue())
     (item,) = read_manifest(str(tmp_path / "items.csv"))
     assert (item.uri, item.label) == (f"file://{tmp_path}/a,b.png", "two\nlines")
+
+
+def test_every_item_needs_a_label_where_labels_are_used() -> None:
+    items = [Item(id=name, uri="a", label=label, attributes={}) for name, label in [("1", "x"), ("2", ""), ("3", "")]]
+    check_labels(items[:1], "here")
+    check_labels([], "here")
+    with pytest.raises(InvalidManifest, match="here: every item needs a label here, 2 have none, for instance '2'"):
+        check_labels(items, "here")
+
+
+def test_a_column_of_groups_must_be_there_for_every_item() -> None:
+    items = [
+        Item(id="1", uri="a", label="x", attributes={"maker": "north"}),
+        Item(id="2", uri="b", label="x", attributes={}),
+    ]
+    check_labels(items, "here")
+    with pytest.raises(InvalidManifest, match="here: expected a column 'maker'"):
+        check_labels(items, "here", ["maker"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.normalisation import Whitening
+from retrieval.consistency import Whitening
 from retrieval.contract.canonical import digest_array
 from retrieval.contract.score import (
     CENTRE,
@@ -20,7 +20,6 @@ from retrieval.contract.score import (
     SCORE,
     Score,
     ScoreDigest,
-    check_unit_rows,
     cohort_score,
     open_score,
 )
@@ -115,6 +114,52 @@ def test_whitened_cohort_score_is_its_definition(n: int, dimension: int, data: s
     np.testing.assert_allclose(queries @ gallery.T, expected, atol=1e-4)
 
 
+def separately(score: Score, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The densities, and the vectors' density columns, from two whitenings and two searches of the cohort."""
+    columns = []
+    for _ in range(2):
+        rows = embeddings if score.whitening is None else score.whitening.apply(embeddings)
+        densities = np.zeros(len(rows), dtype=np.float32)
+        for start in range(0, len(rows) if score.cohort is not None else 0, 4096):
+            assert score.cohort is not None
+            similarities = rows[start : start + 4096] @ score.cohort.T
+            if score.ignore_above is not None:
+                similarities[similarities >= score.ignore_above] = -np.inf
+            largest = np.partition(similarities, similarities.shape[1] - score.k, axis=1)[:, -score.k :]
+            if score.ignore_above is None:
+                densities[start : start + 4096] = largest.mean(axis=1)
+                continue
+            sums, n_counted = np.where(np.isfinite(largest), largest, 0).sum(axis=1), np.isfinite(largest).sum(axis=1)
+            means = np.where(n_counted > 0, sums / np.maximum(n_counted, 1), score.ignore_above)
+            densities[start : start + 4096] = means.astype(np.float32)
+        columns.append(densities)
+    return columns[0], np.float32(-score.weight) * columns[1]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 4097])
+@pytest.mark.parametrize(
+    "score",
+    [
+        Score(),
+        Score(cohort=unit_rows(40, 24), k=5),
+        cohort_score(unit_rows(40, 24), k=5, weight=0.3, ignore_above=0.3, whitening=whitening(24, 20)),
+    ],
+    ids=["cosine", "cohort", "whitened"],
+)
+def test_vectors_and_densities_together_are_those_computed_apart(score: Score, n: int) -> None:
+    """To the last bit: one whitening and one search of the cohort give what two gave."""
+    embeddings = unit_rows(n, 24, 3)
+    densities, offsets = separately(score, embeddings)
+    queries, of_queries = score.query_vectors_and_densities(embeddings)
+    gallery, of_gallery = score.gallery_vectors_and_densities(embeddings)
+    for found in (of_queries, of_gallery, score.density(embeddings)):
+        assert found.tobytes() == densities.tobytes()
+    assert queries.tobytes() == score.query_vectors(embeddings).tobytes() == score.vectors(embeddings)[0].tobytes()
+    assert gallery.tobytes() == score.gallery_vectors(embeddings).tobytes() == score.vectors(embeddings)[1].tobytes()
+    if score.cohort is not None:
+        assert queries[:, -2].tobytes() == gallery[:, -1].tobytes() == offsets.tobytes()
+
+
 @pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(9, 4), k=2), extended_score()])
 def test_the_similarity_behind_a_score_can_be_had_again(score: Score) -> None:
     """What is told to users beside the score is the cosine, after the whitening."""
@@ -196,20 +241,6 @@ def test_the_cohort_lies_where_the_whitening_maps_to() -> None:
 def test_a_cohort_has_unit_rows(cohort: NDArray[np.float32]) -> None:
     with pytest.raises(InvalidEmbeddings, match="the cohort: expected rows of norm 1"):
         Score(cohort=cohort, k=1)
-
-
-def test_unit_rows() -> None:
-    """NaN, infinity and a wrong shape are named with their row."""
-    good = unit_rows(4, 3)
-    check_unit_rows(good, "the rows")
-    check_unit_rows(good[:0], "the rows")
-    for value in (np.nan, np.inf, 2.0):
-        bad = good.copy()
-        bad[2, 1] = value
-        with pytest.raises(InvalidEmbeddings, match=r"the rows: .* in row 2"):
-            check_unit_rows(bad, "the rows")
-    with pytest.raises(InvalidEmbeddings, match=r"the rows: expected an array \[n, d\], found shape \(3,\)"):
-        check_unit_rows(good[0], "the rows")
 
 
 def test_the_digest_is_that_of_the_content() -> None:

@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedItems, check_failures, embed_items, embed_shard
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.store import Store
 from retrieval.errors import TooManyFailures
 from tests.pictures import class_picture, encoded, write_class_folders
@@ -133,7 +133,7 @@ def test_a_shard_of_nothing_but_failures(store: Store, encoder: CountingEncoder,
     """It has no embedding, and that is stored like any other result."""
     lost = [Item(id=f"{n}", uri="/no/such/file", attributes={}) for n in range(3)]
     shard = embed_shard(store, encoder, lost, limits=DEFAULT_LIMITS, pool=pool)
-    assert (shard.items, len(shard.failures)) == ((), 3)
+    assert (shard.rows, len(shard.failures)) == ((), 3)
     assert store.embeddings(shard.key).shape == (0, encoder.bundle.dimension)
 
 

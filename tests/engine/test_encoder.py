@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.contract.bundle import Bundle, write_bundle
-from retrieval.contract.preprocessing import ImageLimits, preprocess
+from retrieval.contract.limits import ImageLimits
+from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.faiss_index import n_gpus
 from retrieval.errors import (
@@ -75,9 +76,9 @@ def test_images_go_through_the_bundles_preprocessing(tiny_encoder: Encoder) -> N
 
 
 def test_bad_images_are_refused(tiny_encoder: Encoder) -> None:
-    with pytest.raises(InvalidImage):
+    with pytest.raises(InvalidImage, match="is damaged or truncated"):
         tiny_encoder.embed_images([jpeg(), truncated_jpeg()])
-    with pytest.raises(ImageTooLarge):
+    with pytest.raises(ImageTooLarge, match="pixels, the limit is 100"):
         tiny_encoder.embed_images([jpeg()], limits=ImageLimits(pixels=100))
 
 

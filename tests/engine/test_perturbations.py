@@ -78,7 +78,7 @@ def test_a_perturbed_image_has_the_models_shape(picture: Image.Image) -> None:
     for kind in KINDS:
         array = preprocess_perturbed(buffer.getvalue(), PREPROCESSING, Perturbation(kind, 5), np.random.default_rng(0))
         assert (array.shape, array.dtype) == ((3, 32, 32), np.float32)
-    with pytest.raises(InvalidImage):
+    with pytest.raises(InvalidImage, match="found 8 bytes of something else"):
         preprocess_perturbed(b"no image", PREPROCESSING, Perturbation("blur", 1), np.random.default_rng(0))
 
 

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency.thresholds.targets import Target, parse_target
-from retrieval.contract.bundle import BundleDigest
+from retrieval.consistency import Target, parse_target
+from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.manifest import Item
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores, check_cohort, measure_score
-from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-from retrieval.flows.calibrate import CalibrationTarget, calibrate, compare_with_active
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores
+from retrieval.engine.store import Store
+from retrieval.errors import (
+    InvalidEmbeddings,
+    InvalidInput,
+    InvalidManifest,
+    NotEnoughEvidence,
+    TooManyFailures,
+    UnknownBundle,
+)
+from retrieval.flows.calibrate import (
+    Calibration,
+    CalibrationRequest,
+    CalibrationTarget,
+    calibrate,
+    compare_with_active,
+    run_calibration,
+)
+from tests.crowds import cohort_of_strangers, crowded, isolated
+from tests.pictures import write_class_folders
 from tests.stores import CREATED_AT
-
-
-def normalised(rows: NDArray[np.float64]) -> NDArray[np.float32]:
-    unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return unit
-
-
-def crowded(n_classes: int = 60, n_images: int = 5, *, seed: int = 0) -> LabelledEmbeddings:
-    """Half of the classes crowd around one place, the others have room: one cosine threshold fits both badly."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(n_classes, 24))
-    centres[: n_classes // 2] += 6 * np.random.default_rng(99).normal(size=24)
-    rows = centres.repeat(n_images, axis=0)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    rows += rng.normal(scale=0.05, size=rows.shape)
-    labels = [f"class {code}" for code in range(n_classes) for _ in range(n_images)]
-    return LabelledEmbeddings(normalised(rows), labels, "crowded")
-
-
-def isolated(n_classes: int = 60, n_images: int = 5, *, seed: int = 0) -> LabelledEmbeddings:
-    """Classes far apart from each other, all alike."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(n_classes, 24)).repeat(n_images, axis=0) + rng.normal(size=(n_classes * n_images, 24))
-    return LabelledEmbeddings(normalised(rows), [f"{code}" for code in range(n_classes) for _ in range(n_images)], "i")
-
-
-def cohort_of_strangers(k: int = 10) -> Score:
-    """A cohort from the same two places, of classes that are not calibrated on."""
-    return Score(cohort=crowded(200, 1, seed=1).embeddings, k=k)
 
 
 def run(
@@ -106,37 +99,6 @@ def test_of_scores_that_accept_about_as_much_the_most_consistent_is_chosen() -> 
     assert chosen.tar >= max(cosine.tar, most - 0.02)
     assert chosen.opis == min(e.opis for e in point.compared if e.tar >= max(cosine.tar, most - 0.02))
     assert len(point.compared) == 5
-
-
-def test_candidates_depend_on_what_the_cohort_supports() -> None:
-    """Classes where there are labels, no whitening from a handful, no broad density from few."""
-    data = crowded(200, 3, seed=1)
-    kinds = [(score.kind, score.k) for score in candidate_scores(data.embeddings, k=20)]
-    assert kinds == [
-        ("cosine", 0), ("cohort", 20), ("cohort", 100), ("whitened cohort", 20), ("whitened cohort", 100)
-    ]  # fmt: skip
-    with_labels = candidate_scores(data.embeddings, data.labels)
-    assert with_labels[-1].digest != candidate_scores(data.embeddings)[-1].digest
-    one_a_class = [f"{row}" for row in range(len(data.labels))]
-    assert candidate_scores(data.embeddings, one_a_class)[-1].digest == candidate_scores(data.embeddings)[-1].digest
-    assert [(score.kind, score.k) for score in candidate_scores(data.embeddings[:9], k=5)] == [
-        ("cosine", 0), ("cohort", 5)
-    ]  # fmt: skip
-    with pytest.raises(InvalidEmbeddings, match="k = 20"):
-        candidate_scores(data.embeddings[:9], k=20)
-
-
-def test_a_cohort_of_calibrated_classes_is_refused() -> None:
-    """By name of class or by the picture itself; unknown classes do not count as one."""
-
-    def item(name: str, label: str) -> Item:
-        return Item(id=name, uri=f"file:///{name}", label=label, attributes={})
-
-    calibration = [item("1", "cup"), item("2", "")]
-    check_cohort(calibration, [item("3", "tree"), item("4", "")])
-    for shared in (item("5", "cup"), item("1", "")):
-        with pytest.raises(InvalidInput, match="found 1 of its 2 images among them"):
-            check_cohort(calibration, [item("3", "tree"), shared])
 
 
 @pytest.mark.parametrize(("far", "score"), [(1e-2, Score()), (1e-1, cohort_of_strangers())])
@@ -199,13 +161,13 @@ def test_too_few_classes_are_refused() -> None:
 
 
 def test_classes_of_one_image_are_no_evidence() -> None:
-    with pytest.raises(NotEnoughEvidence):
+    with pytest.raises(NotEnoughEvidence, match="at least 20 classes with 2 images or more, found 0"):
         run(crowded(n_classes=60, n_images=1), [Score()])
 
 
 def test_a_target_too_strict_for_the_data_is_refused() -> None:
     """With 45,000 pairs nobody can speak about one in a million."""
-    with pytest.raises(NotEnoughEvidence):
+    with pytest.raises(NotEnoughEvidence, match="needs at least 10000000 negative pairs, found 44250"):
         run(crowded(), [Score()], target=CalibrationTarget(target=Target("far", 1e-6)))
 
 
@@ -221,11 +183,11 @@ def test_a_certificate_that_the_data_cannot_support_is_refused_not_rounded(cosin
 
 def test_no_label_and_no_vector_are_refused() -> None:
     data = crowded()
-    with pytest.raises(InvalidEmbeddings):
+    with pytest.raises(InvalidEmbeddings, match="found 299 labels for 300 rows"):
         run(replace(data, labels=data.labels[:-1]), [Score()])
     poisoned = data.embeddings.copy()
     poisoned[7, 0] = np.nan
-    with pytest.raises(InvalidEmbeddings):
+    with pytest.raises(InvalidEmbeddings, match="row 7"):
         run(replace(data, embeddings=poisoned), [Score()])
 
 
@@ -236,15 +198,6 @@ def test_no_label_and_no_vector_are_refused() -> None:
 def test_targets_are_shares(field: str, value: float) -> None:
     with pytest.raises(InvalidInput, match=f"{field}: expected a number between 0 and 1"):
         replace(CalibrationTarget(), **{field: value})
-
-
-def test_comparison_names_the_score() -> None:
-    cohort = cohort_of_strangers(k=7)
-    entry = measure_score(crowded(), cohort, Target("far", 0.01), 0.95, np.random.default_rng(0)).comparison
-    assert (entry.kind, entry.k, entry.score_digest) == ("cohort", 7, cohort.digest)
-    assert 0 < entry.recall_at_1 <= 1
-    assert entry.opis_debiased is not None
-    assert entry.opis >= entry.opis_floor >= 0
 
 
 @pytest.mark.parametrize("text", ["class-far=0.02", "frr=0.2", "precision=0.2@0.01", "f1@0.2", "utility"])
@@ -283,3 +236,139 @@ def test_what_changes_against_the_active_operating_point() -> None:
     assert changes.n_improved == pytest.approx(np.count_nonzero(flipped & ~same), abs=2)
     other = run(data, [cohort], target=CalibrationTarget(target=Target("far", 0.05)))
     assert compare_with_active(data, Score(), strict, other) is None
+
+
+# the whole story
+
+
+Calibrate = Callable[..., Calibration]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Labelled images of 30 classes, a cohort of 40 others with one damaged image, and one class of both."""
+    root = tmp_path_factory.mktemp("calibration")
+    sizes = {"images": (30, 4, 4000), "cohort": (40, 2, 5000), "shared": (2, 2, 4029)}
+    for name, (n_classes, n_images, first_class) in sizes.items():
+        write_class_folders(root / name, n_classes=n_classes, n_images=n_images, first_class=first_class)
+    (root / "cohort" / "class_5003" / "1.png").write_bytes(b"no image")
+    return {name: root / name for name in sizes}
+
+
+@pytest.fixture
+def begin(
+    store: Store, tiny_bundle: Bundle, tiny_encoder: Encoder, pool: Executor, folders: dict[str, Path]
+) -> Calibrate:
+    """Calibrate the tiny bundle on the images, with a cohort if one is named."""
+    store.add_bundle(tiny_bundle.directory)
+
+    def run_flow(
+        *, cohort: str = "", progress: Callable[[str, int, int], None] = lambda *step: None, **options: Any
+    ) -> Calibration:
+        request = CalibrationRequest(
+            bundle=tiny_bundle.digest,
+            data=str(folders["images"]),
+            cohort=str(folders[cohort]) if cohort else "",
+            k=5,
+        )
+        return run_calibration(
+            store,
+            replace(request, **options),
+            encoder_of=lambda digest: tiny_encoder,
+            image_limits=DEFAULT_LIMITS,
+            pool=pool,
+            created_at=CREATED_AT,
+            progress=progress,
+        )
+
+    return run_flow
+
+
+def test_a_point_is_stored_and_activated_only_on_request(
+    begin: Calibrate, store: Store, tiny_bundle: Bundle, folders: dict[str, Path], tiny_encoder: Encoder
+) -> None:
+    """It is the operating point of the embeddings and the seed; progress names the folder and counts every image."""
+    steps: list[tuple[str, int, int]] = []
+    made = begin(seed=3, progress=lambda *step: steps.append(step))
+    assert steps == [("embedding images", 120, 120)]
+    assert not made.active
+    assert store.active_id(tiny_bundle.digest) is None
+    assert store.operating_points(tiny_bundle.digest) == [made.point]
+    paths = sorted(folders["images"].rglob("*.png"))
+    data = LabelledEmbeddings(
+        tiny_encoder.embed_images([path.read_bytes() for path in paths]),
+        [path.parent.name for path in paths],
+        made.point.data_digest,
+    )
+    assert made.point == replace(run(data, [Score()], seed=3), bundle_digest=tiny_bundle.digest)
+    again = begin(seed=3, activate=True)
+    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "none was")
+    assert store.active_id(tiny_bundle.digest) == made.point.id
+
+
+def test_the_document_names_what_people_ask_for(begin: Calibrate) -> None:
+    made = begin(cohort="cohort", activate=True)
+    document = json.loads(json_bytes(made.to_json()))
+    assert (document["id"], document["active"], document["changes"]) == (made.point.id, True, None)
+    assert document["choice"]["threshold"] == made.point.threshold
+    assert [failure["item_id"] for failure in document["failures"]] == ["class_5003/1.png"]
+
+
+def test_a_cohort_gives_more_scores_and_the_chosen_one_is_stored(begin: Calibrate, store: Store) -> None:
+    made = begin(cohort="cohort", activate=True)
+    assert {entry.kind for entry in made.point.compared} == {"cosine", "cohort", "whitened cohort"}
+    score = store.score(made.point.bundle_digest, made.point.score_digest)
+    assert (score.kind, score.digest) == (made.point.score_kind, made.point.score_digest)
+    assert [failure.item_id for failure in made.failures] == ["class_5003/1.png"]
+
+
+def test_a_second_point_is_compared_with_the_active_one(begin: Calibrate) -> None:
+    """The decisions on these images that change; the same threshold changes none."""
+    begin(activate=True)
+    stricter = begin(target=CalibrationTarget(target=Target("far", 0.002)))
+    assert stricter.changes is not None
+    assert (stricter.active, stricter.no_changes) == (False, "")
+    assert stricter.changes.proposed == stricter.point.threshold > stricter.changes.active
+    assert stricter.changes.n_changed > 0
+    same = begin(activate=True)
+    assert same.changes is not None
+    assert same.changes.n_changed == 0
+
+
+def test_an_active_point_that_cannot_be_read_stops_nothing(begin: Calibrate, store: Store) -> None:
+    """Its own message asks for calibrating again."""
+    first = begin(activate=True)
+    key = f"bundles/{first.point.bundle_digest}/operating_points/{first.point.id}.json"
+    store.objects.put(key, json_bytes(first.point.to_json() | {"format": 1}))
+    again = begin(activate=True)
+    assert again.changes is None
+    assert "expected operating point format 2, found 1" in again.no_changes
+    assert again.active
+
+
+def test_what_cannot_be_calibrated_is_refused_before_embedding(
+    begin: Calibrate, store: Store, tiny_bundle: Bundle, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    """Nothing is embedded and nothing is stored."""
+    with pytest.raises(InvalidInput, match="found 2 of its 4 images among them"):
+        begin(cohort="shared")
+    manifest = tmp_path / "unlabelled.csv"
+    manifest.write_text(f"id,uri\n1,{folders['images']}/class_4000/0.png\n")
+    with pytest.raises(InvalidManifest, match="every item needs a label here, 1 have none, for instance '1'"):
+        begin(data=str(manifest))
+    with pytest.raises(UnknownBundle, match="bundle abc is not in the store"):
+        begin(bundle=BundleDigest("abc"))
+    assert store.objects.names(f"bundles/{tiny_bundle.digest}/embeddings") == []
+    assert store.operating_points(tiny_bundle.digest) == []
+
+
+def test_too_many_unreadable_images_stop_it(
+    begin: Calibrate, store: Store, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    """One in a hundred may be unreadable, three of 60 may not."""
+    folder = write_class_folders(tmp_path / "bad", n_classes=30, n_images=2, first_class=4100)
+    for path in sorted(folder.rglob("*.png"))[:3]:
+        path.write_bytes(b"no image")
+    with pytest.raises(TooManyFailures, match="3 of 60 items cannot be read, at most 1 are allowed"):
+        begin(data=str(folder), activate=True)
+    assert store.operating_points(tiny_bundle.digest) == []

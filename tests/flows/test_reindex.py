@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
+from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.open import build_index
@@ -174,6 +178,7 @@ def test_an_item_that_becomes_readable_makes_a_new_snapshot(run: Reindex, calibr
 # killed and repeated steps
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_writes(
     calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path, request_of: ReindexRequest
 ) -> None:
@@ -231,8 +236,93 @@ def test_building_before_all_shards_are_there(calibrated: Store, request_of: Rei
     planned = plan(calibrated, "job", request_of)
     with pytest.raises(ValidationFailed, match=r"000000\.result\.json is missing.*start it again"):
         build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'shop' has no live snapshot"):
         calibrated.current("shop")
+
+
+class CountingEncoder(Encoder):
+    """An encoder that counts the images it is given."""
+
+    n_embedded = 0
+
+    def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.n_embedded += len(pixels)
+        return super().embed(pixels)
+
+
+def test_a_shard_killed_between_its_files_and_delivered_again(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, request_of: ReindexRequest
+) -> None:
+    """Its embeddings are stored, its result is not: it counts as missing, and nothing is embedded a second time."""
+    encoder = CountingEncoder(tiny_encoder.bundle, tiny_encoder._session, max_batch=16)
+    planned = plan(calibrated, "job", request_of)
+
+    def embed(store: Store) -> None:
+        embed_planned_shard(store, "job", 1, encoder=encoder, limits=DEFAULT_LIMITS, pool=pool)
+
+    with pytest.raises(Crash, match="the process died here"):
+        embed(crashing(calibrated, 1))
+    assert missing_shards(calibrated, "job", planned) == [0, 1, 2]
+    assert encoder.n_embedded == 128
+    for _ in range(2):
+        embed(calibrated)
+        assert missing_shards(calibrated, "job", planned) == [0, 2]
+    embed(crashing(calibrated, 0))
+    assert encoder.n_embedded == 128
+
+
+@pytest.mark.parametrize("name", ["000001.items.parquet", "000001.result.json"])
+def test_a_missing_shard_file_is_named(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, request_of: ReindexRequest, name: str
+) -> None:
+    """Somebody removed the working files: nothing is published, and the message says what to do."""
+    planned = plan(calibrated, "job", request_of)
+    for number in range(planned.n_shards):
+        embed_planned_shard(calibrated, "job", number, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+    calibrated.objects.delete(f"staging/job/{name}")
+    with pytest.raises(ValidationFailed, match=f"{name} is missing.*start it again"):
+        build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
+    assert calibrated.catalogs() == []
+
+
+def test_a_manifest_that_changes_between_two_planners_mixes_nothing_up(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path, request_of: ReindexRequest
+) -> None:
+    """A late planner replaced the items of a shard that is embedded already: its rows mean other items now."""
+    request = replace(request_of, manifest_uri=str(few))
+    planned = plan(calibrated, "job", request)
+    embed_planned_shard(calibrated, "job", 0, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+    (few / "class_000" / "0.png").unlink()
+    calibrated.objects.delete("staging/job/plan.json")
+    plan(calibrated, "job", request)
+    with pytest.raises(ValidationFailed, match=r"made from other items than those planned.*start it again"):
+        build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
+    assert calibrated.catalogs() == []
+
+
+def test_a_score_activated_meanwhile_is_not_published_over(
+    calibrated: Store,
+    tiny_encoder: Encoder,
+    pool: Executor,
+    few: Path,
+    request_of: ReindexRequest,
+    cohort_point: OperatingPoint,
+    cohort_score: Score,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A snapshot that no server could serve does not become the live one."""
+    planned = plan(calibrated, "job", replace(request_of, manifest_uri=str(few)))
+    embed_planned_shard(calibrated, "job", 0, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+    put_snapshot = Store.put_snapshot
+
+    def and_activate(store: Store, *arguments: Any) -> object:
+        activate(store, cohort_point, cohort_score)
+        return put_snapshot(store, *arguments)
+
+    monkeypatch.setattr(Store, "put_snapshot", and_activate)
+    with pytest.raises(BundleMismatch, match="reindex the catalogue"):
+        build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
+    assert calibrated.catalogs() == []
 
 
 def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few: Path) -> None:
@@ -246,15 +336,58 @@ def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few:
     calibrated.open_snapshot("shop", first)
 
 
+# what an item may hold
+
+
+ODD = {"": "", "a:b": '{["\\', "line": "one\ntwo", "zero": "\x00", "face": "\U0001f600", "null": "null"}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_whatever_a_manifest_holds_reaches_the_snapshot(
+    run: Reindex, calibrated: Store, few: Path, tmp_path: Path, suffix: str
+) -> None:
+    """Odd characters, no attributes, and a label that is None or missing: "" in the snapshot."""
+    image = str(few / "class_000" / "0.png")
+    rows = [
+        {"id": 'odd "\n\u202e', "uri": image, "label": "ü/\\", **ODD},
+        {"id": "none", "uri": image, "label": None, **dict.fromkeys(ODD)},
+        {"id": "bare", "uri": image},
+    ]
+    manifest = tmp_path / f"manifest.{suffix}"
+    if suffix == "jsonl":
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), manifest)
+    snapshot = calibrated.open_snapshot("shop", run(manifest))
+    odd, none, bare = snapshot.items.take(np.arange(3))
+    assert (odd.id, odd.label, odd.attributes) == (rows[0]["id"], "ü/\\", ODD)
+    assert (none.id, none.label, none.attributes) == ("none", "", dict.fromkeys(ODD, ""))
+    assert (bare.id, bare.label) == ("bare", "")
+    assert bare.attributes == ({} if suffix == "jsonl" else dict.fromkeys(ODD, ""))
+    assert odd.uri == none.uri == bare.uri == f"file://{image}"
+
+
+@pytest.mark.parametrize("row", [{"id": "\udcff"}, {"id": "1", "label": "b\udcff"}, {"id": "1", "maker": "\udcff"}])
+def test_a_name_that_is_no_text_is_refused(
+    run: Reindex, calibrated: Store, tmp_path: Path, row: dict[str, str]
+) -> None:
+    """It could be stored nowhere and shown to nobody; the message shows it escaped."""
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"uri": "a.png", **row}) + "\n")
+    with pytest.raises(InvalidManifest, match=r"manifest\.jsonl: a name is no UTF-8 text, it begins .*\\udcff"):
+        run(manifest)
+    assert calibrated.catalogs() == []
+
+
 # what cannot be built
 
 
 def test_an_empty_catalogue_leaves_the_old_snapshot(run: Reindex, calibrated: Store, few: Path, tmp_path: Path) -> None:
     before = run(few)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EmptyCatalog):
+    with pytest.raises(EmptyCatalog, match="expected at least one image, found none"):
         run(tmp_path / "empty")
-    with pytest.raises(InvalidManifest):
+    with pytest.raises(InvalidManifest, match="found nothing there"):
         run(tmp_path / "nothing there")
     assert calibrated.current("shop") == before
 
@@ -350,13 +483,13 @@ def test_rolling_back_to_what_cannot_be_served(
     calibrated: Store, three: list[SnapshotId], cohort_point: OperatingPoint, cohort_score: Score
 ) -> None:
     """An unknown or damaged snapshot, or one of another score: the live one stays."""
-    with pytest.raises(UnknownSnapshot):
+    with pytest.raises(UnknownSnapshot, match="catalogue shop has no snapshot abc"):
         roll_back(calibrated, "shop", SnapshotId("abc"))
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'other' has no live snapshot"):
         roll_back(calibrated, "other", SnapshotId(""))
     folder = Path(calibrated.url.removeprefix("file://")) / "catalogs" / "shop" / "snapshots" / three[0]
     next(folder.glob("*.faiss")).write_bytes(b"")
-    with pytest.raises(CorruptArtifact):
+    with pytest.raises(CorruptArtifact, match="does not have the checksum of its manifest"):
         roll_back(calibrated, "shop", three[0])
     activate(calibrated, cohort_point, cohort_score)
     with pytest.raises(BundleMismatch, match="activate an operating point with that score first"):

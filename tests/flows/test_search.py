@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.preprocessing import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.snapshot import SnapshotId
@@ -267,7 +267,7 @@ def test_only_named_catalogues_are_served(calibrated: Store, index: Callable[...
     assert searcher.refresh() == [], "a problem is reported once"
     with pytest.raises(NotReady, match=r"'third' is not live: .*no live snapshot"):
         search(searcher, QUERIES[0], catalog="third")
-    with pytest.raises(UnknownCatalog):
+    with pytest.raises(UnknownCatalog, match="'first' is not served here; served are: second"):
         search(searcher, QUERIES[0], catalog="first")
     index(images, catalog="third")
     assert [change.catalog for change in searcher.refresh()] == ["third"]

@@ -17,14 +17,26 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems
-from retrieval.engine.items import Failure
+from retrieval.engine.images import Failure
 from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.report.audit_page import p_value, percent, render_report, span
 
 SECTIONS = [
-    *("verdict", "figures", "scores", "curves", "classes", "groups", "worst", "confused", "unreadable", "provenance"),
+    *(
+        "verdict",
+        "figures",
+        "scores",
+        "curves",
+        "classes",
+        "groups",
+        "worst",
+        "confused",
+        "labels",
+        "unreadable",
+        "provenance",
+    ),
 ]
 HOSTILE = '<script>alert(1)</script><img src=x onerror="x"> & $\\frac{1}$ 猫'
 MakeReport: TypeAlias = Callable[..., AuditReport]
@@ -326,6 +338,24 @@ def test_confused_classes_are_listed_with_their_images(report: AuditReport, html
         assert shown in text, shown
     none = replace(report, confusion=replace(report.confusion, pairs=(), n_false_accepts=0, n_confused=0))
     assert "No pair of different classes is accepted." in Page(render_report(none)).text
+
+
+def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditReport) -> None:
+    """At most 20, and the number of all; none is a sentence."""
+    n = len(report.item_ids)
+    every = replace(
+        report.margins,
+        own=np.full(n, -0.25),
+        other=np.full(n, 0.875),
+        margins=np.full(n, -1.125),
+        likely=np.zeros(n, dtype=np.int64),
+        known=np.ones(n, dtype=np.bool_),
+    )
+    text = Page(render_report(replace(report, margins=every))).text
+    assert f"The 20 with the largest difference of {n} are listed" in text
+    assert "0 class 000 class 000 -0.250 0.875" in " ".join(text.split())
+    none = replace(report, margins=replace(every, known=np.zeros(n, dtype=np.bool_)))
+    assert "Every image with a partner matches its own class" in Page(render_report(none)).text
 
 
 def test_unreadable_images_are_listed_up_to_a_limit(report: AuditReport) -> None:

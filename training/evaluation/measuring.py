@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import (
+    Axis,
     IdentificationRates,
     Interval,
+    LabelledVectors,
+    OpisOptions,
     OpisResult,
     consistency_report,
     cross_fitted_rates,
     identification_rates,
-    labelled_vectors,
+    labelled,
     largest_gallery,
     map_at_r,
     operating_curves,
     recall_at_k,
     thresholds_at_far,
 )
-from retrieval.consistency.opis.utility import Axis
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training.evaluation.results import Consistency, Evaluation, OtherClasses, RateAtFar
 
@@ -77,14 +79,15 @@ def evaluate(
     what `require_evidence` does, InvalidEmbeddings where rows are not of unit length.
     """
     require_evidence(labels, far_target=far_target)
-    (threshold,) = thresholds_at_far(embeddings, labels, fars=[far_target])
-    curves = operating_curves(embeddings, labels, thresholds=np.array([threshold]))
-    paper = _opis(embeddings, labels, PAPER_BAND, "distance")
-    recall = recall_at_k(embeddings, labels, k=(1, 2, 4, 8))
+    vectors = labelled(embeddings, labels)
+    (threshold,) = thresholds_at_far(vectors, [far_target])
+    curves = operating_curves(vectors, thresholds=[threshold])
+    paper = _opis(vectors, PAPER_BAND, "distance")
+    recall = recall_at_k(vectors, k=(1, 2, 4, 8))
     missing: dict[str, str] = {}
     if paper.debiased is None:
         missing["opis_debiased"] = "OPIS without noise takes 10 classes of 4 images or more"
-    extended = _in_full(embeddings, labels, far_target, paper, missing) if in_full else {}
+    extended = _in_full(vectors, far_target, paper, missing) if in_full else {}
     return Evaluation(
         n_images=len(labels),
         n_classes=len(curves.classes),
@@ -94,7 +97,7 @@ def evaluate(
         r_at_2=recall[2],
         r_at_4=recall[4],
         r_at_8=recall[8],
-        map_at_r=map_at_r(embeddings, labels),
+        map_at_r=map_at_r(vectors),
         far_target=far_target,
         threshold=float(threshold),
         tar=float(curves.pooled_tar[0]),
@@ -106,33 +109,23 @@ def evaluate(
     )
 
 
-def _in_full(
-    embeddings: NDArray[np.float32],
-    labels: Sequence[str],
-    far_target: float,
-    paper: OpisResult,
-    missing: dict[str, str],
-) -> dict[str, Any]:
-    other_classes = _other_classes(embeddings, labels, far_target, missing)
+def _in_full(vectors: LabelledVectors, far_target: float, paper: OpisResult, missing: dict[str, str]) -> dict[str, Any]:
+    other_classes = _other_classes(vectors, far_target, missing)
     return {
-        "consistency": _consistency(embeddings, labels, far_target, paper, missing),
-        "tar_at_far": _tar_at_far(embeddings, labels, missing),
+        "consistency": _consistency(vectors, far_target, paper, missing),
+        "tar_at_far": _tar_at_far(vectors, missing),
         "other_classes": other_classes,
-        "identification": _identification(embeddings, labels, far_target, missing) if other_classes else (),
+        "identification": _identification(vectors, far_target, missing) if other_classes else (),
     }
 
 
 def _consistency(
-    embeddings: NDArray[np.float32],
-    labels: Sequence[str],
-    far_target: float,
-    paper: OpisResult,
-    missing: dict[str, str],
+    vectors: LabelledVectors, far_target: float, paper: OpisResult, missing: dict[str, str]
 ) -> tuple[Consistency, ...]:
-    found = [paper, _opis(embeddings, labels, PAPER_BAND, "log_far")]
+    found = [paper, _opis(vectors, PAPER_BAND, "log_far")]
     around = (far_target / _HALF_A_DECADE, min(far_target * _HALF_A_DECADE, 0.5))
     try:
-        found.append(_opis(embeddings, labels, around, "log_far"))
+        found.append(_opis(vectors, around, "log_far"))
     except NotEnoughEvidence as error:
         missing["consistency around far_target"] = str(error)
     return tuple(
@@ -153,15 +146,13 @@ def _consistency(
     )
 
 
-def _opis(embeddings: NDArray[np.float32], labels: Sequence[str], band: tuple[float, float], axis: Axis) -> OpisResult:
-    rng = np.random.default_rng(_SEED)
-    return consistency_report(embeddings, labels, far_low=band[0], far_high=band[1], axis=axis, rng=rng)
+def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> OpisResult:
+    options = OpisOptions(far_low=band[0], far_high=band[1], axis=axis)
+    return consistency_report(vectors, options, rng=np.random.default_rng(_SEED))
 
 
-def _tar_at_far(
-    embeddings: NDArray[np.float32], labels: Sequence[str], missing: dict[str, str]
-) -> tuple[RateAtFar, ...]:
-    n_negatives = labelled_vectors(embeddings, labels).n_negatives
+def _tar_at_far(vectors: LabelledVectors, missing: dict[str, str]) -> tuple[RateAtFar, ...]:
+    n_negatives = vectors.n_negatives
     told = [far for far in FARS if far * n_negatives >= MIN_FALSE_ACCEPTS]
     for far in FARS[len(told) :]:
         missing[f"tar at far {far:g}"] = (
@@ -169,19 +160,17 @@ def _tar_at_far(
         )
     if not told:
         return ()
-    thresholds = thresholds_at_far(embeddings, labels, fars=told)
-    curves = operating_curves(embeddings, labels, thresholds=thresholds)
+    thresholds = thresholds_at_far(vectors, told)
+    curves = operating_curves(vectors, thresholds=thresholds)
     return tuple(
         RateAtFar(far=far, threshold=float(threshold), tar=float(curves.at(threshold).pooled_tar[0]))
         for far, threshold in zip(told, thresholds, strict=True)
     )
 
 
-def _other_classes(
-    embeddings: NDArray[np.float32], labels: Sequence[str], far_target: float, missing: dict[str, str]
-) -> OtherClasses | None:
+def _other_classes(vectors: LabelledVectors, far_target: float, missing: dict[str, str]) -> OtherClasses | None:
     try:
-        rates = cross_fitted_rates(embeddings, labels, target_far=far_target, rng=np.random.default_rng(_SEED))
+        rates = cross_fitted_rates(vectors, target_far=far_target, rng=np.random.default_rng(_SEED))
     except NotEnoughEvidence as error:
         missing["other_classes"] = missing["identification"] = str(error)
         return None
@@ -196,17 +185,16 @@ def _other_classes(
 
 
 def _identification(
-    embeddings: NDArray[np.float32], labels: Sequence[str], far_target: float, missing: dict[str, str]
+    vectors: LabelledVectors, far_target: float, missing: dict[str, str]
 ) -> tuple[IdentificationRates, ...]:
-    largest = largest_gallery(labels)
+    largest = largest_gallery(vectors)
     sizes = [size for size in GALLERY_SIZES if size <= largest]
     if not sizes:
         missing["identification"] = f"half of the classes fill a gallery of {largest} images, at least 30 are needed"
         return ()
     try:
-        found = identification_rates(
-            embeddings, labels, gallery_sizes=sizes, target_far=far_target, rng=np.random.default_rng(_SEED)
-        )
+        rng = np.random.default_rng(_SEED)
+        found = identification_rates(vectors, sizes, target_far=far_target, rng=rng)
     except NotEnoughEvidence as error:
         missing["identification"] = str(error)
         return ()

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from retrieval.consistency import IdentificationRates, operating_curves, score_histograms
+from retrieval.consistency import IdentificationRates, labelled, operating_curves, score_histograms
 from retrieval.plotting import (
     BETWEEN,
     INK,
@@ -28,7 +28,7 @@ _N_THRESHOLDS = 200
 
 def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], threshold: float, path: Path) -> Path:
     """Densities of the cosine of pairs inside a class and across classes, with the threshold."""
-    histograms = score_histograms(embeddings, labels, n_bins=80)
+    histograms = score_histograms(labelled(embeddings, labels), n_bins=80)
     figure, (axes,) = new_figure()
     for counts, colour, name in (
         (histograms.between, BETWEEN, "pairs of different classes"),
@@ -49,7 +49,7 @@ def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluat
     reach = np.array([found.threshold for found in evaluation.tar_at_far] or [evaluation.threshold])
     low, high = min(reach.min(), evaluation.threshold) - 0.1, max(reach.max(), evaluation.threshold) + 0.1
     grid = np.linspace(max(low, -1), min(high, 1), _N_THRESHOLDS)
-    curves = operating_curves(embeddings, labels, thresholds=np.union1d(grid, [evaluation.threshold]))
+    curves = operating_curves((embeddings, labels), thresholds=np.union1d(grid, [evaluation.threshold]))
     figure, (left, right) = new_figure(2, width=5.4)
     _draw_classes(left, curves.thresholds, curves.tar, WITHIN)
     left.set_ylim(0, 1)

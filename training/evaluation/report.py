@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import class_confusions, class_rates
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency import Interval, class_confusions, class_rates, labelled
 from retrieval.contract.canonical import json_bytes
 from training.evaluation.plots import draw_classes, draw_histograms, draw_identification
 from training.evaluation.results import Evaluation
@@ -68,8 +67,9 @@ def class_table(embeddings: NDArray[np.float32], labels: Sequence[str], threshol
     TAR is empty for a class of one image; low and high are ends of 95 % intervals; confused_with names up to three
     classes with the pairs accepted of all pairs with them.
     """
-    confusions = class_confusions(embeddings, labels, threshold)
-    rates = sorted(class_rates(embeddings, labels, threshold), key=lambda rate: (-(rate.far or 0.0), rate.name))
+    vectors = labelled(embeddings, labels)
+    confusions = class_confusions(vectors, threshold)
+    rates = sorted(class_rates(vectors, threshold), key=lambda rate: (-(rate.far or 0.0), rate.name))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_COLUMNS)

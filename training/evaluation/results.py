@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from retrieval.consistency import IdentificationRates, Interval
-from retrieval.consistency.opis.utility import Axis
+from retrieval.consistency import Axis, IdentificationRates, Interval
 from retrieval.errors import CorruptArtifact
 
 

@@ -10,23 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import (
+    Axis,
+    DebiasedShares,
+    LabelledVectors,
+    OpisOptions,
     OpisResult,
-    labelled_vectors,
+    consistency_report,
+    labelled,
     map_at_r,
     operating_curves,
+    percentile_interval,
     recall_at_k,
+    resampled_weights,
     thresholds_at_far,
 )
-from retrieval.consistency.intervals import percentile_interval
-from retrieval.consistency.opis.debiased import DebiasedShares
-from retrieval.consistency.opis.opis import measure_consistency
-from retrieval.consistency.opis.opis_options import OpisOptions
-from retrieval.consistency.opis.utility import Axis
-from retrieval.consistency.opis.weighting import resampled_weights
-from retrieval.consistency.pairs.pairs import LabelledVectors
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
-from training.experiment.scores import Factors, ScoreConfig, fit_score
+from training.experiment.scores import ScoreConfig, fit_score
 
 PAPER_BAND = (1e-2, 1e-1)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
@@ -34,7 +34,6 @@ _MIN_ERRORS = 10  # false accepts by which a FAR can be told
 _HALF_A_DECADE = 10**0.5
 _N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
 _N_DRAWS = 1000  # of classes, to see whether a value is above 0
-_TILE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +93,17 @@ def measure(
     fitted = fit_score(score, fitted_on.embeddings, fitted_on.labels.tolist(), far_target=far_target)
     query, gallery = fitted(test.embeddings)
     labels = test.labels.tolist()
-    vectors = labelled_vectors(query, labels, gallery)
+    vectors = labelled(query, labels, gallery=gallery)
     missing: dict[str, str] = {}
     opis, shares, above_zero = _consistency(vectors, far_target, missing)
-    transfer = _transfer(fitted(calibration.embeddings), calibration, (query, gallery), labels, far_target, missing)
+    query, gallery = fitted(calibration.embeddings)
+    fixed_on = labelled(query, calibration.labels.tolist(), gallery=gallery)
+    transfer = _transfer(fixed_on, vectors, far_target, missing)
     figures = Figures(
-        r_at_1=recall_at_k(query, labels, gallery_vectors=gallery)[1],
-        map_at_r=map_at_r(query, labels, gallery_vectors=gallery),
+        r_at_1=recall_at_k(vectors)[1],
+        map_at_r=map_at_r(vectors),
         **opis,
-        **_tars(vectors, (query, gallery), labels, missing),
+        **_tars(vectors, missing),
         **transfer,
         training_s=training_s,
     )
@@ -127,11 +128,12 @@ def _consistency(
             missing[name] = "a distance exists for the cosine only"
             continue
         try:
-            found, of_classes = _opis(vectors, band, axis)
+            found = _opis(vectors, band, axis)
         except NotEnoughEvidence as error:
             missing[name] = str(error)
             continue
         values[name] = found.debiased
+        of_classes = found.shares
         if found.debiased is None or of_classes is None:
             missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
             continue
@@ -149,55 +151,34 @@ def _is_above_zero(of_classes: DebiasedShares) -> bool:
     return percentile_interval(replicates, 0.95).low > 0
 
 
-def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> tuple[OpisResult, DebiasedShares | None]:
-    options = OpisOptions(
-        far_low=band[0],
-        far_high=band[1],
-        axis=axis,
-        distance_range=None,
-        c=1.0,
-        eps=10.0,
-        weighting="equal",
-        n_bootstrap=_N_BOOTSTRAP,
-        confidence=0.95,
-    )
-    return measure_consistency(vectors, options, rng=np.random.default_rng(0), tile=_TILE)
+def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> OpisResult:
+    options = OpisOptions(far_low=band[0], far_high=band[1], axis=axis, n_bootstrap=_N_BOOTSTRAP)
+    return consistency_report(vectors, options, rng=np.random.default_rng(0))
 
 
-def _tars(
-    vectors: LabelledVectors, factors: Factors, labels: list[str], missing: dict[str, str]
-) -> dict[str, float | None]:
+def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float | None]:
     names = {far: f"tar_at_1e_{round(-np.log10(far))}" for far in TAR_FARS}
     values: dict[str, float | None] = dict.fromkeys(names.values())
     told = [far for far in TAR_FARS if far * vectors.n_negatives >= _MIN_ERRORS]
     for far in set(TAR_FARS) - set(told):
         missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {_MIN_ERRORS} false accepts"
     if told:
-        query, gallery = factors
-        thresholds = thresholds_at_far(query, labels, gallery_vectors=gallery, fars=told)
-        curves = operating_curves(query, labels, gallery_vectors=gallery, thresholds=thresholds)
+        thresholds = thresholds_at_far(vectors, told)
+        curves = operating_curves(vectors, thresholds=thresholds)
         for far, threshold in zip(told, thresholds, strict=True):
             values[names[far]] = float(curves.at(threshold).pooled_tar[0])
     return values
 
 
 def _transfer(
-    calibration_factors: Factors,
-    calibration: Embedded,
-    factors: Factors,
-    labels: list[str],
-    far_target: float,
-    missing: dict[str, str],
+    fixed_on: LabelledVectors, vectors: LabelledVectors, far_target: float, missing: dict[str, str]
 ) -> dict[str, float | None]:
-    query, gallery = calibration_factors
-    fixed_on = labelled_vectors(query, calibration.labels.tolist(), gallery)
     if far_target * fixed_on.n_negatives < _MIN_ERRORS:
         reason = f"{fixed_on.n_negatives} negative calibration pairs are too few for FAR {far_target:g}"
         names = ("transfer_far", "transfer_tar", "transfer_worst_tar")
         missing |= dict.fromkeys(names, reason)
         return dict.fromkeys(names)
-    thresholds = thresholds_at_far(query, calibration.labels.tolist(), gallery_vectors=gallery, fars=[far_target])
-    curves = operating_curves(factors[0], labels, gallery_vectors=factors[1], thresholds=thresholds)
+    curves = operating_curves(vectors, thresholds=thresholds_at_far(fixed_on, [far_target]))
     lowest = np.sort(curves.tar[:, 0])[: max(1, round(len(curves.tar) / 10))]
     return {
         "transfer_far": float(curves.pooled_far[0]),

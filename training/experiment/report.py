@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency import Interval
 from training.experiment.figures import FIGURES, OPIS_FIGURES
 from training.experiment.plan import Experiment
 from training.experiment.running import Failure

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from scipy.special import logit
 from sklearn.cluster import KMeans
 
-from retrieval.consistency import Calibrator, fit_scores, fit_whitening, thresholds_at_far
+from retrieval.consistency import Calibrator, fit_scores, fit_whitening, labelled, thresholds_at_far
 from retrieval.contract.score import cohort_score
 from retrieval.errors import NotEnoughEvidence
 
@@ -98,7 +98,7 @@ class _Clusters:
 
 def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str], far_target: float) -> FittedScore:
     """The cosine less (o(a) + o(b)) / 2; o: the threshold at which pairs with an end in the cluster have the FAR."""
-    (overall,) = thresholds_at_far(embeddings, labels, fars=[far_target])
+    (overall,) = thresholds_at_far(labelled(embeddings, labels), [far_target])
     scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
     offsets = np.full(len(clusters.centres), overall)
     for cluster in range(len(offsets)):

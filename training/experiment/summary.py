@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.opis.weighting import mean_over_classes
+from retrieval.consistency import Interval, mean_over_classes, student_quantile
 from training.experiment.figures import FIGURES, Measured
 from training.experiment.plan import Arm
 

@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.ranking import recall_at_k
-from retrieval.consistency.robustness import decision_flips
-from retrieval.consistency.separation.classwise import slices
+from retrieval.consistency import decision_flips, labelled, operating_curves, recall_at_k, scores_of, thresholds_at_far
 from retrieval.contract.bundle import Bundle
 from retrieval.errors import NotEnoughEvidence, ValidationFailed
 
 Vectors = NDArray[np.float32]
 
 # Half the width of the band around the threshold in which the shift is measured: the decisions that can flip.
+_TILE = 1024  # rows at a time: bounds the memory
 BAND = 0.02
 # Flips as a share of accepted pairs. On emoji at FAR 1e-2, moving the threshold by its own standard error, which the
 # draw of 120 calibration classes leaves, flips 10 to 11 %: a conversion should do no more than another draw does.
@@ -111,8 +107,9 @@ def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far
 
     Raises NotEnoughEvidence where the images have too few classes, pairs or accepted pairs for the target.
     """
-    threshold, own_threshold = (float(thresholds_at_far(e, labels, fars=[far_target])[0]) for e in (before, after))
-    flips = decision_flips(before, {"conversion": after}, labels, threshold, sides=["both"]).flips[0]
+    old, new = labelled(before, labels), labelled(after, labels)
+    threshold, own_threshold = (float(thresholds_at_far(vectors, [far_target])[0]) for vectors in (old, new))
+    flips = decision_flips(old, {"conversion": new}, threshold, sides=["both"]).flips[0]
     n_accepted = flips.lost.total + flips.dropped.total
     if n_accepted < _MIN_ACCEPTED:
         raise NotEnoughEvidence(
@@ -137,11 +134,11 @@ def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far
         n_dropped=flips.dropped.count,
         tar_before=flips.tar_clean,
         tar_after=flips.tar,
-        tar_own=float(operating_curves(after, labels, thresholds=np.array([own_threshold])).pooled_tar[0]),
+        tar_own=float(operating_curves(new, thresholds=[own_threshold]).pooled_tar[0]),
         far_before=flips.far_clean,
         far_after=flips.far,
-        r_at_1_before=recall_at_k(before, labels, k=(1,))[1],
-        r_at_1_after=recall_at_k(after, labels, k=(1,))[1],
+        r_at_1_before=recall_at_k(old)[1],
+        r_at_1_after=recall_at_k(new)[1],
     )
 
 
@@ -157,11 +154,12 @@ def check_flips(shift: PrecisionShift, max_flips: float, *, precision: str) -> N
         )
 
 
-def _shift_in_band(before: Vectors, after: Vectors, threshold: float, tile: int = 1024) -> NDArray[np.float32]:
+def _shift_in_band(before: Vectors, after: Vectors, threshold: float) -> NDArray[np.float32]:
     """After minus before of the similarities, before, within BAND of the threshold; each pair once."""
     parts = [np.empty(0, dtype=np.float32)]
-    for rows in slices(0, len(before), tile):
-        for columns in slices(rows.start, len(before), tile):
+    for start in range(0, len(before), _TILE):
+        for column in range(start, len(before), _TILE):
+            rows, columns = slice(start, start + _TILE), slice(column, column + _TILE)
             old = scores_of(before[rows], before[columns])
             near = np.abs(old - threshold) <= BAND
             if rows == columns:

@@ -1,1 +1,1 @@
-"""Score -> probability of a match, by the kind of calibrator that held-out classes favour."""
+"""Calibrators turn a score into the probability of a match; held-out classes decide which kind is used."""

@@ -1,7 +1,4 @@
-"""How far forecast probabilities of a match can be trusted: reliability bins, ECE, Brier score and log loss.
-
-Whether a calibrator is good enough, or better than another, is decided by the modules that call this one.
-"""
+"""Measure how reliable forecast probabilities are: reliability bins, ECE, Brier score and log loss."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ class Reliability:
 
     edges: [b + 1] float64; mean_probability, match_rate: [b] float64, 0 in empty bins; weight: [b] float64, share of
     the total weight; brier: weighted mean squared error; ece: weighted mean gap between probability and rate over bins;
-    log_loss: weighted mean of -log(probability given to what happened), infinite where that was 0.
+    log_loss: weighted mean of -log(probability given to what happened), infinite if that was 0.
     """
 
     edges: NDArray[np.float64]
@@ -52,7 +49,7 @@ def reliability(
 ) -> Reliability:
     """Return reliability bins, Brier score, expected calibration error and log loss of forecasts [n] and outcomes [n].
 
-    weights [n] restore the prevalence where pairs were drawn at another one; omitted, all count the same.
+    weights [n] restore the prevalence if pairs were drawn at another one; without them, all pairs count the same.
 
     Raises:
         InvalidInput: no forecast, lengths that differ, values outside [0, 1], or weights that are negative or all zero.
@@ -80,7 +77,7 @@ def reliability(
     scale = np.where(weight > 0, weight, 1)
     given = np.where(matches, probabilities, 1 - probabilities)
     counted = share > 0
-    with np.errstate(divide="ignore"):  # what was called impossible and happened costs infinity, as it should
+    with np.errstate(divide="ignore"):  # an outcome of forecast probability 0 costs infinity
         losses = -np.log(given[counted])
     return Reliability(
         edges=np.linspace(0, 1, n_bins + 1),
@@ -94,10 +91,10 @@ def reliability(
 
 
 def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
-    """Return the reliability of all parts together, each with the same total weight; parts share their bins.
+    """Merge the reliability of parts with the same bins; each part has the same total weight.
 
-    Brier score and log loss are the means of those of the parts. ECE is not, it is computed afresh: gaps that have
-    opposite signs in different parts cancel.
+    Brier score and log loss are the means of those of the parts. ECE is computed again, because gaps of opposite signs
+    in different parts cancel.
 
     Raises:
         InvalidInput: no part, or bins that differ.

@@ -1,1 +1,1 @@
-"""What changes where nobody labels: drift of scores, thresholds for another domain, cohorts that do not fit."""
+"""Look for changes without labels: drifting scores, thresholds for another domain, cohorts that do not fit."""

@@ -1,37 +1,34 @@
-"""Does a cohort belong to the catalogue it is to serve? Told from densities, without labels.
+"""Test, without labels, whether a cohort is of the same kind as the catalogue that it is to serve.
 
-Decides whether a cohort is of another kind than the catalogue, and how well it knows the catalogue's crowded places.
-What the cohort score does, and which cohort is best, is left to the score itself.
+The test compares densities. What the cohort score does is in `normalisation` and the contract's score.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, spearmanr
 
 from retrieval.consistency.intervals import Interval, normal_quantile
-from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
+from retrieval.consistency.pairs.vectors import LabelledVectors, Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Reals = NDArray[np.float64]
 
-_MIN_UNITS = 10  # independent pictures or groups on either side of the test
-_TILE = 1024
+_MIN_UNITS = 10  # independent images or groups on either side of the test
+_TILE = 1024  # rows of a product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortFit:
-    """How a cohort and a catalogue go together.
+    """How well a cohort fits a catalogue.
 
-    p_value: of the hypothesis that both are drawn alike; crowding: probability that a cohort picture lies in a more
-    crowded place of the cohort than a catalogue picture does, 0.5 where they are alike, near 1 where the catalogue lies
-    elsewhere; agreement: rank correlation over the catalogue of the density in the cohort with that in the catalogue
-    itself. n_cohort, n_catalogue: independent pictures or groups compared.
+    p_value: of the hypothesis that both are of one population; crowding: probability that a cohort image lies in a
+    denser place of the cohort than a catalogue image, 0.5 for one population, near 1 if the catalogue lies elsewhere;
+    agreement: rank correlation over the catalogue of the density in the cohort with that in the catalogue itself.
+    n_cohort, n_catalogue: independent images or groups compared.
     """
 
     p_value: float
@@ -44,7 +41,7 @@ class CohortFit:
     confidence: float
 
     def fits(self, alpha: float = 0.01) -> bool:
-        """Whether nothing speaks against the cohort; one that fits is turned down with probability alpha.
+        """Whether the cohort passes the test; a cohort that fits is rejected with probability alpha.
 
         Raises:
             InvalidInput: alpha outside (0, 1).
@@ -56,43 +53,41 @@ class CohortFit:
     def __str__(self) -> str:
         return (
             f"the cohort {'fits' if self.fits() else 'does not fit'} the catalogue: p {self.p_value:.2g}, a cohort "
-            f"picture is in a more crowded place with probability {self.crowding:.3f} ({self.crowding_interval}), "
+            f"image is in a more crowded place with probability {self.crowding:.3f} ({self.crowding_interval}), "
             f"densities agree with rank correlation {self.agreement:.2f} ({self.agreement_interval}); "
             f"{self.n_cohort} against {self.n_catalogue}"
         )
 
 
 def cohort_fit(
-    cohort: Vectors,
-    catalogue: Vectors,
+    cohort: LabelledVectors,
+    catalogue: LabelledVectors,
     *,
     k: int,
     rng: np.random.Generator,
-    cohort_groups: Sequence[str] | None = None,
-    catalogue_groups: Sequence[str] | None = None,
     skip: int = 0,
     confidence: float = 0.95,
 ) -> CohortFit:
-    """Return whether a cohort fits a catalogue, from unit rows: [m, d] and [n, d] float32; a sample will do.
+    """Return whether a cohort fits a catalogue; a sample of each is enough.
 
-    Density: mean of the k largest similarities. One half of the cohort, drawn at random, is what both the other half
-    and the catalogue are compared with (k halved as well): given it, the densities of the two are alike where cohort
-    and catalogue are drawn alike, and the Mann-Whitney test of them keeps its level. (A cohort's leave-one-out
-    densities do not: a picture's own class is in the cohort, that of a catalogue picture need not be.)
+    cohort, catalogue: see `labelled`; the labels name what belongs together (class, product, series). A group counts
+    once, by its mean. If all images are independent, give each its own label. skip: nearest catalogue images left out
+    of the density within the catalogue, apart from the image itself: about as many as an image has of its own class.
+    rng: draws the half. Cost: n * (m + n) products; memory: one tile.
 
-    cohort_groups, catalogue_groups: m and n names of what belongs together (class, product, series); a group stays in
-    one half and counts once, by its mean. None takes pictures as independent: then give one picture of each thing.
-    skip: nearest catalogue pictures left out of the agreement's density within the catalogue, the picture itself apart:
-    about as many as a picture has of its own class. rng: draws the half. Cost: n * (m + n) products; memory: one tile.
+    Density is the mean of the k largest similarities. A random half of the cohort is the reference for both the other
+    half and the catalogue (with k halved): given it, the densities of the two have one distribution if cohort and
+    catalogue are of one population, and the Mann-Whitney test keeps its level. Leave-one-out densities in the cohort
+    would not: an image's own class is in the cohort, that of a catalogue image may not be.
 
-    The test finds a catalogue that lies elsewhere, not every harmful cohort: look at the agreement too. On emoji, brand
-    logos, food photographs and Fashion-MNIST (`tests/bench/cohort_fit.py`) the cohort score raised TAR at FAR 1e-3
-    where the agreement was above 0.5 and lowered it where it was below.
+    The test finds a catalogue that lies elsewhere, not every harmful cohort, so look at the agreement too. On emoji,
+    brand logos, food photographs and Fashion-MNIST (`tests/bench/cohort_fit.py`) the cohort score raised TAR at FAR
+    1e-3 if the agreement was above 0.5 and lowered it otherwise.
 
     Raises:
-        NotEnoughEvidence: fewer than 10 groups in half the cohort or in the catalogue, or no more than k pictures.
+        NotEnoughEvidence: fewer than 10 groups in half the cohort or in the catalogue, or no more than k images.
         InvalidInput: k below 1, skip below 0, confidence outside (0, 1).
-        InvalidEmbeddings: rows that are not finite, not unit, or of other dimensions.
+        InvalidEmbeddings: other dimensions.
 
     Source: Mann, Whitney, "On a test of whether one of two random variables is stochastically larger than the other",
     Annals of Mathematical Statistics 18 (1947); interval of crowding: DeLong, DeLong, Clarke-Pearson, "Comparing the
@@ -102,27 +97,33 @@ def cohort_fit(
 
     >>> turn = lambda degrees: np.array([np.cos(degrees), np.sin(degrees)], dtype=np.float32).T
     >>> rng = np.random.default_rng(0)
-    >>> cohort, near, far = turn(rng.normal(0, 0.3, 99)), turn(rng.normal(0, 0.3, 99)), turn(rng.normal(3, 0.3, 99))
+    >>> from retrieval.consistency import labelled
+    >>> each = [f"{row:02d}" for row in range(99)]
+    >>> cohort, near, far = (labelled(turn(rng.normal(place, 0.3, 99)), each) for place in (0, 0, 3))
     >>> cohort_fit(cohort, near, k=5, rng=rng).fits(), cohort_fit(cohort, far, k=5, rng=rng).fits()
     (True, False)
     """
     if k < 1 or skip < 0:
         raise InvalidInput(f"expected k of at least 1 and skip of at least 0, found {k} and {skip}")
+    from scipy.stats import mannwhitneyu  # slow to import, and rarely needed
+
     z = normal_quantile(confidence)
-    cohort_codes, catalogue_codes = _codes(cohort, cohort_groups), _codes(catalogue, catalogue_groups)
-    if cohort.shape[1] != catalogue.shape[1]:
+    (cohort_rows, cohort_codes), (catalogue_rows, catalogue_codes) = _in_order(cohort), _in_order(catalogue)
+    if cohort_rows.shape[1] != catalogue_rows.shape[1]:
         raise InvalidEmbeddings(
-            f"expected unit rows of one dimension, found {cohort.shape[1]} in the cohort and {catalogue.shape[1]} in "
-            "the catalogue; embed both with one model"
+            f"expected unit rows of one dimension, found {cohort_rows.shape[1]} in the cohort and "
+            f"{catalogue_rows.shape[1]} in the catalogue; embed both with one model"
         )
     _check_size(cohort_codes, catalogue_codes, k, skip)
     half = _half_of(cohort_codes, rng)
     k_half = max(1, round(k / 2))
-    of_cohort = _group_means(_densities(cohort[~half], cohort[half], k_half), cohort_codes[~half])
-    of_catalogue = _group_means(_densities(catalogue, cohort[half], k_half), catalogue_codes)
+    reference = cohort_rows[half]
+    of_cohort = _group_means(_densities(cohort_rows[~half], reference, k_half), cohort_codes[~half])
+    of_catalogue = _group_means(_densities(catalogue_rows, reference, k_half), catalogue_codes)
     crowding, variance = _crowding(of_cohort, of_catalogue)
     spread = z * math.sqrt(variance)
-    agreement = _rank_correlation(_densities(catalogue, cohort, k), _densities(catalogue, catalogue, k, skip=skip + 1))
+    in_catalogue = _densities(catalogue_rows, catalogue_rows, k, skip=skip + 1)
+    agreement = _rank_correlation(_densities(catalogue_rows, cohort_rows, k), in_catalogue)
     half_width = z * math.sqrt((1 + agreement**2 / 2) / (len(of_catalogue) - 3))
     centre = math.atanh(min(max(agreement, -1 + 1e-9), 1 - 1e-9))
     return CohortFit(
@@ -137,13 +138,10 @@ def cohort_fit(
     )
 
 
-def _codes(vectors: Vectors, groups: Sequence[str] | None) -> NDArray[np.int64]:
-    """Return the number of each row's group, after checking the rows: [n] int64."""
-    names = [f"{row:09d}" for row in range(len(vectors))] if groups is None else groups
-    checked = labelled_vectors(vectors, names)
-    codes = np.empty(len(vectors), dtype=np.int64)
-    codes[checked.order] = checked.codes
-    return codes
+def _in_order(vectors: LabelledVectors) -> tuple[Vectors, NDArray[np.int64]]:
+    """Return the rows in the caller's order, and the number of each row's group: [n, d] and [n] int64."""
+    back = np.argsort(vectors.order)
+    return vectors.query[back], vectors.codes[back]
 
 
 def _half_of(codes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -156,7 +154,9 @@ def _half_of(codes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.b
 
 def _rank_correlation(first: Reals, second: Reals) -> float:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
-        raise NotEnoughEvidence("all catalogue pictures have the same density; give pictures that differ")
+        raise NotEnoughEvidence("all catalogue images have the same density; give images that differ")
+    from scipy.stats import spearmanr
+
     return float(spearmanr(first, second).statistic)
 
 
@@ -164,17 +164,17 @@ def _check_size(cohort: NDArray[np.int64], catalogue: NDArray[np.int64], k: int,
     n_cohort, n_catalogue = int(cohort.max()) + 1, int(catalogue.max()) + 1
     if n_cohort < 2 * _MIN_UNITS or n_catalogue < _MIN_UNITS or len(cohort) < 4 * k or len(catalogue) <= k + skip:
         raise NotEnoughEvidence(
-            f"expected at least {2 * _MIN_UNITS} groups and {4 * k} pictures in the cohort, {_MIN_UNITS} groups and "
-            f"more than {k + skip} pictures in the catalogue, found {n_cohort} and {len(cohort)}, {n_catalogue} and "
+            f"expected at least {2 * _MIN_UNITS} groups and {4 * k} images in the cohort, {_MIN_UNITS} groups and "
+            f"more than {k + skip} images in the catalogue, found {n_cohort} and {len(cohort)}, {n_catalogue} and "
             f"{len(catalogue)}; give more, or a smaller k"
         )
 
 
-def _densities(pictures: Vectors, among: Vectors, k: int, skip: int = 0) -> Reals:
+def _densities(images: Vectors, among: Vectors, k: int, skip: int = 0) -> Reals:
     """Return the mean of the k largest similarities after the `skip` largest: [n] float64."""
     k, found = min(k, len(among) - skip), []
-    for start in range(0, len(pictures), _TILE):
-        similarities = pictures[start : start + _TILE] @ among.T
+    for start in range(0, len(images), _TILE):
+        similarities = images[start : start + _TILE] @ among.T
         cut = len(among) - k - skip
         nearest = np.sort(np.partition(similarities, cut, axis=1)[:, cut:], axis=1)
         found.append(nearest[:, :k].mean(axis=1, dtype=np.float64))

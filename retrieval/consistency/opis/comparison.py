@@ -1,24 +1,22 @@
-"""Is one model, or one score, more consistent than another? A paired test on the same images and classes.
+"""A paired test whether one model, or one score, is more consistent than another on the same images and classes.
 
-What is compared, debiased OPIS, is measured in `opis`.
+It compares the debiased OPIS that `measure` computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.curves import Rates
 from retrieval.consistency.intervals import Interval, percentile_interval
-from retrieval.consistency.opis.debiased import MIN_CLASSES, DebiasedShares
+from retrieval.consistency.opis.debiased import MIN_CLASSES
+from retrieval.consistency.opis.measure import OpisResult, consistency_report
 from retrieval.consistency.opis.noise import MIN_IMAGES_FOR_NOISE
-from retrieval.consistency.opis.opis import OpisResult, measure_consistency
-from retrieval.consistency.opis.opis_options import OpisOptions
-from retrieval.consistency.opis.utility import Axis
-from retrieval.consistency.opis.weighting import Weighting, mean_over_classes, resampled_weights
-from retrieval.consistency.pairs.pairs import Vectors, labelled_vectors
+from retrieval.consistency.opis.options import OpisOptions
+from retrieval.consistency.opis.weighting import mean_over_classes, resampled_weights
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_same_images
 from retrieval.errors import NotEnoughEvidence
 
 
@@ -26,9 +24,9 @@ from retrieval.errors import NotEnoughEvidence
 class OpisComparison:
     """Two models or scores on the same images.
 
-    first, second: each by itself; difference: debiased OPIS of the first minus that of the second, so below 0 where the
+    first, second: the result of each; difference: debiased OPIS of the first minus that of the second, below 0 if the
     first is more consistent; p_value: two-sided, of the hypothesis that the true difference is 0; ratio: first over
-    second, None with its interval where the second may be 0; n_classes: those with four images; confidence: of the
+    second, None with its interval if the second may be 0; n_classes: those with four images; confidence: of the
     intervals.
     """
 
@@ -57,76 +55,52 @@ class OpisComparison:
 
 
 def compare_consistency(
-    first_vectors: Vectors,
-    second_vectors: Vectors,
-    labels: Sequence[str],
+    first: LabelledVectors,
+    second: LabelledVectors,
+    options: OpisOptions = OpisOptions(axis="log_far", n_bootstrap=2000),
     *,
-    first_gallery: Vectors | None = None,
-    second_gallery: Vectors | None = None,
-    far_low: float = 1e-2,
-    far_high: float = 1e-1,
-    axis: Axis = "log_far",
-    c: float = 1.0,
-    eps: float = 10.0,
-    weighting: Weighting = "equal",
     rng: np.random.Generator,
-    n_bootstrap: int = 2000,
-    confidence: float = 0.95,
-    tile: int = 1024,
 ) -> OpisComparison:
-    """Return how the debiased OPIS of two models or scores of the same images differ, with a paired test over classes.
+    """Return how the debiased OPIS of two models or scores of the same images differs, with a paired test over classes.
 
-    Row i of both arrays is the same image; first_gallery, second_gallery: see `labelled_vectors`. The band is the same
-    pooled FAR for both, at each one's own thresholds; on the axis "distance" it would be wider for one than for the
-    other, so that is for two versions of one model at most.
-    Every replicate draws the same classes for both. The interval and the p-value are those of a symmetric studentised
-    bootstrap of the mean over classes of their differences in share; the interval of the ratio is of percentiles. In
-    simulations of two equally consistent models it rejected at 0.05 in 1 to 5 % of the cases.
+    The band is the same pooled FAR for both, at each one's own thresholds. On the axis "distance" it would be wider for
+    one than for the other: use that for two versions of one model at most. See `compare_results` for the test.
 
     Cost: twice that of `consistency_report`.
 
     Raises:
-        InvalidInput, InvalidEmbeddings: see `consistency_report`.
+        InvalidInput, InvalidEmbeddings: see `consistency_report`; also two that are not of the same images and classes.
         NotEnoughEvidence: fewer than 10 classes with four images; or see `consistency_report`.
 
-    Source: see `mean_over_classes`.
-
+    >>> from retrieval.consistency import labelled
     >>> draw = np.random.default_rng(0)
     >>> rows = draw.normal(size=(60, 8)).astype(np.float32)
     >>> rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    >>> same = compare_consistency(rows, rows, [str(row % 12) for row in range(60)], rng=draw, n_bootstrap=100)
+    >>> vectors = labelled(rows, [str(row % 12) for row in range(60)])
+    >>> same = compare_consistency(vectors, vectors, rng=draw)
     >>> same.difference == 0 and same.p_value == 1
     True
     """
-    options = OpisOptions(
-        far_low=far_low,
-        far_high=far_high,
-        axis=axis,
-        distance_range=None,
-        c=c,
-        eps=eps,
-        weighting=weighting,
-        n_bootstrap=n_bootstrap,
-        confidence=confidence,
-    )
-    found = [
-        measure_consistency(labelled_vectors(vectors, labels, gallery), options, rng=rng, tile=tile)
-        for vectors, gallery in ((first_vectors, first_gallery), (second_vectors, second_gallery))
-    ]
-    (first, first_shares), (second, second_shares) = found
-    return compare_shares(first, first_shares, second, second_shares, n_bootstrap=n_bootstrap, rng=rng)
+    check_same_images(first, second)
+    results = [consistency_report(vectors, options, rng=rng) for vectors in (first, second)]
+    return compare_results(results[0], results[1], n_bootstrap=options.n_bootstrap, rng=rng)
 
 
-def compare_shares(
-    first: OpisResult,
-    first_shares: DebiasedShares | None,
-    second: OpisResult,
-    second_shares: DebiasedShares | None,
-    *,
-    n_bootstrap: int,
-    rng: np.random.Generator,
+def compare_results(
+    first: OpisResult, second: OpisResult, *, n_bootstrap: int, rng: np.random.Generator
 ) -> OpisComparison:
-    """Do what `compare_consistency` promises for two that were measured on the same images and classes."""
+    """Return the comparison of two results of `consistency_report` on the same images and classes.
+
+    Every replicate draws the same classes for both. The interval and the p-value are those of a symmetric studentised
+    bootstrap of the mean over classes of their differences in share; the interval of the ratio is of percentiles. In
+    simulations of two equally consistent models it rejected at 0.05 in 1 to 5 % of the cases.
+
+    Raises:
+        NotEnoughEvidence: fewer than 10 classes with four images.
+
+    Source: see `mean_over_classes`.
+    """
+    first_shares, second_shares = first.shares, second.shares
     if first_shares is None or second_shares is None or first_shares.method != "pairs":
         raise NotEnoughEvidence(
             f"a comparison takes {MIN_CLASSES} classes of at least {MIN_IMAGES_FOR_NOISE} images; add images per class"
@@ -151,7 +125,7 @@ def compare_shares(
 
 
 def _ratio_interval(replicates: Rates, confidence: float) -> Interval | None:
-    """Return the interval of first / second, [b, 2]; None where the second is 0 or less too often to leave one."""
+    """Return the interval of first / second, [b, 2]; None if too many replicates of the second are 0 or less."""
     first, second = replicates.T
     if np.mean(second <= 0) >= (1 - confidence) / 2 or second.mean() <= 0:
         return None

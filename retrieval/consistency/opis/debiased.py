@@ -1,6 +1,6 @@
-"""OPIS without sampling noise: each class's share of it, and what can be said where a class has too few images.
+"""OPIS without sampling noise: the share of each class, and a bound if the classes have too few images.
 
-Noise is measured in `noise`; how shares become a value with an interval is decided in `opis` and `comparison`.
+`noise` measures the noise; `measure` and `comparison` turn the shares into a value with an interval.
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.opis.noise import PairAgreement, noise_of_tar, pair_correlation, variance_inflation
 from retrieval.consistency.opis.utility import Band, rates_at_nodes, utility, utility_slopes
 
-# "pairs": estimated from pairs without a common image; "bound": only bounded, every class counted has 2 or 3 images.
+# "pairs": estimated from pairs without a common image; "bound": only bounded, fewer than 10 classes have four images.
 DebiasedMethod: TypeAlias = Literal["pairs", "bound"]
 
-# A variance over fewer classes says nothing.
+# A variance over fewer classes is not reported.
 MIN_CLASSES = 10
 _NEGLIGIBLE = 1e-12
-# By which the true variance is multiplied to see what the pull does.
+# Factor on the true variance, to differentiate the pull.
 _STEP = 1.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DebiasedShares:
-    """shares: [k] float64, their mean weighted by weights [k], sum 1, is the estimate or its upper bound.
+    """The share of each class in OPIS without noise.
 
-    rows: [k] int64, which of the classes with positives.
+    shares: [k] float64, their mean weighted by weights [k], sum 1, is the estimate or its upper bound; rows: [k] int64,
+    which of the classes with positives.
     """
 
     shares: Rates
@@ -48,8 +49,8 @@ def debiased_shares(
 ) -> DebiasedShares | None:
     """Return each class's share of OPIS without sampling noise; None with fewer than 10 classes that count.
 
-    Classes with four images count, or, where these are fewer than 10, all. weights: [T'], of classes with positives;
-    agreement was measured at the nodes of the band.
+    Classes with four images count; if these are fewer than 10, all classes. weights: [T'], of classes with positives;
+    agreement: measured at the nodes of the band.
     """
     counted = agreement.measurable & (weights > 0)
     method: DebiasedMethod = "pairs"
@@ -71,12 +72,12 @@ def _shares(tar: Rates, far: Rates, noise: Rates, relative_noise: Rates, weights
 
     noise: [k, p], variance of TAR; relative_noise: [k], proportional to its expectation given the size of the class.
 
-    To first order the deviation of a utility is g . (TAR - mean, TRR - mean), whose square is freed of noise exactly:
-    `linear`. For what bends, classes are pulled to the mean until they vary as much as the true ones must; the variance
-    of their utilities over that of their linear ones is the factor `bend`, 1 where classes are alike. Many images, no
-    noise, no pull: then a share is the squared deviation of utility itself.
-    The mean of the shares is bend times the mean of linear. The rest has mean 0: it is what a class does to bend, by
-    its own utility and by moving the pull, so that the spread of the shares is that of the estimate.
+    To first order the deviation of a utility is g . (TAR - mean, TRR - mean); noise can be subtracted from its square
+    exactly: `linear`. For the curvature, classes are pulled to the mean until they vary as much as the true ones must;
+    the variance of their utilities over that of their linear parts is the factor `bend`, 1 if classes are alike. With
+    many images there is no noise and no pull: then a share is the squared deviation of the utility itself.
+    The mean of the shares is bend times the mean of linear. The rest has mean 0: it is the effect of a class on bend,
+    by its own utility and by moving the pull, so that the spread of the shares is that of the estimate.
     """
     tar_mean, far_mean = weights @ tar, weights @ far
     slopes = utility_slopes(tar_mean, far_mean, c)

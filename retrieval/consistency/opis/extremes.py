@@ -1,18 +1,17 @@
-"""eps-OPIS: the gap between the worst and the best classes, with its interval and what chance alone makes of it.
+"""eps-OPIS: the gap between the worst and the best classes, and the gap that chance alone would make.
 
-The band and the utilities are made by `utility`; how the results are shown is left to `opis`.
+`utility` makes the band and the utilities; `measure` adds the interval.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import Rates
-from retrieval.consistency.opis.noise import variance_inflation
+from retrieval.consistency.curves import Rates
+from retrieval.consistency.opis.noise import SharedCurve
 from retrieval.consistency.opis.utility import Band, utility
 
-# Classes simulated under the null in all; with as many, the floor of eps-OPIS is within a few per cent.
+# Classes simulated under the null in total: then the floor of eps-OPIS is within a few per cent.
 _SIMULATED_CLASSES = 10_000
 _MAX_REPLICATES = 50
 
@@ -20,8 +19,8 @@ _MAX_REPLICATES = 50
 def extreme_gap(utilities: Rates, band: Band, weights: Rates, eps: float) -> Rates:
     """Return eps-OPIS for each row of class weights [..., T'], sum 1: [...] float64. utilities: [T', p].
 
-    Classes are ranked once, by mean utility over the band; the worst and the best are those that take up the weight of
-    max(1, floor(eps % of T')) average classes at either end, the last one in part.
+    Classes are ranked once, by mean utility over the band. The worst and the best are those that fill the weight of
+    max(1, floor(eps % of T')) average classes at each end, the last one in part.
     """
     n_classes = len(utilities)
     share = max(1, int(n_classes * eps / 100)) / n_classes
@@ -33,32 +32,23 @@ def extreme_gap(utilities: Rates, band: Band, weights: Rates, eps: float) -> Rat
 
 
 def _first(weights: Rates, share: float) -> Rates:
-    """Cut weights off once they add up to share; what is kept sums to 1."""
+    """Return the leading weights up to a sum of share, scaled to sum 1."""
     kept = np.diff(np.minimum(weights.cumsum(axis=-1), share), axis=-1, prepend=0.0)
     return np.asarray(kept / share, dtype=np.float64)
 
 
-def extreme_gap_floor(
-    band: Band,
-    mean_tar: Rates,
-    n_images: NDArray[np.int64],
-    weights: Rates,
-    *,
-    correlation: float,
-    c: float,
-    eps: float,
-    rng: np.random.Generator,
-) -> float:
-    """Return the eps-OPIS expected under the null of `noise_floor`, by simulation of whole curves."""
-    n_independent = n_images * (n_images - 1) / 2 / variance_inflation(n_images, correlation)
-    falling = np.minimum.accumulate(mean_tar)
+def extreme_gap_floor(null: SharedCurve, eps: float, rng: np.random.Generator) -> float:
+    """Return the eps-OPIS expected under the null, by simulation of whole curves."""
+    n_classes = len(null.n_images)
+    n_independent = null.n_independent(null.n_images)
+    falling = np.minimum.accumulate(null.mean_tar)
     # Shares of positives lost before the first node, between neighbouring nodes, and kept at the last one.
     lost_between = np.maximum(-np.diff(falling, prepend=1.0, append=0.0), 0)
-    n_replicates = int(np.clip(_SIMULATED_CLASSES // len(n_images), 2, _MAX_REPLICATES))
+    n_replicates = int(np.clip(_SIMULATED_CLASSES // n_classes, 2, _MAX_REPLICATES))
     total = 0.0
     for _ in range(n_replicates):
-        trials = np.maximum(np.floor(n_independent + rng.random(len(n_images))), 1).astype(np.int64)
+        trials = np.maximum(np.floor(n_independent + rng.random(n_classes)), 1).astype(np.int64)
         lost = rng.multinomial(trials, lost_between / lost_between.sum())[:, :-1].cumsum(axis=1)
-        utilities = utility(1 - lost / trials[:, None], band.pooled_far, c)
-        total += float(extreme_gap(utilities, band, weights, eps))
+        utilities = utility(1 - lost / trials[:, None], null.band.pooled_far, null.c)
+        total += float(extreme_gap(utilities, null.band, null.weights, eps))
     return total / n_replicates

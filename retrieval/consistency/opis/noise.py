@@ -1,7 +1,7 @@
-"""How far sampling noise alone moves the TAR of a class, and the OPIS that it makes of classes that share one curve.
+"""Sampling noise in the TAR of a class, and the OPIS that it causes if all classes share one curve.
 
-What OPIS remains when the noise is taken away is left to `debiased`. The noise of FAR is left out everywhere: a class
-meets all other images, so on real embeddings of eight images a class it was at most a hundredth of the noise of TAR.
+`debiased` subtracts the noise from OPIS. The noise of FAR is left out everywhere: a class meets all other images, so on
+real embeddings of eight images a class it was at most a hundredth of the noise of TAR.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
-from retrieval.consistency.curves.curves import Rates
+from retrieval.consistency.curves import Rates
 from retrieval.consistency.opis.utility import Band, utility
-from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least
+from retrieval.consistency.pairs.products import float32_at_least
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
-# Two pairs without a common image: below, the noise of TAR cannot be told from a class's own curve.
+# Two pairs without a common image; with fewer, noise of TAR and a class's own curve cannot be separated.
 MIN_IMAGES_FOR_NOISE = 4
-# The noise of larger classes is small: it is measured on so many of their images, evenly spaced.
+# The noise of larger classes is small: it is measured on this many of their images, evenly spaced.
 _MAX_IMAGES = 500
 # Bounds the memory of the similarities of a block of classes: 16 MiB.
 _BLOCK_SCORES = 1 << 22
-# Above, the binomial law is replaced by a normal one, whose third moment no longer matters.
+# Above, a normal law replaces the binomial one, because its third moment no longer matters.
 _MAX_TRIALS = 64
 _NORMAL_POINTS, _NORMAL_MASSES = np.polynomial.hermite_e.hermegauss(9)
 
@@ -32,13 +32,14 @@ _NORMAL_POINTS, _NORMAL_MASSES = np.polynomial.hermite_e.hermegauss(9)
 class PairAgreement:
     """How often pairs of a class are accepted together, [T', L] float64 each for classes with positives and L levels.
 
-    Images of a class are taken as drawn alike. Where the same sources made every class, what the sources do to all
-    classes alike counts as noise too: with emoji of eight makers the spread left over was 2 to 10 % too small.
+    Assumes that the images of a class are independent and identically distributed. If the same sources made every
+    class, the effect of a source on all classes counts as noise too: with emoji of eight makers the remaining spread
+    was 2 to 10 % too small.
 
-    single: share of pairs accepted; sharing: share of twos of pairs with a common image of which both are accepted, NaN
-    below three images; disjoint: the same of twos without a common image, NaN below four; n_images: [T'] int64.
+    single: share of pairs accepted; sharing: share of the pairs of pairs with a common image of which both are
+    accepted, NaN below three images; disjoint: the same without a common image, NaN below four; n_images: [T'] int64.
 
-    Given the class, single is without bias for its TAR t, disjoint for t^2, and sharing for t^2 or more.
+    Given the class, single is unbiased for its TAR t, disjoint for t^2, and sharing for t^2 or more.
 
     Source: Hoeffding, "A class of statistics with asymptotically normal distribution", Annals of Mathematical
     Statistics 19 (1948): U-statistics and their variance.
@@ -56,7 +57,7 @@ class PairAgreement:
 
 
 def measure_agreement(vectors: LabelledVectors, levels: Rates) -> PairAgreement:
-    """Count acceptance inside the classes with positives at ascending levels [L].
+    """Return how pairs inside the classes with positives are accepted at ascending levels [L].
 
     Cost: the pairs inside classes, of at most 500 images each; memory bounded.
     """
@@ -83,7 +84,7 @@ def _blocks(members: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]
 def _accepted_by_image(
     vectors: LabelledVectors, picked: NDArray[np.int64], limits: NDArray[np.float32]
 ) -> NDArray[np.int64]:
-    """Return with how many others of its class each image is accepted: picked [k, size] rows -> [k, size, L]."""
+    """Return the number of images of its class with which each image is accepted: [k, size] rows -> [k, size, L]."""
     k, size = picked.shape
     scores = vectors.query[picked] @ vectors.gallery[picked].transpose(0, 2, 1)
     scores[:, np.arange(size), np.arange(size)] = -np.inf
@@ -113,9 +114,9 @@ def _agreement(by_image: NDArray[np.int64], size: int) -> tuple[Rates, Rates, Ra
 def noise_of_tar(agreement: PairAgreement) -> Rates:
     """Return the variance of each class's measured TAR around its true TAR: [T', L] float64.
 
-    Without bias from four images on. With three it is the least that the data allow, as if pairs that share an image
-    were independent; with two it is 0: one pair that is accepted half of the time may belong to a class with TAR 1/2 or
-    be drawn from classes with TAR 0 and 1, which no number of such classes can tell apart.
+    Unbiased from four images on. With three it is the least that the data allow, as if pairs that share an image were
+    independent; with two it is 0: one pair that is accepted half of the time may belong to a class with TAR 1/2 or come
+    from classes with TAR 0 and 1, which no number of such classes can separate.
     """
     square = np.where(agreement.measurable[:, None], agreement.disjoint, agreement.sharing)
     variance = _noise(agreement.single, agreement.sharing, square, agreement.n_images[:, None])
@@ -123,17 +124,17 @@ def noise_of_tar(agreement: PairAgreement) -> Rates:
 
 
 def _noise(single: Rates, sharing: Rates, square: Rates, n_images: NDArray[np.int64]) -> Rates:
-    """Variance of a mean over all pairs: square stands for the squared true TAR."""
+    """Return the variance of a mean over all pairs; square: estimate of the squared true TAR."""
     n_pairs = n_images * (n_images - 1) / 2
     return np.asarray((single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs, dtype=np.float64)
 
 
 def pair_correlation(agreement: PairAgreement, weights: Rates) -> float:
-    """Return how two pairs of one class correlate in being accepted when they share an image: 0 to 1/2.
+    """Return the correlation between the acceptance of two pairs of one class that share an image: 0 to 1/2.
 
-    Measured against disjoint pairs, so that spread between classes does not count, in the classes with four images.
-    Where there are none, three images give the correlation that holds if all classes share one curve; without those,
-    or where nothing varies, 0.
+    Measured against disjoint pairs, so that spread between classes does not count, in the classes with four images. If
+    there are none, three images give the correlation that holds if all classes share one curve. 0 if there are neither,
+    or if nothing varies.
     """
     for rows in (agreement.measurable, agreement.n_images == MIN_IMAGES_FOR_NOISE - 1):
         share = weights[rows]
@@ -147,26 +148,46 @@ def pair_correlation(agreement: PairAgreement, weights: Rates) -> float:
 
 
 def variance_inflation(n_images: NDArray[np.int64], correlation: float) -> Rates:
-    """Return the variance of a class's TAR over that of independent pairs, as many: [T'] float64."""
+    """Return the variance of a class's TAR over that of as many independent pairs: [T'] float64."""
     return np.asarray(1 + 2 * (n_images - 2) * correlation, dtype=np.float64)
 
 
-def noise_floor(
-    band: Band, mean_tar: Rates, n_images: NDArray[np.int64], weights: Rates, *, correlation: float, c: float
-) -> float:
-    """Return the OPIS expected under the null hypothesis that all classes share one curve.
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedCurve:
+    """The null hypothesis that all classes share one curve.
 
-    The null: every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies
-    as a share of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T'].
-    Where classes differ in FAR, or in TAR, that adds to OPIS, not to the floor: value - floor is what chance leaves.
+    Every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies as a share
+    of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T']; correlation: see
+    `pair_correlation`; c: see `utility`.
     """
-    mean_tar = np.clip(mean_tar, 0, 1)  # a weighted mean of ones may round above 1
-    sizes, which = np.unique(n_images, return_inverse=True)
-    n_independent = sizes * (sizes - 1) / 2 / variance_inflation(sizes, correlation)
-    means, variances = zip(*(_utility_moments(n, mean_tar, band.pooled_far, c) for n in n_independent), strict=True)
+
+    band: Band
+    mean_tar: Rates
+    n_images: NDArray[np.int64]
+    weights: Rates
+    correlation: float
+    c: float
+
+    def n_independent(self, n_images: NDArray[np.int64]) -> Rates:
+        """Return the number of independent pairs that vary as the pairs of a class with n_images [k] do."""
+        return np.asarray(
+            n_images * (n_images - 1) / 2 / variance_inflation(n_images, self.correlation), dtype=np.float64
+        )
+
+
+def noise_floor(null: SharedCurve) -> float:
+    """Return the OPIS expected under the null.
+
+    Classes that differ in FAR or TAR add to OPIS, not to the floor: value - floor is what chance does not explain.
+    """
+    mean_tar = np.clip(null.mean_tar, 0, 1)  # a weighted mean of ones may round above 1
+    sizes, which = np.unique(null.n_images, return_inverse=True)
+    pooled_far, weights = null.band.pooled_far, null.weights
+    moments = (_utility_moments(n, mean_tar, pooled_far, null.c) for n in null.n_independent(sizes))
+    means, variances = zip(*moments, strict=True)
     mean, variance = np.stack(means)[which], np.stack(variances)[which]
     between = weights @ mean**2 - (weights @ mean) ** 2
-    return max(float(band.mean(between + (weights * (1 - weights)) @ variance)), 0.0)
+    return max(float(null.band.mean(between + (weights * (1 - weights)) @ variance)), 0.0)
 
 
 def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple[Rates, Rates]:
@@ -176,6 +197,8 @@ def _utility_moments(n_trials: float, tar: Rates, far: Rates, c: float) -> tuple
         drawn = np.clip(tar + np.multiply.outer(_NORMAL_POINTS, spread), 0, 1)
         masses = np.broadcast_to((_NORMAL_MASSES / _NORMAL_MASSES.sum())[:, None], drawn.shape)
         return _moments(masses, utility(drawn, far, c))
+    from scipy.stats import binom  # takes half a second to import
+
     # Between two whole numbers, the mixture of both that has the variance of n_trials.
     whole = max(int(n_trials), 1)
     share = np.clip((1 / n_trials - 1 / (whole + 1)) * whole * (whole + 1), 0, 1)

@@ -1,6 +1,6 @@
 """The utility of a class at a threshold, and the band of thresholds over which utilities are compared.
 
-Summaries over the band, with their uncertainty, are left to `opis`, `noise` and `debiased`.
+`measure`, `noise` and `debiased` summarise the band.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Axis: TypeAlias = Literal["distance", "log_far"]
 
-# With fewer false accepts at far_low, that end of the band is decided by single pairs.
+# With fewer false accepts at far_low, single pairs decide that end of the band.
 _MIN_FALSE_ACCEPTS = 10
-# Bounds the memory of what is made on the way: 8 MiB an array of 1,000 nodes.
+# Bounds the memory of intermediate arrays: 8 MiB each with 1,000 nodes.
 _BLOCK_CLASSES = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Band:
-    """Where to integrate.
+    """The thresholds over which OPIS integrates.
 
     nodes: [p] float64, thresholds, ascending; positions: [p] float64, the nodes on the chosen axis, monotone;
     pooled_far: [p] float64, at the nodes.
@@ -36,7 +36,7 @@ class Band:
 
     @property
     def weights(self) -> Rates:
-        """Of the nodes by the trapezoid rule on the axis, sum 1: [p] float64."""
+        """Weights of the nodes by the trapezoid rule on the axis, sum 1: [p] float64."""
         widths = np.abs(np.diff(self.positions))
         return np.asarray((np.append(widths, 0) + np.append(0, widths)) / (2 * widths.sum()), dtype=np.float64)
 
@@ -45,7 +45,7 @@ class Band:
         return np.asarray(values @ self.weights, dtype=np.float64)
 
     def thinned(self, n_nodes: int) -> Band:
-        """Return the band with at most n_nodes of its nodes, both ends kept: enough for what varies smoothly."""
+        """Return the band with at most n_nodes of its nodes, both ends kept, for what varies smoothly."""
         kept = np.unique(np.linspace(0, len(self.nodes) - 1, n_nodes).round().astype(np.int64))
         return Band(self.nodes[kept], self.positions[kept], self.pooled_far[kept])
 
@@ -58,7 +58,7 @@ def find_band(
     axis: Axis,
     distance_range: tuple[float, float] | None,
 ) -> Band:
-    """Return the band between two pooled FARs, or between two distances where distance_range is given.
+    """Return the band between two pooled FARs, or between two distances if distance_range is given.
 
     Its ends are interpolated between thresholds of the curves; inside, it uses all of them.
 
@@ -114,7 +114,7 @@ def _far_limits(curves: OperatingCurves, far_low: float, far_high: float) -> tup
     falling = curves.pooled_far
     if falling[0] < far_high or falling[-1] > far_low:
         raise InvalidInput(
-            f"the curves cover pooled FAR {falling[-1]:.3g} to {falling[0]:.3g}, asked are {far_low:g} to "
+            f"the curves cover pooled FAR {falling[-1]:.3g} to {falling[0]:.3g}, asked for {far_low:g} to "
             f"{far_high:g}; compute them on threshold_grid for these limits"
         )
     low, high = np.interp([far_high, far_low], falling[::-1], curves.thresholds[::-1])
@@ -122,7 +122,7 @@ def _far_limits(curves: OperatingCurves, far_low: float, far_high: float) -> tup
 
 
 def utility(tar: Rates, far: Rates, c: float) -> Rates:
-    """Return the F-measure of TAR and TRR = 1 - FAR, same shape; c > 1 weighs TAR more; 0 where both are 0.
+    """Return the F-measure of TAR and TRR = 1 - FAR, same shape; c > 1 weighs TAR more; 0 if both are 0.
 
     Raises:
         InvalidInput: c is not positive.
@@ -135,7 +135,7 @@ def utility(tar: Rates, far: Rates, c: float) -> Rates:
 
 
 def utility_slopes(tar: Rates, far: Rates, c: float) -> tuple[Rates, Rates]:
-    """Return the derivatives of `utility` by TAR and by TRR = 1 - FAR, same shape; 0 where both rates are 0."""
+    """Return the derivatives of `utility` by TAR and by TRR = 1 - FAR, same shape; 0 if both rates are 0."""
     trr = 1 - far
     scale = np.divide(1 + c * c, (c * c * trr + tar) ** 2, out=np.zeros_like(tar), where=c * c * trr + tar > 0)
     return np.asarray(scale * c * c * trr**2, dtype=np.float64), np.asarray(scale * tar**2, dtype=np.float64)
@@ -168,7 +168,7 @@ def _rates(curves: OperatingCurves, rows: NDArray[np.int64], band: Band) -> tupl
 
 
 def at_nodes(values: NDArray[np.int64] | Rates, thresholds: Rates, nodes: Rates) -> Rates:
-    """Interpolate values [..., m] at ascending thresholds [m >= 2] linearly at nodes inside them: [..., p]."""
+    """Return values [..., m] of ascending thresholds [m >= 2], interpolated linearly at nodes inside: [..., p]."""
     left = np.clip(np.searchsorted(thresholds, nodes, side="right") - 1, 0, len(thresholds) - 2)
     share = (nodes - thresholds[left]) / (thresholds[left + 1] - thresholds[left])
     found = values[..., left].astype(np.float64)

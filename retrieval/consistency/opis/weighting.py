@@ -1,6 +1,6 @@
-"""How much each class counts in a mean over classes, and what drawing the classes anew says of such a mean.
+"""Weights of the classes in a mean over classes, and the bootstrap interval of such a mean.
 
-Which values are averaged is decided by the caller.
+The caller decides which values are averaged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.intervals import Interval
+from retrieval.consistency.intervals import Interval, check_confidence
 from retrieval.errors import InvalidInput
 
 Weighting: TypeAlias = Literal["equal", "images"] | Mapping[str, float]
@@ -24,8 +24,8 @@ _BLOCK_ENTRIES = 1 << 22
 def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the weight of each class, sum 1: [T] float64.
 
-    weighting: "equal" as in the paper, "images" in proportion to n_images, or a weight for each class by name; names
-    that are not among the classes are passed over, such as classes without a positive pair.
+    weighting: see `OpisOptions`; names that are not among the classes, such as classes without a positive pair, are
+    ignored.
 
     Raises:
         InvalidInput: an unknown word, a class without a weight, a negative or infinite weight, or all of them 0.
@@ -55,7 +55,7 @@ def resampled_weights(
 ) -> Iterator[NDArray[np.float64]]:
     """Yield bootstrap replicates of the weights of classes, sum 1 each, in blocks: [b, T] float64.
 
-    Classes are drawn alike with replacement and keep their weights; a replicate without any weight is drawn again.
+    Classes are drawn uniformly with replacement and keep their weights; a replicate without any weight is drawn again.
 
     Raises:
         InvalidInput: n_bootstrap is not positive.
@@ -100,7 +100,7 @@ def mean_over_classes(
 ) -> ClassMean:
     """Return the mean of values [k] by weights [k], positive, sum 1, with a symmetric studentised bootstrap interval.
 
-    Values of few and unequal classes are skewed: intervals of percentiles would miss too often, and the p-value agrees
+    Values of few and unequal classes are skewed, so that percentile intervals would miss too often. The p-value agrees
     with this interval.
 
     Raises:
@@ -108,10 +108,9 @@ def mean_over_classes(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     mean = float(weights @ values)
-    centred = values - mean  # keeps squares from cancelling
+    centred = values - mean  # so that squares do not cancel
     parts = []
     for drawn in resampled_weights(weights, n_bootstrap, rng):
         errors = _standard_errors(drawn, weights, centred)
@@ -125,8 +124,8 @@ def mean_over_classes(
 def _standard_errors(
     drawn: NDArray[np.float64], weights: NDArray[np.float64], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Of the mean of values [k] by drawn [..., k], which are replicates of weights [k] or these themselves: [...]."""
-    per_draw = (drawn / weights).mean(axis=-1)  # what a single draw of a class of weight 1 weighs
+    """Return standard errors [...] of the mean of values [k] by drawn [..., k], which are replicates of weights [k]."""
+    per_draw = (drawn / weights).mean(axis=-1)  # weight of a single draw of a class of weight 1
     mean, own = drawn @ values, drawn * weights
     squares = own @ values**2 - 2 * mean * (own @ values) + mean**2 * own.sum(axis=-1)
     return np.asarray(np.sqrt(np.maximum(per_draw * squares, 0)), dtype=np.float64)

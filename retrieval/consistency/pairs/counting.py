@@ -1,50 +1,20 @@
 """Pairs at or above each of many thresholds, counted by class in one pass.
 
-Integers all the way: the counts of shards add up to those of the whole, whatever the order and the number of threads.
+The counts of shards add up to those of the whole for any order and number of threads, because they are integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Progress, float32_at_least, pair_totals, tiles_of
+from retrieval.consistency.pairs.products import float32_at_least
 from retrieval.consistency.pairs.tiles import Tile, sum_of, visit_tiles
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, pair_totals
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairCounts:
-    """positives_accepted, negatives_accepted: [T, m] int64; positives, negatives: [T] int64, pairs visited."""
-
-    positives_accepted: Counts
-    negatives_accepted: Counts
-    positives: Counts
-    negatives: Counts
-
-
-def count_pairs(
-    vectors: LabelledVectors,
-    thresholds: NDArray[np.float64],
-    *,
-    tile: int,
-    shard: tuple[int, int],
-    threads: int | None,
-    progress: Progress | None,
-) -> PairCounts:
-    """Count the pairs of a shard that reach each of the strictly ascending thresholds [m], for each class.
-
-    A positive pair counts for its class, a negative pair for the class of either end.
-    """
-    tiles = tiles_of(vectors, tile, shard)
-    accepted = count_tiles(vectors, thresholds, tiles, threads=threads, progress=progress)
-    if shard == (0, 1):
-        return PairCounts(*accepted, vectors.positives, vectors.negatives)
-    return PairCounts(*accepted, *total_of_tiles(vectors, tiles))
 
 
 def count_tiles(
@@ -79,7 +49,7 @@ def count_tiles(
         return np.zeros((2, len(vectors.classes), len(thresholds)), dtype=np.int64)
 
     total = sum_of(visit_tiles(vectors, tiles, visit, none_yet, threads=threads, progress=progress))
-    # In place, from the highest threshold down: what reaches a threshold reaches all below it.
+    # In place, from the highest threshold down: a pair that reaches a threshold reaches all lower ones.
     np.cumsum(total[..., ::-1], axis=2, out=total[..., ::-1])
     return total[0], total[1]
 

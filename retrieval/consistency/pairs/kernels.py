@@ -1,7 +1,6 @@
 """Compiled loops over the pairs of one tile: count them by class and threshold, or by the bits of their score.
 
-Decides nothing about which tiles there are. Hides Numba; imported where it is used, since that takes a third of a
-second.
+The only module that imports Numba. Import it inside functions, because that takes a third of a second.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _compiled(function: _Function) -> _Function:
-    """Compile on first use; kept on disk where a folder can be written, so that the next process need not."""
+    """Compile on first use, and keep the code on disk for the next process if a folder can be written."""
     try:
         return cast(_Function, numba.njit(nogil=True, cache=True)(function))
     except RuntimeError:  # neither the source's folder nor the user's cache can be written
@@ -40,7 +39,7 @@ def _excluded(first: Groups, i: int, second: Groups, j: int) -> bool:
 
 
 @_compiled
-def count_accepted_pairs(
+def count_accepted_pairs(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     scores: NDArray[np.float32],
     first_codes: Codes,
     second_codes: Codes,
@@ -67,7 +66,9 @@ def count_accepted_pairs(
         own = first_codes[i] * m
         row = scores[i]
         n_reached = 0
-        for j in range(i + 1 if above_diagonal else 0, len(row)):  # without a branch: most pairs are below
+        for j in range(
+            i + 1 if above_diagonal else 0, len(row)
+        ):  # without a branch: most pairs are below the first limit
             reached[n_reached] = j
             n_reached += row[j] >= lowest
         for position in range(n_reached):
@@ -76,8 +77,8 @@ def count_accepted_pairs(
                 continue
             score = row[j]
             column = np.int64(guess[np.int32(min((score - lowest) * per_score, n_steps))])
-            column += limits[column + 1] <= score  # without a branch: it cannot be foretold
-            while limits[column + 1] <= score:  # never, where no step holds two limits
+            column += limits[column + 1] <= score  # without a branch, which could not be predicted
+            while limits[column + 1] <= score:  # never, if no step holds two limits
                 column += 1
             other = second_codes[j] * m
             if other == own:
@@ -88,10 +89,10 @@ def count_accepted_pairs(
 
 
 def limit_guess(limits: NDArray[np.float32]) -> Guess:
-    """Return a limit not above the scores in each of equal steps from the first limit [m] to the last.
+    """Return a limit not above the scores in each of many equal steps from the first limit [m] to the last.
 
-    As many steps as leave one limit in each, up to 16,384. A step begins a hundredth early, which is more than the
-    rounding of its number.
+    There are enough steps to leave one limit in each, up to 16,384. A step begins a hundredth early, which is more than
+    the rounding of its number.
     """
     width = float(limits[-1]) - float(limits[0])
     gap = float(np.diff(limits).min()) if len(limits) > 1 else 1.0
@@ -111,7 +112,7 @@ def count_pairs_by_class(
     positives: Counts,
     negatives: Counts,
 ) -> None:
-    """Add the pairs that are not excluded, whatever their score; positives, negatives: [T]."""
+    """Add the pairs that are not excluded, of any score; positives, negatives: [T]."""
     for i in range(len(first_codes)):
         code = first_codes[i]
         for j in range(i + 1 if above_diagonal else 0, len(second_codes)):
@@ -126,7 +127,7 @@ def count_pairs_by_class(
 
 @_compiled
 def _ordered(bits: np.uint32) -> np.uint32:
-    """Map the bits of a float32 to an integer that orders as the numbers do; -0.0 as 0.0."""
+    """Return an integer that orders as the float32 of these bits does; -0.0 as 0.0."""
     if bits & np.uint32(0x80000000):
         return np.uint32(0x80000000) if bits == np.uint32(0x80000000) else ~bits
     return bits | np.uint32(0x80000000)
@@ -151,7 +152,7 @@ def count_high_bits(
 
 
 @_compiled
-def count_low_bits(
+def count_low_bits(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     bits: NDArray[np.uint32],
     first_codes: Codes,
     second_codes: Codes,
@@ -161,7 +162,7 @@ def count_low_bits(
     row_of: NDArray[np.int16],
     counts: Counts,
 ) -> None:
-    """Add each negative pair whose high bits are wanted to [row_of[high bits], low bits]; row_of: -1 where unwanted."""
+    """Add each negative pair to [row_of[high bits], low bits]; row_of: -1 for high bits that are not wanted."""
     for i in range(bits.shape[0]):
         code = first_codes[i]
         for j in range(i + 1 if above_diagonal else 0, bits.shape[1]):

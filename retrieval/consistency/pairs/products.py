@@ -1,7 +1,7 @@
-"""One thread for each matrix product: tiles are shared among threads instead.
+"""Scores in float32: the matrix product, on one thread each, and which scores reach a threshold.
 
-A library's own threads wait for each other in busy loops at every small product, which on busy cores costs many times
-the product itself, and their number would change the last bit of the scores. Hides threadpoolctl.
+Threads share tiles, not products: a library's own threads wait for each other in busy loops at every small product,
+which on busy cores costs many times the product itself, and their number would change the last bit of the scores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 
 class OneThreadAProduct:
-    """Keeps the matrix library to one thread inside `with`. Its setting is the process's: all who are inside share it.
+    """Limits the matrix library to one thread inside `with`; the setting is that of the whole process.
 
     Thread rule: every field is read and written under the lock.
     """
@@ -48,3 +48,9 @@ def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArr
     with one_thread_a_product:
         scores: NDArray[np.float32] = query @ gallery.T
     return scores
+
+
+def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the smallest float32 not below each threshold: a float32 score reaches both or neither."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest < thresholds, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)

@@ -1,6 +1,6 @@
 """The score at which a stated share of negative pairs is accepted, exact to the last bit, and grids built from it.
 
-Two passes over the pairs, each a histogram of float32 bit patterns; nothing is sorted and nothing is interpolated.
+Two passes over the pairs each make a histogram of float32 bit patterns; nothing is sorted or interpolated.
 """
 
 from __future__ import annotations
@@ -11,20 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.counting import is_diagonal
-from retrieval.consistency.pairs.pairs import (
-    Codes,
-    Columns,
-    Groups,
-    LabelledVectors,
-    Vectors,
-    labelled_vectors,
-    tiles_of,
-)
-from retrieval.consistency.pairs.tiles import Tile, sum_of, visit_tiles
+from retrieval.consistency.pairs.tiles import Tile, sum_of, tiles_of, visit_tiles
+from retrieval.consistency.pairs.vectors import Codes, Groups, LabelledVectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _SIGN = np.uint32(0x80000000)
-# About two million pairs: their FAR of 1 % has a standard error of a few per cent, also where classes differ much.
+# About two million pairs: their FAR of 1 % has a standard error of a few per cent, even if classes differ much.
 _PILOT_IMAGES = 2048
 _WORTH_A_PILOT = 3
 _PILOT_MARGIN = 1.5
@@ -32,36 +24,23 @@ _PILOT_FALSE_ACCEPTS = 100
 
 
 def thresholds_at_far(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    exclude: Columns = (),
-    fars: Sequence[float],
-    tile: int = 1024,
-    threads: int | None = None,
+    vectors: LabelledVectors, fars: Sequence[float] | NDArray[np.float64], *, threads: int | None = None
 ) -> NDArray[np.float64]:
     """Return, for each target, the smallest float32 threshold whose pooled FAR does not exceed it: [len(fars)] float64.
 
-    Tied scores are accepted or rejected together, so the FAR may stay below the target but never passes it. A target of
-    0 gives the first value above every negative pair.
+    Equal scores are accepted or rejected together, so the FAR may stay below the target but never exceeds it. A target
+    of 0 gives the first value above every negative pair.
 
     Raises:
         InvalidInput: a target outside [0, 1).
-        InvalidEmbeddings, NotEnoughEvidence: see `labelled_vectors`.
+        NotEnoughEvidence: no pair across classes.
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> thresholds_at_far(rows, ["a", "a", "b"], fars=[0.5]).round(6)  # negatives score 0 and 0.6
+    >>> thresholds_at_far(labelled(rows, ["a", "a", "b"]), [0.5]).round(6)  # negatives score 0 and 0.6
     array([0.])
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
-    return select_thresholds(vectors, np.asarray(fars, dtype=np.float64), tile=tile, threads=threads)
-
-
-def select_thresholds(
-    vectors: LabelledVectors, fars: NDArray[np.float64], *, tile: int, threads: int | None = None
-) -> NDArray[np.float64]:
-    """Do what `thresholds_at_far` promises for vectors that are checked already."""
+    fars = np.asarray(fars, dtype=np.float64)
     if not ((fars >= 0) & (fars < 1)).all():
         raise InvalidInput(f"FAR targets must lie in [0, 1), found {fars.tolist()}")
     n_negatives = vectors.n_negatives
@@ -70,25 +49,21 @@ def select_thresholds(
     allowed = np.floor(fars * n_negatives).astype(np.int64)
     allowed += (allowed + 1) / n_negatives <= fars  # the product rounds below whole numbers
     ranks = n_negatives - 1 - allowed  # the best-scoring negative to reject, counted from the lowest
-    high, inside = _locate(_high_counts(vectors, tile, threads), ranks)
+    high, inside = _locate(_high_counts(vectors, threads), ranks)
     selected, position = np.unique(high, return_inverse=True)
     low = np.empty_like(high)
-    for row, counts in enumerate(_low_counts(vectors, selected, tile, threads)):
+    for row, counts in enumerate(_low_counts(vectors, selected, threads)):
         low[position == row] = _locate(counts, inside[position == row])[0]
     rejected = _scores_of((high * len(counts)) | low)
     return np.nextafter(rejected, np.float32(np.inf)).astype(np.float64)
 
 
 def threshold_grid(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: LabelledVectors,
     *,
-    gallery_vectors: Vectors | None = None,
-    exclude: Columns = (),
     far_low: float = 1e-2,
     far_high: float = 1e-1,
     n_band: int = 1000,
-    tile: int = 1024,
     threads: int | None = None,
 ) -> NDArray[np.float64]:
     """Return ascending thresholds for operating curves: [m] float64, m about n_band + 100.
@@ -98,47 +73,38 @@ def threshold_grid(
 
     Raises:
         InvalidInput: not 0 < far_low < far_high < 1, or n_band below 2.
-        InvalidEmbeddings, NotEnoughEvidence: see `labelled_vectors`.
+        NotEnoughEvidence: see `thresholds_at_far`.
     """
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors, exclude=exclude)
-    return build_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, tile=tile, threads=threads)
-
-
-def build_grid(
-    vectors: LabelledVectors, *, far_low: float, far_high: float, n_band: int, tile: int, threads: int | None = None
-) -> NDArray[np.float64]:
-    """Do what `threshold_grid` promises for vectors that are checked already."""
     _check_band(far_low, far_high, n_band)
     lowest_far = 1 / max(vectors.n_negatives, 2)
     n_levels = 1 + int(np.ceil(-16 * np.log10(lowest_far)))
     levels = np.geomspace(lowest_far, 1, n_levels)[:-1]
     outside = levels[(levels < far_low) | (levels > far_high)]
     fars = np.concatenate([[far_high, far_low, 0.0, 1 - lowest_far], outside])
-    thresholds = select_thresholds(vectors, fars, tile=tile, threads=threads)
+    thresholds = thresholds_at_far(vectors, fars, threads=threads)
     return np.unique(np.concatenate([np.linspace(thresholds[0], thresholds[1], n_band), thresholds]))
 
 
 def one_pass_grid(
-    vectors: LabelledVectors, *, far_low: float, far_high: float, n_band: int, tile: int, threads: int | None = None
+    vectors: LabelledVectors, *, far_low: float, far_high: float, n_band: int, threads: int | None = None
 ) -> NDArray[np.float64]:
     """Return a grid for many images from a few of them: ascending [m] float64, m about n_band + 100.
 
     Its n_band equally spaced thresholds reach a little beyond the band, so that the counts at them cover it; 64 more
-    cover what is above, up to a score that no pair reaches. There are none below: a threshold that far more than
-    far_high pass decides nothing, and counting those pairs would double the cost. Few images are not sampled, and get
-    the grid of `build_grid`.
+    cover the scores above, up to one that no pair reaches. There are none below, because counting those pairs would
+    double the cost. Few images are not sampled, and get the grid of `threshold_grid`.
     """
     _check_band(far_low, far_high, n_band)
     step = len(vectors.codes) // _PILOT_IMAGES
     if step < _WORTH_A_PILOT or not vectors.one_set:
-        return build_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, tile=tile, threads=threads)
+        return threshold_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, threads=threads)
     # Sorted by class: every step-th image meets all classes, and few of its own.
     pilot = vectors.subset(np.arange(0, len(vectors.codes), step))
     rarest = _PILOT_FALSE_ACCEPTS / max(pilot.n_negatives, 1)
     if far_low / _PILOT_MARGIN < rarest:
-        return build_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, tile=tile, threads=threads)
+        return threshold_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, threads=threads)
     fars = [min(far_high * _PILOT_MARGIN, (1 + far_high) / 2), far_low / _PILOT_MARGIN, rarest]
-    low, high, rare = select_thresholds(pilot, np.array(fars), tile=tile, threads=threads)
+    low, high, rare = thresholds_at_far(pilot, fars, threads=threads)
     longest = [float(np.linalg.norm(side, axis=1).max()) for side in (vectors.query, vectors.gallery)]
     never = longest[0] * longest[1] * (1 + 1e-5)  # Cauchy-Schwarz, and the rounding of float32
     parts = [np.linspace(low, high, n_band), np.linspace(high, rare, 16), np.linspace(rare, never, 48)]
@@ -152,7 +118,7 @@ def _check_band(far_low: float, far_high: float, n_band: int) -> None:
         )
 
 
-def _high_counts(vectors: LabelledVectors, tile: int, threads: int | None) -> NDArray[np.int64]:
+def _high_counts(vectors: LabelledVectors, threads: int | None) -> NDArray[np.int64]:
     from retrieval.consistency.pairs import kernels
 
     def visit(counts: NDArray[np.int64], scores: NDArray[np.float32], bounds: Tile) -> None:
@@ -161,12 +127,10 @@ def _high_counts(vectors: LabelledVectors, tile: int, threads: int | None) -> ND
     def none_yet() -> NDArray[np.int64]:
         return np.zeros(1 << (32 - kernels.LOW_BITS), dtype=np.int64)
 
-    return sum_of(visit_tiles(vectors, tiles_of(vectors, tile), visit, none_yet, threads=threads))
+    return sum_of(visit_tiles(vectors, tiles_of(vectors), visit, none_yet, threads=threads))
 
 
-def _low_counts(
-    vectors: LabelledVectors, selected: NDArray[np.int64], tile: int, threads: int | None
-) -> NDArray[np.int64]:
+def _low_counts(vectors: LabelledVectors, selected: NDArray[np.int64], threads: int | None) -> NDArray[np.int64]:
     from retrieval.consistency.pairs import kernels
 
     row_of = np.full(1 << (32 - kernels.LOW_BITS), -1, dtype=np.int16)
@@ -178,7 +142,7 @@ def _low_counts(
     def none_yet() -> NDArray[np.int64]:
         return np.zeros((len(selected), 1 << kernels.LOW_BITS), dtype=np.int64)
 
-    return sum_of(visit_tiles(vectors, tiles_of(vectors, tile), visit, none_yet, threads=threads))
+    return sum_of(visit_tiles(vectors, tiles_of(vectors), visit, none_yet, threads=threads))
 
 
 def _labelled_bits(

@@ -1,4 +1,4 @@
-"""How often each key came, counted as keys come: for figures by pair of classes, of which most never occur."""
+"""Counts of keys in memory that grows with the different keys only: for pairs of classes, of which most never occur."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_BUFFERED = 1 << 20  # keys kept before equal ones are joined
 
 
 class PairTally:
-    """Counts keys as they come, in memory that grows with the number of different keys only."""
+    """Counts of the keys that were added."""
 
     def __init__(self) -> None:
         self._keys = np.empty(0, dtype=np.int64)
@@ -27,7 +27,7 @@ class PairTally:
             self._join()
 
     def counts(self) -> tuple[Counts, Counts]:
-        """Return the different keys, ascending, and how often each came: two [e] int64."""
+        """Return the different keys, ascending, and their counts: two [e] int64."""
         self._join()
         return self._keys, self._counts
 

@@ -1,25 +1,54 @@
-"""Scores of all pairs, one tile of the matrix after another, on several threads.
+"""The matrix of all scores, cut into tiles that bound the memory, and how threads share the tiles.
 
-Decides how tiles are shared among threads; leaves what is counted in them to the callers.
+What is counted in a tile is left to the callers.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Progress
 from retrieval.consistency.pairs.products import one_thread_a_product
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress
 from retrieval.errors import InvalidInput
 
 Tile = tuple[slice, slice]
 _State = TypeVar("_State")
+
+# Rows and columns of a tile, whose scores take 4 MiB.
+TILE = 1024
+
+
+def slices(start: int, stop: int) -> Iterator[slice]:
+    """Cut the rows from start to stop into pieces of at most TILE."""
+    for begin in range(start, stop, TILE):
+        yield slice(begin, min(begin + TILE, stop))
+
+
+def tiles_of(vectors: LabelledVectors, shard: tuple[int, int] = (0, 1)) -> list[Tile]:
+    """Return the (rows, columns) of the tiles that belong to shard (index, count).
+
+    The tiles of one set are those on and above its diagonal; two sets have all of them.
+
+    Raises:
+        InvalidInput: the shard does not exist.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise InvalidInput(f"expected 0 <= shard index < count, found shard {shard}")
+    n_rows, n_columns = len(vectors.codes), len(vectors.gallery_codes)
+    every = [
+        (rows, columns)
+        for rows in slices(0, n_rows)
+        for columns in slices(rows.start if vectors.one_set else 0, n_columns)
+    ]
+    return every[index::count]
 
 
 def visit_tiles(

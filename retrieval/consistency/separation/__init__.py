@@ -1,1 +1,1 @@
-"""How far pairs inside classes score above pairs across; which classes and images are confused."""
+"""Separation of the classes: score histograms, confused classes and suspect labels."""

@@ -1,13 +1,11 @@
-"""Which pairs of classes are mistaken for each other, and by which images.
+"""Find the pairs of classes that are mistaken for each other, and the images that cause it.
 
-Decides what makes a pair of classes confused; whether they are look-alikes or one class filed under two names is for
-people to see from the named images.
+The images show whether two classes are look-alikes or one class under two names.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, float32_at_least, labelled_vectors
-from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.separation.classwise import class_blocks, class_bounds, slices, starts_in
+from retrieval.consistency.pairs.batches import accepted_pairs
+from retrieval.consistency.pairs.products import float32_at_least, scores_of
+from retrieval.consistency.pairs.tally import PairTally
+from retrieval.consistency.pairs.tiles import slices
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
+from retrieval.consistency.separation.classwise import class_blocks, class_bounds, starts_in
+from retrieval.consistency.subgroups.counts import check_threshold
 from retrieval.errors import InvalidInput
 
 _Number = TypeVar("_Number", np.float64, np.float32, np.int64)
@@ -37,8 +39,8 @@ class ScoredPair:
 class ConfusedPair:
     """Two classes and the scores of the n_pairs pairs of images across them.
 
-    n_accepted: of them at or above the threshold; share: n_accepted / n_pairs, share_interval: Wilson's, pairs taken as
-    independent: they share images, so the true one is wider; examples: the highest-scoring pairs of images, best first.
+    n_accepted: pairs at or above the threshold; share: n_accepted / n_pairs, share_interval: Wilson's, as if pairs were
+    independent (they share images, so the true one is wider); examples: the highest-scoring pairs, best first.
     """
 
     first: str
@@ -60,10 +62,10 @@ class ConfusedPair:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """The most confused pairs of classes, worst first, and how much of all confusion they are.
+    """The most confused pairs of classes, worst first, and their share of all confusion.
 
-    n_class_pairs: pairs of classes in all; n_confused: those with a false accept; n_false_accepts: pairs of images of
-    different classes accepted at the threshold; concentration: share of these that the listed pairs hold, 0 of none.
+    n_class_pairs: all pairs of classes; n_confused: those with a false accept; n_false_accepts: accepted pairs of
+    images of different classes; concentration: the share of these in the listed pairs, 0 if there are none.
     """
 
     threshold: float
@@ -86,50 +88,48 @@ class Confusion:
 
 
 def most_confused(
-    query_vectors: Vectors,
-    labels: Sequence[str],
+    vectors: LabelledVectors,
     threshold: float,
     *,
-    gallery_vectors: Vectors | None = None,
     order: str = "accepted",
     n_listed: int = 20,
     n_examples: int = 3,
     confidence: float = 0.95,
-    tile: int = 1024,
 ) -> Confusion:
-    """Return the pairs of classes that are confused most at a threshold, with the images that are mistaken most.
+    """Return the most confused pairs of classes at a threshold, with their highest-scoring images.
 
-    order: `accepted` (most false accepts: what the pooled FAR is made of), `share` (largest share accepted), `mean` or
-    `highest` (score); ties go to the higher mean, then by name. Fewer than n_listed where there are fewer pairs.
-    Cost: one [n, n] / 2 product, and another of the listed classes; memory: a few [tile, tile] and, for each of four
-    figures, a block of classes by all classes of at most 32 MB.
+    order: `accepted` (most false accepts, which make up the pooled FAR), `share` (largest share accepted), `mean` or
+    `highest` (score); ties go to the higher mean, then by name. The list is shorter if there are fewer pairs.
+    Cost: one [n, n] / 2 product, and another of the listed classes; memory: a few tiles and, for each of four figures,
+    a block of classes by all classes of at most 32 MB.
 
     Raises:
-        InvalidInput: threshold not finite, an unknown order, n_listed or tile below 1, n_examples below 0.
-        InvalidEmbeddings, NotEnoughEvidence: see `labelled_vectors`.
+        InvalidInput: threshold not finite, an unknown order, n_listed below 1, n_examples below 0, two sets of images
+            or excluded pairs.
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> print(most_confused(rows, ["a", "b", "c"], 0.7, n_listed=1))  # a-b 0.8, b-c 0.6, a-c 0
+    >>> print(most_confused(labelled(rows, ["a", "b", "c"]), 0.7, n_listed=1))  # a-b 0.8, b-c 0.6, a-c 0
     1 of 3 pairs of classes have false accepts at 0.7000, 1 in all; the 1 listed hold 100 % of them
       a / b: 1 of 1 pairs accepted (1, interval 0.2065 to 1), mean 0.8000, highest 0.8000
     """
-    if not np.isfinite(threshold) or order not in ORDERS or n_listed < 1 or n_examples < 0 or tile < 1:
+    if not np.isfinite(threshold) or order not in ORDERS or n_listed < 1 or n_examples < 0:
         raise InvalidInput(
-            f"expected a finite threshold, an order among {', '.join(ORDERS)}, n_listed and tile >= 1 and "
-            f"n_examples >= 0, found {threshold}, {order!r}, {n_listed}, {tile} and {n_examples}"
+            f"expected a finite threshold, an order among {', '.join(ORDERS)}, n_listed >= 1 and n_examples >= 0, "
+            f"found {threshold}, {order!r}, {n_listed} and {n_examples}"
         )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
     bounds = class_bounds(vectors.codes, n_classes)
     limit = float32_at_least(np.array([threshold]))[0]
     worst: list[tuple[tuple[float, ...], _Found]] = []
     n_confused = n_false_accepts = 0
-    for first, end in class_blocks(bounds, tile=tile):
-        block = _scan(vectors, bounds, first, end, limit, tile)
+    for first, end in class_blocks(bounds):
+        block = _scan(vectors, bounds, first, end, limit)
         n_confused += int(np.count_nonzero(block.accepted))
         n_false_accepts += int(block.accepted.sum())
         worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)], key=lambda item: item[0])
-    pairs = tuple(_listed(vectors, bounds, found, n_examples, confidence, tile) for _, found in worst)
+    pairs = tuple(_listed(vectors, bounds, found, n_examples, confidence) for _, found in worst)
     return Confusion(threshold, pairs, n_classes * (n_classes - 1) // 2, n_confused, n_false_accepts)
 
 
@@ -145,7 +145,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Block:
-    """Figures of the classes from `first` on with every later class: [block, T]; cells of no pair count nothing."""
+    """Figures of the classes from `first` on with every later class: [block, T]; 0 in cells without a pair."""
 
     first: int
     n_pairs: NDArray[np.int64]
@@ -154,7 +154,7 @@ class _Block:
     highest: NDArray[np.float32]
 
     def worst(self, order: str, n_listed: int) -> list[tuple[tuple[float, ...], _Found]]:
-        """The worst pairs of the block, each after what it is ranked by: higher is worse."""
+        """Return the worst pairs of the block, each with its rank key (higher is worse)."""
         figures: dict[str, NDArray[np.float64]] = {
             "accepted": self.accepted.astype(np.float64),
             "share": self.accepted / np.maximum(self.n_pairs, 1),
@@ -180,17 +180,15 @@ class _Block:
         ]
 
 
-def _scan(
-    vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32, tile: int
-) -> _Block:
-    """Reduce the scores of classes first to end (exclusive) with all classes after each."""
+def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32) -> _Block:
+    """Reduce the scores of the classes first to end (exclusive) with all later classes."""
     n_classes, n = len(bounds) - 1, len(vectors.codes)
     shape = (end - first, n_classes)
     sums, accepted = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     highest = np.full(shape, -np.inf, dtype=np.float32)
-    for rows in slices(int(bounds[first]), int(bounds[end]), tile):
+    for rows in slices(int(bounds[first]), int(bounds[end])):
         above, of_rows = starts_in(vectors.codes[rows])
-        for columns in slices(int(bounds[first]), n, tile):
+        for columns in slices(int(bounds[first]), n):
             beside, of_columns = starts_in(vectors.codes[columns])
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             cells = np.ix_(of_rows - first, of_columns)
@@ -217,11 +215,10 @@ def _listed(
     found: _Found,
     n_examples: int,
     confidence: float,
-    tile: int,
 ) -> ConfusedPair:
     best: list[tuple[float, int, int]] = []
-    for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1]), tile):
-        for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1]), tile):
+    for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1])):
+        for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1])):
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
@@ -238,3 +235,52 @@ def _listed(
         highest=found.highest,
         examples=tuple(ScoredPair(a, b, s) for s, a, b in best),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusedWith:
+    """Another class, and how many of the pairs of images with it are accepted."""
+
+    name: str
+    n_accepted: int
+    n_pairs: int
+
+
+def class_confusions(
+    vectors: LabelledVectors, threshold: float, *, n_listed: int = 3
+) -> dict[str, tuple[ConfusedWith, ...]]:
+    """Return for each class the other classes with most accepted pairs, most first; ties are sorted by name.
+
+    Cost: one pass over the pairs; memory: a count for each pair of classes with a false accept.
+
+    Raises:
+        InvalidInput: threshold not finite, n_listed below 1, two sets of images or excluded pairs.
+
+    >>> from retrieval.consistency import labelled
+    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
+    >>> class_confusions(labelled(rows, ["a", "b", "c"]), 0.7)["a"]  # a-b 0.8, b-c 0.6, a-c 0
+    (ConfusedWith(name='b', n_accepted=1, n_pairs=1),)
+    """
+    check_threshold(threshold)
+    if n_listed < 1:
+        raise InvalidInput(f"n_listed must be at least 1, found {n_listed}")
+    check_one_set(vectors, all_pairs=True)
+    n_classes, n_images = len(vectors.classes), vectors.n_images
+    tally = PairTally()
+    for batch in accepted_pairs(vectors, threshold):
+        differs = ~batch.matches
+        tally.add(batch.first[differs] * n_classes + batch.second[differs])
+    keys, counts = tally.counts()
+    first, second = keys // n_classes, keys % n_classes
+    own, other = np.append(first, second), np.append(second, first)
+    both = np.append(counts, counts)
+    order = np.lexsort((other, -both, own))
+    own, other, both = own[order], other[order], both[order]
+    starts = np.searchsorted(own, np.arange(n_classes + 1))
+    return {
+        name: tuple(
+            ConfusedWith(vectors.classes[other[row]], int(both[row]), int(n_images[code] * n_images[other[row]]))
+            for row in range(starts[code], min(starts[code] + n_listed, starts[code + 1]))
+        )
+        for code, name in enumerate(vectors.classes)
+    }

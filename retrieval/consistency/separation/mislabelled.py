@@ -1,20 +1,20 @@
-"""Which images look as if they were filed under the wrong class.
+"""Find images that look as if they were filed under the wrong class.
 
-The margin of an image is its similarity to its own class, itself left out, less that to the best other class. What an
-image is flagged by is the decision in use: rejected by its own class, accepted by another. People decide the rest.
+The margin of an image is its similarity to its own class, itself left out, less that to the best other class. An image
+is suspect if the threshold in use rejects it in its own class and accepts it in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, check_positives, labelled_vectors
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.separation.classwise import slices, starts_in
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.separation.classwise import starts_in
 from retrieval.errors import InvalidInput
 
 LINKAGES = ("mean", "nearest")
@@ -47,8 +47,8 @@ class LabelMargins:
     """How well every image fits its label.
 
     margins, own, other: [n] float64, in the caller's order; likely: [n] int64, index into classes of the best other
-    class. An image alone in its class cannot be judged: known is False and its own and margin are 0. threshold: what
-    suspects are found by.
+    class. An image alone in its class cannot be judged: known is False and its own and margin are 0. threshold:
+    the one that defines suspects.
     """
 
     margins: NDArray[np.float64]
@@ -88,45 +88,36 @@ class LabelMargins:
         return "\n  ".join([head, *map(str, suspects[:10])])
 
 
-def label_margins(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    threshold: float,
-    *,
-    gallery_vectors: Vectors | None = None,
-    linkage: str = "nearest",
-    tile: int = 1024,
-) -> LabelMargins:
+def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = "nearest") -> LabelMargins:
     """Return the margin of every image's label, and the suspects at a threshold.
 
     linkage: the similarity of an image to a class is its highest (`nearest`, for classes of several looks) or its mean
-    (`mean`, as in the silhouette) score with the images of that class. The highest of more images is higher: among
-    classes of very unlike sizes prefer the mean.
-    Cost: one [n, n] product; memory: [tile, tile] and [tile, T], fewer rows where there are many classes.
+    (`mean`, as in the silhouette) score with the images of that class. The highest score grows with the number of
+    images, so use the mean if the sizes of classes are very different.
+    Cost: one [n, n] product; memory: a tile and its rows by all classes, fewer rows for many classes.
 
     Raises:
-        InvalidInput: threshold not finite, an unknown linkage, or tile below 1.
-        NotEnoughEvidence: no class has two images, or fewer than two classes.
-        InvalidEmbeddings: see `labelled_vectors`.
+        InvalidInput: threshold not finite, an unknown linkage, two sets of images or excluded pairs.
+        NotEnoughEvidence: no class has two images.
 
     Source: the margin of the given label against the best other one with the image held out is the normalised margin of
     Northcutt, Jiang, Chuang, "Confident learning", JAIR 70 (2021); with means it is the numerator of the silhouette,
     Rousseeuw, Journal of Computational and Applied Mathematics 20 (1987).
 
+    >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.28, 0.96]], dtype=np.float32)
-    >>> print(label_margins(rows, ["a", "a", "b", "b"], 0.7))  # row 1: 0.6 to a, 0.936 to b
+    >>> print(label_margins(labelled(rows, ["a", "a", "b", "b"]), 0.7))  # row 1: 0.6 to a, 0.936 to b
     1 of 4 images are rejected by their own class and accepted by another at 0.7000; 1 are nearer to another class; 0
     alone in their class cannot be judged
       row 1: filed under a (0.6000), looks like b (0.9360), margin -0.3360
     """
-    if not np.isfinite(threshold) or linkage not in LINKAGES or tile < 1:
+    if not np.isfinite(threshold) or linkage not in LINKAGES:
         raise InvalidInput(
-            f"expected a finite threshold, a linkage among {', '.join(LINKAGES)} and tile >= 1, found {threshold}, "
-            f"{linkage!r} and {tile}"
+            f"expected a finite threshold and a linkage among {', '.join(LINKAGES)}, found {threshold} and {linkage!r}"
         )
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
-    own, other, likely = _similarities(vectors, linkage, tile)
+    own, other, likely = _similarities(vectors, linkage)
     known = vectors.n_images[vectors.codes] > 1
     back = np.argsort(vectors.order)
     own = np.where(known, own, 0.0)
@@ -136,20 +127,22 @@ def label_margins(
         other=other[back],
         likely=likely[back],
         known=known[back],
-        labels=tuple(labels),
+        labels=tuple(vectors.classes[code] for code in vectors.codes[back]),
         classes=vectors.classes,
         threshold=threshold,
     )
 
 
 def _similarities(
-    vectors: LabelledVectors, linkage: str, tile: int
+    vectors: LabelledVectors, linkage: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return, for each image, its similarity to its class, to the best other one, and which that is: three [n]."""
+    """Return for each image its similarity to its class and to the best other class, and that class: three [n]."""
     n, n_classes = len(vectors.codes), len(vectors.classes)
     own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
-    for rows in slices(0, n, max(1, min(tile, _MAX_CELLS // n_classes))):
-        to_class = _to_classes(vectors, rows, linkage, tile)
+    n_rows = max(1, min(tiles.TILE, _MAX_CELLS // n_classes))
+    for start in range(0, n, n_rows):
+        rows = slice(start, min(start + n_rows, n))
+        to_class = _to_classes(vectors, rows, linkage)
         places = np.arange(rows.stop - rows.start)
         codes = vectors.codes[rows]
         own[rows] = to_class[places, codes]
@@ -159,11 +152,11 @@ def _similarities(
     return own, other, likely
 
 
-def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str, tile: int) -> NDArray[np.float64]:
+def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> NDArray[np.float64]:
     """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
     found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)
-    for columns in slices(0, len(vectors.codes), tile):
+    for columns in tiles.slices(0, len(vectors.codes)):
         scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         itself = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
         scores[itself - rows.start, itself - columns.start] = empty

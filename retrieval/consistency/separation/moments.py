@@ -1,6 +1,6 @@
-"""Count, sum and sum of squares of the scores of every image, with its own class and with the others.
+"""Sum up the scores of every image with its own class and with the others: count, sum and sum of squares.
 
-Enough for means, spreads and d' of anything that leaves out images or classes, without another look at the pairs.
+These give the means, spreads and d' of all pairs, with or without a class, in one pass.
 """
 
 from __future__ import annotations
@@ -8,21 +8,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import LabelledVectors, tile_bounds
 from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.tiles import tiles_of
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
 Moments = NDArray[np.float64]
 
 
-def image_moments(vectors: LabelledVectors, *, tile: int) -> Moments:
+def image_moments(vectors: LabelledVectors) -> Moments:
     """Return (count, sum, sum of squares) of the scores of each image: [n, 2, 3] float64, in the order of `vectors`.
 
-    [:, 0]: with the other images of its class; [:, 1]: with those of other classes. A pair stands at both its ends.
-    Cost: one [n, n] / 2 matrix product; memory: a few [tile, tile].
+    [:, 0]: with the other images of its class; [:, 1]: with those of other classes. Both ends of a pair count it.
+    Cost: one [n, n] / 2 matrix product; memory: a few tiles.
     """
     n = len(vectors.codes)
     moments = np.zeros((n, 2, 3))
-    for rows, columns in tile_bounds(n, tile):
+    for rows, columns in tiles_of(vectors):
         scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
         pairs = np.ones_like(within)
@@ -38,7 +39,7 @@ def image_moments(vectors: LabelledVectors, *, tile: int) -> Moments:
 
 
 def class_moments(moments: Moments, codes: NDArray[np.int64], n_classes: int) -> Moments:
-    """Return the moments of each class: [T, 2, 3]; a pair within stands once, one between at both its classes."""
+    """Return the moments of each class: [T, 2, 3]; a pair within counts once, a pair between for both its classes."""
     sums = np.zeros((n_classes, 2, 3))
     np.add.at(sums, codes, moments)
     sums[:, 0] /= 2
@@ -55,14 +56,14 @@ def pooled_moments(of_classes: Moments) -> Moments:
 def d_prime(moments: Moments) -> NDArray[np.float64]:
     """Return the distance of two means in units of the root mean square of the two standard deviations: [...].
 
-    moments: [..., 2, 3], with at least one pair on each side. Infinite where neither side spreads and the means differ,
-    0 where they do not.
+    moments: [..., 2, 3], with at least one pair on each side. If neither side spreads, it is infinite, or 0 for equal
+    means.
 
     Source: Macmillan, Creelman, "Detection Theory: A User's Guide" (2005), the index d_a.
     """
     counts, sums, squares = moments[..., 0], moments[..., 1], moments[..., 2]
     means = sums / counts
-    # Below what float64 can tell from 0 in a difference of squares, there is no spread.
+    # A smaller difference of squares is a rounding error of float64, not a spread.
     variances = squares / counts - means**2
     variances = np.where(variances > 1e-13 * np.maximum(squares / counts, 1e-300), variances, 0)
     spread = np.sqrt(variances.mean(axis=-1))

@@ -1,7 +1,7 @@
-"""Uncertainty of error rates whose pairs share images and classes: covariances, and intervals that are wide enough.
+"""Uncertainty of error rates whose pairs share images and classes: covariances and intervals.
 
 Classes are drawn, not pairs. A rate over pairs of classes has the dyadic-robust covariance, one over pairs inside a
-class that of a ratio of class totals. What the rates are rates of is left to `subgroups`.
+class that of a ratio of class totals.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RateEstimates:
-    """k error rates over pairs, with what is uncertain about them.
+    """k error rates over pairs, with their variances.
 
     errors, pairs: [k] float64, counts; variances: [k] float64, of the rates, over the draw of classes or images;
-    n_clusters: [k] int64, independent units each rate rests on. A rate without pairs is 0 with variance 0.
+    n_clusters: [k] int64, independent units behind each rate. A rate without pairs is 0 with variance 0.
     """
 
     errors: Values
@@ -39,8 +39,8 @@ class RateEstimates:
     def design_effects(self) -> Values:
         """Variance of each rate over that of as many independent pairs, at least 1: [k] float64.
 
-        A rate of 0 or 1 shows no variance at all; it is given the median design effect of the others, and where there
-        are none, that of one independent pair in each cluster.
+        A rate of 0 or 1 shows no variance; it gets the median design effect of the others, or without others that of
+        one independent pair in each cluster.
         """
         rates = self.rates
         independent = rates * (1 - rates) / np.maximum(self.pairs, 1)
@@ -52,7 +52,7 @@ class RateEstimates:
         return np.minimum(effects, np.maximum(self.pairs, 1))
 
     def intervals(self, confidence: float) -> list[Interval]:
-        """Return an interval for each rate; 0 to 1 where it has no pairs. See `clustered_interval`."""
+        """Return an interval for each rate, 0 to 1 without pairs; see `clustered_interval`."""
         effective = self.pairs / self.design_effects
         return [
             clustered_interval(rate, n, int(clusters), confidence)
@@ -63,8 +63,8 @@ class RateEstimates:
 def clustered_interval(rate: float, n_effective: float, n_clusters: int, confidence: float) -> Interval:
     """Return Wilson's interval of a rate as if from n_effective independent pairs, with Student's quantile.
 
-    n_effective: pairs over the design effect, 0 gives 0 to 1; n_clusters: units of which the design effect is known,
-    one less is the degrees of freedom. Never outside [0, 1], and of positive width where the rate is 0 or 1.
+    n_effective: pairs over the design effect, 0 gives 0 to 1; n_clusters: units that the design effect is known from,
+    one more than the degrees of freedom. Never outside [0, 1], and of positive width if the rate is 0 or 1.
 
     Raises:
         InvalidInput: confidence is not strictly between 0 and 1.
@@ -85,7 +85,7 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
     half_width = np.sqrt(squared * (rate * (1 - rate) / n_effective + squared / (4 * n_effective**2)))
     scale = 1 + squared / n_effective
     low, high = (centre - half_width) / scale, (centre + half_width) / scale
-    # Where the rate is 0 or 1 rounding would leave it outside.
+    # If the rate is 0 or 1, rounding could leave it outside.
     return Interval(float(max(0.0, min(low, rate))), float(min(1.0, max(high, rate))))
 
 
@@ -93,8 +93,8 @@ def dyadic_covariance(by_class: Values, by_pair: Values) -> Values:
     """Return the covariance of k totals over pairs of classes: [k, k] float64.
 
     by_class: [T, k], sum of the residuals of the pairs of classes that class takes part in; by_pair: [k, k], sum over
-    pairs of classes of the products of their residuals. Two pairs of classes are correlated where they share a class.
-    The part that sharing adds is kept positive, as a variance is.
+    pairs of classes of the products of their residuals. Two pairs of classes are correlated if they share a class; this
+    part is kept positive, as a variance must be.
 
     Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
 

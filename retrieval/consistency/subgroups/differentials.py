@@ -1,6 +1,6 @@
-"""How differently groups fare at one threshold: the differentials used in biometrics, and tests for a difference.
+"""Measure how different the error rates of groups are: the differentials used in biometrics, and tests.
 
-Which groups are large enough to be compared is decided in `subgroups`; whether a difference is acceptable, by readers.
+Which groups are large enough to be compared is decided in `comparison`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from retrieval.consistency.intervals import Interval
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
 from retrieval.errors import InvalidInput
 
+_N_DRAWS = 2000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTest:
@@ -23,7 +25,7 @@ class GroupTest:
 
     ratio: its rate over the geometric mean of the others' rates, every group counting the same; interval: of that
     ratio; p_value: of "the ratio is 1", two-sided; p_adjusted: corrected for the number of groups, see `holm`;
-    differs: whether p_adjusted is at most the level asked for.
+    differs: whether p_adjusted is at most 1 - confidence.
     """
 
     name: str
@@ -36,11 +38,11 @@ class GroupTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateDifferential:
-    """How far the rates of the groups are apart, for one kind of error.
+    """How different the rates of the groups are, for one kind of error.
 
-    max_min_ratio, max_geometric_mean: None where a group has no error, so that no ratio exists; gini: 0 for equal
-    rates, 1 where one group has all errors; max_difference: largest difference of two rates. ..._by_chance: what
-    uncertainty alone would show on average if all groups had the same rate: a differential is read against it.
+    max_min_ratio, max_geometric_mean: None if a group has no error, because no ratio exists; gini: 0 for equal rates,
+    1 if one group has all errors; max_difference: largest difference of two rates. ..._by_chance: the average that
+    chance alone would give if all groups had the same rate: compare a differential with it.
     p_equal: of "all groups have the same rate"; None with too few classes for so many groups.
     tests: one for each group, in order of name.
     """
@@ -67,7 +69,7 @@ class RateDifferential:
 
 
 def max_min_ratio(rates: Values) -> float | None:
-    """Return the highest rate over the lowest, [k]; None where the lowest is 0 and the highest is not.
+    """Return the highest rate over the lowest, [k]; None if the lowest is 0 and the highest is not.
 
     Source: Grother, "Face Recognition Vendor Test (FRVT) Part 8: Summarizing Demographic Differentials", NISTIR 8429
     (2022), which compares it with the next one.
@@ -82,7 +84,7 @@ def max_min_ratio(rates: Values) -> float | None:
 
 
 def max_geometric_mean(rates: Values) -> float | None:
-    """Return the highest rate over the geometric mean of all, [k]; None where a rate is 0 and another is not.
+    """Return the highest rate over the geometric mean of all, [k]; None if a rate is 0 and another is not.
 
     Source: Grother, "Face Recognition Vendor Test (FRVT) Part 8: Summarizing Demographic Differentials", NISTIR 8429
     (2022).
@@ -126,7 +128,7 @@ def garbe(far_gini: float, frr_gini: float, far_weight: float = 0.5) -> float:
 def fairness_discrepancy_rate(far_difference: float, frr_difference: float, far_weight: float = 0.5) -> float:
     """Return 1 - (far_weight * largest difference of two FARs + (1 - far_weight) * that of two FRRs): 1 is fair.
 
-    Differences, not ratios: at a FAR of 1e-4 it is about FRR alone.
+    It uses differences, not ratios: at a FAR of 1e-4 only FRR counts.
 
     Source: de Freitas Pereira, Marcel, "Fairness in biometrics: a figure of merit to assess biometric verification
     systems", IEEE Transactions on Biometrics, Behavior, and Identity Science, 2021.
@@ -138,11 +140,11 @@ def fairness_discrepancy_rate(far_difference: float, frr_difference: float, far_
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected so that, of all true hypotheses, any is rejected at most with the level's probability.
+    """Return corrected p-values: at level a, any true hypothesis is rejected with probability at most a.
 
-    Holm's correction holds whatever the dependence. That of Benjamini and Hochberg does not: here a group that stands
-    out lowers every other group's ratio, which is the negative dependence it excludes. And a flag accuses one group, so
-    that one false flag in a report is what counts, not their share.
+    Holm's correction holds under any dependence. That of Benjamini and Hochberg does not: here an outlying group lowers
+    every other group's ratio, a negative dependence. A flag accuses one group, so one false flag in a report counts,
+    not the share of false flags.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6
     (1979).
@@ -163,32 +165,28 @@ def compare_rates(
     estimates: RateEstimates,
     covariance: Values,
     *,
-    level: float,
     confidence: float,
     rng: np.random.Generator,
-    n_draws: int = 2000,
 ) -> RateDifferential:
-    """Return the differentials of at least two groups' rates, what chance alone would show, and the tests.
+    """Return the differentials of the rates of at least two groups, those of chance alone, and the tests.
 
-    Tests are on the logarithm of the rates, half an error added, with their covariance over classes: of all ratios at
-    once by Hotelling's F, of one group by Student's t. The classes of the group with fewest count as their number.
+    Tests use the logarithm of the rates, half an error added, with their covariance over classes: Hotelling's F for all
+    ratios, Student's t for one group. The number of classes is that of the group with the fewest.
 
     Raises:
-        InvalidInput: fewer than two groups, or level or confidence outside (0, 1).
+        InvalidInput: fewer than two groups, or confidence outside (0, 1).
 
     Source: Hotelling, "The generalization of Student's ratio", Annals of Mathematical Statistics 2 (1931).
     """
     k = len(names)
-    if k < 2 or not 0 < level < 1 or not 0 < confidence < 1:
-        raise InvalidInput(
-            f"expected at least 2 groups, level and confidence in (0, 1), found {k} groups, {level} and {confidence}"
-        )
+    if k < 2 or not 0 < confidence < 1:
+        raise InvalidInput(f"expected at least 2 groups and confidence in (0, 1), found {k} groups and {confidence}")
     log_rates, covariance = _log_rates(estimates, covariance)
     n_clusters = int(estimates.n_clusters.min())
     rates = estimates.rates
     equal = np.exp(
         np.log((estimates.errors.sum() + 0.5) / (estimates.pairs.sum() + 1))
-        + rng.multivariate_normal(np.zeros(k), covariance, size=n_draws, method="eigh")
+        + rng.multivariate_normal(np.zeros(k), covariance, size=_N_DRAWS, method="eigh")
     )
     drawn = np.minimum(equal, 1.0)
     high = drawn.max(axis=1)
@@ -203,8 +201,13 @@ def compare_rates(
         max_difference=float(rates.max() - rates.min()),
         max_difference_by_chance=float((high - drawn.min(axis=1)).mean()),
         p_equal=_p_equal(log_rates, covariance, n_clusters),
-        tests=_group_tests(names, log_rates, covariance, n_clusters, level, confidence),
+        tests=_group_tests(names, log_rates, covariance, n_clusters, confidence),
     )
+
+
+def level_of(confidence: float) -> float:
+    """Return the significance level of tests beside intervals of this confidence, without a rounding error."""
+    return round(1 - confidence, 12)
 
 
 def _log_rates(estimates: RateEstimates, covariance: Values) -> tuple[Values, Values]:
@@ -228,7 +231,7 @@ def _p_equal(log_rates: Values, covariance: Values, n_clusters: int) -> float | 
 
 
 def _group_tests(
-    names: Sequence[str], log_rates: Values, covariance: Values, n_clusters: int, level: float, confidence: float
+    names: Sequence[str], log_rates: Values, covariance: Values, n_clusters: int, confidence: float
 ) -> tuple[GroupTest, ...]:
     k = len(names)
     contrasts = np.eye(k) - (1 - np.eye(k)) / (k - 1)
@@ -243,7 +246,7 @@ def _group_tests(
             interval=Interval(math.exp(ratio - half_width), math.exp(ratio + half_width)),
             p_value=p_value,
             p_adjusted=p_adjusted,
-            differs=p_adjusted <= level,
+            differs=p_adjusted <= level_of(confidence),
         )
         for name, ratio, half_width, p_value, p_adjusted in zip(
             names, ratios.tolist(), half_widths.tolist(), p_values, holm(p_values), strict=True

@@ -1,30 +1,29 @@
-"""A threshold that bounds an error rate of an unseen class, without any assumption on scores: only on how classes come.
+"""Certify a threshold that bounds an error rate of an unseen class, for scores of any distribution.
 
-Two promises: the rate stays at most alpha *with a stated probability* (`certify`), or *on average* (`certify_mean`).
-Both hold over the draw of all classes, those calibrated on included; a target for many classes is `thresholds`'.
+There are two promises: the rate is at most alpha *with a stated probability* (`certify`), or *on average*
+(`certify_mean`). Both hold over the draw of all classes, calibration classes included.
 
-What is exchangeable. FRR of a class rests on its own pairs only: classes that are exchangeable have exchangeable FRRs,
-and the promises hold as they stand. FAR of class i is over pairs with the *other calibration classes*, while the new
-class meets all of them and, in its turn, changes theirs. The textbook rule takes the calibration FARs as if the new
-class had been among their opponents; that is wrong by a share of about 1 / n of each FAR, and breaks a promise of 0.9
-by half a percent in simulations (`tests/bench/promises_kept.py`). `strict`, the default, closes the gap: it
-counts every pair that a calibration class would have with the new one as a false accept, so the true FARs, which are
-exchangeable, are never above those that are used, and the promise holds exactly, for any n, for the FAR of the new
-class over pairs with the calibration classes. Among *other new* classes the FAR of a class has the same mean but
-another spread (smaller, the more of them there are); no rule here promises that exactly.
+The promises need exchangeable rates. FRR of a class depends on its own pairs only, so exchangeable classes have
+exchangeable FRRs. FAR of a calibration class is over pairs with the *other calibration classes*, but the new class
+meets all of them. The textbook rule ignores this; its error is a share of about 1 / n of each FAR, and breaks a promise
+of 0.9 by half a percent in simulations (`tests/bench/promises_kept.py`). `strict`, the default, closes the gap: it
+counts every pair of a calibration class with the new one as a false accept. So the true FARs, which are exchangeable,
+are never above the ones used, and the promise holds exactly, for any n, for the FAR of the new class over pairs with
+the calibration classes. Among *other new* classes the FAR has the same mean but another spread; no rule here promises
+that exactly.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates, count_accepted
-from retrieval.consistency.pairs.pairs import LabelledVectors, Vectors, labelled_vectors
+from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -35,8 +34,7 @@ Rate: TypeAlias = Literal["far", "frr"]
 class Certificate:
     """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta.
 
-    n_classes: calibration classes it rests on; strict: see the module; far, tar: pooled rates on the calibration pairs,
-    what the certificate costs.
+    n_classes: calibration classes used; strict: see the module; far, tar: pooled rates on the calibration pairs.
     """
 
     threshold: float
@@ -75,42 +73,34 @@ class MeanCertificate:
 
 
 def certify(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    alpha: float,
-    delta: float,
-    rate: Rate = "far",
-    strict: bool = True,
-    tile: int = 1024,
+    vectors: VectorsOrPair, *, alpha: float, delta: float, rate: Rate = "far", strict: bool = True
 ) -> Certificate:
     """Return the lowest threshold with the certificate (for FRR the highest), exact to the float32 score.
 
-    Each class has a smallest threshold at which its FAR is at most alpha (for FRR a largest); the
-    ceil((n + 1)(1 - delta))-th smallest of the n (for FRR largest) holds for a class drawn like them. It is found as
-    the first threshold at which that many classes keep alpha. Classes with one image have a FAR, but no FRR. strict
-    needs a new class of at most as many images as the largest here.
+    vectors: see `labelled`, or a tuple (embeddings, labels). Each class has a smallest threshold at which its FAR is at
+    most alpha (for FRR a largest). The ceil((n + 1)(1 - delta))-th smallest of these n (for FRR largest) holds for a
+    new class: it is the first threshold at which that many classes keep alpha. Classes with one image have a FAR, but
+    no FRR. strict needs a new class of at most as many images as the largest here.
 
     Cost: some four passes over the pairs; memory bounded, see `reach`.
 
     Raises:
-        InvalidInput: alpha or delta outside (0, 1), or another rate.
+        InvalidInput: alpha or delta outside (0, 1), another rate, two sets of images or excluded pairs.
         NotEnoughEvidence: fewer than 1 / delta - 1 classes, or too many of them cannot keep alpha.
-        InvalidEmbeddings: see `labelled_vectors`.
 
     Source: split conformal prediction, Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World" (2005).
 
-    >>> rows = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]  # four classes, one image of b lies on that of a
+    >>> rows = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]  # four classes, one image of b equals that of a
     >>> labels = ["a", "b", "c", "d", "b"]  # at thresholds between 0 and 1, a has FAR 1/4, b 1/6, c and d none
-    >>> certified = [certify(rows, labels, alpha=alpha, delta=0.2, strict=False) for alpha in (0.25, 0.2)]
+    >>> certified = [certify((rows, labels), alpha=alpha, delta=0.2, strict=False) for alpha in (0.25, 0.2)]
     >>> [0 < found.threshold < 1 for found in certified], round(certified[0].far, 3)  # 1 of 9 pairs
     ([True, False], 0.111)
     """
     _check(rate, alpha=alpha, delta=delta)
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    vectors = as_labelled(vectors)
+    check_one_set(vectors, all_pairs=True)
     n = _n_classes(vectors, rate)
-    # The subtraction forgives products such as 20 * (1 - 0.05) that round just above a whole number.
+    # Products such as 20 * (1 - 0.05) may round just above a whole number.
     rank = math.ceil((n + 1) * (1 - delta) - 1e-9)
     if rank > n:
         raise NotEnoughEvidence(
@@ -121,7 +111,7 @@ def certify(
     def n_keeping(curves: OperatingCurves) -> Rates:
         return np.asarray((_rates(curves, rate, strict) <= alpha).sum(axis=0), dtype=np.float64)
 
-    found = _find(vectors, n_keeping, rate, rank, tile)
+    found = _find(vectors, n_keeping, rate, rank)
     if found is None:
         raise NotEnoughEvidence(
             f"at no threshold do {rank} of {n} classes keep {rate.upper()} <= {alpha:g}"
@@ -140,32 +130,21 @@ def certify(
     )
 
 
-def certify_mean(
-    query_vectors: Vectors,
-    labels: Sequence[str],
-    *,
-    gallery_vectors: Vectors | None = None,
-    alpha: float,
-    rate: Rate = "far",
-    strict: bool = True,
-    tile: int = 1024,
-) -> MeanCertificate:
+def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True) -> MeanCertificate:
     """Return the lowest threshold (for FRR the highest) at which (n * mean rate + 1) / (n + 1) is at most alpha.
 
-    The 1 is the most that the rate of the new class can be. With strict, the mean is that of the rates which count
-    every pair with the new class as a false accept, which for classes of equal size asks for
-    ((n - 1) * mean FAR + 2) / (n + 1) <= alpha. Cost and sizes as `certify`.
+    The 1 is the highest possible rate of the new class. With strict, every pair with the new class counts as a false
+    accept, so classes of equal size need ((n - 1) * mean FAR + 2) / (n + 1) <= alpha. Cost and sizes as `certify`.
 
     Raises:
-        InvalidInput: alpha outside (0, 1), or another rate.
+        InvalidInput: alpha outside (0, 1), another rate, two sets of images or excluded pairs.
         NotEnoughEvidence: fewer than 1 / alpha - 1 classes (strict: about 2 / alpha - 1), or none keeps alpha.
-        InvalidEmbeddings: see `labelled_vectors`.
 
     Source: Angelopoulos, Bates, Fisch, Lei, Schuster, "Conformal Risk Control" (arXiv 2208.02814, 2022; ICLR 2024),
     with bound B = 1; strict in the manner of its extension to U-statistics.
     """
     _check(rate, alpha=alpha)
-    vectors = labelled_vectors(query_vectors, labels, gallery_vectors)
+    check_one_set(vectors, all_pairs=True)
     n, strict = _n_classes(vectors, rate), strict and rate == "far"
 
     def kept(curves: OperatingCurves) -> Rates:
@@ -173,7 +152,7 @@ def certify_mean(
 
     needed = math.ceil((2 if strict else 1) / alpha - 1 - 1e-9)
     # A mean of exactly alpha may come out a rounding error above it.
-    found = None if n < needed else _find(vectors, kept, rate, -alpha * (1 + 1e-12), tile)
+    found = None if n < needed else _find(vectors, kept, rate, -alpha * (1 + 1e-12))
     if found is None:
         raise NotEnoughEvidence(
             f"a mean {rate.upper()} of {alpha:g} is certified by at least {max(needed, n + 1)} classes, found {n}; add "
@@ -191,12 +170,12 @@ def certify_mean(
 
 
 def _find(
-    vectors: LabelledVectors, achieved: Callable[[OperatingCurves], Rates], rate: Rate, level: float, tile: int
+    vectors: LabelledVectors, achieved: Callable[[OperatingCurves], Rates], rate: Rate, level: float
 ) -> OperatingCurves | None:
-    """Return the curves at the threshold that is certified."""
+    """Return the curves at the certified threshold."""
     wanted = Wanted(achieved, "lowest" if rate == "far" else "highest", level)
-    threshold = find_threshold(vectors, wanted, tile=tile)
-    return None if threshold is None else count_accepted(vectors, np.array([threshold]), tile=tile)
+    threshold = find_threshold(vectors, wanted)
+    return None if threshold is None else count_accepted(vectors, np.array([threshold]))
 
 
 def _rates(curves: OperatingCurves, rate: Rate, strict: bool) -> Rates:

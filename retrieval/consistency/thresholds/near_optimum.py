@@ -1,7 +1,7 @@
-"""Which thresholds may be the best in the population, where the best of the sample is only one of them.
+"""Find which thresholds may be the best in the population, if one of them is the best in the sample.
 
 The place of a maximum is known far less well than its height, and its error is not normal: an interval from a standard
-error, or from plain resampling, would promise too much. Thresholds that are not worse beyond doubt are kept instead.
+error, or from plain resampling, would be too narrow. So all thresholds that are not significantly worse are kept.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates, count_accepted
+from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.pairs import LabelledVectors, float32_at_least, scored_pairs
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.products import float32_at_least
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.thresholds.targets import Target
 
 _N_COARSE = 512
 _N_FINE = 33
 
 
-def near_optimum(vectors: LabelledVectors, target: Target, best: float, *, confidence: float, tile: int) -> Interval:
+def near_optimum(vectors: LabelledVectors, target: Target, best: float, *, confidence: float) -> Interval:
     """Return the range of thresholds that are not significantly worse than the best one.
 
     33 thresholds are compared with the best by the difference of what they achieve and its standard error over the draw
@@ -32,28 +34,28 @@ def near_optimum(vectors: LabelledVectors, target: Target, best: float, *, confi
     """
     longest = np.linalg.norm(vectors.query, axis=1).max() * np.linalg.norm(vectors.gallery, axis=1).max()
     grid = np.linspace(-1.0001 * longest, 1.0001 * longest, _N_COARSE)
-    # Without the part of a class in the FAR of others, and at a generous level: only to find where to look.
-    low, high = _not_worse(vectors, target, np.append(grid, best), confidence, tile, exact=False)
+    # A coarse search: without the part of a class in the FAR of others, and at a generous level.
+    low, high = _not_worse(vectors, target, np.append(grid, best), confidence, exact=False)
     fine = np.append(np.linspace(low, high, _N_FINE), best)
-    return Interval(*_not_worse(vectors, target, fine, confidence, tile, exact=True))
+    return Interval(*_not_worse(vectors, target, fine, confidence, exact=True))
 
 
 def _not_worse(
-    vectors: LabelledVectors, target: Target, thresholds: Rates, confidence: float, tile: int, *, exact: bool
+    vectors: LabelledVectors, target: Target, thresholds: Rates, confidence: float, *, exact: bool
 ) -> tuple[float, float]:
-    """Return the lowest and highest threshold kept, one step further out; the last of the given ones is the best."""
+    """Return the lowest and highest threshold kept, one step further out; the last one given is the best."""
     best, thresholds = float(thresholds[-1]), np.unique(thresholds)
-    curves = count_accepted(vectors, thresholds, tile=tile)
+    curves = count_accepted(vectors, thresholds)
     achieved, column = target.achieved(curves), int(np.searchsorted(thresholds, best))
     if target.kind == "utility":
-        influence = _of_utility(vectors, curves, target.value, tile, exact=exact)
+        influence = _of_utility(vectors, curves, target.value, exact=exact)
     else:
         influence = _of_rates(curves, target)
     n_classes = int(np.count_nonzero(curves.with_positives))
     error = np.sqrt(((influence - influence[:, [column]]) ** 2).sum(axis=0) * n_classes / (n_classes - 1))
     quantile = stdtrit(n_classes - 1, 1 - (1 - confidence) / _N_FINE) * (1.0 if exact else 1.5)
     kept = np.flatnonzero(achieved[column] - achieved <= quantile * error)
-    # Where a step ends is not known better than the step before it.
+    # The end is known to one step only.
     first, last = max(int(kept[0]) - 1, 0), min(int(kept[-1]) + 1, len(thresholds) - 1)
     return float(thresholds[first]), float(thresholds[last])
 
@@ -69,8 +71,8 @@ def _of_rates(curves: OperatingCurves, target: Target) -> Rates:
     return np.asarray(by_tar * of_tar + by_far * of_far)
 
 
-def _of_utility(vectors: LabelledVectors, curves: OperatingCurves, c: float, tile: int, *, exact: bool) -> Rates:
-    """Return the influence of each class on the mean utility, through its own and through the others' FAR: [T, m]."""
+def _of_utility(vectors: LabelledVectors, curves: OperatingCurves, c: float, *, exact: bool) -> Rates:
+    """Return the influence of each class on the mean utility, by its own FAR and by that of the others: [T, m]."""
     rows = curves.with_positives
     n_with = int(np.count_nonzero(rows))
     trr, tar = 1 - curves.far[rows], curves.tar
@@ -84,15 +86,15 @@ def _of_utility(vectors: LabelledVectors, curves: OperatingCurves, c: float, til
     weights[rows] = -(1 + c * c) * (tar / denominator) ** 2 / (n_with * curves.negatives[rows, None])
     n_images = vectors.n_images.astype(np.float64)[:, None]
     expected = weights * curves.far * n_images
-    sums = _opponent_sums(vectors, curves.thresholds, weights, tile)
+    sums = _opponent_sums(vectors, curves.thresholds, weights)
     return np.asarray(influence + sums - n_images * (expected.sum(axis=0) - expected), dtype=np.float64)
 
 
-def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates, tile: int) -> Rates:
+def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates) -> Rates:
     """Return for each class the sum over its false accepts of the weight of the other class: [T, m]."""
     limits, sums = float32_at_least(thresholds), np.zeros_like(weights)
     n_classes, m = weights.shape
-    for batch in scored_pairs(vectors, lowest=limits[0], tile=tile):
+    for batch in scored_pairs(vectors, lowest=limits[0]):
         differs = ~batch.matches
         first, second = batch.first[differs], batch.second[differs]
         columns = np.searchsorted(limits, batch.scores[differs], side="right") - 1

@@ -1,7 +1,7 @@
-"""How far error rates at one threshold may lie from those of the population, over the draw of classes.
+"""Estimate the variance of the error rates at one threshold, over the draw of classes.
 
-Classes are the units that vary. FAR averages over *pairs* of classes, so that a class takes part in many terms; taking
-per-class rates as independent would understate its variance up to four times. Choosing is left to `thresholds`.
+FAR averages over *pairs* of classes, so a class takes part in many terms. Treating the rates of classes as independent
+would understate the variance up to four times.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.pairs import LabelledVectors, accepted_pairs
+from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
+from retrieval.consistency.pairs.vectors import LabelledVectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,16 @@ class RateVariances:
     precision: float
 
 
-def rate_variances(vectors: LabelledVectors, curves: OperatingCurves, *, tile: int) -> RateVariances:
+def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVariances:
     """Return the variances at the one threshold of the curves, which must accept some negative pair.
 
-    FAR: the dyadic-robust variance, which is what drawing classes and weighting the pair (i, j) by w_i * w_j estimates,
-    without the bootstrap's threefold count of the part that belongs to single pairs. TAR: that of a ratio of class
-    totals. Cost: one pass; memory: the class pairs with false accepts.
+    FAR: the dyadic-robust variance; a bootstrap that weights the pair (i, j) by w_i * w_j would count the part of
+    single pairs three times. TAR: that of a ratio of class totals.
+    Cost: one pass; memory: the class pairs with false accepts.
 
     Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
     """
-    pairs = _ClassPairs.find(vectors, float(curves.thresholds[0]), tile)
+    pairs = _ClassPairs.find(vectors, float(curves.thresholds[0]))
     n_images = vectors.n_images.astype(np.float64)
     n_classes = len(n_images)
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
@@ -73,10 +74,10 @@ class _ClassPairs:
     accepted: Rates
 
     @classmethod
-    def find(cls, vectors: LabelledVectors, threshold: float, tile: int) -> _ClassPairs:
+    def find(cls, vectors: LabelledVectors, threshold: float) -> _ClassPairs:
         n_classes = len(vectors.classes)
         tally = PairTally()
-        for batch in accepted_pairs(vectors, threshold, tile=tile):
+        for batch in accepted_pairs(vectors, threshold):
             differs = ~batch.matches
             tally.add(batch.first[differs] * n_classes + batch.second[differs])
         keys, counts = tally.counts()
@@ -87,7 +88,7 @@ def _residuals(pairs: _ClassPairs, n_images: Rates, rate: float, weights: Rates)
     """Return the residual of each class, [T], and the sum of squares over class pairs.
 
     The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a class is
-    the sum over its pairs. Most pairs accept nothing and enter by formula.
+    the sum over its pairs. Most pairs accept nothing and are summed by formula.
     """
     u, n, i, j, accepted = weights, n_images, pairs.first, pairs.second, pairs.accepted
     of_pair = (u[i] + u[j]) * accepted
@@ -100,7 +101,7 @@ def _residuals(pairs: _ClassPairs, n_images: Rates, rate: float, weights: Rates)
 
 
 def _log_tar_residuals(curves: OperatingCurves) -> Rates:
-    """Return what each class adds to the log of TAR: [T], 0 for a class without positives."""
+    """Return the contribution of each class to the log of TAR: [T], 0 for a class without positives."""
     accepted, n_with = curves.positives_accepted[:, 0], int(np.count_nonzero(curves.with_positives))
     total = max(float(accepted.sum()), 0.5)
     rate = float(curves.pooled_tar[0])
@@ -114,7 +115,7 @@ def _logit_tar_variance(curves: OperatingCurves) -> float:
     accepted, positives = curves.positives_accepted[rows, 0], curves.positives[rows]
     total, n_classes = float(positives.sum()), len(positives)
     residuals = accepted - accepted.sum() / total * positives
-    rate = (accepted.sum() + 0.5) / (total + 1)  # keeps the logit finite where all or none are accepted
+    rate = (accepted.sum() + 0.5) / (total + 1)  # keeps the logit finite if all or none are accepted
     of_rate = max(float((residuals**2).sum()) * n_classes / (n_classes - 1) / total**2, rate * (1 - rate) / total)
     return float(of_rate / (rate * (1 - rate)) ** 2)
 
@@ -126,7 +127,7 @@ def log_interval(rate: float, variance: float, n_classes: int, confidence: float
 
 
 def logit_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
-    """Return the interval of a rate that is symmetric in its logit; it ends at 0 or 1 where the rate does."""
+    """Return the interval of a rate that is symmetric in its logit; it ends at 0 or 1 if the rate does."""
     half_width = student_quantile(n_classes, confidence) * math.sqrt(variance)
     centre = float(logit(min(max(rate, 1e-6), 1 - 1e-6)))
     low, high = float(expit(centre - half_width)), float(expit(centre + half_width))

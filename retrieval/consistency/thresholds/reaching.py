@@ -1,7 +1,6 @@
-"""The threshold that reaches a target, exact to the last bit of a float32 score.
+"""Find the threshold that reaches a target, exact to the last bit of a float32 score.
 
-Thresholds are counted on a grid, and the grid is made finer only where what was counted leaves room for something
-better. What counts as reaching is decided by the caller's function of the counts.
+Pairs are counted on a grid of thresholds, which is refined only where something better is possible.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates, count_accepted
-from retrieval.consistency.pairs.pairs import LabelledVectors, scored_pairs
+from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
+from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.thresholds.targets import Choice, Target
 from retrieval.errors import NotEnoughEvidence
 
@@ -27,10 +27,9 @@ _SIGN = 0x80000000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is looked for: `achieved` must be at least `level` (lowest, highest), or largest (best).
+    """The aim of a search: `achieved` must be at least `level` (lowest, highest), or largest (best).
 
-    achieved: curves [m] -> [m] float64; it must not fall where accepted positives grow, nor grow where accepted
-    negatives do.
+    achieved: curves [m] -> [m] float64; it must not fall as accepted positives grow, nor grow as accepted negatives do.
     """
 
     achieved: Achieved
@@ -38,7 +37,7 @@ class Wanted:
     level: float
 
 
-def reach(vectors: LabelledVectors, target: Target, *, tile: int) -> float:
+def reach(vectors: LabelledVectors, target: Target) -> float:
     """Return the threshold that a target asks for, see `Target`.
 
     Cost: three to five passes over the pairs, up to some tens for the largest F-beta or utility of thousands of
@@ -47,7 +46,7 @@ def reach(vectors: LabelledVectors, target: Target, *, tile: int) -> float:
     Raises:
         NotEnoughEvidence: no threshold reaches the target.
     """
-    threshold = find_threshold(vectors, Wanted(target.achieved, target.choice, target.level), tile=tile)
+    threshold = find_threshold(vectors, Wanted(target.achieved, target.choice, target.level))
     if threshold is None:
         raise NotEnoughEvidence(
             f"no threshold reaches {target.describe()} on {vectors.n_positives} positive and {vectors.n_negatives} "
@@ -56,8 +55,8 @@ def reach(vectors: LabelledVectors, target: Target, *, tile: int) -> float:
     return threshold
 
 
-def find_threshold(vectors: LabelledVectors, wanted: Wanted, *, tile: int) -> float | None:
-    """Return the lowest, highest or best float32 threshold; None where none reaches the level.
+def find_threshold(vectors: LabelledVectors, wanted: Wanted) -> float | None:
+    """Return the lowest, highest or best float32 threshold; None if none reaches the level.
 
     Of a range of thresholds that accept the same pairs, `lowest` gives the first, `highest` and `best` the last, which
     is the score of a pair.
@@ -65,13 +64,13 @@ def find_threshold(vectors: LabelledVectors, wanted: Wanted, *, tile: int) -> fl
     n_thresholds = int(np.clip(_CELLS // len(vectors.classes), 64, 4096))
     keys, found = _first_grid(vectors, min(n_thresholds, 1024)), _Found()
     while len(keys):
-        curves = count_accepted(vectors, _floats(keys), tile=tile)
+        curves = count_accepted(vectors, _floats(keys))
         found = _better(found, keys, wanted.achieved(curves), wanted)
         keys = _finer(keys, _promising(found, keys, _bound(curves, wanted), wanted), n_thresholds)
     if found.key is None:
         return None
     threshold = _floats(np.array([found.key]))[0]
-    return _score_at_or_above(vectors, threshold, tile) if wanted.choice == "best" else float(threshold)
+    return _score_at_or_above(vectors, threshold) if wanted.choice == "best" else float(threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class _Found:
 
 
 def _better(found: _Found, keys: Keys, achieved: Rates, wanted: Wanted) -> _Found:
-    """Return what is best of the grid and of what was found before; later grids lie between earlier neighbours."""
+    """Return the best of the grid and of the earlier grids; later grids lie between earlier neighbours."""
     if wanted.choice == "best":
         best = len(achieved) - 1 - int(np.argmax(achieved[::-1]))
         return _Found(int(keys[best]), float(achieved[best])) if achieved[best] > found.value else found
@@ -95,7 +94,7 @@ def _better(found: _Found, keys: Keys, achieved: Rates, wanted: Wanted) -> _Foun
 
 
 def _promising(found: _Found, keys: Keys, bound: Rates, wanted: Wanted) -> NDArray[np.bool_]:
-    """Return which gaps of the grid may hold something better: [m - 1] bool."""
+    """Return which gaps of the grid may contain something better: [m - 1] bool."""
     if wanted.choice == "best":
         return np.asarray(bound > found.value)
     possible = np.asarray(bound >= wanted.level)
@@ -105,7 +104,7 @@ def _promising(found: _Found, keys: Keys, bound: Rates, wanted: Wanted) -> NDArr
 
 
 def _bound(curves: OperatingCurves, wanted: Wanted) -> Rates:
-    """Return what thresholds strictly between neighbours of the grid could achieve at most: [m - 1] float64."""
+    """Return the most that thresholds between neighbours of the grid could achieve: [m - 1] float64."""
     between = replace(
         curves,
         thresholds=curves.thresholds[:-1],
@@ -116,14 +115,14 @@ def _bound(curves: OperatingCurves, wanted: Wanted) -> Rates:
 
 
 def _first_grid(vectors: LabelledVectors, n_thresholds: int) -> Keys:
-    """Return keys from a threshold that every pair reaches to one that none does."""
+    """Return keys from a threshold that every pair reaches to one that no pair reaches."""
     longest = np.linalg.norm(vectors.query, axis=1).max() * np.linalg.norm(vectors.gallery, axis=1).max()
     limit = 1.0001 * float(longest) + 1e-30
     return np.unique(_keys(np.linspace(-limit, limit, n_thresholds).astype(np.float32)))
 
 
 def _finer(keys: Keys, promising: NDArray[np.bool_], n_thresholds: int) -> Keys:
-    """Return a grid inside the promising gaps, with their ends; empty where no gap has a float32 inside."""
+    """Return a grid inside the promising gaps, with their ends; empty if no gap has a float32 inside."""
     promising &= np.diff(keys) > 1
     gaps = np.flatnonzero(promising)
     if len(gaps) == 0:
@@ -135,18 +134,18 @@ def _finer(keys: Keys, promising: NDArray[np.bool_], n_thresholds: int) -> Keys:
     return np.unique(np.concatenate([inside.ravel(), (low + 1).ravel()]))
 
 
-def _score_at_or_above(vectors: LabelledVectors, threshold: float, tile: int) -> float:
-    """Return the lowest score of a pair at or above the threshold, or the threshold where there is none."""
+def _score_at_or_above(vectors: LabelledVectors, threshold: float) -> float:
+    """Return the lowest score of a pair at or above the threshold, or the threshold if there is none."""
     lowest = [
         float(batch.scores.min())
-        for batch in scored_pairs(vectors, lowest=np.float32(threshold), tile=tile)
+        for batch in scored_pairs(vectors, lowest=np.float32(threshold))
         if len(batch.scores)
     ]  # fmt: skip
     return min(lowest, default=float(threshold))
 
 
 def _keys(values: NDArray[np.float32]) -> Keys:
-    """Map float32 values to integers that order alike; both zeros to one."""
+    """Map float32 values to integers of the same order; both zeros to one."""
     bits = values.view(np.uint32).astype(np.int64)
     return np.where(bits & _SIGN, -(bits ^ _SIGN), bits)
 

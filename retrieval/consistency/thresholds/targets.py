@@ -1,6 +1,6 @@
-"""What a threshold shall achieve: seven targets, each a value of one type, and how far counted pairs achieve it.
+"""The seven kinds of target for a threshold, and how far counted pairs achieve one.
 
-Finding the threshold is left to `reaching`, its uncertainty to `thresholds` and `near_optimum`.
+Finding the threshold is in `reaching`, its uncertainty in `choice` and `near_optimum`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from retrieval.consistency.curves.curves import OperatingCurves, Rates
+from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.opis.utility import utility
 from retrieval.errors import InvalidInput
 
@@ -49,8 +49,8 @@ class Target:
     false-matches  matches a query > 0     gallery size  the lowest whose pooled FAR is at most value / at
 
     prevalence: share of matches among the pairs that are compared, in (0, 1). Precision and F-beta are those of pooled
-    TAR and FAR at that prevalence. False matches of a query are expected as if its gallery were drawn like the images
-    of other classes here: a gallery built to be alike has more of them.
+    TAR and FAR at that prevalence. False matches assume a gallery drawn like the images of other classes here; a
+    gallery of look-alikes has more of them.
 
     Raises:
         InvalidInput: at construction, a number outside its range.
@@ -84,7 +84,7 @@ class Target:
 
     @property
     def far(self) -> float | None:
-        """The pooled FAR that is asked for; None where the target is none of FAR."""
+        """The pooled FAR of the target; None for a target that is not a pooled FAR."""
         if self.kind == "far":
             return self.value
         return self.value / self._at if self.kind == "false-matches" else None
@@ -98,7 +98,7 @@ class Target:
 
     @property
     def level(self) -> float:
-        """What `achieved` must be at least; infinite where the most is wanted."""
+        """The least that `achieved` must be; infinite if the maximum is wanted."""
         if self.choice == "best":
             return math.inf
         if self.kind == "precision":
@@ -107,9 +107,9 @@ class Target:
         return -(self.far or self.value) * (1 + 1e-12 if self.kind == "class-far" else 1)
 
     def achieved(self, curves: OperatingCurves) -> Rates:
-        """Return what is to reach `level`, or to be largest, at the thresholds of the curves: [m] float64.
+        """Return the value that must reach `level`, or be largest, at the thresholds of the curves: [m] float64.
 
-        It never falls where TAR rises, nor rises where FAR does: -FAR, -FRR, precision, F-beta or mean utility.
+        It is -FAR, -FRR, precision, F-beta or mean utility: it never falls as TAR rises, nor rises as FAR rises.
         """
         if self.kind == "class-far":
             return -curves.mean_far
@@ -122,9 +122,9 @@ class Target:
         return self.of_rates(curves.pooled_tar, curves.pooled_far)
 
     def of_rates(self, tar: Rates, far: Rates) -> Rates:
-        """Return the same from pooled rates, for the kinds that depend on nothing else: shape of tar and far, float64.
+        """Return `achieved` from pooled rates, for the kinds that need nothing else: shape of tar and far, float64.
 
-        Where nothing is accepted, precision is 0.
+        Precision is 0 if nothing is accepted.
         """
         if self.kind == "frr":
             return tar - 1
@@ -163,7 +163,7 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Return the target that a text names.
+    """Parse a target from its text.
 
     Raises:
         InvalidInput: the text names none, or a number is outside its range.
@@ -184,5 +184,5 @@ def parse_target(text: str) -> Target:
 
 
 def _digits(number: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """Return the shortest text of the number."""
     return repr(float(number)).removesuffix(".0")

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import float32_at_least
+from retrieval.consistency import float32_at_least
 from retrieval.engine.index.index import Hits
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput

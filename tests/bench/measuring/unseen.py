@@ -7,12 +7,17 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import fit_whitening, operating_curves, recall_at_k, thresholds_at_far
-from retrieval.consistency.opis.debiased import DebiasedShares
-from retrieval.consistency.opis.opis import measure_consistency
-from retrieval.consistency.opis.opis_options import OpisOptions
-from retrieval.consistency.opis.utility import Axis
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency import (
+    Axis,
+    DebiasedShares,
+    OpisOptions,
+    consistency_report,
+    fit_whitening,
+    labelled,
+    operating_curves,
+    recall_at_k,
+    thresholds_at_far,
+)
 from retrieval.contract.score import Score, cohort_score
 
 _FARS = (1e-2, 1e-3, 1e-4)
@@ -36,28 +41,19 @@ def measure(
     """R@1, TAR at three FARs and debiased OPIS in the bands; and each class's share of the latter, for paired tests."""
     names = [str(label) for label in labels]
     query, gallery = score.vectors(embeddings)
-    levels = thresholds_at_far(query, names, gallery_vectors=gallery, fars=_FARS)
-    curves = operating_curves(query, names, gallery_vectors=gallery, thresholds=np.unique(levels))
-    found = {"r1": recall_at_k(query, names, gallery_vectors=gallery)[1]}
+    vectors = labelled(query, names, gallery=gallery)
+    levels = thresholds_at_far(vectors, _FARS)
+    curves = operating_curves(vectors, thresholds=levels)
+    found = {"r1": recall_at_k(vectors)[1]}
     found |= {f"tar{far:g}": float(curves.at(level).pooled_tar[0]) for far, level in zip(_FARS, levels, strict=True)}
     shares = {}
-    vectors = labelled_vectors(query, names, None if score.cohort is None else gallery)
     for band in bands:
         axis, low, high = BANDS[band]
         if axis == "distance" and score.cohort is not None:  # such a score has no distance
             continue
-        options = OpisOptions(
-            far_low=low,
-            far_high=high,
-            axis=axis,
-            distance_range=None,
-            c=1.0,
-            eps=10.0,
-            weighting="equal",
-            n_bootstrap=2,
-            confidence=0.95,
-        )
-        report, share = measure_consistency(vectors, options, rng=np.random.default_rng(0), tile=1024)
+        options = OpisOptions(far_low=low, far_high=high, axis=axis, n_bootstrap=2)
+        report = consistency_report(vectors, options, rng=np.random.default_rng(0))
+        share = report.shares
         assert share is not None  # hundreds of classes of four images and more
         found |= {band: share.mean, f"{band} plain": report.value}
         shares[band] = share

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, log_loss
 
-from retrieval.consistency.calibration.reliability import mean_reliability, reliability
+from retrieval.consistency import reliability
+from retrieval.consistency.calibration.reliability import mean_reliability
 from retrieval.errors import InvalidInput
 
 
@@ -70,7 +71,7 @@ def test_parts_of_equal_weight_give_the_whole() -> None:
 def test_unusable_forecasts_are_refused(
     probabilities: list[float], matches: list[bool], weights: list[float] | None
 ) -> None:
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=r"as many probabilities as|must lie in \[0, 1\]"):
         reliability(
             np.array(probabilities),
             np.array(matches, dtype=bool),

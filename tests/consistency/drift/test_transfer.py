@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from retrieval.consistency.drift.transfer import TransferredThreshold, transfer_threshold
-from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.pairs import labelled_vectors
-from retrieval.consistency.pairs.selection import select_thresholds
+from retrieval.consistency import (
+    DomainPrior,
+    Interval,
+    TransferredThreshold,
+    labelled,
+    thresholds_at_far,
+    transfer_threshold,
+)
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import draw_family
 
@@ -32,7 +36,8 @@ def labelled_first(labels: list[str], k: int) -> list[str | None]:
 
 def transfer(rows: Rows, labels: list[str | None], **options: object) -> TransferredThreshold:
     settings = {"target_far": 0.02, "prevalence": Interval(0.007, 0.026), "tar": TAR} | options
-    return transfer_threshold(rows, labels, **settings)  # type: ignore[arg-type]
+    prior = DomainPrior(prevalence=settings.pop("prevalence"), tar=settings.pop("tar"))  # type: ignore[arg-type]
+    return transfer_threshold(rows, labels, prior=prior, **settings)  # type: ignore[arg-type]
 
 
 def far_from_definition(
@@ -93,7 +98,7 @@ def test_agrees_with_a_pair_by_pair_reference() -> None:
 def test_the_interval_holds_the_populations_threshold(k: int, least_covered: float) -> None:
     """Over 40 draws from one population, whose threshold comes from 6,000 images; nothing is tuned to it."""
     rows, labels = drawn(99, n_classes=600, n_images=5)
-    true = float(select_thresholds(labelled_vectors(rows, labels), np.array([0.02]), tile=1024)[0])
+    true = float(thresholds_at_far(labelled(rows, labels), [0.02])[0])
     covered = []
     for seed in range(40):
         sample, names = drawn(seed)
@@ -156,7 +161,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
 
 def test_vectors_that_are_not_unit_are_refused() -> None:
     rows, labels = drawn(7)
-    with pytest.raises(InvalidEmbeddings, match="unit rows"):
+    with pytest.raises(InvalidEmbeddings, match="rows of norm 1"):
         transfer(2 * rows, list(labels))
 
 

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.consistency import operating_curves
+from retrieval.consistency import labelled, operating_curves
 from retrieval.consistency.opis.debiased import _shares, debiased_shares
 from retrieval.consistency.opis.noise import measure_agreement
 from retrieval.consistency.opis.utility import class_utilities, find_band, utility
-from retrieval.consistency.pairs.pairs import labelled_vectors
 
 RATES = arrays(np.float64, (6, 3), elements=st.floats(0, 1))
 
@@ -57,15 +56,15 @@ def test_relabelling_and_order_change_nothing(family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=20, n_images=5, spread=0.3)
     means = []
     for name in ("{}", "other {}"):
-        vectors = labelled_vectors(rows, [name.format(label) for label in labels])
+        vectors = labelled(rows, [name.format(label) for label in labels])
         means.append(shares_of(vectors, rows, labels).mean)
     order = np.argsort([label[::-1] for label in labels], kind="stable")
-    means.append(shares_of(labelled_vectors(rows[order], [labels[row] for row in order]), rows, labels).mean)
+    means.append(shares_of(labelled(rows[order], [labels[row] for row in order]), rows, labels).mean)
     assert means == pytest.approx([means[0]] * 3, rel=1e-4)
 
 
 def shares_of(vectors, rows, labels, weights=None):
-    curves = operating_curves(rows, labels)
+    curves = operating_curves((rows, labels))
     band = find_band(curves, far_low=1e-2, far_high=1e-1, axis="log_far", distance_range=None).thinned(33)
     n_classes = len(curves.classes) - curves.n_excluded
     weights = np.full(n_classes, 1 / n_classes) if weights is None else weights
@@ -77,17 +76,17 @@ def test_classes_of_fewer_than_four_images_are_left_out_or_bound(family) -> None
     for n_small, method, n_counted in ((12, "pairs", 18), (25, "bound", 30), (30, "bound", 30)):
         kept = [row for row in range(120) if row // 4 >= n_small or row % 4 != 3]
         own = rows[kept], [labels[row] for row in kept]
-        found = shares_of(labelled_vectors(*own), *own)
+        found = shares_of(labelled(*own), *own)
         assert (found.method, len(found.shares)) == (method, n_counted)
         assert found.weights.sum() == pytest.approx(1)
     few = family(np.random.default_rng(1), n_classes=9, n_images=6)
-    assert shares_of(labelled_vectors(*few), *few) is None
+    assert shares_of(labelled(*few), *few) is None
 
 
 def test_bound_of_two_images_is_the_plain_value(family) -> None:
     """One pair says nothing about noise, so all of the value may be spread between classes."""
     rows, labels = family(np.random.default_rng(2), n_classes=60, n_images=2, spread=0.3)
-    found = shares_of(labelled_vectors(rows, labels), rows, labels)
-    curves = operating_curves(rows, labels)
+    found = shares_of(labelled(rows, labels), rows, labels)
+    curves = operating_curves((rows, labels))
     band = find_band(curves, far_low=1e-2, far_high=1e-1, axis="log_far", distance_range=None).thinned(33)
     assert found.mean == pytest.approx(float(band.mean(class_utilities(curves, band, 1.0).var(axis=0))))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency.opis.extremes import extreme_gap, extreme_gap_floor
+from retrieval.consistency.opis.noise import SharedCurve
 from retrieval.consistency.opis.utility import Band
 
 BAND = Band(np.array([0.1, 0.2]), np.array([1.0, 0.9]), np.array([0.1, 0.1]))
@@ -34,8 +35,8 @@ def test_classes_are_ranked_once_by_their_mean_over_the_band() -> None:
 def test_floor_falls_with_images_and_agrees_with_the_definition(family) -> None:
     draw = np.random.default_rng(1)
     equal, tar = np.full(50, 0.02), np.array([0.7, 0.6])
-    options = {"correlation": 0.0, "c": 1.0, "eps": 10.0, "rng": draw}
-    floors = [extreme_gap_floor(BAND, tar, np.full(50, size), equal, **options) for size in (3, 6, 20)]
+    nulls = [SharedCurve(BAND, tar, np.full(50, size), equal, correlation=0.0, c=1.0) for size in (3, 6, 20)]
+    floors = [extreme_gap_floor(null, 10.0, draw) for null in nulls]
     assert floors[0] > floors[1] > floors[2] > 0
     gaps = []
     for _ in range(300):  # one pair at a time, accepted at neither, the first or both thresholds

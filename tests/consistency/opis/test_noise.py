@@ -5,9 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from retrieval.consistency import labelled
 from retrieval.consistency.opis import noise
 from retrieval.consistency.opis.noise import (
     PairAgreement,
+    SharedCurve,
     measure_agreement,
     noise_floor,
     noise_of_tar,
@@ -15,7 +17,6 @@ from retrieval.consistency.opis.noise import (
     variance_inflation,
 )
 from retrieval.consistency.opis.utility import Band, utility
-from retrieval.consistency.pairs.pairs import labelled_vectors
 
 LEVELS = np.array([0.2, 0.35, 0.5])
 
@@ -37,7 +38,7 @@ def test_agreement_agrees_with_counting_twos_of_pairs(family) -> None:
     rows, labels = family(draw, n_classes=14, n_images=7)
     kept = draw.permutation([row for row in range(len(rows)) if row % 7 <= (row // 7) % 7])
     rows, labels = rows[kept], [labels[row] for row in kept]
-    agreement = measure_agreement(labelled_vectors(rows, labels), LEVELS)
+    agreement = measure_agreement(labelled(rows, labels), LEVELS)
     assert agreement.n_images.tolist() == [2, 3, 4, 5, 6, 7] * 2
     names = [name for name in sorted(set(labels)) if labels.count(name) > 1]
     for place, name in enumerate(names):
@@ -50,7 +51,7 @@ def test_agreement_agrees_with_counting_twos_of_pairs(family) -> None:
 
 def test_blocks_change_nothing(family, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = family(np.random.default_rng(1), n_classes=9, n_images=4)
-    vectors = labelled_vectors(rows, labels)
+    vectors = labelled(rows, labels)
     whole = measure_agreement(vectors, LEVELS)
     monkeypatch.setattr(noise, "_BLOCK_SCORES", 33)
     for part in ("single", "sharing", "disjoint"):
@@ -59,11 +60,11 @@ def test_blocks_change_nothing(family, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_large_classes_are_measured_on_a_part_of_their_images(family, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=3, n_images=40)
-    vectors = labelled_vectors(rows, labels)
+    vectors = labelled(rows, labels)
     whole = measure_agreement(vectors, LEVELS)
     monkeypatch.setattr(noise, "_MAX_IMAGES", 20)
     part = measure_agreement(vectors, LEVELS)
-    every_second = measure_agreement(labelled_vectors(rows[::2], labels[::2]), LEVELS)
+    every_second = measure_agreement(labelled(rows[::2], labels[::2]), LEVELS)
     np.testing.assert_array_equal(part.disjoint, every_second.disjoint)
     assert part.n_images.tolist() == [40, 40, 40]
     # The noise of 40 images, not of 20; a quarter of the pairs tells it within a third or so.
@@ -75,7 +76,7 @@ def test_noise_of_tar_has_no_bias(n_images: int) -> None:
     """Images that are good with probability 1/2, a pair accepted if both are: the variance is known."""
     draw = np.random.default_rng(3)
     good = draw.random((4000, n_images)) < 0.5
-    vectors = labelled_vectors(
+    vectors = labelled(
         np.stack([good, ~good], axis=2).reshape(-1, 2).astype(np.float32),
         [f"{code:04d}" for code in range(4000) for _ in range(n_images)],
     )
@@ -115,7 +116,7 @@ def test_pair_correlation_by_hand() -> None:
 
 def test_perfect_classes_have_no_pair_correlation() -> None:
     rows = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
-    agreement = measure_agreement(labelled_vectors(rows, list("aaaabbbbcccc")), np.array([0.5]))
+    agreement = measure_agreement(labelled(rows, list("aaaabbbbcccc")), np.array([0.5]))
     assert pair_correlation(agreement, np.full(3, 1 / 3)) == 0
     assert (noise_of_tar(agreement) == 0).all()
 
@@ -127,7 +128,7 @@ def test_floor_of_two_images_by_hand() -> None:
     """One pair of TAR 0.6: utility is that of TAR 1 or 0, so its variance is U(1)^2 * 0.24, less the share 1/T."""
     band = Band(np.array([0.1, 0.2]), np.array([1.0, 0.9]), np.array([0.1, 0.1]))
     top = 2 * 0.9 / 1.9
-    found = noise_floor(band, np.array([0.6, 0.6]), np.full(8, 2), np.full(8, 1 / 8), correlation=0, c=1)
+    found = noise_floor(SharedCurve(band, np.array([0.6, 0.6]), np.full(8, 2), np.full(8, 1 / 8), correlation=0, c=1))
     assert found == pytest.approx(top**2 * 0.24 * 7 / 8)
 
 
@@ -150,11 +151,11 @@ def test_floor_agrees_with_simulated_classes(sizes: list[int], correlation: floa
                 chance = draw.beta(tar[column] * (1 / extra - 1), (1 - tar[column]) * (1 / extra - 1))
             values = utility(draw.binomial(n_pairs, chance) / n_pairs, np.full(40, BAND.pooled_far[column]), 1.0)
             total += float(share @ (values - share @ values) ** 2) / 2
-    found = noise_floor(BAND, tar, n_images, share, correlation=correlation, c=1.0)
+    found = noise_floor(SharedCurve(BAND, tar, n_images, share, correlation, c=1.0))
     # The simulation's own error is about 1 %; the law beyond its variance is another where pairs correlate.
     assert found == pytest.approx(total / 1500, rel=0.06 if correlation else 0.03)
 
 
 def test_floor_vanishes_where_nothing_varies() -> None:
-    found = noise_floor(BAND, np.array([1.0 + 1e-16, 1.0]), np.full(9, 3), np.full(9, 1 / 9), correlation=0.2, c=1.0)
-    assert found == pytest.approx(0, abs=1e-12)
+    null = SharedCurve(BAND, np.array([1.0 + 1e-16, 1.0]), np.full(9, 3), np.full(9, 1 / 9), correlation=0.2, c=1.0)
+    assert noise_floor(null) == pytest.approx(0, abs=1e-12)

@@ -18,10 +18,17 @@ def test_weights_of_classes_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["size", {"a": 1.0}, {"a": -1.0, "b": 1}, {"a": float("nan"), "b": 1}, {"a": 0, "b": 0}]
+    ("bad", "message"),
+    [
+        ("size", "weighting is 'equal', 'images' or a weight for each class by name, found 'size'"),
+        ({"a": 1.0}, "1 have none, the first is 'b'"),
+        ({"a": -1.0, "b": 1}, "finite, not negative, and not all 0"),
+        ({"a": float("nan"), "b": 1}, "finite, not negative, and not all 0"),
+        ({"a": 0, "b": 0}, "finite, not negative, and not all 0"),
+    ],
 )
-def test_impossible_weights_are_refused(bad) -> None:
-    with pytest.raises(InvalidInput):
+def test_impossible_weights_are_refused(bad, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         weigh_classes(bad, ("a", "b"), np.array([2, 2]))
 
 
@@ -74,8 +81,15 @@ def test_mean_interval_and_p_value_agree() -> None:
     assert (constant.value, constant.interval.high, constant.p_value) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("bad", [{"n_bootstrap": 0}, {"confidence": 0.0}, {"confidence": 1.0}])
-def test_impossible_bootstraps_are_refused(bad: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"n_bootstrap": 0}, "at least one bootstrap replicate, found 0"),
+        ({"confidence": 0.0}, "strictly between 0 and 1, found 0.0"),
+        ({"confidence": 1.0}, "strictly between 0 and 1, found 1.0"),
+    ],
+)
+def test_impossible_bootstraps_are_refused(bad: dict[str, float], message: str) -> None:
     options = {"n_bootstrap": 10, "confidence": 0.9} | bad
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=message):
         mean_over_classes(np.ones(3), np.full(3, 1 / 3), **options, rng=np.random.default_rng(0))

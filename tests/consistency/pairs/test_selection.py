@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.consistency import operating_curves, threshold_grid, thresholds_at_far
-from retrieval.errors import InvalidInput
+from retrieval.consistency import labelled, operating_curves, threshold_grid, thresholds_at_far
+from retrieval.errors import InvalidInput, NotEnoughEvidence
+from tests.consistency.conftest import tile_of
 
 # Whole numbers make every float32 product exact, so that a reference in Python agrees bit for bit.
 whole = st.integers(-4, 4).map(np.float32)
@@ -32,7 +33,8 @@ def test_selected_threshold_is_the_lowest_that_keeps_the_target(base: np.ndarray
     negatives = np.array(negative_scores(base, gallery, codes))
     if np.array_equal(base, gallery):  # all zero would be taken for cosine
         return
-    (threshold,) = thresholds_at_far(base, codes, gallery_vectors=gallery, fars=[far], tile=4)
+    with tile_of(4):
+        (threshold,) = thresholds_at_far(labelled(base, codes, gallery=gallery), [far])
     below = np.nextafter(np.float32(threshold), np.float32(-np.inf))
     assert (negatives >= threshold).mean() <= far
     assert (negatives >= below).mean() > far
@@ -44,13 +46,13 @@ def test_whole_products_are_not_lost_to_rounding() -> None:
     query = np.column_stack([np.append(scores, 1), np.zeros(101)]).astype(np.float32)
     gallery = np.column_stack([np.ones(101), np.zeros(101)]).astype(np.float32)
     labels = ["many"] * 100 + ["one"]
-    (threshold,) = thresholds_at_far(query, labels, gallery_vectors=gallery, fars=[0.29])
+    (threshold,) = thresholds_at_far(labelled(query, labels, gallery=gallery), [0.29])
     assert (scores >= threshold).sum() == 29
 
 
 def test_target_zero_rejects_every_negative_pair(family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=10, n_images=3)
-    curves = operating_curves(rows, labels, thresholds=thresholds_at_far(rows, labels, fars=[0.0]))
+    curves = operating_curves((rows, labels), thresholds=thresholds_at_far(labelled(rows, labels), [0.0]))
     assert curves.pooled_far.tolist() == [0.0]
 
 
@@ -58,14 +60,14 @@ def test_target_zero_rejects_every_negative_pair(family) -> None:
 def test_impossible_targets_are_refused(far: float, family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=3, n_images=2)
     with pytest.raises(InvalidInput, match=r"\[0, 1\)"):
-        thresholds_at_far(rows, labels, fars=[far])
+        thresholds_at_far(labelled(rows, labels), [far])
 
 
 def test_grid_covers_the_band_exactly_and_everything_else(family) -> None:
     rows, labels = family(np.random.default_rng(1), n_classes=40, n_images=4)
-    grid = threshold_grid(rows, labels, far_low=1e-2, far_high=1e-1, n_band=200)
-    curves = operating_curves(rows, labels, thresholds=grid)
-    high, low = thresholds_at_far(rows, labels, fars=[1e-1, 1e-2])
+    grid = threshold_grid(labelled(rows, labels), far_low=1e-2, far_high=1e-1, n_band=200)
+    curves = operating_curves((rows, labels), thresholds=grid)
+    high, low = thresholds_at_far(labelled(rows, labels), [1e-1, 1e-2])
     assert np.count_nonzero((grid >= high) & (grid <= low)) == 200
     assert {high, low} <= set(grid.tolist())
     assert curves.pooled_far[0] > 0.99
@@ -76,4 +78,10 @@ def test_grid_covers_the_band_exactly_and_everything_else(family) -> None:
 def test_impossible_bands_are_refused(limits: tuple[float, float], family) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=3, n_images=2)
     with pytest.raises(InvalidInput, match="far_low < far_high"):
-        threshold_grid(rows, labels, far_low=limits[0], far_high=limits[1])
+        threshold_grid(labelled(rows, labels), far_low=limits[0], far_high=limits[1])
+
+
+def test_no_negative_pair_is_not_enough() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    with pytest.raises(NotEnoughEvidence, match="no two images of different classes make a pair"):
+        thresholds_at_far(labelled(rows, ["a", "a", "b"], exclude=(["x"] * 3,)), [0.1])

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.consistency.separation.confusion import ORDERS, most_confused
+from retrieval.consistency import class_confusions, labelled, most_confused
+from retrieval.consistency.pairs import tiles
+from retrieval.consistency.separation.confusion import ORDERS
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -23,13 +26,16 @@ def by_definition(query, gallery, labels, threshold):
 
 
 @pytest.mark.parametrize("tile", [3, 8, 1000])
-def test_every_pair_of_classes_agrees_with_its_definition_whatever_the_tile(family, tile: int) -> None:
+def test_every_pair_of_classes_agrees_with_its_definition_whatever_the_tile(
+    family, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tiles smaller than a class as well."""
+    monkeypatch.setattr(tiles, "TILE", tile)
     rows, labels = family(np.random.default_rng(0), n_classes=7, n_images=5, crowding=1.0)
     mixed = np.random.default_rng(1).permutation(35)
     rows, labels = rows[mixed], [labels[i] for i in mixed]
     expected = by_definition(rows, rows, labels, 0.3)
-    result = most_confused(rows, labels, 0.3, n_listed=100, tile=tile)
+    result = most_confused(labelled(rows, labels), 0.3, n_listed=100)
     assert len(result.pairs) == 21 == result.n_class_pairs
     for pair in result.pairs:
         n_pairs, accepted, mean, highest, best = expected[pair.first, pair.second]
@@ -50,14 +56,14 @@ def test_the_list_holds_the_worst_in_order_however_many_blocks_there_are(family,
     column = {"accepted": 1, "mean": 2, "highest": 3}
     expected = by_definition(rows, rows, labels, 0.2)
     ranked = sorted(expected.values(), key=lambda e: (-(e[1] / e[0] if order == "share" else e[column[order]]), -e[2]))
-    result = most_confused(rows, labels, 0.2, order=order, n_listed=n_listed, tile=6)
+    result = most_confused(labelled(rows, labels), 0.2, order=order, n_listed=n_listed)
     assert [pair.mean for pair in result.pairs] == pytest.approx([e[2] for e in ranked[:n_listed]], abs=1e-6)
 
 
 def test_a_score_that_is_not_cosine_is_used_as_given() -> None:
     query = np.array([[1, 1], [2, 1], [3, 1]], dtype=np.float32)
     gallery = np.array([[1, 1], [1, 2], [1, 3]], dtype=np.float32)
-    worst = most_confused(query, ["b", "a", "c"], 5.0, gallery_vectors=gallery, n_listed=1).pairs[0]
+    worst = most_confused(labelled(query, ["b", "a", "c"], gallery=gallery), 5.0, n_listed=1).pairs[0]
     # a-c: 2 * 1 + 1 * 3 = 5
     assert (worst.first, worst.second, worst.highest, worst.n_accepted) == ("a", "c", 5, 1)
     assert (worst.examples[0].first_row, worst.examples[0].second_row) == (1, 2)
@@ -70,7 +76,7 @@ def test_raising_the_threshold_never_adds_confusion(seed: int, low: float, step:
     rows = rng.normal(size=(12, 4))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     labels = [f"c{code}" for code in rng.integers(4, size=10)] + ["c0", "c1"]
-    at_low, at_high = (most_confused(rows, labels, t, tile=5) for t in (low, low + step))
+    at_low, at_high = (most_confused(labelled(rows, labels), t) for t in (low, low + step))
     assert at_high.n_false_accepts <= at_low.n_false_accepts
     assert at_high.n_confused <= at_low.n_confused
 
@@ -78,8 +84,32 @@ def test_raising_the_threshold_never_adds_confusion(seed: int, low: float, step:
 def test_what_makes_no_sense_is_refused() -> None:
     rows = np.eye(3, dtype=np.float32)
     with pytest.raises(InvalidInput, match="finite threshold"):
-        most_confused(rows, ["a", "b", "c"], np.nan)
+        most_confused(labelled(rows, ["a", "b", "c"]), np.nan)
     with pytest.raises(InvalidInput, match="worst"):
-        most_confused(rows, ["a", "b", "c"], 0.5, order="worst")
-    with pytest.raises(NotEnoughEvidence):
-        most_confused(rows, ["a", "a", "a"], 0.5)
+        most_confused(labelled(rows, ["a", "b", "c"]), 0.5, order="worst")
+    with pytest.raises(NotEnoughEvidence, match="at least 2 classes"):
+        most_confused(labelled(rows, ["a", "a", "a"]), 0.5)
+
+
+def test_class_confusions_against_loops(family) -> None:
+    rows, labels = family(np.random.default_rng(0), n_classes=8, n_images=4, dimension=4)
+    found = class_confusions(labelled(rows, labels), 0.5, n_listed=2)
+    assert list(found) == sorted(set(labels))
+    for name, listed in found.items():
+        counts = Counter(
+            labels[j]
+            for i in range(len(rows))
+            for j in range(len(rows))
+            if labels[i] == name != labels[j] and rows[i] @ rows[j] >= 0.5
+        )
+        expected = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:2]
+        assert [(c.name, c.n_accepted, c.n_pairs) for c in listed] == [(other, count, 16) for other, count in expected]
+
+
+def test_classes_without_confusion_and_bad_options() -> None:
+    rows, labels = np.eye(4, dtype=np.float32), ["a", "a", "b", "b"]
+    assert class_confusions(labelled(rows, labels), 0.5) == {"a": (), "b": ()}
+    with pytest.raises(InvalidInput, match="n_listed must be"):
+        class_confusions(labelled(rows, labels), 0.5, n_listed=0)
+    with pytest.raises(InvalidInput, match="threshold must be finite"):
+        class_confusions(labelled(rows, labels), float("nan"))

@@ -3,16 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.separation.mislabelled import LINKAGES, label_margins
+from retrieval.consistency import label_margins, labelled
+from retrieval.consistency.pairs import tiles
+from retrieval.consistency.separation.mislabelled import LINKAGES
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
 @pytest.mark.parametrize("linkage", LINKAGES)
 @pytest.mark.parametrize("tile", [4, 1000])
-def test_margins_agree_with_their_definition(family, linkage: str, tile: int) -> None:
+def test_margins_agree_with_their_definition(family, linkage: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", tile)
     rows, labels = family(np.random.default_rng(0), n_classes=5, n_images=4, crowding=0.5)
     rows, labels = rows[:18], [*labels[:16], "alone", labels[0]]
-    result = label_margins(rows, labels, 0.3, linkage=linkage, tile=tile)
+    result = label_margins(labelled(rows, labels), 0.3, linkage=linkage)
     for i, label in enumerate(labels):
         to_class = {}
         for name in set(labels):
@@ -34,7 +37,7 @@ def test_a_wrong_label_among_well_kept_ones_is_the_first_suspect_and_says_what_i
     rows, labels = family(np.random.default_rng(1), n_classes=8, n_images=5)
     wrong = [*labels]
     wrong[12] = "class 0005"
-    suspects = label_margins(rows, wrong, 0.4).suspects
+    suspects = label_margins(labelled(rows, wrong), 0.4).suspects
     assert (suspects[0].row, suspects[0].label, suspects[0].likely) == (12, "class 0005", labels[12])
     assert [s.margin for s in suspects] == sorted(s.margin for s in suspects)
     assert "filed under class 0005" in str(suspects[0])
@@ -43,6 +46,6 @@ def test_a_wrong_label_among_well_kept_ones_is_the_first_suspect_and_says_what_i
 def test_what_cannot_be_judged_is_refused() -> None:
     rows = np.eye(2, dtype=np.float32)
     with pytest.raises(NotEnoughEvidence, match="no class has two images"):
-        label_margins(rows, ["a", "b"], 0.5)
+        label_margins(labelled(rows, ["a", "b"]), 0.5)
     with pytest.raises(InvalidInput, match="linkage"):
-        label_margins(rows, ["a", "b"], 0.5, linkage="median")
+        label_margins(labelled(rows, ["a", "b"]), 0.5, linkage="median")

@@ -3,13 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency import labelled
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
 
 
-def test_moments_agree_with_one_pair_at_a_time_whatever_the_tile(family) -> None:
+def test_moments_agree_with_one_pair_at_a_time_whatever_the_tile(family, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, labels = family(np.random.default_rng(0), n_classes=5, n_images=4)
-    vectors = labelled_vectors(rows, labels)
+    vectors = labelled(rows, labels)
     expected = np.zeros((20, 2, 3))
     for i in range(20):
         for j in range(20):
@@ -17,7 +18,8 @@ def test_moments_agree_with_one_pair_at_a_time_whatever_the_tile(family) -> None
                 score = float(vectors.query[i] @ vectors.gallery[j])
                 expected[i, int(vectors.codes[i] != vectors.codes[j])] += 1, score, score**2
     for tile in (3, 7, 100):
-        assert image_moments(vectors, tile=tile) == pytest.approx(expected, abs=1e-6)
+        monkeypatch.setattr(tiles, "TILE", tile)
+        assert image_moments(vectors) == pytest.approx(expected, abs=1e-6)
     of_classes = class_moments(expected, vectors.codes, 5)
     assert of_classes[:, 0, 0].tolist() == [6] * 5
     assert of_classes[:, 1, 0].tolist() == [64] * 5

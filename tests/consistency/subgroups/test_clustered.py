@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval.consistency.intervals import wilson_interval
+from retrieval.consistency import wilson_interval
 from retrieval.consistency.subgroups.clustered import (
     RateEstimates,
     clustered_interval,

@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import f, t
 
+from retrieval.consistency import fairness_discrepancy_rate, garbe, gini, holm, max_geometric_mean, max_min_ratio
 from retrieval.consistency.subgroups.clustered import RateEstimates
-from retrieval.consistency.subgroups.differentials import (
-    compare_rates,
-    fairness_discrepancy_rate,
-    garbe,
-    gini,
-    holm,
-    max_geometric_mean,
-    max_min_ratio,
-)
+from retrieval.consistency.subgroups.differentials import compare_rates
 from retrieval.errors import InvalidInput
 
 rates_of_groups = st.lists(st.floats(1e-6, 1), min_size=2, max_size=8).map(np.array)
@@ -78,9 +71,7 @@ def test_holm_by_its_definition(p_values: list[float]) -> None:
 def test_two_independent_groups_by_hand() -> None:
     """One ratio: the F test of all groups is the t test of either, squared."""
     both = estimates([100, 160])
-    report = compare_rates(
-        ["a", "b"], both, np.diag(both.variances), level=0.05, confidence=0.95, rng=np.random.default_rng(0)
-    )
+    report = compare_rates(["a", "b"], both, np.diag(both.variances), confidence=0.95, rng=np.random.default_rng(0))
     smoothed = (both.errors + 0.5) / (both.pairs + 1)
     error = np.sqrt(((1 - smoothed) / smoothed / 10_000).sum())
     statistic = np.log(smoothed[0] / smoothed[1]) / error
@@ -101,9 +92,7 @@ def test_what_all_groups_share_does_not_hide_a_difference() -> None:
     alone = np.diag(three.variances)
     together = alone + 4 * np.outer(three.rates, three.rates) * 0.01
     for covariance in (alone, together):
-        report = compare_rates(
-            ["a", "b", "c"], three, covariance, level=0.05, confidence=0.95, rng=np.random.default_rng(0)
-        )
+        report = compare_rates(["a", "b", "c"], three, covariance, confidence=0.95, rng=np.random.default_rng(0))
         assert report.p_equal is not None
         assert report.p_equal < 1e-4
         assert [test.differs for test in report.tests] == [True, True, True]
@@ -114,7 +103,7 @@ def test_chance_alone_is_what_equal_rates_show() -> None:
     rng = np.random.default_rng(1)
     drawn = [rng.binomial(10_000, 0.01, size=5) / 10_000 for _ in range(400)]
     observed = estimates([100.0] * 5)
-    report = compare_rates(list("abcde"), observed, np.diag(observed.variances), level=0.05, confidence=0.95, rng=rng)
+    report = compare_rates(list("abcde"), observed, np.diag(observed.variances), confidence=0.95, rng=rng)
     assert report.max_min_ratio_by_chance == pytest.approx(np.mean([max_min_ratio(rates) for rates in drawn]), rel=0.05)
     assert report.gini_by_chance == pytest.approx(np.mean([gini(rates) for rates in drawn]), rel=0.05)
     assert report.max_difference_by_chance == pytest.approx(np.mean([np.ptp(rates) for rates in drawn]), rel=0.05)
@@ -124,7 +113,7 @@ def test_chance_alone_is_what_equal_rates_show() -> None:
 def test_a_group_without_errors_is_tested_all_the_same() -> None:
     lucky = estimates([0, 60, 60])
     report = compare_rates(
-        ["a", "b", "c"], lucky, np.diag(lucky.variances), level=0.05, confidence=0.95, rng=np.random.default_rng(0)
+        ["a", "b", "c"], lucky, np.diag(lucky.variances), confidence=0.95, rng=np.random.default_rng(0)
     )
     assert report.max_min_ratio is None
     assert "none (a group has no error)" in str(report)
@@ -134,18 +123,16 @@ def test_a_group_without_errors_is_tested_all_the_same() -> None:
 
 def test_too_few_classes_for_a_test_of_all_groups() -> None:
     few = estimates([10, 20, 30, 40], n_clusters=3)
-    report = compare_rates(
-        list("abcd"), few, np.diag(few.variances), level=0.05, confidence=0.95, rng=np.random.default_rng(0)
-    )
+    report = compare_rates(list("abcd"), few, np.diag(few.variances), confidence=0.95, rng=np.random.default_rng(0))
     assert report.p_equal is None
     assert "not testable" in str(report)
 
 
-def test_one_group_or_an_impossible_level_is_refused() -> None:
+def test_one_group_or_an_impossible_confidence_is_refused() -> None:
     one, two = estimates([10]), estimates([10, 20])
     rng = np.random.default_rng(0)
     with pytest.raises(InvalidInput, match="found 1 groups"):
-        compare_rates(["a"], one, np.diag(one.variances), level=0.05, confidence=0.95, rng=rng)
-    for level, confidence in ((0, 0.95), (0.05, 1)):
-        with pytest.raises(InvalidInput, match="level and confidence"):
-            compare_rates(["a", "b"], two, np.diag(two.variances), level=level, confidence=confidence, rng=rng)
+        compare_rates(["a"], one, np.diag(one.variances), confidence=0.95, rng=rng)
+    for confidence in (0, 1):
+        with pytest.raises(InvalidInput, match=r"confidence in \(0, 1\)"):
+            compare_rates(["a", "b"], two, np.diag(two.variances), confidence=confidence, rng=rng)

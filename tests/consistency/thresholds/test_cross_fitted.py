@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import cross_fitted_rates
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency import cross_fitted_rates, labelled
 from retrieval.consistency.thresholds.cross_fitted import split_classes
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import Family
@@ -34,7 +33,7 @@ def by_loops(rows: np.ndarray, labels: list[str], target: float, n_splits: int, 
 def test_against_loops(family: Family) -> None:
     rows, labels = family(np.random.default_rng(1), n_classes=14, n_images=4, spread=0.5)
     labels[-4] = "alone"  # a class without a positive pair
-    found = cross_fitted_rates(rows, labels, target_far=0.05, n_splits=2, rng=np.random.default_rng(7))
+    found = cross_fitted_rates(labelled(rows, labels), target_far=0.05, n_splits=2, rng=np.random.default_rng(7))
     thresholds, counts = by_loops(rows, labels, 0.05, 2, np.random.default_rng(7))
     assert found.thresholds == pytest.approx(np.array(thresholds), abs=1e-6)
     tars = np.array([counts[name][0] / counts[name][1] if counts[name][1] else np.nan for name in found.classes])
@@ -48,7 +47,7 @@ def test_against_loops(family: Family) -> None:
 
 def test_halves_share_no_class_and_miss_none(family: Family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=9, n_images=3)
-    first, second = split_classes(labelled_vectors(rows, labels), np.random.default_rng(0))
+    first, second = split_classes(labelled(rows, labels), np.random.default_rng(0))
     assert set(first.codes).isdisjoint(second.codes)
     assert (len(set(first.codes)), len(set(second.codes))) == (4, 5)
     assert len(first.codes) + len(second.codes) == 27
@@ -57,7 +56,7 @@ def test_halves_share_no_class_and_miss_none(family: Family) -> None:
 def test_on_average_the_target_is_met(family: Family) -> None:
     """Classes of both halves come from one population, so the FAR elsewhere is the target but for chance."""
     rows, labels = family(np.random.default_rng(3), n_classes=120, n_images=4, crowding=0.5)
-    found = cross_fitted_rates(rows, labels, target_far=0.02, rng=np.random.default_rng(0))
+    found = cross_fitted_rates(labelled(rows, labels), target_far=0.02, rng=np.random.default_rng(0))
     assert found.far == pytest.approx(0.02, rel=0.1)
     assert np.ptp(found.fars) > 0
 
@@ -66,9 +65,9 @@ def test_too_little_is_refused(family: Family) -> None:
     rows, labels = family(np.random.default_rng(4), n_classes=10, n_images=2)
     rng = np.random.default_rng(0)
     with pytest.raises(NotEnoughEvidence, match=r"40 negative pairs give 0\.4"):
-        cross_fitted_rates(rows, labels, target_far=0.01, rng=rng)
+        cross_fitted_rates(labelled(rows, labels), target_far=0.01, rng=rng)
     with pytest.raises(NotEnoughEvidence, match="no class with two images"):
-        cross_fitted_rates(rows, [str(row) for row in range(20)], target_far=0.5, rng=rng)
+        cross_fitted_rates(labelled(rows, [str(row) for row in range(20)]), target_far=0.5, rng=rng)
     for options in ({"target_far": 0.0}, {"target_far": 0.5, "n_splits": 0}):
-        with pytest.raises(InvalidInput):
-            cross_fitted_rates(rows, labels, **options, rng=rng)
+        with pytest.raises(InvalidInput, match="n_splits of at least 1"):
+            cross_fitted_rates(labelled(rows, labels), **options, rng=rng)

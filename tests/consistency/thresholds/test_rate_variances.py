@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.pairs.pairs import labelled_vectors
+from retrieval.consistency import labelled, operating_curves
 from retrieval.consistency.thresholds.rate_variances import log_interval, logit_interval, rate_variances
 
 
@@ -15,8 +14,8 @@ def test_variances_agree_with_sums_over_pairs_of_class_pairs(family) -> None:
     kept = [4 * code + image for code, size in enumerate(sizes) for image in range(size)]
     rows, labels = rows[kept], [labels[row] for row in kept]
     threshold = 0.45
-    vectors, curves = labelled_vectors(rows, labels), operating_curves(rows, labels, thresholds=[threshold])
-    found = rate_variances(vectors, curves, tile=16)
+    vectors, curves = labelled(rows, labels), operating_curves(labelled(rows, labels), thresholds=[threshold])
+    found = rate_variances(vectors, curves)
     codes = np.repeat(np.arange(22), sizes)
     accepted = rows @ rows.T >= threshold
     pairs = [(i, j) for i in range(22) for j in range(i + 1, 22)]
@@ -41,16 +40,16 @@ def test_precision_is_as_uncertain_as_its_replicates(family) -> None:
     ratios, claimed = [], []
     for _ in range(200):
         rows, labels = family(rng, n_classes=40, n_images=4, dimension=12, spread=0.3, crowding=0.5)
-        curves = operating_curves(rows, labels, thresholds=[0.5])
+        curves = operating_curves(labelled(rows, labels), thresholds=[0.5])
         ratios.append(np.log(curves.pooled_tar[0] / curves.pooled_far[0]))
-        claimed.append(rate_variances(labelled_vectors(rows, labels), curves, tile=1024).precision)
+        claimed.append(rate_variances(labelled(rows, labels), curves).precision)
     assert np.mean(claimed) == pytest.approx(np.var(ratios), rel=0.3)  # 200 draws know a variance to 10 %
 
 
 def test_equal_classes_have_equal_variances_of_both_fars(family) -> None:
     rows, labels = family(np.random.default_rng(1), n_classes=30, n_images=3, dimension=12, crowding=0.8)
-    curves = operating_curves(rows, labels, thresholds=[0.4])
-    found = rate_variances(labelled_vectors(rows, labels), curves, tile=1024)
+    curves = operating_curves(labelled(rows, labels), thresholds=[0.4])
+    found = rate_variances(labelled(rows, labels), curves)
     assert found.mean_far == pytest.approx(found.class_variance + found.pair_variance)
 
 

@@ -6,10 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.pairs import labelled_vectors
-from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency import Target, labelled, parse_target, thresholds_at_far
 from retrieval.consistency.thresholds.reaching import reach
-from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import NotEnoughEvidence
 
 TARGETS = ["far=0.02", "class-far=0.02", "frr=0.3", "precision=0.4@0.02", "f1@0.02", "f0.5@0.1", "utility", "utility=2"]
@@ -59,8 +57,8 @@ def test_no_other_float32_does_better(text: str, seed: int, family) -> None:
     """Against the definition, evaluated at every distinct score and one step above it."""
     target = parse_target(text)
     rows, labels = uneven(np.random.default_rng(seed), family, n_classes=11)
-    vectors = labelled_vectors(rows, labels)
-    found = reach(vectors, target, tile=1024)
+    vectors = labelled(rows, labels)
+    found = reach(vectors, target)
     scores = vectors.query @ vectors.gallery.T
     scores = np.triu(scores) + np.triu(scores, 1).T  # as counted: every pair once, from above the diagonal
     steps = np.unique(scores[np.triu_indices(len(scores), 1)])
@@ -78,21 +76,21 @@ def test_no_other_float32_does_better(text: str, seed: int, family) -> None:
 def test_pooled_far_agrees_with_the_selection_by_rank(family) -> None:
     rows, labels = uneven(np.random.default_rng(3), family)
     for far in (0.5, 0.1, 0.01, 0.001):
-        found = reach(labelled_vectors(rows, labels), Target("far", far), tile=64)
-        assert found == pytest.approx(thresholds_at_far(rows, labels, fars=[far])[0], abs=1e-6)
+        found = reach(labelled(rows, labels), Target("far", far))
+        assert found == pytest.approx(thresholds_at_far(labelled(rows, labels), [far])[0], abs=1e-6)
 
 
 def test_thresholds_are_ordered_as_their_targets(family) -> None:
-    vectors = labelled_vectors(*uneven(np.random.default_rng(4), family))
+    vectors = labelled(*uneven(np.random.default_rng(4), family))
     strict_first = {
         "class-far={}": [0.001, 0.01, 0.1, 0.5],
         "frr={}": [0.8, 0.5, 0.2, 0.05],
         "precision={}@0.1": [0.9, 0.7, 0.4, 0.2],
     }
     for form, values in strict_first.items():
-        thresholds = [reach(vectors, parse_target(form.format(value)), tile=1024) for value in values]
+        thresholds = [reach(vectors, parse_target(form.format(value))) for value in values]
         assert thresholds == sorted(thresholds, reverse=True), form
-    betas = [reach(vectors, Target("f", beta, 0.05), tile=1024) for beta in (0.2, 1, 5)]
+    betas = [reach(vectors, Target("f", beta, 0.05)) for beta in (0.2, 1, 5)]
     assert betas == sorted(betas, reverse=True)
 
 
@@ -105,9 +103,9 @@ def test_names_and_order_do_not_matter(seed: int, text: str) -> None:
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     codes, order, names = np.repeat(np.arange(8), 4), rng.permutation(32), rng.permutation(8)
     target = parse_target(text)
-    plain = reach(labelled_vectors(rows, [str(code) for code in codes]), target, tile=1024)
-    renamed = labelled_vectors(rows[order], [str(names[code]) for code in codes[order]])
-    again = reach(renamed, target, tile=7)
+    plain = reach(labelled(rows, [str(code) for code in codes]), target)
+    renamed = labelled(rows[order], [str(names[code]) for code in codes[order]])
+    again = reach(renamed, target)
     scores = rows @ rows.T
     if target.choice == "best":  # several may be equally good but for rounding
         assert achieved(target, scores, codes, again - 1e-6) == pytest.approx(
@@ -124,14 +122,14 @@ def test_scores_that_are_no_cosines(family) -> None:
         query = np.hstack([rows, np.full((len(rows), 1), shift, np.float32)])
         gallery = np.hstack([rows, np.ones((len(rows), 1), np.float32)])
         for text in TARGETS:
-            plain = reach(labelled_vectors(rows, labels), parse_target(text), tile=1024)
-            shifted = reach(labelled_vectors(query, labels, gallery), parse_target(text), tile=1024)
+            plain = reach(labelled(rows, labels), parse_target(text))
+            shifted = reach(labelled(query, labels, gallery=gallery), parse_target(text))
             assert shifted == pytest.approx(plain + shift, abs=2e-6), text
 
 
 def test_a_target_that_no_threshold_reaches_is_refused() -> None:
     """Every negative pair is a copy of a positive one: precision never exceeds the prevalence."""
     rows = np.tile(np.eye(3, dtype=np.float32), (4, 1))
-    vectors = labelled_vectors(rows, ["a"] * 6 + ["b"] * 6)
+    vectors = labelled(rows, ["a"] * 6 + ["b"] * 6)
     with pytest.raises(NotEnoughEvidence, match=r"no threshold reaches precision at least 0\.9 .* ask for less"):
-        reach(vectors, parse_target("precision=0.9@0.1"), tile=4)
+        reach(vectors, parse_target("precision=0.9@0.1"))

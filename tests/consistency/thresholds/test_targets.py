@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.consistency.curves.curves import operating_curves
-from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency import Target, labelled, operating_curves, parse_target
 from retrieval.errors import InvalidInput
 
 shares = st.floats(1e-9, 1, exclude_max=True)
@@ -51,7 +50,7 @@ def test_text_reads_back_as_the_same_target(target: Target) -> None:
      "false-matches=1", "false-matches=5@5", "false-matches=0@9", "false-matches=1@inf", "far=1.2.3", "threshold=0.5"],
 )  # fmt: skip
 def test_what_is_no_target_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match=r"write one of|expected a (number|share|gallery)"):
         parse_target(text)
 
 
@@ -70,7 +69,7 @@ def test_achieved_by_hand() -> None:
     """Positives 0.8, 0.28; negatives 0.6, 0 and others below: at 0.5 TAR is 1/2 and FAR 1/8."""
     rows = np.array([[1, 0], [0.8, 0.6], [0, 1], [-0.96, 0.28]], dtype=np.float32)
     labels = ["a", "a", "b", "b"]  # positives: 0.8 and 0.28; negatives 0, -0.96, 0.6, -0.6
-    curves = operating_curves(rows, labels, thresholds=[-2, 0.5, 0.7, 2])
+    curves = operating_curves(labelled(rows, labels), thresholds=[-2, 0.5, 0.7, 2])
     assert curves.pooled_tar.tolist() == [1, 0.5, 0.5, 0]
     assert curves.pooled_far.tolist() == [1, 0.25, 0, 0]
     expected = {

@@ -150,3 +150,41 @@ def test_a_store_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Unavailable, match="cannot write"):
         Objects(f"file://{tmp_path}/file").put("key", b"")
+
+
+# pointers and folders that are opened
+
+
+@pytest.mark.parametrize("data", [b"", b"../other", b"two words", b"\xff\xfe", b"x" * 65])
+def test_a_pointer_holds_one_name(objects: Objects, data: bytes) -> None:
+    """Written by hand with a line end it still counts; anything else is damage."""
+    assert objects.pointer("a/CURRENT") is None
+    objects.put("a/CURRENT", b"s-1_A\n")
+    assert objects.pointer("a/CURRENT") == "s-1_A"
+    objects.put("a/CURRENT", data)
+    with pytest.raises(CorruptArtifact, match=r"a/CURRENT: expected one id, found .*: publish or activate again"):
+        objects.pointer("a/CURRENT")
+
+
+def test_an_artefact_that_is_damaged_in_the_cache_is_fetched_once_more(tmp_path: Path) -> None:
+    """Damaged in the store too, it is reported; on a local store there is nothing to fetch."""
+
+    def text(folder: Path) -> str:
+        content = (folder / "file").read_text()
+        if content != "good":
+            raise CorruptArtifact(f"found {content}")
+        return content
+
+    objects = Objects(f"memory://{uuid.uuid4().hex}", cache=tmp_path / "cache")
+    objects.put("a/file", b"good")
+    assert objects.opened("a", text) == "good"
+    (objects.local("a") / "file").write_text("bad")
+    assert objects.opened("a", text) == "good"
+    objects.put("a/file", b"worse")
+    (objects.local("a") / "file").write_text("bad")
+    with pytest.raises(CorruptArtifact, match="found worse"):
+        objects.opened("a", text)
+    local = Objects(f"file://{tmp_path}/local")
+    local.put("a/file", b"bad")
+    with pytest.raises(CorruptArtifact, match="found bad"):
+        local.opened("a", text)

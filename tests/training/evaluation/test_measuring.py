@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrieval.consistency import consistency_report, map_at_r, recall_at_k
+from retrieval.consistency import OpisOptions, consistency_report, labelled, map_at_r, recall_at_k
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence, TooManyFailures
@@ -42,9 +42,10 @@ def test_perfect_classes() -> None:
 
 def test_figures_are_those_of_the_mathematics(drawn: tuple[np.ndarray, list[str]], evaluation: Evaluation) -> None:
     rows, labels = drawn
-    recall = recall_at_k(rows, labels, k=(1, 2, 4, 8))
+    vectors = labelled(rows, labels)
+    recall = recall_at_k(vectors, k=(1, 2, 4, 8))
     assert [evaluation.r_at_1, evaluation.r_at_2, evaluation.r_at_4, evaluation.r_at_8] == list(recall.values())
-    assert evaluation.map_at_r == map_at_r(rows, labels)
+    assert evaluation.map_at_r == map_at_r(vectors)
     distance, log_far, around = evaluation.consistency
     assert (distance.axis, log_far.axis, around.axis) == ("distance", "log_far", "log_far")
     assert (distance.opis, distance.floor, distance.debiased) == (
@@ -52,7 +53,7 @@ def test_figures_are_those_of_the_mathematics(drawn: tuple[np.ndarray, list[str]
         evaluation.opis_floor,
         evaluation.opis_debiased,
     )
-    expected = consistency_report(rows, labels, axis="log_far", rng=np.random.default_rng(0))
+    expected = consistency_report(vectors, OpisOptions(axis="log_far"), rng=np.random.default_rng(0))
     assert (log_far.opis, log_far.debiased, log_far.eps_opis) == (expected.value, expected.debiased, expected.eps_opis)
     assert (around.far_low, around.far_high) == (pytest.approx(10**-2.5, rel=0.05), pytest.approx(10**-1.5, rel=0.05))
     tars = {rate.far: rate.tar for rate in evaluation.tar_at_far}

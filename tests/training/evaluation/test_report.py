@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.consistency import class_rates
+from retrieval.consistency import class_rates, labelled
 from retrieval.errors import InvalidInput
 from tests.consistency.conftest import draw_family
 from training.evaluation import Evaluation, evaluate
@@ -42,7 +42,7 @@ def test_class_table(drawn: tuple[np.ndarray, list[str]]) -> None:
     """Every class once, worst first, with the rates of `class_rates`, and whom it is confused with."""
     rows, labels = drawn
     table = list(csv.DictReader(io.StringIO(class_table(rows, labels, 0.6))))
-    rates = {rate.name: rate for rate in class_rates(rows, labels, 0.6)}
+    rates = {rate.name: rate for rate in class_rates(labelled(rows, labels), 0.6)}
     assert {row["class"] for row in table} == rates.keys()
     fars = [float(row["far"]) for row in table]
     assert fars == sorted(fars, reverse=True)

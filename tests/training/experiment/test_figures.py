@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import class_rates, consistency_report, thresholds_at_far
+from retrieval.consistency import OpisOptions, class_rates, consistency_report, labelled, thresholds_at_far
 from tests.consistency.conftest import draw_family
 from training.embeddings import Embedded
 from training.experiment import ScoreConfig, measure
@@ -30,10 +30,13 @@ def test_figures_of_the_cosine(parts: dict[str, Embedded]) -> None:
         ("opis_log_far", {"axis": "log_far"}),
         ("opis_deployed", {"axis": "log_far", "far_low": 0.02 / 10**0.5, "far_high": 0.02 * 10**0.5}),
     ):
-        expected = consistency_report(rows, labels, rng=np.random.default_rng(5), n_bootstrap=10, **options)
+        expected = consistency_report(
+            (rows, labels), OpisOptions(n_bootstrap=10, **options), rng=np.random.default_rng(5)
+        )
         assert getattr(found.figures, name) == pytest.approx(expected.debiased)
-    (threshold,) = thresholds_at_far(parts["calibration"].embeddings, parts["calibration"].labels.tolist(), fars=[0.02])
-    rates = class_rates(rows, labels, threshold)
+    fixed_on = labelled(parts["calibration"].embeddings, parts["calibration"].labels.tolist())
+    (threshold,) = thresholds_at_far(fixed_on, [0.02])
+    rates = class_rates(labelled(rows, labels), threshold)
     assert found.figures.transfer_far == pytest.approx(
         sum(rate.far * rate.negatives for rate in rates) / sum(rate.negatives for rate in rates)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import recall_at_k
+from retrieval.consistency import labelled, recall_at_k
 from retrieval.errors import NotEnoughEvidence
 from tests.consistency.conftest import draw_family
 from training.experiment import ScoreConfig, fit_score, scores
@@ -46,7 +46,7 @@ def test_isotonic_keeps_every_order(
     order = np.argsort(cosines, kind="stable")
     assert (np.diff(mapped[order]) >= 0).all()
     query, gallery = fit_score(ScoreConfig(kind="isotonic"), *fitted_on, far_target=0.02)(rows)
-    assert recall_at_k(query, labels, gallery_vectors=gallery) == recall_at_k(rows, labels)
+    assert recall_at_k(labelled(query, labels, gallery=gallery)) == recall_at_k(labelled(rows, labels))
 
 
 def test_offsets_give_each_cluster_the_same_far(fitted_on: tuple[np.ndarray, list[str]]) -> None:

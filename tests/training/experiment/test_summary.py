@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from retrieval.consistency import compare_consistency
+from retrieval.consistency import compare_consistency, labelled
 from tests.training.experiment.test_figures import embedded
 from training.config import TrainingConfig
 from training.experiment import Experiment, ExperimentResult, Measured, ScoreConfig, measure, summarise, to_json
@@ -70,9 +70,8 @@ def test_paired_over_classes(result: ExperimentResult) -> None:
     """Seed by seed as `compare_consistency` has it, then combined."""
     single = [
         compare_consistency(
-            embedded(seed, spread=0.3).embeddings,
-            embedded(seed, spread=0.9).embeddings,
-            embedded(seed).labels.tolist(),
+            labelled(embedded(seed, spread=0.3).embeddings, embedded(seed).labels.tolist()),
+            labelled(embedded(seed, spread=0.9).embeddings, embedded(seed).labels.tolist()),
             rng=np.random.default_rng(0),
         )
         for seed in (0, 1, 2)

@@ -1,1 +1,0 @@
-"""Operating curves: accepted pairs per class and threshold, of all pairs or of some."""

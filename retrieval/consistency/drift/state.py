@@ -1,0 +1,127 @@
+"""The state that one look for drift leaves to the next, its verdict and its plain JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from retrieval.errors import InvalidInput
+
+# One bettor for each resolution and each memory; what it learnt fades by this factor at every later look.
+MEMORIES = (1.0, 0.9, 0.5)
+
+
+def resolutions(n_bins: int) -> list[int]:
+    """Return the resolutions of the bettors: powers of two from 2 to n_bins, itself a power of two."""
+    return [1 << level for level in range(1, n_bins.bit_length())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftState:
+    """What the next look needs to know of the reference and of the earlier looks; plain numbers.
+
+    edges, tie_breaks: [K - 1], upper ends of all bins but the last, and the random numbers that order equal scores;
+    gaps: [K], spaces between neighbouring reference scores in each bin; counts: [K], new scores in it;
+    memories: [3][K], counts faded at three speeds; log_wealth: the logarithm of each bettor's wealth, the idle one's
+    first; n_looks: looks so far; log_e, log_peak: logarithm of the e-value now and of its highest so far.
+
+    Raises:
+        InvalidInput: at construction, when lengths or values break one of these rules.
+    """
+
+    edges: tuple[float, ...]
+    tie_breaks: tuple[float, ...]
+    gaps: tuple[int, ...]
+    counts: tuple[int, ...]
+    memories: tuple[tuple[float, ...], ...]
+    log_wealth: tuple[float, ...]
+    n_looks: int = 0
+    log_e: float = 0.0
+    log_peak: float = 0.0
+
+    def __post_init__(self) -> None:
+        k = len(self.gaps)
+        lengths = [len(self.edges) + 1, len(self.tie_breaks) + 1, len(self.counts), *map(len, self.memories)]
+        fits = (
+            k >= 2
+            and k & (k - 1) == 0
+            and set(lengths) == {k}
+            and len(self.memories) == len(MEMORIES)
+            and len(self.log_wealth) == 1 + len(MEMORIES) * len(resolutions(k))
+        )
+        numbers = np.array([*self.edges, *self.log_wealth, self.log_e, self.log_peak, *sum(self.memories, ())])
+        if not fits or not np.isfinite(numbers).all() or min(self.gaps) < 1 or min(self.counts) < 0:
+            raise InvalidInput(
+                f"a drift state needs 2, 4, 8 ... bins of at least one gap and finite numbers of matching lengths, "
+                f"found {k} bins, {len(self.edges)} edges and {len(self.log_wealth)} bettors; start a new one"
+            )
+
+    @property
+    def n_reference(self) -> int:
+        """Scores of the reference."""
+        return sum(self.gaps) - 1
+
+    @property
+    def n_scores(self) -> int:
+        """Scores of all looks together."""
+        return sum(self.counts)
+
+    @property
+    def p_value(self) -> float:
+        """Anytime-valid: without drift it ever falls to alpha or below with probability at most alpha."""
+        return math.exp(-max(self.log_peak, 0.0))
+
+    def drifted(self, alpha: float = 0.05) -> bool:
+        """Whether any look so far found drift; a false alarm ever has probability at most alpha.
+
+        Raises:
+            InvalidInput: alpha outside (0, 1).
+        """
+        if not 0 < alpha < 1:
+            raise InvalidInput(f"alpha is the probability of a false alarm and lies in (0, 1), found {alpha}")
+        return self.p_value <= alpha
+
+    def __str__(self) -> str:
+        return (
+            f"{'drift' if self.drifted() else 'no drift'} found after {self.n_looks} looks at {self.n_scores} scores "
+            f"against a reference of {self.n_reference}: anytime-valid p {self.p_value:.3g}, e-value now "
+            f"{math.exp(min(self.log_e, 700.0)):.3g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types from which `from_json` makes an equal state."""
+        document: dict[str, Any] = {"kind": "drift"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            document[field.name] = list(value) if isinstance(value, tuple) else value
+        document["memories"] = [list(memory) for memory in self.memories]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> DriftState:
+        """Undo `to_json`.
+
+        Raises:
+            InvalidInput: another kind, a missing field or values that are no state.
+        """
+        if document.get("kind") != "drift":
+            raise InvalidInput(f"expected a document of kind 'drift', found {document.get('kind')!r}")
+        try:
+            values: dict[str, Any] = {
+                **{name: _floats(document[name]) for name in ("edges", "tie_breaks", "log_wealth")},
+                **{name: tuple(int(value) for value in document[name]) for name in ("gaps", "counts")},
+                "memories": tuple(_floats(memory) for memory in document["memories"]),
+                "n_looks": int(document["n_looks"]),
+                **{name: float(document[name]) for name in ("log_e", "log_peak")},
+            }
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"the drift state's document is incomplete or malformed: {error!r}") from error
+
+
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

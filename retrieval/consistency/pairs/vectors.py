@@ -1,0 +1,311 @@
+"""Labelled vectors: checked once, sorted by class, with the pairs that they make.
+
+A pair's score is `query[i] . gallery[j]` in float32, as a search computes it; for cosine both arrays are the same unit
+rows. What is counted from the scores is decided by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
+
+Vectors: TypeAlias = NDArray[np.float32]
+Codes: TypeAlias = NDArray[np.int64]
+Groups: TypeAlias = NDArray[np.int32]
+Columns: TypeAlias = Sequence[Sequence[str]]
+Progress: TypeAlias = Callable[[int, int], None]
+
+# Unit rows that were normalised or stored in float16 must pass: rounding the norm and each component to float16 changes
+# the length by at most 2 * 2^-11 = 9.8e-4. Float32 rows are within 1e-6.
+UNIT_NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledVectors:
+    """Vectors sorted by class, so that a tile holds few classes, and the numbers of their pairs.
+
+    Build them with `labelled` or `crossed`. If gallery_codes is codes, the pairs are the unordered ones inside one set
+    of images; otherwise every query makes a pair with every gallery vector.
+
+    query: [n, D] float32; gallery: [g, D]; codes, gallery_codes: [n] and [g] int64, ascending, index into classes
+    (sorted names); order: [n] int64, the caller's row of each query; groups, gallery_groups: [n, a] and [g, a] int32,
+    two vectors with an equal group make no pair, -1 equals none; cosine: whether the score is the cosine of unit rows;
+    positives, negatives: [T] int64, pairs of each class, a negative pair belongs to both its classes.
+    """
+
+    query: Vectors
+    gallery: Vectors
+    codes: Codes
+    gallery_codes: Codes
+    classes: tuple[str, ...]
+    order: NDArray[np.int64]
+    groups: Groups
+    gallery_groups: Groups
+    cosine: bool
+    positives: Codes = field(init=False)
+    negatives: Codes = field(init=False)
+
+    def __post_init__(self) -> None:
+        totals = pair_totals(self.codes, self.gallery_codes, self.groups, self.gallery_groups, len(self.classes))
+        for name, total in zip(("positives", "negatives"), totals, strict=True):
+            object.__setattr__(self, name, total)
+
+    @property
+    def one_set(self) -> bool:
+        """Whether queries and gallery are the same images."""
+        return self.gallery_codes is self.codes
+
+    @property
+    def n_images(self) -> NDArray[np.int64]:
+        """Images of each class: [T] int64."""
+        counts = np.bincount(self.codes, minlength=len(self.classes))
+        if not self.one_set:
+            counts = counts + np.bincount(self.gallery_codes, minlength=len(self.classes))
+        return counts.astype(np.int64)
+
+    @property
+    def n_positives(self) -> int:
+        """Number of pairs inside a class."""
+        return int(self.positives.sum())
+
+    @property
+    def n_negatives(self) -> int:
+        """Number of pairs across classes."""
+        return int(self.negatives.sum()) // 2
+
+    def subset(self, rows: NDArray[np.int64]) -> LabelledVectors:
+        """Return the vectors of one set in the given rows ([k] int64) with all class names kept."""
+        check_one_set(self)
+        codes, groups = self.codes[rows], self.groups[rows]
+        return replace(
+            self,
+            query=self.query[rows],
+            gallery=self.gallery[rows],
+            codes=codes,
+            gallery_codes=codes,
+            order=self.order[rows],
+            groups=groups,
+            gallery_groups=groups,
+        )
+
+
+# What the functions take that are called first: labelled vectors, or a plain (embeddings, labels).
+VectorsOrPair: TypeAlias = LabelledVectors | tuple[Vectors, Sequence[str]]
+
+
+def labelled(
+    embeddings: Vectors, labels: Sequence[str], *, gallery: Vectors | None = None, exclude: Columns = ()
+) -> LabelledVectors:
+    """Check the vectors and labels of one set of images and return them sorted by class.
+
+    Without a gallery, or with one equal to the embeddings, the score is cosine and unit rows are demanded. Otherwise
+    the two arrays are the two sides of an inner product and only have to be finite.
+
+    embeddings, gallery: [n, D] float32; labels: n strings; exclude: columns of n strings, for instance makers: two
+    images with the same string in a column make no pair; the empty string equals none.
+
+    Raises:
+        InvalidEmbeddings: wrong shape or dtype, NaN or infinity, rows that are not unit, or labels or a column of
+            another length or type.
+        NotEnoughEvidence: fewer than two classes.
+
+    >>> vectors = labelled(np.eye(3, dtype=np.float32), ["a", "a", "b"])
+    >>> vectors.classes, vectors.n_positives, vectors.n_negatives
+    (('a', 'b'), 1, 2)
+    """
+    _check_array("embeddings", embeddings)
+    if gallery is not None:
+        _check_array("gallery", gallery)
+        if gallery.shape != embeddings.shape:
+            raise InvalidEmbeddings(
+                f"gallery must have the shape of the embeddings {embeddings.shape}, found {gallery.shape}"
+            )
+    cosine = gallery is None or gallery is embeddings or np.array_equal(gallery, embeddings)
+    if cosine:
+        check_unit_rows(embeddings, "embeddings of a cosine score (for another score pass its gallery side too)")
+    classes = _class_names(labels)
+    (groups,) = _encode_groups((exclude,), (len(embeddings),))
+    codes, order = _sorted_codes(labels, classes, len(embeddings))
+    query, groups = np.ascontiguousarray(embeddings[order]), groups[order]
+    return LabelledVectors(
+        query=query,
+        gallery=query if cosine or gallery is None else np.ascontiguousarray(gallery[order]),
+        codes=codes,
+        gallery_codes=codes,
+        classes=classes,
+        order=order,
+        groups=groups,
+        gallery_groups=groups,
+        cosine=cosine,
+    )
+
+
+def crossed(
+    query_vectors: Vectors,
+    query_labels: Sequence[str],
+    gallery_vectors: Vectors,
+    gallery_labels: Sequence[str],
+    *,
+    cosine: bool = True,
+    exclude: Columns = (),
+    gallery_exclude: Columns = (),
+) -> LabelledVectors:
+    """Check two sets of images, pair each query with each gallery vector, and return them sorted by class.
+
+    query_vectors: [n, D] float32; gallery_vectors: [g, D]; cosine: whether the score is cosine, which demands unit
+    rows; exclude, gallery_exclude: as many columns of n as of g strings, see `labelled`.
+
+    Raises:
+        InvalidEmbeddings, NotEnoughEvidence: see `labelled`; also columns that do not correspond.
+    """
+    _check_array("query_vectors", query_vectors)
+    _check_array("gallery_vectors", gallery_vectors)
+    if gallery_vectors.shape[1] != query_vectors.shape[1]:
+        raise InvalidEmbeddings(
+            f"expected gallery_vectors of {query_vectors.shape[1]} columns, found {gallery_vectors.shape[1]}"
+        )
+    if cosine:
+        check_unit_rows(query_vectors, "query_vectors")
+        check_unit_rows(gallery_vectors, "gallery_vectors")
+    classes = _class_names([*query_labels, *gallery_labels])
+    sizes = len(query_vectors), len(gallery_vectors)
+    groups, gallery_groups = _encode_groups((exclude, gallery_exclude), sizes)
+    codes, order = _sorted_codes(query_labels, classes, sizes[0])
+    gallery_codes, gallery_order = _sorted_codes(gallery_labels, classes, sizes[1])
+    return LabelledVectors(
+        query=np.ascontiguousarray(query_vectors[order]),
+        gallery=np.ascontiguousarray(gallery_vectors[gallery_order]),
+        codes=codes,
+        gallery_codes=gallery_codes,
+        classes=classes,
+        order=order,
+        groups=groups[order],
+        gallery_groups=gallery_groups[gallery_order],
+        cosine=cosine,
+    )
+
+
+def as_labelled(vectors: VectorsOrPair) -> LabelledVectors:
+    """Return labelled vectors as they are, and a plain (embeddings, labels) as `labelled` makes it.
+
+    Raises:
+        InvalidInput: neither of the two.
+        InvalidEmbeddings, NotEnoughEvidence: see `labelled`.
+    """
+    if isinstance(vectors, LabelledVectors):
+        return vectors
+    if not isinstance(vectors, tuple) or len(vectors) != 2:  # type: ignore[redundant-expr]  # callers without types
+        raise InvalidInput(f"expected labelled vectors or (embeddings, labels), found {type(vectors).__name__}")
+    return labelled(*vectors)
+
+
+def check_positives(vectors: LabelledVectors) -> None:
+    """Raise NotEnoughEvidence if no class has two images that make a pair."""
+    if vectors.n_positives == 0:
+        raise NotEnoughEvidence(
+            f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
+        )
+
+
+def check_one_set(vectors: LabelledVectors, *, all_pairs: bool = False) -> None:
+    """Raise InvalidInput if the vectors are two sets, or with all_pairs if some of their pairs are excluded."""
+    if not vectors.one_set:
+        raise InvalidInput("expected one set of images, found queries crossed with a gallery; use labelled")
+    if all_pairs and vectors.groups.shape[1]:
+        raise InvalidInput("expected vectors without excluded pairs, which cannot be left out here; omit exclude")
+
+
+def check_same_images(first: LabelledVectors, second: LabelledVectors) -> None:
+    """Raise InvalidInput unless row i of both is an image of the same class."""
+    if first.classes != second.classes or not (
+        np.array_equal(first.order, second.order) and np.array_equal(first.codes, second.codes)
+    ):
+        raise InvalidInput("expected vectors of the same images: as many rows with the same labels in the same order")
+
+
+def check_unit_rows(rows: Vectors, name: str) -> None:
+    """Raise InvalidEmbeddings unless the rows [n, D] are finite and of norm 1; the message starts with the name."""
+    if rows.ndim != 2:
+        raise InvalidEmbeddings(f"{name}: expected an array [n, d], found shape {rows.shape}")
+    norms = np.linalg.norm(rows, axis=1)
+    wrong = ~(np.abs(norms - 1) <= UNIT_NORM_TOLERANCE)  # written so that NaN counts as wrong
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InvalidEmbeddings(
+            f"{name}: expected rows of norm 1, found {norms[row]:.6g} in row {row} "
+            f"({np.count_nonzero(wrong)} of {len(rows)} rows are wrong); normalise them"
+        )
+
+
+def pair_totals(
+    codes: Codes, gallery_codes: Codes, groups: Groups, gallery_groups: Groups, n_classes: int
+) -> tuple[Codes, Codes]:
+    """Return the positives and negatives of each class: two [T] int64, see `LabelledVectors`."""
+    one_set = gallery_codes is codes
+    if groups.shape[1]:
+        from retrieval.consistency.pairs import kernels
+
+        counted = np.zeros((2, n_classes), dtype=np.int64)
+        kernels.count_pairs_by_class(codes, gallery_codes, groups, gallery_groups, one_set, *counted)
+        return counted[0], counted[1]
+    rows, columns = (np.bincount(side, minlength=n_classes).astype(np.int64) for side in (codes, gallery_codes))
+    if one_set:
+        return rows * (rows - 1) // 2, rows * (rows.sum() - rows)
+    return rows * columns, rows * (columns.sum() - columns) + columns * (rows.sum() - rows)
+
+
+def _check_array(name: str, vectors: Vectors) -> None:
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise InvalidEmbeddings(f"{name} must be float32 of shape [n, D], found {vectors.dtype} {vectors.shape}")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise InvalidEmbeddings(
+            f"{name} must be finite, found NaN or infinity in {np.count_nonzero(~finite)} rows, "
+            f"the first is row {np.argmin(finite)}"
+        )
+
+
+def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    if not all(isinstance(label, str) for label in labels):
+        raise InvalidEmbeddings("labels must be strings; convert class numbers to strings first")
+    classes = tuple(sorted({str(label) for label in labels}))
+    if len(classes) < 2:
+        raise NotEnoughEvidence(f"false accepts need images of at least 2 classes, found {len(classes)}; add classes")
+    return classes
+
+
+def _sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tuple[Codes, NDArray[np.int64]]:
+    """Return the class codes of n rows, ascending, and the row that each comes from."""
+    if len(labels) != n:
+        raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} labels for {n} rows")
+    code_of = {name: code for code, name in enumerate(classes)}
+    codes = np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n)
+    order = np.argsort(codes, kind="stable").astype(np.int64)
+    return codes[order], order
+
+
+def _encode_groups(sides: Sequence[Columns], sizes: Sequence[int]) -> list[Groups]:
+    """Return group numbers that agree between the sides: an [n, a] int32 for each of the sizes."""
+    n_columns = [len(side) for side in sides]
+    if len(set(n_columns)) > 1:
+        raise InvalidEmbeddings(
+            f"expected as many columns to exclude by for queries as for the gallery, found {n_columns[0]} and "
+            f"{n_columns[1]}"
+        )
+    encoded = [np.empty((n, n_columns[0]), dtype=np.int32) for n in sizes]
+    for column, values in enumerate(zip(*sides, strict=True)):
+        names = sorted({str(name) for side in values for name in side} - {""})
+        code_of = {"": -1} | {name: code for code, name in enumerate(names)}
+        for side, codes in zip(values, encoded, strict=True):
+            if len(side) != len(codes):
+                raise InvalidEmbeddings(
+                    f"expected one value per row to exclude by, found {len(side)} for {len(codes)} rows"
+                )
+            codes[:, column] = [code_of[str(name)] for name in side]
+    return encoded

@@ -1,0 +1,168 @@
+"""Compare declared groups of images at one threshold: rates, differentials, tests and pairs across groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.intervals import Interval
+from retrieval.consistency.pairs.vectors import LabelledVectors
+from retrieval.consistency.subgroups.clustered import RateEstimates, Values
+from retrieval.consistency.subgroups.counts import GroupCounts, count_groups
+from retrieval.consistency.subgroups.differentials import (
+    GroupTest,
+    RateDifferential,
+    compare_rates,
+    fairness_discrepancy_rate,
+    garbe,
+    level_of,
+)
+from retrieval.consistency.subgroups.estimates import FrrPairs, false_accept_rates, false_reject_rates
+from retrieval.consistency.subgroups.rates import GroupRates, rates_of_groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossRate:
+    """False accept rate of pairs with one end in either of two groups; far: None without such pairs."""
+
+    first: str
+    second: str
+    negatives: int
+    far: float | None
+    far_interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupComparison:
+    """Groups of images at one threshold.
+
+    groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None if fewer
+    than two of them have such pairs; garbe, fdr: of both rates, weight 1/2 each; frr_pairs: which pairs of one class
+    count for a group, see `group_rates`; left_out: names of the small groups; across: pairs across two groups, empty
+    with more than 32 groups; level: significance level of the tests, over all groups of one rate.
+    """
+
+    groups: tuple[GroupRates, ...]
+    far: RateDifferential | None
+    frr: RateDifferential | None
+    garbe: float | None
+    fdr: float | None
+    frr_pairs: FrrPairs
+    left_out: tuple[str, ...]
+    across: tuple[CrossRate, ...]
+    confidence: float
+    level: float
+
+    def __str__(self) -> str:
+        width = max(5, *(len(rates.name) for rates in self.groups))
+        flagged = {"far": _by_name(self.far), "frr": _by_name(self.frr)}
+        heads = ("FAR", "interval", "vs others", "FRR", "interval", "vs others")
+        lines = [f"{'group':<{width}} {'images':>7}" + "".join(map(_column, heads))]
+        for rates in self.groups:
+            far, frr = (_versus(flagged[rate].get(rates.name)) for rate in ("far", "frr"))
+            cells = (_rate(rates.far), str(rates.far_interval), far, _rate(rates.frr), str(rates.frr_interval), frr)
+            note = "  small, left out" if rates.small else ""
+            lines.append(f"{rates.name:<{width}} {rates.n_images:>7}" + "".join(map(_column, cells)) + note)
+        lines.append(f"* differs from the other groups, at level {self.level:g} over all of them (Holm)")
+        lines += [f"{name}: {value}" for name, value in (("FAR", self.far), ("FRR", self.frr)) if value is not None]
+        if self.garbe is not None and self.fdr is not None:
+            lines.append(f"GARBE {self.garbe:.3f} (0 is equitable), FDR {self.fdr:.3f} (1 is fair)")
+        return "\n".join(lines)
+
+
+def compare_groups(
+    vectors: LabelledVectors,
+    groups: Sequence[str],
+    threshold: float,
+    *,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    small_below: int = 20,
+    frr_pairs: FrrPairs | None = None,
+) -> GroupComparison:
+    """Return rates, differentials and tests of the groups of one attribute; groups: n strings, one per image.
+
+    Groups with fewer than small_below images or 10 classes are left out of differentials and tests: chance alone would
+    make them the worst. Without frr_pairs it is "within" if a group contains two images of a class, else "touching".
+    The tests have level 1 - confidence, corrected over the groups of one rate; each attribute is a family of its own.
+
+    Raises:
+        InvalidInput: threshold is not finite, confidence outside (0, 1), two sets of images or excluded pairs.
+        InvalidEmbeddings: groups of another length.
+    """
+    counts = count_groups(vectors, groups, threshold)
+    if frr_pairs is None:
+        frr_pairs = "within" if counts.positives[:, counts.within].any() else "touching"
+    table = rates_of_groups(counts, small_below=small_below, confidence=confidence, frr_pairs=frr_pairs)
+    large = np.array([not rates.small for rates in table])
+
+    def differential(estimates: RateEstimates, covariance: Values) -> RateDifferential | None:
+        kept = np.flatnonzero(large & (estimates.pairs > 0))
+        if len(kept) < 2:
+            return None
+        return compare_rates(
+            [table[row].name for row in kept.tolist()],
+            _some(estimates, kept),
+            covariance[np.ix_(kept, kept)],
+            confidence=confidence,
+            rng=rng,
+        )
+
+    far = differential(*false_accept_rates(counts, counts.within))
+    frr = differential(*false_reject_rates(counts, frr_pairs))
+    return GroupComparison(
+        groups=tuple(table),
+        far=far,
+        frr=frr,
+        garbe=garbe(far.gini, frr.gini) if far and frr else None,
+        fdr=fairness_discrepancy_rate(far.max_difference, frr.max_difference) if far and frr else None,
+        frr_pairs=frr_pairs,
+        left_out=tuple(rates.name for rates in table if rates.small),
+        across=_across(counts, confidence),
+        confidence=confidence,
+        level=level_of(confidence),
+    )
+
+
+def _across(counts: GroupCounts, confidence: float) -> tuple[CrossRate, ...]:
+    cells = np.flatnonzero(counts.cells[:, 0] != counts.cells[:, 1])
+    estimates, _ = false_accept_rates(counts, cells)
+    intervals = estimates.intervals(confidence)
+    return tuple(
+        CrossRate(
+            first=counts.groups[first],
+            second=counts.groups[second],
+            negatives=int(estimates.pairs[row]),
+            far=float(estimates.rates[row]) if estimates.pairs[row] else None,
+            far_interval=intervals[row],
+        )
+        for row, (first, second) in enumerate(counts.cells[cells].tolist())
+    )
+
+
+def _some(estimates: RateEstimates, rows: NDArray[np.int64]) -> RateEstimates:
+    return RateEstimates(
+        errors=estimates.errors[rows],
+        pairs=estimates.pairs[rows],
+        variances=estimates.variances[rows],
+        n_clusters=estimates.n_clusters[rows],
+    )
+
+
+def _by_name(differential: RateDifferential | None) -> dict[str, GroupTest]:
+    return {test.name: test for test in differential.tests} if differential is not None else {}
+
+
+def _column(text: str) -> str:
+    return f"{text:>23}" if " to " in text or text == "interval" else f"{text:>11}"
+
+
+def _versus(test: GroupTest | None) -> str:
+    return "" if test is None else f"x {test.ratio:.2f}{'*' if test.differs else ' '}"
+
+
+def _rate(rate: float | None) -> str:
+    return "none" if rate is None else f"{rate:.3g}"

@@ -1,0 +1,114 @@
+"""Count the accepted pairs at one threshold, by class and by group of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.consistency.pairs.batches import accepted_pairs
+from retrieval.consistency.pairs.tally import PairTally
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
+from retrieval.errors import InvalidEmbeddings, InvalidInput
+
+Counts = NDArray[np.int64]
+
+_MAX_CROSSED = 32  # groups; nobody reads a larger matrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassPairCounts:
+    """Accepted negative pairs by pair of classes and by cell; cells without any are left out.
+
+    first, second: [e] int64 class codes, first < second; cell: [e] int64; accepted: [e] int64.
+    """
+
+    first: Counts
+    second: Counts
+    cell: Counts
+    accepted: Counts
+
+    def by_class(self, n_classes: int, n_cells: int) -> Counts:
+        """Return accepted pairs with an end in the class: [T, cells] int64."""
+        keys = np.concatenate([self.first, self.second]) * n_cells + np.tile(self.cell, 2)
+        totals = np.bincount(keys, np.tile(self.accepted, 2), minlength=n_classes * n_cells)
+        return totals.astype(np.int64).reshape(n_classes, n_cells)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupCounts:
+    """Accepted pairs at one threshold among images of T classes and G groups.
+
+    groups: sorted names; n_images: [T, G] int64; cells: [c, 2] int64, the pairs of groups (g <= h) that are counted:
+    all of them up to 32 groups, with more groups only those of a group with itself; positives, positives_accepted:
+    [T, c] int64, pairs inside a class with one end in g and the other in h;
+    negatives_accepted: those across classes.
+    """
+
+    groups: tuple[str, ...]
+    n_images: Counts
+    cells: Counts
+    positives: Counts
+    positives_accepted: Counts
+    negatives_accepted: ClassPairCounts
+
+    @property
+    def within(self) -> Counts:
+        """Numbers of the cells of a group with itself, in the order of the groups: [G] int64."""
+        return np.flatnonzero(self.cells[:, 0] == self.cells[:, 1]).astype(np.int64)
+
+
+def count_groups(vectors: LabelledVectors, groups: Sequence[str], threshold: float) -> GroupCounts:
+    """Count accepted pairs by class and by pair of groups; groups: n names in the caller's order.
+
+    Memory: T counts for each cell, and one for each pair of classes with a false accept in it.
+
+    Raises:
+        InvalidInput: threshold is not finite, two sets of images or excluded pairs.
+        InvalidEmbeddings: groups of another length.
+    """
+    check_threshold(threshold)
+    check_one_set(vectors, all_pairs=True)
+    if len(groups) != len(vectors.codes):
+        raise InvalidEmbeddings(
+            f"expected one group per label, found {len(groups)} groups for {len(vectors.codes)} labels"
+        )
+    in_order = np.array(groups, dtype=object)[vectors.order]
+    names, group_of = np.unique(in_order.astype(str), return_inverse=True)
+    n_classes, n_groups = len(vectors.classes), len(names)
+    crossed = np.triu_indices(n_groups) if n_groups <= _MAX_CROSSED else np.diag_indices(n_groups)
+    cells = np.stack(crossed, axis=1).astype(np.int64)
+    cell_of = np.full((n_groups, n_groups), -1, dtype=np.int64)
+    cell_of[cells[:, 0], cells[:, 1]] = cell_of[cells[:, 1], cells[:, 0]] = np.arange(len(cells))
+    n_images = np.bincount(vectors.codes * n_groups + group_of, minlength=n_classes * n_groups)
+    n_images = n_images.reshape(n_classes, n_groups).astype(np.int64)
+    g, h = n_images[:, cells[:, 0]], n_images[:, cells[:, 1]]
+    positives = np.where(cells[:, 0] == cells[:, 1], g * (g - 1) // 2, g * h)
+    accepted = np.zeros(n_classes * len(cells), dtype=np.int64)
+    tally = PairTally()
+    for batch in accepted_pairs(vectors, threshold):
+        cell = cell_of[group_of[batch.first_rows], group_of[batch.second_rows]]
+        counted = cell >= 0
+        first, second, cell = batch.first[counted], batch.second[counted], cell[counted]
+        match = first == second
+        accepted += np.bincount(first[match] * len(cells) + cell[match], minlength=len(accepted))
+        differs = ~match
+        tally.add((first[differs] * n_classes + second[differs]) * len(cells) + cell[differs])
+    keys, counts = tally.counts()
+    both, cell = keys // len(cells), keys % len(cells)
+    return GroupCounts(
+        groups=tuple(names.tolist()),
+        n_images=n_images,
+        cells=cells,
+        positives=positives,
+        positives_accepted=accepted.reshape(n_classes, len(cells)),
+        negatives_accepted=ClassPairCounts(both // n_classes, both % n_classes, cell, counts),
+    )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise InvalidInput if the threshold is not finite."""
+    if not np.isfinite(threshold):
+        raise InvalidInput(f"threshold must be finite, found {threshold}")

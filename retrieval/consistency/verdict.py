@@ -1,0 +1,93 @@
+"""Judge measured rates by declared limits: each limit becomes a finding, and the verdict is passed if all of them hold.
+
+What is measured, and on which images, is decided by the audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from retrieval.consistency.intervals import Interval
+from retrieval.consistency.subgroups.rates import GroupRates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictLimits:
+    """What must hold apart from the promises of calibration.
+
+    group_far_factor: how many times the target the FAR of a group may be; small groups are not judged.
+    """
+
+    group_far_factor: float = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromisedRate:
+    """A measured rate, and the interval that calibration promised for it."""
+
+    measured: float
+    promised: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One limit, whether it holds, and why."""
+
+    limit: str
+    passed: bool
+    explanation: str
+
+
+def judge(
+    far: PromisedRate,
+    tar: PromisedRate,
+    groups: Mapping[str, Sequence[GroupRates]],
+    *,
+    target_far: float,
+    limits: VerdictLimits = VerdictLimits(),
+) -> list[Finding]:
+    """Return one finding for FAR, one for TAR and one for each column of groups.
+
+    A FAR below its promise, or a TAR above, does no harm and passes; the explanation mentions it. A group fails if the
+    whole interval of its FAR is above the limit.
+    """
+    stricter = (
+        "" if far.measured >= far.promised.low else ": lower than promised, the threshold is stricter than needed"
+    )
+    higher = "" if tar.measured <= tar.promised.high else ": higher than promised"
+    findings = [
+        Finding(
+            limit="far_within_promise",
+            passed=far.measured <= far.promised.high,
+            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for as many new classes"
+            + stricter,
+        ),
+        Finding(
+            limit="tar_within_promise",
+            passed=tar.measured >= tar.promised.low,
+            explanation=f"TAR {tar.measured:.1%}; calibration promised {_percent(tar.promised)}" + higher,
+        ),
+    ]
+    allowed = limits.group_far_factor * target_far
+    for column, rates in groups.items():
+        over = [r for r in rates if not r.small and r.far is not None and r.far_interval.low > allowed]
+        named = ", ".join(f"{r.name} {r.far:.2%}" for r in over)
+        findings.append(
+            Finding(
+                limit=f"group_far:{column}",
+                passed=not over,
+                explanation=f"FAR of every group of {column} must not exceed {allowed:.2%} "
+                f"({limits.group_far_factor:g} times the target); " + (f"exceeded by {named}" if over else "none does"),
+            )
+        )
+    return findings
+
+
+def is_passed(findings: Iterable[Finding]) -> bool:
+    """Return whether every limit holds."""
+    return all(finding.passed for finding in findings)
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.low:.2%} to {interval.high:.2%}"

@@ -1,0 +1,73 @@
+"""Which bundle, snapshot, operating point and score belong together. The check is written here and nowhere else.
+
+The live snapshot names its bundle and its score. The active operating point of the bundle must use the same score.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from retrieval.contract.bundle import Bundle
+from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
+from retrieval.contract.score import Score
+from retrieval.engine.batcher import Batcher
+from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
+from retrieval.engine.store import Store
+from retrieval.errors import BundleMismatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchingParts:
+    """The manifest of a snapshot, with the bundle, the active operating point and the score that belong to it."""
+
+    manifest: SnapshotManifest
+    bundle: Bundle
+    point: OperatingPoint
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What answers the queries of one catalogue; replaced as a whole, never changed."""
+
+    batcher: Batcher
+    bundle: Bundle
+    snapshot: Snapshot
+    point: OperatingPoint
+    point_id: OperatingPointId  # of `point`; computing it digests the whole operating point
+    score: Score
+
+    @property
+    def key(self) -> tuple[SnapshotId, OperatingPointId]:
+        """The values of the two pointers when this went live."""
+        return self.snapshot.manifest.id, self.point_id
+
+
+def matching_parts(store: Store, catalog: str, snapshot_id: SnapshotId) -> MatchingParts:
+    """Return what belongs to a snapshot, verified. The index and the items are not opened.
+
+    Raises UnknownSnapshot, UnknownBundle, UnknownOperatingPoint, CorruptArtifact, and BundleMismatch if the active
+    operating point uses another score than the snapshot.
+    """
+    manifest = store.snapshot_manifest(catalog, snapshot_id)
+    bundle = store.bundle(manifest.bundle_digest)
+    point = store.active_operating_point(bundle.digest)
+    if point.score_digest != manifest.score_digest:
+        raise BundleMismatch(
+            f"catalogue {catalog!r}: snapshot {snapshot_id} was built with score {manifest.score_digest}, the active "
+            f"operating point {point.id} uses {point.score_digest}: reindex the catalogue, or activate an operating "
+            "point with that score first"
+        )
+    score = store.score(bundle.digest, point.score_digest)
+    if manifest.dimension != score.dimension(bundle.dimension):
+        raise BundleMismatch(
+            f"catalogue {catalog!r}: snapshot {snapshot_id} has vectors of dimension {manifest.dimension}, bundle "
+            f"{bundle.digest} with its {score.kind} score makes {score.dimension(bundle.dimension)}"
+        )
+    return MatchingParts(manifest=manifest, bundle=bundle, point=point, score=score)
+
+
+def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
+    """Open a snapshot with everything that belongs to it. Raises as `matching_parts` does."""
+    parts = matching_parts(store, catalog, snapshot_id)
+    snapshot = store.open_snapshot(catalog, snapshot_id)
+    return Live(batcher_for(parts.bundle), parts.bundle, snapshot, parts.point, parts.point.id, parts.score)
