@@ -1,6 +1,6 @@
-"""What a finished run makes of images, in a file: figures can be made again without embedding again.
+"""Embeddings of a finished run in a file, so that figures can be computed again without embedding again.
 
-Decides what the file holds; leaves what the embeddings are worth to `evaluation` and `experiment`.
+Decides the content of the file. `evaluation` and `experiment` measure the embeddings.
 """
 
 import zipfile
@@ -28,14 +28,16 @@ class Embedded:
 def embed_parts(
     run: Path, parts: Mapping[str, str], out: Path, *, device: str, progress: Callable[[int, int], None]
 ) -> dict[str, int]:
-    """Write the embeddings of every part (name -> folder or manifest) into `out`, an .npz file; the images of each.
+    """Write the embeddings of every part (name -> folder or manifest) into `out`, an .npz file; return their numbers.
 
-    Through the production preprocessing. The file appears whole or not at all. Raises InvalidInput where its folder is
-    missing or `out` is one, FailedPrecondition where the run is not finished, TooManyFailures where too many images
-    cannot be read, OutOfSpace where there is no room for it.
+    Uses the production preprocessing. The file is written completely or not at all. Raises InvalidInput if its folder
+    is missing or `out` is a folder, FailedPrecondition if the run is not finished, TooManyFailures if too many images
+    cannot be read, OutOfSpace if there is no room for it.
     """
     if out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"expected a file in a folder that exists, found {out}: name another, or make the folder")
+        raise InvalidInput(
+            f"expected a file in an existing folder, found {out}: name another file, or create the folder"
+        )
     from training.evaluation import embed_images
     from training.loop import embedding_function, load_finished, select_device
 
@@ -60,23 +62,23 @@ def embed_parts(
             f"{name}.ids": np.array([item.id for item in found.items]),
         }
     n_bytes = sum(array.nbytes for array in arrays.values())
-    # The stubs take the keywords for its options.
+    # The stubs mistake the keywords for options of savez.
     write_whole(out, lambda file: np.savez(file, **arrays), n_bytes=n_bytes)  # type: ignore[arg-type]
     return {name: len(arrays[f"{name}.ids"]) for name in parts}
 
 
 def read_embeddings(path: Path) -> dict[str, Embedded]:
-    """The parts in a file that `embed_parts` wrote. Raises CorruptArtifact where it cannot be read."""
+    """Read the parts in a file that `embed_parts` wrote. Raises CorruptArtifact if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = sorted({key.rpartition(".")[0] for key in arrays.files})
             return {name: Embedded(*(arrays[f"{name}.{field}"] for field in Embedded.__slots__)) for name in names}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CorruptArtifact(f"{path} cannot be read ({error}): delete it, it will be made again") from error
+        raise CorruptArtifact(f"{path} cannot be read ({error}): delete it, it will be created again") from error
 
 
 def parse_parts(arguments: list[str]) -> dict[str, str]:
-    """NAME=SOURCE, each, as a mapping. Raises InvalidInput where one has another form or a name comes twice.
+    """Parse arguments NAME=SOURCE to a mapping. Raises InvalidInput if one has another form or a name occurs twice.
 
     >>> parse_parts(["new=my/new.csv"])
     {'new': 'my/new.csv'}

@@ -1,6 +1,6 @@
-"""Which images a run saw, without saying where they lay: digests, counts and classes, kept beside the run.
+"""Records which images a run used, without their paths: digests, counts and classes, stored in the folder of the run.
 
-RUN/data.json     facts about the images trained on and validated on
+RUN/data.json     facts about the training and validation images
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class DataFacts:
 
     @property
     def n_classes(self) -> int:
-        """How many classes there are."""
+        """Return the number of classes."""
         return len(self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` turns back into an equal value."""
+        """Return a plain dictionary that `from_json` turns back into an equal value."""
         return asdict(self) | {"classes": list(self.classes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DataFacts:
-        """The inverse of `to_json`."""
+        """Undo `to_json`."""
         return cls(
             digest=str(value["digest"]), n_images=int(value["n_images"]), classes=tuple(map(str, value["classes"]))
         )
@@ -49,18 +49,18 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What a run was trained and validated on."""
+    """The training and validation images of a run."""
 
     training: DataFacts
     validation: DataFacts
 
     @property
     def shared_classes(self) -> tuple[str, ...]:
-        """Classes on both sides, sorted: results on them promise nothing for new classes."""
+        """Return the classes on both sides, sorted: results on them do not hold for new classes."""
         return tuple(sorted(set(self.training.classes) & set(self.validation.classes)))
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary, for the bundle."""
+        """Return a plain dictionary, for the bundle."""
         return {
             "training": self.training.to_json(),
             "validation": self.validation.to_json(),
@@ -69,7 +69,7 @@ class RunData:
 
 
 def describe_items(items: Sequence[Item]) -> DataFacts:
-    """The facts about `items`, those that cannot be read included."""
+    """Return the facts about `items`, unreadable ones included."""
     return DataFacts(
         digest=digest_json([[item.id, item.label] for item in items]),
         n_images=len(items),
@@ -78,13 +78,13 @@ def describe_items(items: Sequence[Item]) -> DataFacts:
 
 
 def record_data(run: Path, items: Sequence[Item], validation: Sequence[Item]) -> None:
-    """Write the facts into the folder of a run, whole or not at all. Raises OutOfSpace where there is no room."""
+    """Write the facts into the folder of a run, completely or not at all. Raises OutOfSpace if there is no room."""
     facts = {"training": describe_items(items).to_json(), "validation": describe_items(validation).to_json()}
     write_bytes(run / DATA, json_bytes(facts))
 
 
 def recorded_data(run: Path) -> RunData | None:
-    """The facts that `run` recorded; None where it recorded none. Raises CorruptArtifact where they are damaged."""
+    """Read the facts that `run` recorded; None if there are none. Raises CorruptArtifact if they are damaged."""
     path = run / DATA
     if not path.is_file():
         return None
@@ -95,5 +95,5 @@ def recorded_data(run: Path) -> RunData | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(
-            f"{path} cannot be read ({error}): delete it, the model card will then lack it"
+            f"{path} cannot be read ({error}): delete it; the model card will then contain no data section"
         ) from error

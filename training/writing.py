@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, made durable, then put there in one move."""
+"""Writes files completely or not at all: to a temporary name, flushed to disk, then renamed."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from retrieval.errors import InvalidInput, OutOfSpace
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` where it is missing. Raises InvalidInput where something else lies there or in its way."""
+    """Create `folder` if it is missing. Raises InvalidInput if a file is in its place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -17,14 +17,14 @@ def make_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by this content, as `write_whole` does."""
+    """Replace `path` with this content, as `write_whole` does."""
     write_whole(path, lambda file: file.write(content), n_bytes=len(content))
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int) -> None:
-    """Replace `path` by what `write` puts into the file it is given, about n_bytes; a crash leaves the old or the new.
+    """Replace `path` with what `write` writes, about n_bytes; a crash leaves the old file or the new one.
 
-    Raises OutOfSpace where it cannot be written; the old one is then untouched.
+    Raises OutOfSpace if it cannot be written; the old file is then unchanged.
     """
     staging = path.with_name(staging_name(path.name))
     try:
@@ -34,26 +34,26 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, n_bytes: int
             os.fsync(file.fileno())
         staging.replace(path)
         _sync_folder(path.parent)
-    # torch's writer may put a RuntimeError of its own over what the file raised.
+    # torch's writer may raise a RuntimeError from the OSError of the file.
     except (OSError, RuntimeError) as error:
         staging.unlink(missing_ok=True)
         cause = _from_system(error)
         if cause is None:
             raise
-        kept = "the one before it is kept" if path.exists() else "there was none before it"
+        kept = "the previous one is kept" if path.exists() else "there was no previous one"
         raise OutOfSpace(
             f"{path} cannot be written, {kept}: it needs about {n_bytes:,} bytes in {path.parent}, "
-            f"{_free_bytes(path.parent):,} are free ({cause.strerror}). Make room, then go on (training: --resume)"
+            f"{_free_bytes(path.parent):,} are free ({cause.strerror}). Make room, then continue (training: --resume)"
         ) from error
 
 
 def staging_name(name: str) -> str:
-    """What a file is called while it is written. A kill leaves it behind; the next writing replaces it."""
+    """Return the temporary name of a file. A killed process leaves that file behind; the next write replaces it."""
     return f".{name}"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Until its folder is on the disk, a renamed file may have its old name after a crash."""
+    """Flush a folder to disk; before that, a renamed file may have its old name after a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _from_system(error: BaseException | None) -> OSError | None:
-    """The operating system's error that this one is, or came from."""
+    """Return the error of the operating system that is, or caused, this error."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

@@ -82,7 +82,7 @@ def training(
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit, match=r"^(\d+|None)?$") as left:
             main()
         captured = capsys.readouterr()
         return int(left.value.code or 0), captured.out, " ".join(captured.err.split())

@@ -34,14 +34,14 @@ def test_every_packaged_configuration_loads_and_survives_json(name: str) -> None
         ("[schedule]\nstep = 3", "unknown key schedule.step; did you mean steps"),
         ("[schedule]\nsteps = 0", "schedule.steps"),
         ("[schedule]\nsteps = 'many'", "schedule.steps"),
-        ("[input]\nresize = 64\ncrop = 65", "input.crop is at most input.resize, found 65 and 64"),
+        ("[input]\nresize = 64\ncrop = 65", "input.crop must be at most input.resize, found 65 and 64"),
         ("[schedule]\nclasses = 1", "schedule.classes"),
         ("[loop]\npatience = 3", r"loop\.patience needs loop\.evaluate_every, found 3 and 0"),
         ("[model]\nfrozen = ['stem']\nlora.rank = 2", r"model\.frozen has no effect with model\.lora"),
         ("[model]\nbatch_norm = 'trained'\nlora.rank = 2", r"model\.batch_norm .* no effect with model\.lora"),
-        ("[loss]\nbase = []\ntcm = { positive_weight = 0, negative_weight = 0 }", "nothing is left to minimise"),
+        ("[loss]\nbase = []\ntcm = { positive_weight = 0, negative_weight = 0 }", "there is nothing to minimise"),
         ("[[loss.base]]\nweight = 0\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0", "nothing is left"),
-        ("[loss.tcm]\npositive_margin = 0.4", "positive_margin lies above .*negative_margin, found 0.4 and 0.5"),
+        ("[loss.tcm]\npositive_margin = 0.4", "positive_margin must be above .*negative_margin, found 0.4 and 0.5"),
         ("[loss.tcm]\nmargins = 'schedule'\nnegative_margin = 0.9", "found 0.9 and 0.9"),
         ("[[loss.base]]\nnmae = 'SupConLoss'", r"unknown key loss\.base\.0\.nmae; did you mean name"),
         ("model = 3", "model"),
@@ -74,7 +74,7 @@ def test_what_only_looks_like_a_contradiction_is_not_refused(tmp_path: Path, tex
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(InvalidSettings, match=r"unknown key a; unknown key loss\.b"):
         parse_config({"a": 1, "loss": {"b": 2}}, source="test")
-    with pytest.raises(InvalidSettings, match=r"input\.crop is .*; loop\.patience needs"):
+    with pytest.raises(InvalidSettings, match=r"input\.crop must be .*; loop\.patience needs"):
         parse_config({"input": {"crop": 300}, "loop": {"patience": 1}}, source="test")
 
 

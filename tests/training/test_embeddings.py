@@ -30,7 +30,7 @@ def test_what_cannot_be_done_is_said(folders: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(FailedPrecondition, match="holds no checkpoint"):
         embed_parts(tmp_path, {"new": str(folders[1])}, tmp_path / "e.npz", **nothing)
     for out in (tmp_path, tmp_path / "absent" / "e.npz"):
-        with pytest.raises(InvalidInput, match="expected a file in a folder that exists"):
+        with pytest.raises(InvalidInput, match="expected a file in an existing folder"):
             embed_parts(tmp_path, {"new": str(folders[1])}, out, **nothing)
     (tmp_path / "e.npz").write_bytes(b"PK cut off")
     with pytest.raises(CorruptArtifact, match="delete it"):

@@ -1,4 +1,4 @@
-"""What a training run can be told, and how it is read from a file."""
+"""The options of a training run, and how they are read from a file."""
 
 from training.config.reading import CONFIGS, load_config, parse_config, suggestion, to_json
 from training.config.sections import (

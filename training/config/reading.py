@@ -1,4 +1,7 @@
-"""A configuration from TOML that lists only what differs from the defaults; all its problems at once."""
+"""Reads a configuration from TOML or JSON. A file lists only what differs from the defaults.
+
+All problems of a file are reported at once: unknown keys, values out of bounds, values that contradict each other.
+"""
 
 import difflib
 import json
@@ -19,9 +22,9 @@ _ADAPTER = TypeAdapter(TrainingConfig)
 
 
 def load_config(name_or_path: str) -> TrainingConfig:
-    """The configuration of this name in `training/configs`, or in this TOML file or config.json of a run.
+    """Load a configuration by its name in `training/configs`, from a TOML file, or from the config.json of a run.
 
-    Raises InvalidSettings, with all problems at once, where it is missing, not TOML, or holds an unknown key or value.
+    Raises InvalidSettings, with all problems at once, if it is missing, not TOML, or holds an unknown key or value.
     """
     path = Path(name_or_path)
     if path.suffix not in (".toml", ".json"):
@@ -35,13 +38,13 @@ def load_config(name_or_path: str) -> TrainingConfig:
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:  # every way in which text is not TOML, JSON or UTF-8 is one
+    except ValueError as error:  # the TOML, JSON and UTF-8 decoders all raise subclasses of it
         raise InvalidSettings(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
     return parse_config(values, source=str(path))
 
 
 def parse_config(values: Mapping[str, Any], *, source: str) -> TrainingConfig:
-    """`values` over the defaults. Raises InvalidSettings as `load_config` does; `source` is named in its message."""
+    """Apply `values` to the defaults. Raises InvalidSettings as `load_config` does; its message names `source`."""
     problems = list(_unknown_keys(values, TrainingConfig()))
     if not problems:
         try:
@@ -56,13 +59,13 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> TrainingConfig:
 
 
 def to_json(config: TrainingConfig) -> dict[str, Any]:
-    """A plain dictionary that `parse_config` turns back into an equal value."""
+    """Return a plain dictionary that `parse_config` turns back into an equal value."""
     values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return values
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known names nearest to `name`, or nothing."""
+    """Return the end of an error message: the known names closest to `name`, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
@@ -80,7 +83,7 @@ def _unknown_keys(values: Mapping[str, Any], default: Any, prefix: str = "") -> 
 
 
 def _contradictions(config: TrainingConfig) -> Iterable[str]:
-    """What is wrong and what to do, a sentence each; nothing where all of it goes together."""
+    """Return one sentence for each contradiction: what is wrong and what to do."""
     yield from _of_input(config.input)
     yield from _of_model(config.model)
     yield from _of_loss(config.loss)
@@ -89,34 +92,34 @@ def _contradictions(config: TrainingConfig) -> Iterable[str]:
 
 def _of_input(config: InputConfig) -> Iterable[str]:
     if config.crop > config.resize:
-        yield f"input.crop is at most input.resize, found {config.crop} and {config.resize}"
+        yield f"input.crop must be at most input.resize, found {config.crop} and {config.resize}"
 
 
 def _of_model(config: ModelConfig) -> Iterable[str]:
     if not config.lora.rank:
         return
     if config.frozen:
-        yield "model.frozen has no effect with model.lora, whose adapters alone learn: leave one of them out"
+        yield "model.frozen has no effect with model.lora, which trains only the adapters: remove one of them"
     if config.batch_norm == "trained":
-        yield 'model.batch_norm = "trained" has no effect with model.lora, whose adapters alone learn: leave it out'
+        yield 'model.batch_norm = "trained" has no effect with model.lora, which trains only the adapters: remove it'
 
 
 def _of_loss(config: LossConfig) -> Iterable[str]:
     tcm = config.tcm
     if not any(base.weight for base in config.base) and not tcm.positive_weight and not tcm.negative_weight:
         yield (
-            "loss: nothing is left to minimise, every weight of loss.base, loss.tcm.positive_weight and "
+            "loss: there is nothing to minimise: every weight of loss.base, loss.tcm.positive_weight and "
             "loss.tcm.negative_weight is 0: raise one of them"
         )
     if _margins_meet(tcm):
         yield (
-            f"loss.tcm.positive_margin lies above loss.tcm.negative_margin, found {tcm.positive_margin} and "
-            f"{tcm.negative_margin}: positive pairs are to be more similar than negative ones"
+            f"loss.tcm.positive_margin must be above loss.tcm.negative_margin, found {tcm.positive_margin} and "
+            f"{tcm.negative_margin}: positive pairs must be more similar than negative pairs"
         )
 
 
 def _margins_meet(tcm: MarginConfig) -> bool:
-    """Quantiles are where the model has its pairs, in any order at first."""
+    """Check fixed and scheduled margins only: quantiles follow the model, in any order at first."""
     is_used = tcm.positive_weight > 0 and tcm.negative_weight > 0 and tcm.margins != "quantiles"
     return is_used and tcm.positive_margin <= tcm.negative_margin
 

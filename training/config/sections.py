@@ -1,6 +1,7 @@
-"""What a training run can be told: the sections of its configuration, as frozen values with bounds and defaults.
+"""The sections of a training configuration, as frozen values with bounds and defaults.
 
-Decides names, types, bounds and defaults; leaves reading to `reading.py`, what they do to the modules that take them.
+Decides names, types, bounds and defaults. `reading.py` reads them from files; the modules that use them decide their
+effect.
 """
 
 from collections.abc import Mapping
@@ -19,9 +20,9 @@ Options = Mapping[str, float | int | str | bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputConfig:
-    """Pixels. resize: their shorter side; crop: side of the centre square; interpolation: Pillow's filter.
+    """Size of the images. All values become part of the bundle.
 
-    They go into the bundle.
+    resize: shorter side in pixels; crop: side of the centre square; interpolation: Pillow's filter.
     """
 
     resize: Count = 256
@@ -33,11 +34,11 @@ class InputConfig:
 class DataConfig:
     """How images are read and drawn.
 
-    max_unreadable: share of the images, to train or to validate on, that may be unreadable before the run is refused.
-    cache: "decoded" decodes every image once, into a file of resize x resize x 3 bytes each for all processes of a
-    machine; "none" decodes each time it is drawn. workers: processes that decode and augment, 0 for threads of this
-    one. sampler: "classes" draws `schedule.images` of each of `schedule.classes` classes; "balanced" draws as many
-    images one by one, with repetition, every class as often as any other.
+    max_unreadable: share of the training or validation images that may be unreadable before the run is rejected.
+    cache: "decoded" decodes every image once, into one file per machine with resize x resize x 3 bytes per image;
+    "none" decodes an image each time it is drawn. workers: processes that decode and augment; 0 uses threads of the
+    training process. sampler: "classes" draws `schedule.images` images of each of `schedule.classes` classes;
+    "balanced" draws the same number of images one by one, with replacement, every class with equal probability.
     """
 
     max_unreadable: Share = 0.01
@@ -48,10 +49,10 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning of the backbone.
+    """Low-rank adapters instead of full fine-tuning of the backbone.
 
-    rank: 0 for none; alpha: their scale times rank; dropout: share of an adapter's inputs dropped in training;
-    targets: names, or endings of names, of the linear layers and convolutions that get one.
+    rank: 0 for no adapters; alpha: their scale times the rank; dropout: share of an adapter's inputs that is dropped in
+    training; targets: names, or ends of names, of the linear layers and convolutions that get an adapter.
 
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
     """
@@ -64,15 +65,16 @@ class LoraConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """backbone: efficientnet-lite0 to 2, torchvision/NAME or timm/NAME; dimension: of the embedding.
+    """The network that turns pixels into an embedding.
 
+    backbone: efficientnet-lite0 to 2, torchvision/NAME or timm/NAME; dimension: of the embedding.
     weights: "pretrained", "random", or the path of a file with a state dictionary (.pt, .pth, .safetensors).
-    pooling: "native" keeps the backbone's own; "average" and "gem" pool its last map of features.
-    head: "linear"; "mlp", with one hidden layer of `hidden`; "bnneck", linear behind a batch norm without shift.
-    frozen: names of parameters, or of modules that hold them ("stem", "blocks.0"), that keep their pretrained values;
-    leading ones also save the time of their backward pass. batch_norm: "frozen" keeps the pretrained statistics.
-    channels_last: layout of pixels and convolutions; on CPUs depthwise convolutions are about three times faster in it.
-    gradient_checkpointing: compute activations twice rather than keep them. lora: train adapters, not the backbone.
+    pooling: "native" is the backbone's own; "average" and "gem" pool its last feature map.
+    head: "linear"; "mlp", with one hidden layer of size `hidden`; "bnneck", a batch norm without shift, then linear.
+    frozen: parameters, or modules ("stem", "blocks.0"), that keep their pretrained values; if these are the first
+    layers, their backward pass is skipped. batch_norm: "frozen" keeps the pretrained statistics.
+    channels_last: memory layout; on CPUs it makes depthwise convolutions about three times faster.
+    gradient_checkpointing: compute activations twice instead of storing them. lora: train adapters, not the backbone.
     """
 
     backbone: str = "efficientnet-lite0"
@@ -90,11 +92,11 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentationConfig:
-    """How far a training image may be changed; every amount is drawn anew per image, 0 switches it off.
+    """How much a training image may be changed. Every amount is drawn for each image; 0 switches a change off.
 
-    zoom, stretch: largest log-ratio of size and of aspect; rotate_degrees; shift: share of the side; flip, grey: shares
-    of the images mirrored and made grey; mix_colours: standard deviation by which the colour matrix leaves identity;
-    brightness: largest relative change.
+    zoom, stretch: largest log-ratio of size and of aspect; rotate_degrees: largest angle; shift: largest share of the
+    side; flip, grey: shares of the images that are mirrored and made grey; mix_colours: standard deviation of the
+    colour matrix around the identity; brightness: largest relative change.
     """
 
     zoom: Amount = 0.2
@@ -109,9 +111,10 @@ class AugmentationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseLossConfig:
-    """name: a class of pytorch_metric_learning.losses or of training.losses; options: its arguments.
+    """One base loss.
 
-    weight: of its value in the sum. miner: a class of pytorch_metric_learning.miners that chooses pairs for it;
+    name: a class of pytorch_metric_learning.losses or of training.losses; options: its arguments; weight: factor of
+    its value in the sum. miner: a class of pytorch_metric_learning.miners that selects pairs for the loss;
     miner_options: its arguments.
     """
 
@@ -124,15 +127,16 @@ class BaseLossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarginConfig:
-    """The threshold-consistent margin (TCM). positive_weight, negative_weight: 0 and 0 switch it off.
+    """The threshold-consistent margin (TCM). Weights of 0 for both positives and negatives switch it off.
 
-    margins: "fixed"; "quantiles", which follow the running `positive_quantile` of positive and `negative_quantile` of
-    negative similarities (those above it are the hard ones), with `momentum` per batch; or "schedule", which lead from
-    the model's own quantiles at the first step to positive_margin and negative_margin at the last.
-    average: over "active" pairs, as in the paper, or over "all" pairs of a side. balance: every pair, or every class,
-    counts alike. warmup_steps: in which the weights rise linearly from 0. memory: embeddings of earlier steps, those of
-    the head included, that are paired with the batch's: a batch or more, 0 for none. chunk: of more rows than this,
-    compared so many at a time, no pair is kept for the gradient; where many are active, they are compared again.
+    margins: "fixed"; "quantiles", which follow running quantiles of the similarities, `positive_quantile` of positive
+    and `negative_quantile` of negative pairs, with `momentum` per batch; or "schedule", which move from the model's own
+    quantiles at the first step to positive_margin and negative_margin at the last.
+    average: over the "active" pairs, as in the paper, or over "all" positive and all negative pairs. balance: every
+    pair, or every class, has the same weight. warmup_steps: steps in which the weights rise linearly from 0.
+    memory: number of embeddings of earlier steps (those that train the head alone included) that are paired with the
+    batch: at least one batch, or 0 for none. chunk: rows compared at a time; if a process has more rows, it does not
+    store the active pairs for the gradient, and compares rows with many active pairs twice.
     """
 
     positive_weight: Amount = 1.0
@@ -160,16 +164,16 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """How long and how fast. Steps, not seconds, end a run, so that it can be repeated.
+    """How long and how fast to train. A run ends after a number of steps, not seconds, so that it can be repeated.
 
-    classes, images: of one batch, over all processes, and images per class. head_steps: taken first, by the head alone,
-    on the features of the unchanged backbone, at full learning rates and with TCM as it is at the first step.
-    warmup_steps: in which the learning rates rise linearly, before they follow `decay`: down a "cosine" to 0, or times
-    `step_factor` at each of the shares of the run in `step_at`, in any order. learning_rate: at its peak, of the
-    backbone; head_learning_rate: of the head; loss_learning_rate: of the parameters that some base losses own (class
-    proxies). layer_decay: factor of the learning rate from each block of the backbone to the one before it.
+    classes: classes of one batch, over all processes; images: images per class. head_steps: steps that come first and
+    train the head alone, on features of the unchanged backbone, at full learning rates and with TCM as in the first
+    step. warmup_steps: steps in which the learning rates rise linearly. Then they follow `decay`: a "cosine" to 0, or
+    "step", a multiplication by `step_factor` at each share of the run in `step_at`, in any order. learning_rate: peak
+    for the backbone; head_learning_rate: for the head; loss_learning_rate: for the parameters of base losses that have
+    some (class proxies). layer_decay: factor of the learning rate from each block of the backbone to the previous one.
     weight_decay: of matrices and kernels, decoupled from the gradient (AdamW); vectors (biases, norms), positions,
-    class tokens and what losses own are not decayed.
+    class tokens and parameters of losses are not decayed.
     """
 
     steps: Count = 2000
@@ -189,14 +193,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
-    """How steps are computed, watched and kept.
+    """How steps are computed, evaluated and saved.
 
-    precision: of the forward pass; losses are float32. chunk_images: a batch is embedded so many images at a time and
-    process, twice, for the exact gradient of the whole batch in the memory of a part; 0 for all at once. accumulate:
-    batches whose gradients are averaged before a step. clip_norm: largest norm of the gradient, 0 for any.
-    ema_decay: of the running mean of the weights that is evaluated and exported, 0 for the weights themselves.
-    evaluate_every: steps between evaluations on the validation classes, 0 for one at the end; patience: of them without
-    a better `stop_on` that end the run, 0 for none; the best weights are kept. checkpoint_every: steps.
+    precision: of the forward pass; losses are float32. chunk_images: images per process that are embedded at a time;
+    a batch is then embedded twice, which gives its exact gradient in less memory; 0 embeds all at once. accumulate:
+    batches whose gradients are averaged for one step. clip_norm: largest norm of the gradient, 0 for no limit.
+    ema_decay: decay of the running mean of the weights, which is then evaluated and exported; 0 for no mean.
+    evaluate_every: steps between evaluations on the validation classes, 0 for one evaluation at the end; the best
+    weights by `stop_on` are kept. patience: evaluations without improvement after which the run ends, 0 for no limit.
+    checkpoint_every: steps between checkpoints.
     """
 
     precision: Literal["no", "bf16", "fp16"] = "no"

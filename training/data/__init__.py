@@ -1,4 +1,4 @@
-"""Labelled images for training: where they come from, how classes are split, what a batch holds.
+"""Labelled images for training: where they come from, how classes are split, and what a batch holds.
 
 The names are listed in `__init__.pyi` and imported at first use: splitting a folder needs no torch.
 """

@@ -1,9 +1,9 @@
-"""Small random changes of training images, by the kernels of torchvision's transforms v2.
+"""Small random changes of training images, with the kernels of torchvision's transforms v2.
 
-Decides how far and in which order an image is changed. The numbers are drawn here rather than by the library's random
-transforms: those draw from torch's one generator, and a batch has to be the same whichever thread or process makes it.
-Geometry goes to torch's grid_sample itself: the library's affine kernel, which calls it too, can neither stretch, crop
-nor mirror at the edges, and its perspective kernel takes twice as long.
+Decides how much and in which order an image is changed. The random numbers are drawn here and not by the library's
+random transforms, which use torch's global generator: a batch must be the same in any thread or process. Geometry uses
+torch's grid_sample directly: the library's affine kernel calls it too, but cannot stretch, crop or mirror at the edges,
+and its perspective kernel takes twice as long.
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from training.model.torchvision_compat import allow_mismatched_torchvision
 
 allow_mismatched_torchvision()
 
-from torchvision.transforms.v2 import functional as kernels  # noqa: E402 - only now can it be imported everywhere
+from torchvision.transforms.v2 import functional as kernels  # noqa: E402 - can be imported only after the call above
 
 _TOP = 255.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Change:
-    """What happens to one image.
+    """The changes of one image.
 
-    geometry: [2, 2], from an offset in the result to one in the image; shift: [2], right and down, share of the side.
-    colours: [3, 3], rows sum to 1, so that white stays white. brightness: factor.
+    geometry: [2, 2], maps an offset in the result to an offset in the image; shift: [2], right and down, as a share of
+    the side. colours: [3, 3], rows sum to 1, so that white stays white. brightness: factor.
     """
 
     geometry: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Change:
 
 
 def draw_changes(config: AugmentationConfig, n: int, rng: np.random.Generator) -> list[Change]:
-    """Changes of the n images of a batch, in its order; all numbers are drawn, so that no amount moves another's."""
+    """Draw the changes of the n images of a batch; switched-off ones draw numbers, too, to keep the others."""
     zoom, stretch, angle, brightness = rng.uniform(-1, 1, (4, n))
     shift = rng.uniform(-1, 1, (n, 2)) * config.shift
     is_flipped, is_grey = rng.uniform(size=(2, n)) < np.array([[config.flip], [config.grey]])
@@ -68,9 +68,9 @@ def draw_changes(config: AugmentationConfig, n: int, rng: np.random.Generator) -
 
 
 def apply_change(square: NDArray[np.uint8], change: Change, preprocessing: Preprocessing) -> Tensor:
-    """One changed, cropped and normalised image: [side, side, 3] uint8 -> [3, crop, crop] float32.
+    """Change, crop and normalise one image: [side, side, 3] uint8 -> [3, crop, crop] float32.
 
-    Without any change it is what production preprocessing gives. Beyond its edges an image is mirrored.
+    Without any change the result equals that of production preprocessing. Beyond its edges an image is mirrored.
     """
     image = kernels.to_dtype(torch.from_numpy(square).permute(2, 0, 1), torch.float32, scale=True)
     image = _look_through(image, change, preprocessing.crop)
@@ -86,9 +86,9 @@ def apply_change(square: NDArray[np.uint8], change: Change, preprocessing: Prepr
 
 
 def _look_through(image: Tensor, change: Change, crop: int) -> Tensor:
-    """The crop's window on the image, turned, scaled and moved: [3, side, side] -> [3, crop, crop]."""
+    """Sample the turned, scaled and moved window of the crop: [3, side, side] -> [3, crop, crop]."""
     side = image.shape[-1]
-    # Offsets from the centre in grid_sample's unit, half a side; the window's own are those of its pixels' middles.
+    # Offsets of the pixel centres from the centre of the window, in grid_sample's unit: half a side.
     (a, b), (c, d) = change.geometry
     offset = (torch.arange(crop) + (0.5 - crop / 2)) * (2 / side)
     right, down = offset, offset[:, None]

@@ -1,7 +1,7 @@
-"""The batches of a run's steps, made in threads or worker processes while the step before is computed.
+"""The batches of a run, made in threads or worker processes during the previous step.
 
-Decides what a batch holds and who makes it. Every random choice is a function of seed, step and position in the batch,
-whatever the number of workers and of training processes.
+Decides what a batch holds and which thread or process makes it. Every random choice is a function of seed, step and
+position in the batch, and does not depend on the number of workers or of training processes.
 """
 
 import os
@@ -30,17 +30,17 @@ from training.data.decoding import Unreadable, refuse_too_many
 from training.data.images import TrainingImages
 from training.data.sampling import StepSampler
 
-_AHEAD = 2  # batches made before they are asked for, by the threads or by each worker
-_SUBSTITUTES = 20  # images of any class tried where none of the drawn one's class can be read
-_CHANGES, _REPLACEMENTS = 1, 2  # streams of random numbers beside that of the sampler
+_AHEAD = 2  # batches that the threads, or each worker, make in advance
+_SUBSTITUTES = 20  # images of any class to try if no image of the drawn class can be read
+_CHANGES, _REPLACEMENTS = 1, 2  # streams of random numbers, next to that of the sampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """What a step trains on: this process's share of the batch, in the batch's order.
+    """This process's share of the batch of one step, in the order of the batch.
 
-    pixels: [n, 3, crop, crop] float32, channels last in memory; labels: [n] int64; ids: of the items, for people.
-    unreadable: items met for the first time that cannot be read; others of their classes stand in for them.
+    pixels: [n, 3, crop, crop] float32, channels last in memory; labels: [n] int64; ids: of the items, for messages.
+    unreadable: items that were found unreadable in this batch; other images of their classes replace them.
     """
 
     step: int
@@ -52,7 +52,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Plan:
-    """What a batch is to hold: its rows and positions in the whole batch."""
+    """The rows of a batch, and their positions in the whole batch."""
 
     step: int
     rows: NDArray[np.int64]
@@ -61,7 +61,7 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Made:
-    """A batch before it is told apart which unreadable rows are new; rows: those that were shown."""
+    """A batch with all its unreadable rows, new or not; rows: those whose pixels it holds."""
 
     step: int
     pixels: Tensor
@@ -78,11 +78,11 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> Generator[Batch]:
-    """The batches of the steps from `first` to the end of the schedule.
+    """Make the batches of the steps from `first` to the end of the schedule.
 
-    Process `rank` of `world` gets a contiguous share; the shares of all, one after another, are the batch of a single
-    process. Close the iterator (or let it end) to end the workers. Raises InvalidInput where the batch is too small to
-    share, TooManyFailures where more images than `config.data.max_unreadable` allows turn out unreadable.
+    Process `rank` of `world` gets a contiguous share; the concatenated shares equal the batch of a single process.
+    Close the iterator (or exhaust it) to end the workers. Raises InvalidInput if the batch is too small to share,
+    TooManyFailures if more images than `config.data.max_unreadable` allows cannot be read.
     """
     sampler = StepSampler(images.labels, config.schedule, config.data.sampler, seed=config.seed)
     if sampler.batch_size < world:
@@ -99,7 +99,7 @@ def batches(
         _by_workers(maker, plans, config.data.workers) if config.data.workers else _by_threads(maker, plans)
     )
     met: set[int] = set()
-    with closing(made):  # at once, rather than when the last trace of an error that left a batch unused is gone
+    with closing(made):  # now, not when the traceback of an error in the caller is freed
         for batch in made:
             if isinstance(batch, TooManyFailures):
                 raise batch
@@ -117,7 +117,7 @@ def batches(
 
 
 class _Maker(Dataset["_Made | TooManyFailures"]):
-    """Makes batches, each from its plan alone."""
+    """Makes each batch from its plan alone."""
 
     def __init__(
         self, images: TrainingImages, config: TrainingConfig, preprocessing: Preprocessing, batch_size: int
@@ -129,7 +129,7 @@ class _Maker(Dataset["_Made | TooManyFailures"]):
         self._batch_size = batch_size
 
     def __getitem__(self, plan: _Plan) -> "_Made | TooManyFailures":
-        """The batch, or why there is none: raised in a worker, an error would lose its message among traces."""
+        """Make the batch, or return the error: raised in a worker, it would lose its message among tracebacks."""
         try:
             shown = [self.show(plan, place, change) for place, change in enumerate(self.changes(plan))]
         except TooManyFailures as error:
@@ -155,7 +155,7 @@ class _Maker(Dataset["_Made | TooManyFailures"]):
             else:
                 raise TooManyFailures(
                     f"step {plan.step}: {len(unreadable)} images in a row cannot be read, the last is "
-                    f"{self._images.items[row].uri}: {unreadable[row].reason}. Mend or remove them"
+                    f"{self._images.items[row].uri}: {unreadable[row].reason}. Repair or remove them"
                 )
         return _Shown(row, apply_change(square, change, self._preprocessing), unreadable)
 
@@ -168,7 +168,7 @@ class _Maker(Dataset["_Made | TooManyFailures"]):
         return _Made(plan.step, pixels, np.array([one.row for one in shown], dtype=np.int64), unreadable)
 
     def _substitutes(self, plan: _Plan, place: int) -> list[int]:
-        """Rows to try for one that cannot be read: the rest of its class, then some of any class."""
+        """Return the rows to try instead of an unreadable one: the rest of its class, then some of any class."""
         row = int(plan.rows[place])
         rng = np.random.default_rng((self._config.seed, plan.step, _REPLACEMENTS, plan.positions[place]))
         same_class = rng.permutation(self._members[self._images.labels[row]])
@@ -178,7 +178,7 @@ class _Maker(Dataset["_Made | TooManyFailures"]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shown:
-    """The image at one place of a batch; row: the drawn one, or that which stands in for the unreadable ones."""
+    """The image at one place of a batch; row: the drawn one, or its substitute."""
 
     row: int
     pixels: Tensor
@@ -208,32 +208,32 @@ def _gathered(maker: _Maker, plan: _Plan, shown: list[Future[_Shown]]) -> _Made:
 def _by_workers(maker: _Maker, plans: Iterator[_Plan], n_workers: int) -> Generator[_Made | TooManyFailures]:
     loader = DataLoader(
         maker,
-        batch_size=None,  # what the sampler gives is the plan of a whole batch
+        batch_size=None,  # the sampler yields the plan of a whole batch
         sampler=plans,
         num_workers=n_workers,
         prefetch_factor=_AHEAD,
-        # Of its own: seeds of workers, which nothing here uses, must not be drawn from the run's random numbers.
+        # The loader draws seeds for its workers; it must not draw them from the random numbers of the run.
         generator=torch.Generator(),
         worker_init_fn=_begin_worker,
-        # Forked, a worker has the images at hand, the file without a name among them.
+        # A forked worker shares the images, including the file without a name.
         multiprocessing_context="fork",
     )
     iterator = cast(_MultiProcessingDataLoaderIter, iter(loader))
     try:
         yield from iterator
     finally:
-        # It would end them when it is forgotten, but the trace of an error remembers it to the end of the process.
+        # The iterator ends them only when it is freed, and a traceback may keep it alive until the process ends.
         iterator._shutdown_workers()
 
 
 def _begin_worker(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal: the main one ends its workers, who have nothing to say of it."""
+    """Ignore Ctrl-C, which reaches every process of the terminal: the main process ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.excepthook = _tell_unless_left
+    sys.excepthook = _report_unless_disconnected
 
 
-def _tell_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tell of an error in a worker's thread, unless it is that the main process went while it took over a batch."""
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error in a thread of a worker, unless the main process ended while it received a batch."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)

@@ -1,6 +1,6 @@
-"""Images as the encoder sees them: fetched from wherever they lie, decoded by the production code, failures counted.
+"""Images as the encoder sees them: fetched from a path or URL and decoded by the production code.
 
-Decides what an unreadable image is and when there are too many; leaves what the pixels are for to others.
+Decides what an unreadable image is and when there are too many of them.
 """
 
 import os
@@ -18,7 +18,7 @@ from retrieval.errors import InvalidInput, RetrievalError, TooManyFailures
 
 Progress = Callable[[int, int], None]
 
-_STRETCH = 64  # images decoded and held at once: work for every thread, little memory
+_STRETCH = 64  # images decoded and held at a time: enough work for every thread, little memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreprocessedItems:
-    """pixels: [m, 3, crop, crop] float32, of `items`; unreadable: the items of the same stretch that were skipped."""
+    """pixels: [m, 3, crop, crop] float32, of `items`; unreadable: the items of the same chunk that were skipped."""
 
     pixels: NDArray[np.float32]
     items: tuple[Item, ...]
@@ -41,10 +41,10 @@ class PreprocessedItems:
 def read_items(
     items: Sequence[Item], preprocessing: Preprocessing, *, max_unreadable: float, progress: Progress
 ) -> Iterator[PreprocessedItems]:
-    """The items as the encoder sees them, in order, a stretch at a time; those that cannot be read are reported.
+    """Read the items as the encoder sees them, in order, a chunk at a time, and report those that cannot be read.
 
-    `progress` gets the items done and their number. Raises TooManyFailures as soon as the share of unreadable items
-    exceeds `max_unreadable`.
+    `progress` gets the number of items done and their total. Raises TooManyFailures as soon as the share of unreadable
+    items exceeds `max_unreadable`.
     """
     n_unreadable = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -64,7 +64,7 @@ def read_items(
 
 
 def read_item(item: Item, preprocessing: Preprocessing) -> NDArray[np.float32] | Unreadable:
-    """One item as the encoder sees it, [3, crop, crop] float32, or why it cannot be read."""
+    """Read one item as the encoder sees it, [3, crop, crop] float32, or return why it cannot be read."""
     try:
         return preprocess(fetch(item.uri), preprocessing)
     except (OSError, RetrievalError) as error:
@@ -72,7 +72,7 @@ def read_item(item: Item, preprocessing: Preprocessing) -> NDArray[np.float32] |
 
 
 def fetch(uri: str) -> bytes:
-    """The bytes at a path or an fsspec URL. Raises OSError where there are none, InvalidInput where it is no URL."""
+    """Fetch the bytes at a path or an fsspec URL. Raises OSError if there is no file, InvalidInput if it is no URL."""
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
@@ -82,9 +82,9 @@ def fetch(uri: str) -> bytes:
 
 
 def refuse_too_many(n_unreadable: int, n_items: int, max_unreadable: float, last: Unreadable) -> None:
-    """Raise TooManyFailures where more than the share `max_unreadable` of the items are unreadable."""
+    """Raise TooManyFailures if more than the share `max_unreadable` of the items is unreadable."""
     if n_unreadable > max_unreadable * n_items:
         raise TooManyFailures(
             f"{n_unreadable} images cannot be read so far, at most {max_unreadable:.1%} of {n_items} may be; the last "
-            f"is {last.item.uri}: {last.reason}. Mend or remove them, or raise max_unreadable"
+            f"is {last.item.uri}: {last.reason}. Repair or remove them, or raise max_unreadable"
         )

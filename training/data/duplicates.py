@@ -1,7 +1,6 @@
-"""The same picture twice: in two parts, which spoils what is measured on one of them, or under two labels.
+"""Finds pictures that occur twice: in two parts of a split, which biases measurements, or under two labels.
 
-Decides which pictures are the same, byte for byte or nearly; leaves what to do about it to people. Cropped, turned and
-mirrored copies are not found.
+Decides which pictures are the same, byte for byte or nearly. Cropped, rotated and mirrored copies are not found.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from retrieval.contract.preprocessing import decode
 from retrieval.errors import RetrievalError
 from training.data.decoding import Progress, Unreadable, fetch
 
-# Of shots of photographs, compressed to JPEG 75, scaled by a half or two, or both with WEBP, nine of ten copies of each
-# kind differ by less; of 31 million pairs of emoji with different labels 7 do, which look alike to people too.
+# Measured on photographs: nine of ten copies that are compressed to JPEG 75, scaled by a half or by two, or both with
+# WEBP, differ by less. Of 31 million pairs of emoji with different labels 7 differ by less; people confuse them, too.
 DEFAULT_TOLERANCE = 3.0
 
 _SIDE = 16  # of the thumbnails that are compared
-_COARSE = 3  # lowest frequencies a side that a first, quick search compares
+_COARSE = 3  # lowest frequencies per side that a first, quick search compares
 _STRETCH = 256
 
 
@@ -36,8 +35,8 @@ _STRETCH = 256
 class Duplicate:
     """Two items that show the same picture.
 
-    parts, ids, labels: of the first and of the second. difference: in grey levels, root mean square over the pixels of
-    two thumbnails; 0 for equal files. kind: "exact" for equal bytes, "near" otherwise.
+    parts, ids, labels: of the first and of the second item. difference: root mean square over the pixels of two
+    thumbnails, in grey levels; 0 for equal files. kind: "exact" for equal bytes, "near" otherwise.
     """
 
     kind: Literal["exact", "near"]
@@ -49,7 +48,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicateReport:
-    """harmful: pairs in two parts or under two labels, the most alike first; n_harmless: other pairs of one picture."""
+    """harmful: pairs in two parts or under two labels, the most similar first; n_harmless: the other pairs."""
 
     n_images: int
     harmful: tuple[Duplicate, ...]
@@ -68,10 +67,11 @@ class _Picture:
 def find_duplicates(
     parts: Mapping[str, Sequence[Item]], *, tolerance: float = DEFAULT_TOLERANCE, progress: Progress
 ) -> DuplicateReport:
-    """Compare the images of all parts with each other; `tolerance`: largest difference of near duplicates, 0 for none.
+    """Compare the images of all parts with each other.
 
-    Every image is fetched and decoded once; the comparison takes 3 kB of memory an image. Where a picture occurs many
-    times, each occurrence is compared with the first.
+    tolerance: largest difference of near duplicates; 0 finds equal files only. Every image is fetched and decoded once;
+    the comparison takes 3 kB of memory per image. If a picture occurs many times, each occurrence is compared with the
+    first.
     """
     pictures: list[_Picture] = []
     unreadable: list[Unreadable] = []
@@ -108,7 +108,7 @@ def _exact(pictures: Sequence[_Picture]) -> Iterator[Duplicate]:
 
 
 def _near(pictures: Sequence[_Picture], tolerance: float) -> Iterator[Duplicate]:
-    """Pairs of unequal files; equal thumbnails stand for one another, so that no blank page is compared with all."""
+    """Find pairs of unequal files; one of several equal thumbnails is compared with the others, to save time."""
     thumbnails = [picture.thumbnail.tobytes() for picture in pictures]
     groups = _groups(thumbnails, least=1)
     for same in groups:
@@ -122,9 +122,10 @@ def _near(pictures: Sequence[_Picture], tolerance: float) -> Iterator[Duplicate]
 
 
 def _similar(thumbnails: NDArray[np.uint8], tolerance: float) -> Iterator[tuple[int, int, float]]:
-    """Pairs of rows of [n, 16, 16, 3] whose root mean square difference is at most `tolerance`, and that difference.
+    """Find pairs of rows of [n, 16, 16, 3] with a root mean square difference of at most `tolerance`.
 
-    Lowest frequencies of an orthonormal transform differ by no more than the whole, so a search among them misses none.
+    The lowest frequencies of an orthonormal transform differ by at most the whole difference, so that a search among
+    them misses no pair.
     """
     values = thumbnails.astype(np.float32)
     frequencies = scipy.fft.dctn(values, axes=(1, 2), norm="ortho")[:, :_COARSE, :_COARSE]

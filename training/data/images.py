@@ -1,7 +1,7 @@
-"""The images to train on: decoded once into a file without a name, or each time one is drawn.
+"""The training images: decoded once into a file without a name, or each time an image is drawn.
 
-Decides where pixels come from and which items count; leaves which are drawn to `sampling.py` and how they are changed
-to `augmentation.py`.
+Decides where pixels come from and which items are usable. `sampling.py` decides which are drawn, `augmentation.py` how
+they are changed.
 """
 
 import errno
@@ -32,19 +32,19 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NamelessFile:
-    """A file without a name: gone with the last process that has it open, however that ends."""
+    """A file without a name. It disappears with the last process that has it open, even if that process is killed."""
 
     def __init__(self, folder: Path, n_bytes: int) -> None:
-        """Reserve n_bytes in `folder`. Raises OSError where there is no room."""
+        """Reserve n_bytes in `folder`. Raises OSError if there is no room."""
         with tempfile.TemporaryFile(dir=folder) as file:
-            # Writing to a mapped page that the disk has no room for kills the process instead of raising.
+            # On a full disk, writing to a mapped page kills the process instead of raising an error.
             os.posix_fallocate(file.fileno(), 0, n_bytes)
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
 
     @property
     def path(self) -> str:
-        """Where processes of this machine and user can open it, as long as this one has it open."""
+        """The path by which processes of this machine and user can open it while this process has it open."""
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
 
@@ -52,10 +52,10 @@ class NamelessFile:
 class TrainingImages:
     """Labelled images to draw from, in rows.
 
-    items: one a row; labels: [n] int64, index into classes (sorted names); pixels: [n, side, side, 3] uint8 on disk, or
-    None where images are decoded each time; unreadable: items that were left out, known only where pixels are.
-    whole: the preprocessing that gives a square of side x side pixels, neither cropped nor normalised. digest: of ids
-    and labels of the rows and, where they are kept, of the pixels. file: of the pixels, in the process that decoded.
+    items: one per row; labels: [n] int64, index into classes (sorted names); pixels: [n, side, side, 3] uint8 on disk,
+    or None if images are decoded each time; unreadable: items that were left out, known only if pixels are stored.
+    whole: the preprocessing that gives a square of side x side pixels, neither cropped nor normalised. digest: of the
+    ids and labels of the rows and of the stored pixels. file: holds the pixels, in the process that decoded them.
     """
 
     items: tuple[Item, ...]
@@ -69,18 +69,18 @@ class TrainingImages:
 
     @property
     def members(self) -> list[NDArray[np.int64]]:
-        """The rows of each class."""
+        """Return the rows of each class."""
         order = np.argsort(self.labels, kind="stable")
         return np.split(order, np.cumsum(np.bincount(self.labels, minlength=len(self.classes)))[:-1])
 
     @property
     def single_image_classes(self) -> tuple[str, ...]:
-        """Classes with one image: their only positive pairs are changed copies of it."""
+        """Return the classes with one image: their only positive pairs are augmented copies of it."""
         counts = np.bincount(self.labels, minlength=len(self.classes))
         return tuple(name for name, count in zip(self.classes, counts, strict=True) if count == 1)
 
     def square(self, row: int) -> NDArray[np.uint8] | Unreadable:
-        """The image of a row before any change, [side, side, 3] uint8, or why it cannot be read."""
+        """Read the image of a row before any change, [side, side, 3] uint8, or return why it cannot be read."""
         if self.pixels is not None:
             return np.array(self.pixels[row])
         pixels = read_item(self.items[row], self.whole)
@@ -90,16 +90,16 @@ class TrainingImages:
 def open_training_images(
     items: Sequence[Item], preprocessing: Preprocessing, config: DataConfig, *, cache: Path, progress: Progress
 ) -> TrainingImages:
-    """The items to draw from. With `config.cache` "decoded" each is decoded now, into a file without a name.
+    """Open the items to draw from. With `config.cache` "decoded", decode all of them into a file without a name.
 
-    The file lies in the folder `cache` and is gone with the process, however that ends. Raises InvalidInput where
-    an item has no label or the disk has no room, NotEnoughEvidence where there are fewer than two classes or no class
-    has two images, TooManyFailures as `read_items` does.
+    The file is in the folder `cache` and disappears with the process. Raises InvalidInput if an item has no label or
+    the disk has no room, NotEnoughEvidence if there are fewer than two classes or no class has two images,
+    TooManyFailures as `read_items` does.
     """
     if unlabelled := [item.id for item in items if not item.label]:
         raise InvalidInput(
             f"every image to train on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: add "
-            "labels, or leave these images out"
+            "labels, or remove these images"
         )
     _require_pairs(items)  # before hours of decoding
     side = preprocessing.resize
@@ -122,9 +122,9 @@ def open_training_images(
 def unchanged(
     images: TrainingImages, preprocessing: Preprocessing, *, size: int = 64
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """All images as production sees them, in stretches: their rows, [m, 3, crop, crop] float32.
+    """Read all images as production sees them, in chunks: their rows, and pixels [m, 3, crop, crop] float32.
 
-    Rows that cannot be read are left out: whoever draws them hears of them.
+    Rows that cannot be read are left out; they are reported when they are drawn.
     """
     for start in range(0, len(images.labels), size):
         squares = [(row, images.square(row)) for row in range(start, min(start + size, len(images.labels)))]
@@ -135,7 +135,7 @@ def unchanged(
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What production preprocessing gives for [n, side, side, 3] uint8: centre squares [n, 3, crop, crop] float32."""
+    """Crop and normalise [n, side, side, 3] uint8 as production does: centre squares [n, 3, crop, crop] float32."""
     edge = (preprocessing.resize - preprocessing.crop) // 2
     centre = pixels[:, edge : edge + preprocessing.crop, edge : edge + preprocessing.crop]
     mean = torch.tensor(preprocessing.mean, device=pixels.device).view(_CHANNELS, 1, 1)
@@ -145,15 +145,15 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def remarks(images: TrainingImages, schedule: ScheduleConfig) -> list[str]:
-    """What a person should know about the images before they are trained on, a sentence each."""
+    """Return sentences that a person should read about the images before training."""
     lines = [f"{len(images.labels):,} images of {len(images.classes):,} classes to train on"]
     lines += [f"skipped {failure.item.uri}: {failure.reason}" for failure in images.unreadable]
     if single := images.single_image_classes:
-        lines.append(f"{len(single)} classes have one image only and no true positive pair, for instance {single[0]!r}")
+        lines.append(f"{len(single)} classes have only one image and no true positive pair, for instance {single[0]!r}")
     if len(images.classes) < schedule.classes:
         lines.append(
-            f"a batch holds all {len(images.classes)} classes: schedule.classes asks for {schedule.classes}, "
-            "which is more than there are"
+            f"a batch holds all {len(images.classes)} classes: schedule.classes is {schedule.classes}, "
+            "more than there are"
         )
     return lines
 
@@ -163,7 +163,7 @@ def _require_pairs(items: Sequence[Item]) -> None:
     if n_classes < 2 or n_classes == len(items):
         raise NotEnoughEvidence(
             f"training needs at least two classes and two images of a class, found {len(items)} images of "
-            f"{n_classes} classes: add images, or give those of one thing the same label"
+            f"{n_classes} classes: add images, or give images of one thing the same label"
         )
 
 
@@ -190,10 +190,10 @@ def _labelled(
 
 
 def _reserve(folder: Path, shape: tuple[int, ...]) -> tuple[NamelessFile, NDArray[np.uint8]]:
-    """An array in a file that has no name: nothing stays behind, however the run ends."""
+    """Reserve an array in a file without a name, which does not outlive the run."""
     needed = math.prod(shape)
     try:
-        if needed > shutil.disk_usage(folder).free:  # asked first: reserving fills the disk before it fails
+        if needed > shutil.disk_usage(folder).free:  # checked first: a failed reservation fills the disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file = NamelessFile(folder, needed)
     except OSError as error:

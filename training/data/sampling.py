@@ -1,6 +1,6 @@
-"""Which images make up the batch of a step: so many of so many classes, or every class as often as any other.
+"""Draws the images of each batch: a number of images of a number of classes, or all classes with equal probability.
 
-A batch is a function of seed and step alone, so that a resumed run draws what an uninterrupted one would.
+A batch is a function of seed and step alone, so that a resumed run draws the same batches as an uninterrupted one.
 """
 
 from typing import Literal
@@ -16,15 +16,15 @@ from training.config import ScheduleConfig
 
 
 def batch_size(schedule: ScheduleConfig, n_classes: int) -> int:
-    """Images of one batch, over all processes, where there are so many classes to draw from."""
+    """Return the number of images in a batch, over all processes, if there are `n_classes` classes to draw from."""
     return schedule.images * min(schedule.classes, n_classes)
 
 
 class StepSampler:
     """Draws the rows of any step with the samplers of pytorch-metric-learning ("classes") and torch ("balanced").
 
-    labels: [n] int64, every class from 0 on at least once. `stream` keeps draws for different ends apart. For one
-    thread at a time, since pytorch-metric-learning has one source of random numbers for all.
+    labels: [n] int64, every class from 0 on at least once. `stream` separates the draws for different purposes. Use in
+    one thread at a time: pytorch-metric-learning has one global source of random numbers.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class StepSampler:
         self._classes = list(range(len(counts)))
 
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Rows of the batch of `step`, [batch_size] int64.
+        """Draw the rows of the batch of `step`, [batch_size] int64.
 
-        "classes": `schedule.images` of each of `schedule.classes` classes (of all, if fewer), class after class; a
-        class with fewer images gives some of them more than once.
+        "classes": `schedule.images` images of each of `schedule.classes` classes (of all classes, if there are fewer),
+        class after class; images of a class with too few images are repeated.
         """
         seeds = np.random.SeedSequence((self._seed, step, self._stream))
         if isinstance(self._sampler, WeightedRandomSampler):
             self._sampler.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             return np.fromiter(self._sampler, dtype=np.int64, count=self.batch_size)
-        # It shuffles its list of classes where it stands and draws from what the library's NUMPY_RANDOM names: both are
-        # set anew, for the step to be all that decides.
+        # The sampler shuffles its list of classes in place and draws from the library's global NUMPY_RANDOM. Both are
+        # reset, so that the batch depends on the step alone.
         self._sampler.labels = self._classes.copy()
         others = common_functions.NUMPY_RANDOM
         common_functions.NUMPY_RANDOM = np.random.default_rng(seeds)

@@ -1,4 +1,4 @@
-"""Images that one process of a machine decodes for all of them, which then map the same file."""
+"""Shares decoded images between the processes of a machine: one decodes them, and all map the same file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from training.data.images import TrainingImages, open_training_images
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """What travels between processes. images: without their pixels; path, shape: of the pixels."""
+    """Images as they are sent between processes. images: without their pixels; path, shape: of the pixels."""
 
     images: TrainingImages
     path: str
@@ -31,10 +31,10 @@ def open_images_together(
     progress: Progress,
     on_each_machine: Callable[[Callable[[], Lent]], Lent],
 ) -> TrainingImages:
-    """As `open_training_images`, called in every process: decoded images are decoded and kept once on each machine.
+    """Open training images in every process, like `open_training_images`, but decode and store them once per machine.
 
-    on_each_machine: gives in all processes what the function returns in the first of their machine. Where a process
-    may not open files of the first one, as from another container, it decodes for itself.
+    on_each_machine: runs a function in the first process of each machine and returns its result in all processes of
+    that machine. If a process may not open files of the first one, as in another container, it decodes for itself.
     """
 
     def open_alone() -> TrainingImages:
@@ -58,12 +58,12 @@ def open_images_together(
 
 
 def lend(images: TrainingImages) -> Lent:
-    """Images with pixels, for other processes of this machine, as long as this one keeps them."""
+    """Describe images with pixels to other processes of this machine; valid while this process keeps them."""
     assert images.pixels is not None
     assert images.file is not None
     return Lent(replace(images, pixels=None, file=None), images.file.path, images.pixels.shape)
 
 
 def borrow(lent: Lent) -> TrainingImages:
-    """The images of another process, not to be written to. Raises OSError where its file cannot be opened."""
+    """Open the images of another process, read-only. Raises OSError if its file cannot be opened."""
     return replace(lent.images, pixels=np.memmap(lent.path, mode="r", dtype=np.uint8, shape=lent.shape))

@@ -1,7 +1,7 @@
-"""Class-disjoint splits: what is calibrated, indexed or audited must not have been trained on.
+"""Class-disjoint splits: classes used for calibration, indexing or audits must not be used for training.
 
-Decides which classes are for what, writes a manifest for each purpose, and refuses a class with two purposes; leaves
-the images where they are.
+Decides the purpose of each class, writes a manifest for each purpose, and rejects a class with two purposes. Images
+are not moved.
 """
 
 import csv
@@ -20,7 +20,7 @@ _COLUMNS = ("id", "uri", "label")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSummary:
-    """What was written: images and classes of each manifest, by its name."""
+    """The numbers of images and classes in each written manifest, by its name."""
 
     directory: str
     n_images: Mapping[str, int]
@@ -28,10 +28,10 @@ class SplitSummary:
 
 
 def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: int) -> dict[str, list[Item]]:
-    """The items of each part: every class is in exactly one; what the `shares` of the classes leave is `train`.
+    """Split the items by class into parts of the given shares of the classes; the remaining classes are `train`.
 
-    A part with a share of 0 is left out. The items of a part keep their order. Raises InvalidInput where the shares are
-    impossible or an item has no label, NotEnoughEvidence where a part would be without a class.
+    A part with a share of 0 is left out. The items of a part keep their order. Raises InvalidInput if the shares are
+    impossible or an item has no label, NotEnoughEvidence if a part would have no class.
     """
     if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
         raise InvalidInput(f"shares must not be negative and leave some classes to train on, found {dict(shares)}")
@@ -53,7 +53,7 @@ def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: 
 
 
 def require_disjoint(parts: Mapping[str, Sequence[Item]]) -> None:
-    """Raise InvalidInput where a class is in two of the parts, which are named as a person knows them."""
+    """Raise InvalidInput if a class is in two of the parts; the message contains the names of the parts."""
     classes = {name: {item.label for item in items if item.label} for name, items in parts.items()}
     names = list(parts)
     for place, name in enumerate(names):
@@ -62,12 +62,12 @@ def require_disjoint(parts: Mapping[str, Sequence[Item]]) -> None:
                 raise InvalidInput(
                     f"{name} and {other} must not share a class, {len(shared)} are in both, for instance "
                     f"{shared[0]!r}: results on classes that were "
-                    "trained on say nothing about new ones. Split by class, see `training split`"
+                    "used for training do not hold for new classes. Split by class, see `training split`"
                 )
 
 
 def write_splits(parts: Mapping[str, Sequence[Item]], directory: Path) -> SplitSummary:
-    """Write `directory`/<part>.csv for each part, uris in full. Raises InvalidInput where one is there already."""
+    """Write `directory`/<part>.csv for each part, with full uris. Raises InvalidInput if such a file exists."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, items in parts.items():
         path = directory / f"{name}.csv"
@@ -81,7 +81,7 @@ def write_splits(parts: Mapping[str, Sequence[Item]], directory: Path) -> SplitS
                     for item in items
                 )
         except FileExistsError as error:
-            raise InvalidInput(f"{path} is there already: name a new folder") from error
+            raise InvalidInput(f"{path} exists already: name a new folder") from error
     return SplitSummary(
         directory=str(directory),
         n_images={name: len(items) for name, items in parts.items()},

@@ -1,6 +1,7 @@
-"""The demonstration's data: renders the emoji, splits their classes, writes a manifest per purpose.
+"""Makes the data of the demonstration: renders the emoji, splits their classes, writes a manifest for each purpose.
 
-Leaves fetching and joining to `emoji_drawings.py`. Classes, not images, are split: what is served was never trained on.
+`drawings.py` fetches and joins the drawings. Classes, not images, are split: classes that are served were not used for
+training.
 """
 
 import csv
@@ -29,10 +30,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmojiRecipe:
-    """What decides the data set. Classes left over by the three fixed splits are for training.
+    """The options of the data set. Classes that the three fixed splits leave are for training.
 
-    size: side in pixels; min_makers: an emoji drawn by fewer is left out; query_makers: makers per new class whose
-    drawings are queries and not in the catalogue.
+    size: side in pixels; min_makers: an emoji drawn by fewer makers is left out; query_makers: makers per new class
+    whose drawings are queries and not in the catalogue.
     """
 
     size: int = 96
@@ -46,7 +47,7 @@ class EmojiRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmojiSummary:
-    """What was written: images and classes of each manifest, by its name."""
+    """The written manifests: numbers of images and classes, by the name of the manifest."""
 
     directory: str
     recipe: EmojiRecipe
@@ -60,8 +61,8 @@ def prepare_emoji(
 ) -> EmojiSummary:
     """Fill `directory` with rendered emoji and the manifests train, cohort, calibration, catalog, queries, audit.
 
-    What is there already is kept; every file appears whole or not at all. `progress` gets images rendered and images
-    wanted. Raises Unavailable without npm, network or resvg-py, NotEnoughEvidence where the classes do not suffice.
+    Existing files are kept; every file is written completely or not at all. `progress` gets the numbers of rendered and
+    of all images. Raises Unavailable without npm, network or resvg-py, NotEnoughEvidence if there are too few classes.
     """
     archives = fetch_packages(directory / PACKAGES)
     drawings = join_drawings(
@@ -83,14 +84,14 @@ def prepare_emoji(
 
 
 def split_drawings(drawings: Sequence[Drawing], recipe: EmojiRecipe) -> dict[str, list[Drawing]]:
-    """The drawings of each manifest. train, cohort, calibration and audit share no class; audit = catalog + queries.
+    """Split drawings into manifests. train, cohort, calibration and audit share no class; audit = catalog + queries.
 
-    Raises NotEnoughEvidence where no class is left for training, InvalidInput where a catalogue would be empty.
+    Raises NotEnoughEvidence if no class is left for training, InvalidInput if a catalogue would be empty.
     """
     if not 1 <= recipe.query_makers < recipe.min_makers:
         raise InvalidInput(
             f"expected 1 <= query_makers < min_makers, found {recipe.query_makers} and {recipe.min_makers}: "
-            "each new class needs a picture in the catalogue and one to ask with"
+            "each new class needs a picture in the catalogue and one as a query"
         )
     classes: defaultdict[str, list[Drawing]] = defaultdict(list)
     for drawing in drawings:
@@ -106,9 +107,7 @@ def split_drawings(drawings: Sequence[Drawing], recipe: EmojiRecipe) -> dict[str
         splits[name] = [drawing for label in sorted(labels[:count]) for drawing in classes[label]]
         labels = labels[count:]
     if not labels:
-        raise NotEnoughEvidence(
-            f"{len(classes)} emoji leave no class for training: ask for smaller splits or fewer makers"
-        )
+        raise NotEnoughEvidence(f"{len(classes)} emoji leave no class for training: use smaller splits or fewer makers")
     splits["train"] = [drawing for label in sorted(labels) for drawing in classes[label]]
     splits["catalog"], splits["queries"] = _hold_out(splits["audit"], recipe.query_makers, rng)
     return splits
@@ -132,12 +131,12 @@ def _hold_out(
 def render_drawings(
     drawings: Sequence[Drawing], directory: Path, *, size: int, processes: int = 2, progress: Progress
 ) -> None:
-    """Write as PNG the drawings that `directory` lacks, on white.
+    """Render the drawings that are missing in `directory` as PNG files, on white.
 
-    size: side in pixels. Raises Unavailable where resvg-py is missing.
+    size: side in pixels. Raises Unavailable if resvg-py is missing.
     """
     try:
-        import resvg_py  # noqa: F401 - found missing here, not in a worker process
+        import resvg_py  # noqa: F401 - fails here if it is missing, not in a worker process
     except ImportError as error:
         raise Unavailable("rendering the emoji needs resvg-py: pip install 'resvg-py>=0.5,<0.6'") from error
     targets = [directory / _image_path(drawing, size) for drawing in drawings]
@@ -176,7 +175,7 @@ def _render(job: tuple[str, str, int]) -> None:
 
 
 def _image_path(drawing: Drawing, size: int) -> str:
-    """Relative to the data set: one folder per class, so that a folder of images can be used without a manifest."""
+    """Return the path from the data set: one folder per class, which can also be used without a manifest."""
     return f"images-{size}px/{drawing.label}/{drawing.maker}.png"
 
 

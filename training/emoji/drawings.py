@@ -1,7 +1,7 @@
-"""The same emoji drawn by eight makers: fetches the drawings and decides which of them show the same thing.
+"""Fetches the same emoji drawn by eight makers, and decides which drawings show the same emoji.
 
-Leaves rendering, splitting and manifests to `emoji.py`. The artwork is fetched from the npm registry and stays under
-its makers' licences; none of it is part of this distribution.
+`dataset.py` renders and splits them. The artwork is fetched from the npm registry and is licensed by its makers; it is
+not part of this distribution.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import Any
 from retrieval.errors import CorruptArtifact, NotEnoughEvidence, Unavailable
 
 SCOPE = "@iconify-json"
-# Pinned, so that the same emoji are fetched tomorrow. Licences: Apache-2.0 (noto, noto-v1, fxemoji), MIT
+# Pinned, so that the same emoji are always fetched. Licences: Apache-2.0 (noto, noto-v1, fxemoji), MIT
 # (fluent-emoji-flat), CC-BY-4.0 (twemoji, emojione), CC-BY-SA-4.0 (openmoji, emojione-v1).
 VERSIONS: Mapping[str, str] = {
     "noto": "1.2.9",
@@ -31,7 +31,7 @@ VERSIONS: Mapping[str, str] = {
     "emojione": "1.2.3",
     "emojione-v1": "1.2.3",
 }
-# 'waving-hand-medium-dark-skin-tone' and, at one maker, 'waving-hand-medium-dark': the hand again in another colour.
+# 'waving-hand-medium-dark-skin-tone' or, from one maker, 'waving-hand-medium-dark': the same hand in another colour.
 _SKIN_TONE = re.compile(r"skin-tone|-(light|medium|dark)$")
 _NPM_TIMEOUT_S = 180
 
@@ -55,9 +55,9 @@ class IconSet:
 
 
 def fetch_packages(directory: Path) -> dict[str, Path]:
-    """Fetch the packages that `directory` lacks, with npm; their archives by maker.
+    """Fetch the packages that are missing in `directory`, with npm; return the archives of all makers.
 
-    Raises Unavailable where there is no npm or the registry cannot be reached.
+    Raises Unavailable if there is no npm or the registry cannot be reached.
     """
     archives = {maker: directory / f"iconify-json-{maker}-{version}.tgz" for maker, version in VERSIONS.items()}
     missing = [maker for maker, archive in archives.items() if not archive.is_file()]
@@ -101,14 +101,14 @@ def _npm_pack(packages: Sequence[str], destination: Path) -> None:
 
 
 def read_icon_set(maker: str, archive: Path) -> IconSet:
-    """The drawings in a fetched package. Raises CorruptArtifact where the archive is damaged."""
+    """Read the drawings in a fetched package. Raises CorruptArtifact if the archive is damaged."""
     try:
         with tarfile.open(archive) as tar, tar.extractfile("package/icons.json") as file:  # type: ignore[union-attr]
             icons: dict[str, Any] = json.load(file)
     except (OSError, EOFError, KeyError, ValueError, tarfile.TarError) as error:
         raise CorruptArtifact(f"{archive} is damaged ({error}): delete it and run again") from error
     svgs = {name: _svg_document(icon, icons) for name, icon in icons["icons"].items() if not _SKIN_TONE.search(name)}
-    # An alias may also turn or mirror its parent; then it shows something else.
+    # An alias may also rotate or mirror its parent; then it shows another emoji.
     aliases = {name: alias["parent"] for name, alias in icons.get("aliases", {}).items() if set(alias) == {"parent"}}
     return IconSet(maker=maker, svgs=svgs, aliases=aliases)
 
@@ -125,11 +125,11 @@ def _svg_document(icon: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
 
 
 def join_drawings(icon_sets: Sequence[IconSet], *, min_makers: int) -> list[Drawing]:
-    """The drawings of every emoji that at least `min_makers` makers drew, by label, then in the order of the sets.
+    """Return the drawings of every emoji with at least `min_makers` makers, by label, then in the order of the sets.
 
-    Two names mean the same emoji if they agree without hyphens or if any maker lists one as an alias of the other. A
-    drawing that a maker uses for two emoji (its one family picture stands for many families) has no one right label
-    and is left out. Raises NotEnoughEvidence where nothing is left.
+    Two names mean the same emoji if they are equal without hyphens or if any maker lists one as an alias of the other.
+    A drawing that a maker uses for two emoji (such as one picture for many families) has no unique label and is left
+    out. Raises NotEnoughEvidence if nothing is left.
     """
     same = _SameName()
     for icon_set in icon_sets:
@@ -154,18 +154,20 @@ def join_drawings(icon_sets: Sequence[IconSet], *, min_makers: int) -> list[Draw
             classes[labels[root]].append(Drawing(label=labels[root], maker=maker, svg=svgs[maker][name]))
     kept = [drawing for _, drawings in sorted(classes.items()) if len(drawings) >= min_makers for drawing in drawings]
     if not kept:
-        raise NotEnoughEvidence(f"no emoji is drawn by {min_makers} of {len(icon_sets)} makers: ask for fewer makers")
+        raise NotEnoughEvidence(
+            f"no emoji is drawn by {min_makers} of {len(icon_sets)} makers: lower the number of makers"
+        )
     return kept
 
 
 def _common_name(by_maker: Mapping[str, Sequence[str]]) -> str:
-    """The name most makers use; among equals the one with the most words, then the first."""
+    """Return the name that most makers use; of equally frequent ones that with the most words, then the first."""
     counts = Counter(name for names in by_maker.values() for name in names)
     return min(counts, key=lambda name: (-counts[name], -name.count("-"), name))
 
 
 class _SameName:
-    """Disjoint sets of names that mean one emoji; spelling without hyphens is the element."""
+    """Disjoint sets of names that mean the same emoji; an element is a name without hyphens."""
 
     def __init__(self) -> None:
         self._parents: dict[str, str] = {}

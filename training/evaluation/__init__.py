@@ -1,4 +1,4 @@
-"""How well an embedder serves classes it was not trained on. Tables and plots of it are in `report`."""
+"""Evaluates an embedder on classes that it was not trained on. `report` writes tables and plots."""
 
 from training.evaluation.items import Embed, ImageEmbeddings, embed_images, evaluate_items
 from training.evaluation.measuring import evaluate, require_evidence
@@ -12,8 +12,8 @@ from training.evaluation.results import (
 __all__ = [
     "Consistency",
     "Embed",
-    "ImageEmbeddings",
     "Evaluation",
+    "ImageEmbeddings",
     "OtherClasses",
     "RateAtFar",
     "embed_images",

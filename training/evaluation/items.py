@@ -1,4 +1,4 @@
-"""From images to an evaluation, through the production preprocessing."""
+"""Embeds images through the production preprocessing, and evaluates them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageEmbeddings:
-    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the others."""
+    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the other items."""
 
     embeddings: NDArray[np.float32]
     items: tuple[Item, ...]
@@ -26,7 +26,7 @@ class ImageEmbeddings:
 
     @property
     def labels(self) -> list[str]:
-        """What each item shows."""
+        """Return the label of each item."""
         return [item.label for item in self.items]
 
 
@@ -42,7 +42,7 @@ def evaluate_items(
 ) -> Evaluation:
     """Embed the items and evaluate them, see `evaluate`.
 
-    Raises TooManyFailures where too many are unreadable, NotEnoughEvidence where they are too few to say anything.
+    Raises TooManyFailures if too many are unreadable, NotEnoughEvidence if there are too few to measure anything.
     """
     found = embed_images(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
     return evaluate(
@@ -60,7 +60,7 @@ def embed_images(
 ) -> ImageEmbeddings:
     """Embed the items that can be read, in their order.
 
-    Raises TooManyFailures as `read_items` does, and where none can be read.
+    Raises TooManyFailures as `read_items` does, and if none can be read.
     """
     parts: list[NDArray[np.float32]] = []
     kept: list[Item] = []

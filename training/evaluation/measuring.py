@@ -1,6 +1,6 @@
-"""From embeddings to an evaluation. Every figure's arithmetic is in `retrieval.consistency`.
+"""Computes an evaluation from embeddings. The arithmetic of every figure is in `retrieval.consistency`.
 
-Decides which figures are measured and when the images are too few for one; leaves embedding to `items.py`.
+Decides which figures are measured, and when there are too few images for one of them.
 """
 
 from collections.abc import Sequence
@@ -28,24 +28,22 @@ from retrieval.consistency import (
 )
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training.evaluation.results import Consistency, Evaluation, OtherClasses, RateAtFar
+from training.limits import HALF_A_DECADE, MIN_FALSE_ACCEPTS, PAPER_BAND
 
-PAPER_BAND = (1e-2, 1e-1)
 FARS = (1e-1, 1e-2, 1e-3, 1e-4)
 GALLERY_SIZES = (30, 100, 300, 1_000, 3_000, 10_000)
-MIN_FALSE_ACCEPTS = 10  # by which a FAR can be told
-_HALF_A_DECADE = 10**0.5
-_SEED = 0  # an interval must not change when nothing else does
+_SEED = 0  # fixed, so that equal data give equal intervals
 
 
 def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None:
-    """Raise what `evaluate` would, from the labels alone: before hours of training, not after.
+    """Raise the errors of `evaluate` from the labels alone: before hours of training, not after them.
 
-    NotEnoughEvidence where there are too few images or classes, InvalidInput where an image has no label.
+    Raises NotEnoughEvidence if there are too few images or classes, InvalidInput if an image has no label.
     """
     if n_unlabelled := sum(not label for label in labels):
         raise InvalidInput(
             f"every image to evaluate on needs a label, {n_unlabelled} of {len(labels)} have none: label them, or "
-            "leave them out"
+            "remove them"
         )
     counts = np.unique(np.asarray(labels), return_counts=True)[1]
     if len(counts) < 2 or counts.max(initial=0) < 2:
@@ -57,7 +55,7 @@ def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None
     lowest = min(far_target, PAPER_BAND[0])
     if lowest * n_negatives < MIN_FALSE_ACCEPTS:
         raise NotEnoughEvidence(
-            f"a FAR of {lowest:g} is told by {MIN_FALSE_ACCEPTS} false accepts, {n_negatives} pairs of images of "
+            f"measuring a FAR of {lowest:g} takes {MIN_FALSE_ACCEPTS} false accepts, {n_negatives} pairs of images of "
             f"different classes give {lowest * n_negatives:.3g}: add images or classes"
             + (", or raise the FAR target" if far_target < PAPER_BAND[0] else "")
         )
@@ -75,8 +73,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate embeddings [n, d] float32, unit rows, with their n labels. Cost: n * n * d, a few tens of times.
 
-    in_full: also what Evaluation gives a default for, but ranks; without it about a fifth of the time. Raises
-    what `require_evidence` does, InvalidEmbeddings where rows are not of unit length.
+    in_full: also measure the figures with a default in Evaluation, ranks excepted; without it the evaluation takes
+    about a fifth of the time. Raises as `require_evidence`, and InvalidEmbeddings if rows are not of unit length.
     """
     require_evidence(labels, far_target=far_target)
     vectors = labelled(embeddings, labels)
@@ -86,7 +84,7 @@ def evaluate(
     recall = recall_at_k(vectors, k=(1, 2, 4, 8))
     missing: dict[str, str] = {}
     if paper.debiased is None:
-        missing["opis_debiased"] = "OPIS without noise takes 10 classes of 4 images or more"
+        missing["opis_debiased"] = "OPIS without noise needs 10 classes of 4 images or more"
     extended = _in_full(vectors, far_target, paper, missing) if in_full else {}
     return Evaluation(
         n_images=len(labels),
@@ -123,7 +121,7 @@ def _consistency(
     vectors: LabelledVectors, far_target: float, paper: OpisResult, missing: dict[str, str]
 ) -> tuple[Consistency, ...]:
     found = [paper, _opis(vectors, PAPER_BAND, "log_far")]
-    around = (far_target / _HALF_A_DECADE, min(far_target * _HALF_A_DECADE, 0.5))
+    around = (far_target / HALF_A_DECADE, min(far_target * HALF_A_DECADE, 0.5))
     try:
         found.append(_opis(vectors, around, "log_far"))
     except NotEnoughEvidence as error:

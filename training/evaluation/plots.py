@@ -1,4 +1,4 @@
-"""The plots of an evaluation; leaves the look to `retrieval.plotting`. Class names never enter one."""
+"""The plots of an evaluation. They contain no names of classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ _N_THRESHOLDS = 200
 
 
 def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], threshold: float, path: Path) -> Path:
-    """Densities of the cosine of pairs inside a class and across classes, with the threshold."""
+    """Draw the densities of the cosine of pairs inside a class and across classes, with the threshold."""
     histograms = score_histograms(labelled(embeddings, labels), n_bins=80)
     figure, (axes,) = new_figure()
     for counts, colour, name in (
@@ -45,7 +45,7 @@ def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], thre
 
 
 def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluation: Evaluation, path: Path) -> Path:
-    """TAR and FAR of each class against the threshold: what one threshold means to different classes."""
+    """Draw TAR and FAR of each class against the threshold, to show how they differ at one threshold."""
     reach = np.array([found.threshold for found in evaluation.tar_at_far] or [evaluation.threshold])
     low, high = min(reach.min(), evaluation.threshold) - 0.1, max(reach.max(), evaluation.threshold) + 0.1
     grid = np.linspace(max(low, -1), min(high, 1), _N_THRESHOLDS)
@@ -67,7 +67,7 @@ def draw_classes(embeddings: NDArray[np.float32], labels: Sequence[str], evaluat
 
 
 def draw_identification(rates: Sequence[IdentificationRates], path: Path) -> Path:
-    """FPIR and FNIR at the threshold for the pair FAR, and FNIR at a fixed FPIR, against the size of the gallery."""
+    """Draw FPIR and FNIR at the threshold for the pair FAR, and FNIR at a fixed FPIR, against the gallery size."""
     figure, (axes,) = new_figure()
     sizes = np.array([found.gallery_size for found in rates])
     target = rates[0]

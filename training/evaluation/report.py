@@ -1,11 +1,11 @@
-"""An evaluation as files.
+"""Writes an evaluation as files.
 
 FOLDER/evaluation.json      every figure
-FOLDER/evaluation.md        the same for people
+FOLDER/evaluation.md        the same as text and tables
 FOLDER/classes.csv          one row for each class, at the evaluation's threshold
 FOLDER/histograms.png       scores of pairs inside and across classes
 FOLDER/classes.png          TAR and FAR of each class against the threshold
-FOLDER/identification.png   FPIR and FNIR against the size of the gallery, where they were measured
+FOLDER/identification.png   FPIR and FNIR against the size of the gallery, if they were measured
 """
 
 import csv
@@ -40,9 +40,9 @@ _COLUMNS = (
 def write_report(
     evaluation: Evaluation, embeddings: NDArray[np.float32], labels: Sequence[str], folder: Path
 ) -> list[Path]:
-    """Write the evaluation of these embeddings [n, d] into `folder`, made if missing; the files' paths.
+    """Write the evaluation of these embeddings [n, d] into `folder`, which is created; return the paths of the files.
 
-    Raises InvalidInput where a file lies there.
+    Raises InvalidInput if `folder` is a file.
     """
     make_folder(folder)
     contents = {
@@ -62,10 +62,10 @@ def write_report(
 
 
 def class_table(embeddings: NDArray[np.float32], labels: Sequence[str], threshold: float) -> str:
-    """CSV of every class at the threshold, by falling false accept rate: TAR, FAR, and whom it is confused with.
+    """Return a CSV table of all classes at the threshold, by falling FAR: TAR, FAR, and the classes confused with it.
 
     TAR is empty for a class of one image; low and high are ends of 95 % intervals; confused_with names up to three
-    classes with the pairs accepted of all pairs with them.
+    classes, each with the accepted pairs and all pairs with that class.
     """
     vectors = labelled(embeddings, labels)
     confusions = class_confusions(vectors, threshold)
@@ -84,7 +84,7 @@ def class_table(embeddings: NDArray[np.float32], labels: Sequence[str], threshol
 
 
 def to_markdown(evaluation: Evaluation) -> str:
-    """Every figure in tables, and what is missing with its reason."""
+    """Return all figures in tables, and the missing figures with their reasons."""
     blocks = [
         str(evaluation),
         _table(("ranking", ""), _ranking(evaluation)),
@@ -97,7 +97,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         ),
     ]
     if evaluation.missing:
-        blocks.append("\n".join(["Left out:", *(f"- {name}: {why}" for name, why in evaluation.missing.items())]))
+        blocks.append("\n".join(["Not measured:", *(f"- {name}: {why}" for name, why in evaluation.missing.items())]))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -137,7 +137,7 @@ def _other_classes(evaluation: Evaluation) -> str:
     if found is None:
         return ""
     return (
-        f"At a threshold for FAR {evaluation.far_target:g} that was fixed on other classes ({found.n_splits} splits "
+        f"At a threshold for FAR {evaluation.far_target:g} that was chosen on other classes ({found.n_splits} splits "
         f"into halves): FAR {found.far:.4g} (halves {found.far_range}), TAR {found.tar:.4f}; the tenth of the classes "
         f"with the lowest TAR has {found.worst_tar:.4f}, the tenth with the highest FAR {found.worst_far:.4g}."
     )
@@ -152,7 +152,7 @@ def _identification(evaluation: Evaluation) -> Iterable[tuple[str, ...]]:
             f"{found.at_far.fnir:.4f} ({found.at_far.fnir_range})",
             ""
             if at_fpir is None
-            else f"{at_fpir.fnir:.4f} ({at_fpir.fnir_range}) at {at_fpir.fpir:.3f}, asked {found.target_fpir:g}",
+            else f"{at_fpir.fnir:.4f} ({at_fpir.fnir_range}) at {at_fpir.fpir:.3f}, target {found.target_fpir:g}",
             f"{found.n_mated:.0f} and {found.n_strangers:.0f}, {found.n_repeats} times",
         )
 

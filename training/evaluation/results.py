@@ -1,6 +1,6 @@
-"""What an evaluation says, and how it is kept: ranking, one threshold for all, consistency, identification.
+"""The results of an evaluation: ranking, one threshold for all classes, consistency, identification.
 
-Leaves how each figure comes about to `measuring.py`, tables and plots to `report.py`.
+`measuring.py` computes the figures, `report.py` writes tables and plots.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from retrieval.errors import CorruptArtifact
 class Consistency:
     """OPIS over the pooled FARs far_low to far_high, on the axis of distance or of log FAR.
 
-    opis, eps_opis: as they come, with the values that chance alone gives classes of these sizes (floor, eps_floor) and
-    95 % intervals over the draw of classes; debiased: without noise, None where classes have too few images.
+    opis, eps_opis: measured values, with their expected values for equal classes of these sizes (floor, eps_floor) and
+    95 % intervals over the draw of classes. debiased: OPIS without noise, None if classes have too few images.
     """
 
     axis: Axis
@@ -45,10 +45,10 @@ class RateAtFar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherClasses:
-    """At thresholds for the FAR target that were fixed on one half of the classes, measured on the other half.
+    """Rates at thresholds for the FAR target that were chosen on one half of the classes and measured on the other.
 
-    far, tar: pooled, n_splits splits together; far_range: the lowest and the highest FAR of a half; worst_tar,
-    worst_far: means over the tenth of the classes with the lowest TAR and with the highest FAR.
+    far, tar: pooled over n_splits splits; far_range: the lowest and the highest FAR of a half; worst_tar, worst_far:
+    means over the tenth of the classes with the lowest TAR and with the highest FAR.
     """
 
     far: float
@@ -61,14 +61,15 @@ class OtherClasses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Leave-one-out over all images. threshold: lowest with a pooled pair FAR of at most far_target on these images.
+    """A leave-one-out evaluation over all images.
 
-    r_at_1, 2, 4, 8, map_at_r: of the ranking. tar: pooled TAR at the threshold; opis with its noise floor and, where
-    the images allow it, the estimate without noise: over FAR 1e-2 to 1e-1, on the axis of distance. n_single: classes
-    with one image, which have no positive pair. consistency: the same with intervals, also on the axis of log FAR and
-    over the decade around far_target; tar_at_far: at each FAR that the pairs can tell; other_classes, identification:
-    at thresholds fixed on other classes. missing: why a figure is not there, by its name. What only a full evaluation
-    measures has a default.
+    n_single: classes with one image, which have no positive pair. r_at_1, 2, 4, 8, map_at_r: of the ranking.
+    threshold: the lowest with a pooled pair FAR of at most far_target on these images; tar: pooled TAR at it. opis:
+    over FAR 1e-2 to 1e-1 on the axis of distance, with its noise floor and, if the images allow it, the estimate
+    without noise. consistency: the same with intervals, also on the axis of log FAR and over the decade around
+    far_target. tar_at_far: at each FAR that the number of pairs allows. other_classes, identification: at thresholds
+    chosen on other classes. missing: why a figure is missing, by its name. Fields with a default are measured only by
+    a full evaluation.
     """
 
     n_images: int
@@ -100,12 +101,12 @@ class Evaluation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `from_json` turns back into an equal value."""
+        """Return a plain dictionary that `from_json` turns back into an equal value."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Evaluation":
-        """Undo `to_json`. Raises CorruptArtifact where the values are of no evaluation."""
+        """Undo `to_json`. Raises CorruptArtifact if the values are not those of an evaluation."""
         try:
             evaluation: Evaluation = TypeAdapter(cls).validate_python(values)
         except ValidationError as error:

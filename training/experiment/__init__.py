@@ -1,4 +1,4 @@
-"""Arms times seeds on the same data: run, measured alike, compared with tests."""
+"""Experiments: trains arms times seeds on the same data, measures them equally, and compares them with tests."""
 
 from training.experiment.figures import Figures, Measured, measure
 from training.experiment.plan import EXPERIMENTS, Arm, Experiment, load_experiment, parse_experiment

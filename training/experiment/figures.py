@@ -1,6 +1,7 @@
-"""What the embeddings of one run are worth under one score: the figures that an experiment compares.
+"""Measures the embeddings of one run under one score: the figures that an experiment compares.
 
-Decides which figures and on which classes each is fitted, fixed and measured; leaves seeds and arms to `summary.py`.
+Decides which figures there are, and on which classes a score is fitted, a threshold chosen and a figure measured.
+`summary.py` combines seeds and arms.
 """
 
 from collections.abc import Mapping
@@ -27,24 +28,22 @@ from retrieval.consistency import (
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
 from training.experiment.scores import ScoreConfig, fit_score
+from training.limits import HALF_A_DECADE, MIN_FALSE_ACCEPTS, PAPER_BAND
 
-PAPER_BAND = (1e-2, 1e-1)
 TAR_FARS = (1e-2, 1e-3, 1e-4)
-_MIN_ERRORS = 10  # false accepts by which a FAR can be told
-_HALF_A_DECADE = 10**0.5
-_N_BOOTSTRAP = 200  # only the values are used, intervals come from seeds
-_N_DRAWS = 1000  # of classes, to see whether a value is above 0
+_N_BOOTSTRAP = 200  # only the values are used, intervals are computed over seeds
+_N_DRAWS = 1000  # draws of classes, to test whether a value is above 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One run under one score, on the test classes. None where the images do not allow a figure, see `missing`.
+    """One run under one score, on the test classes. A figure is None if the images do not allow it, see `missing`.
 
     r_at_1, map_at_r: of the ranking. opis_*: debiased OPIS, over the pooled FARs 1e-2 to 1e-1 on the axes of distance
-    (cosine only) and of log FAR, and over the decade around the deployed FAR, on the latter. tar_at_*: pooled TAR at a
-    pooled FAR of 1e-2 and so on. transfer_*: at the threshold for the deployed FAR on the calibration classes: pooled
-    FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest. training_s: seconds
-    that the training process took, its start and its own evaluation included.
+    (cosine only) and of log FAR, and over the decade around the deployed FAR on the axis of log FAR. tar_at_*: pooled
+    TAR at a pooled FAR of 1e-2 and so on. transfer_*: at the threshold for the deployed FAR on the calibration classes:
+    pooled FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest TAR. training_s: seconds that
+    the training process took, including its start and its own evaluation.
     """
 
     r_at_1: float | None
@@ -63,16 +62,15 @@ class Figures:
 
 FIGURES = tuple(field.name for field in fields(Figures))
 OPIS_FIGURES = ("opis_distance", "opis_log_far", "opis_deployed")
-HIGHER_IS_BETTER = ("r_at_1", "map_at_r", "tar_at_1e_2", "tar_at_1e_3", "tar_at_1e_4", "transfer_tar")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """The figures of one run, and what a comparison of runs takes.
+    """The figures of one run, and the values that a comparison of runs needs.
 
-    missing: why a figure is None, by its name; shares: what the classes add to an OPIS on the log-FAR axis, by its
-    name; classes: names, to which the shares' rows point; above_zero: names of the OPIS that are above 0 in 97.5 %
-    of the draws of classes, so that another can be divided by them.
+    missing: why a figure is None, by its name; shares: contributions of the classes to an OPIS on the log-FAR axis, by
+    its name; classes: names, to which the rows of the shares refer; above_zero: names of the OPIS figures that are
+    above 0 in 97.5 % of the draws of classes, so that a ratio to them is meaningful.
     """
 
     figures: Figures
@@ -85,9 +83,9 @@ class Measured:
 def measure(
     parts: Mapping[str, Embedded], score: ScoreConfig, *, far_target: float, training_s: float | None
 ) -> Measured:
-    """Fit the score on `cohort`, or on `train` where it says so, fix the threshold on `calibration`, measure on `test`.
+    """Fit the score on the part `score.fitted_on`, choose the threshold on `calibration`, and measure on `test`.
 
-    Raises NotEnoughEvidence where these are too few for the score, or test holds no two classes and no pair.
+    Raises NotEnoughEvidence if there are too few images for the score, or test holds no two classes or no pair.
     """
     fitted_on, calibration, test = (parts[name] for name in (score.fitted_on, "calibration", "test"))
     fitted = fit_score(score, fitted_on.embeddings, fitted_on.labels.tolist(), far_target=far_target)
@@ -108,14 +106,14 @@ def measure(
         training_s=training_s,
     )
     if training_s is None:
-        missing["training_s"] = "training was interrupted in between"
+        missing["training_s"] = "training was interrupted"
     return Measured(figures, missing, shares, vectors.classes, above_zero)
 
 
 def _consistency(
     vectors: LabelledVectors, far_target: float, missing: dict[str, str]
 ) -> tuple[dict[str, float | None], dict[str, DebiasedShares], frozenset[str]]:
-    around = (far_target / _HALF_A_DECADE, far_target * _HALF_A_DECADE)
+    around = (far_target / HALF_A_DECADE, far_target * HALF_A_DECADE)
     bands: tuple[tuple[str, tuple[float, float], Axis], ...] = (
         ("opis_distance", PAPER_BAND, "distance"),
         ("opis_log_far", PAPER_BAND, "log_far"),
@@ -125,7 +123,7 @@ def _consistency(
     shares, above_zero = {}, set()
     for name, band, axis in bands:
         if axis == "distance" and not vectors.cosine:
-            missing[name] = "a distance exists for the cosine only"
+            missing[name] = "only the cosine has a distance"
             continue
         try:
             found = _opis(vectors, band, axis)
@@ -135,7 +133,7 @@ def _consistency(
         values[name] = found.debiased
         of_classes = found.shares
         if found.debiased is None or of_classes is None:
-            missing[name] = "OPIS without noise takes 10 classes of 4 images or more"
+            missing[name] = "OPIS without noise needs 10 classes of 4 images or more"
             continue
         if _is_above_zero(of_classes):
             above_zero.add(name)
@@ -145,7 +143,7 @@ def _consistency(
 
 
 def _is_above_zero(of_classes: DebiasedShares) -> bool:
-    """As `compare_consistency` decides whether there is a ratio."""
+    """Return whether OPIS is above 0, by the rule by which `compare_consistency` computes a ratio."""
     draws = resampled_weights(of_classes.weights, _N_DRAWS, np.random.default_rng(0))
     replicates = np.concatenate([drawn @ of_classes.shares for drawn in draws])
     return percentile_interval(replicates, 0.95).low > 0
@@ -159,9 +157,9 @@ def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> Op
 def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float | None]:
     names = {far: f"tar_at_1e_{round(-np.log10(far))}" for far in TAR_FARS}
     values: dict[str, float | None] = dict.fromkeys(names.values())
-    told = [far for far in TAR_FARS if far * vectors.n_negatives >= _MIN_ERRORS]
+    told = [far for far in TAR_FARS if far * vectors.n_negatives >= MIN_FALSE_ACCEPTS]
     for far in set(TAR_FARS) - set(told):
-        missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {_MIN_ERRORS} false accepts"
+        missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
     if told:
         thresholds = thresholds_at_far(vectors, told)
         curves = operating_curves(vectors, thresholds=thresholds)
@@ -173,7 +171,7 @@ def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float 
 def _transfer(
     fixed_on: LabelledVectors, vectors: LabelledVectors, far_target: float, missing: dict[str, str]
 ) -> dict[str, float | None]:
-    if far_target * fixed_on.n_negatives < _MIN_ERRORS:
+    if far_target * fixed_on.n_negatives < MIN_FALSE_ACCEPTS:
         reason = f"{fixed_on.n_negatives} negative calibration pairs are too few for FAR {far_target:g}"
         names = ("transfer_far", "transfer_tar", "transfer_worst_tar")
         missing |= dict.fromkeys(names, reason)

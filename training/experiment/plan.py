@@ -1,6 +1,6 @@
-"""What an experiment compares: arms, seeds and data, read from a TOML file, all its problems at once.
+"""The plan of an experiment: arms, seeds and data, read from a TOML file. All its problems are reported at once.
 
-Decides which runs are trained and whether their budgets are equal; leaves training to `running.py`.
+Decides which arms are trained and whether their budgets are equal; `running.py` trains them.
 """
 
 import re
@@ -18,17 +18,17 @@ from training.experiment.scores import ScoreConfig
 
 EXPERIMENTS = CONFIGS / "experiments"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # arms name folders, beside the files of the result
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # names of arms are names of folders, next to the result files
 _RESULT_SUFFIXES = (".md", ".csv", ".json", ".png")
 _STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentData:
-    """Folders or manifests, no class in two of them but validation and cohort; "{seed}" in one stands for the seed.
+    """Folders or manifests. Only validation and cohort may share classes; "{seed}" in a path stands for the seed.
 
-    validation: for what training itself measures; cohort: to fit scores on; calibration: to fix thresholds on; test:
-    what is reported.
+    validation: for the evaluations of training; cohort: to fit scores; calibration: to choose thresholds; test: for the
+    reported figures.
     """
 
     __pydantic_config__ = _STRICT
@@ -40,7 +40,7 @@ class ExperimentData:
     test: str
 
     def of_seed(self, seed: int, root: Path) -> "ExperimentData":
-        """The paths for this seed; relative ones count from `root`, URLs stay."""
+        """Return the paths for this seed; relative paths start at `root`, URLs stay."""
 
         def located(path: str) -> str:
             named = path.replace("{seed}", str(seed))
@@ -57,10 +57,10 @@ class ExperimentData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmConfig:
-    """One arm. config: what differs from the common configuration, or from that of the earlier arm `like`.
+    """One arm. config: the differences from the common configuration, or from that of the earlier arm `like`.
 
-    model: an earlier arm whose trained runs are used; then nothing is trained, and only `score` may differ. against:
-    the arm it is compared with, by default the first.
+    model: an earlier arm whose trained runs this arm uses; it then trains nothing, and only `score` may differ.
+    against: the arm that it is compared with, by default the first.
     """
 
     __pydantic_config__ = _STRICT
@@ -75,9 +75,9 @@ class ArmConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentConfig:
-    """The file. config: name or path of a training configuration; common: what differs from it in every arm.
+    """The file. config: name or path of a training configuration; common: differences from it that all arms share.
 
-    budget: "equal" refuses arms that take other numbers of steps or images. far_target: the deployed pooled pair FAR.
+    budget: "equal" rejects arms with different numbers of steps or images. far_target: the deployed pooled pair FAR.
     """
 
     __pydantic_config__ = _STRICT
@@ -93,7 +93,7 @@ class ExperimentConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """An arm with its whole configuration; trained_by: the arm whose runs it uses, its own name where it trains."""
+    """An arm with its whole configuration; trained_by: the arm whose runs it uses, its own name if it trains."""
 
     name: str
     trained_by: str
@@ -103,13 +103,13 @@ class Arm:
 
     @property
     def trains(self) -> bool:
-        """Whether it has runs of its own."""
+        """Return whether it has runs of its own."""
         return self.trained_by == self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A checked experiment. arms: in the order of the file; root: where relative paths of data count from."""
+    """A checked experiment. arms: in the order of the file; root: the folder at which relative paths of data start."""
 
     name: str
     root: Path
@@ -120,19 +120,19 @@ class Experiment:
 
     @property
     def trained_arms(self) -> tuple[Arm, ...]:
-        """The arms that have runs of their own."""
+        """Return the arms that have runs of their own."""
         return tuple(arm for arm in self.arms if arm.trains)
 
     def with_seeds(self, seeds: tuple[int, ...]) -> "Experiment":
-        """The same with these seeds."""
+        """Return the same experiment with these seeds."""
         return replace(self, seeds=seeds)
 
 
 def load_experiment(name_or_path: str, *, root: Path) -> Experiment:
-    """The experiment of this name in `training/configs/experiments`, or in this TOML file.
+    """Load an experiment by its name in `training/configs/experiments`, or from a TOML file.
 
-    Raises InvalidSettings, with all problems at once, where it is missing, not TOML, holds an unknown key or value,
-    names an arm that does not come before, or gives arms unequal budgets without saying so.
+    Raises InvalidSettings, with all problems at once, if it is missing, is not TOML, holds an unknown key or value,
+    refers to an arm that is not an earlier one, or has unequal budgets without `budget = "free"`.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -151,9 +151,9 @@ def load_experiment(name_or_path: str, *, root: Path) -> Experiment:
 
 
 def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root: Path) -> Experiment:
-    """The experiment that `values` describe. folder: where a configuration named by a relative path lies.
+    """Check the values of an experiment. folder: at which the relative path of a configuration starts.
 
-    Raises InvalidSettings as `load_experiment` does; `name` stands in its message.
+    Raises InvalidSettings as `load_experiment` does; its message contains `name`.
     """
     try:
         config = TypeAdapter(ExperimentConfig).validate_python(values)
@@ -165,7 +165,7 @@ def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root
     arms = _resolve(config, name, folder)
     if config.budget == "equal" and (unequal := list(_unequal_budgets(arms))):
         raise InvalidSettings(
-            f'experiment {name}: {"; ".join(unequal)}; give all arms the same, or say budget = "free"'
+            f'experiment {name}: {"; ".join(unequal)}; give all arms the same, or set budget = "free"'
         )
     return Experiment(
         name=name, root=root, data=config.data, seeds=config.seeds, arms=arms, far_target=config.far_target
@@ -173,7 +173,7 @@ def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root
 
 
 def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `over` in their place; tables are merged key by key, all else is replaced.
+    """Replace `values` with those of `over`; tables are merged key by key, all other values are replaced.
 
     >>> merge({"a": {"b": 1, "c": 2}, "d": [1, 2]}, {"a": {"b": 3}, "d": [4]})
     {'a': {'b': 3, 'c': 2}, 'd': [4]}
@@ -186,8 +186,8 @@ def merge(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(config: ExperimentConfig, name: str, folder: Path) -> tuple[Arm, ...]:
-    beside = folder / config.config
-    common = to_json(load_config(str(beside) if beside.is_file() else config.config))
+    path = folder / config.config
+    common = to_json(load_config(str(path) if path.is_file() else config.config))
     overrides: dict[str, dict[str, Any]] = {}
     arms: dict[str, Arm] = {}
     for number, arm in enumerate(config.arms):
@@ -213,14 +213,14 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
             yield f"an arm's name consists of letters, digits, spaces and . _ + -, found {arm.name!r}"
         if arm.name.lower().endswith(_RESULT_SUFFIXES):
             yield f"an arm's name ends with none of {', '.join(_RESULT_SUFFIXES)}, found {arm.name!r}"
-        if arm.name.lower() in map(str.lower, known):  # one folder where file systems know no case
-            yield f"two arms are named {arm.name!r}, whatever the case"
+        if arm.name.lower() in map(str.lower, known):  # the same folder on a file system without case
+            yield f"two arms are named {arm.name!r}, ignoring case"
         for key in ("like", "model", "against"):
             other = getattr(arm, key)
             if other is not None and other not in known:
                 yield f"arm {arm.name!r}: {key} names an earlier arm, found {other!r}" + suggestion(other, known)
         if arm.model is not None and (arm.config or arm.like):
-            yield f"arm {arm.name!r} uses the runs of {arm.model!r}: config and like say nothing there, leave them out"
+            yield f"arm {arm.name!r} uses the runs of {arm.model!r}: config and like have no effect, remove them"
         if arm.score.fitted_on == "train" and arm.score.kind != "cohort":
             yield f'arm {arm.name!r}: only a score of kind "cohort" may be fitted on "train", found {arm.score.kind!r}'
         known.append(arm.name)
@@ -228,9 +228,9 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
 
 def _problems_of_seeds(config: ExperimentConfig) -> Iterator[str]:
     if len(set(config.seeds)) < len(config.seeds):
-        yield f"seeds differ from each other, found {list(config.seeds)}"
+        yield f"seeds must differ from each other, found {list(config.seeds)}"
     if "seed" in config.common or any("seed" in arm.config for arm in config.arms):
-        yield "seed is set by seeds, for every arm alike: take it out of common and config"
+        yield "seed is set by seeds, equally for every arm: remove it from common and config"
 
 
 def _unequal_budgets(arms: Iterable[Arm]) -> Iterator[str]:
@@ -254,7 +254,7 @@ def _spelled(config: TrainingConfig) -> str:
 
 
 def _described(error: ValidationError) -> Iterator[str]:
-    """Each problem with the place it has in the file; an unknown key with the known ones nearest to it."""
+    """Describe each problem with its place in the file, and an unknown key with the closest known keys."""
     known = {name for part in (ExperimentConfig, ExperimentData, ArmConfig, ScoreConfig) for name in part.__slots__}
     for problem in error.errors():
         place = ".".join(map(str, problem["loc"]))

@@ -1,7 +1,4 @@
-"""The plots of an experiment: accuracy against consistency, and how much each arm changes OPIS.
-
-Decides what is drawn; leaves the look to `retrieval.plotting`.
-"""
+"""The plots of an experiment: accuracy against consistency, and the change of OPIS by each arm."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +15,7 @@ _LEGEND_COLUMNS = 3
 
 
 def write_plots(arms: Sequence[ArmSummary], out: Path) -> list[Path]:
-    """Write front.png and, where arms are compared, opis.png into `out`; their paths. None without an OPIS."""
+    """Write front.png and, if arms are compared, opis.png into `out`; return their paths. Writes none without OPIS."""
     paths = []
     if any(name in arm.figures for arm in arms for name in _PANELS):
         paths.append(draw_front(arms, out / "front.png"))
@@ -28,7 +25,7 @@ def write_plots(arms: Sequence[ArmSummary], out: Path) -> list[Path]:
 
 
 def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
-    """R@1 against debiased OPIS: small marks for seeds, large ones for means, and the Pareto front of the means."""
+    """Draw R@1 against debiased OPIS: small marks for seeds, large ones for means, the Pareto front of the means."""
     n_rows = -(-(len(arms) + 1) // _LEGEND_COLUMNS)
     figure, panels = new_figure(len(_PANELS), width=5.4, height=4.0 + 0.2 * n_rows)
     for axes, (name, band) in zip(panels, _PANELS.items(), strict=True):
@@ -71,14 +68,14 @@ def draw_front(arms: Sequence[ArmSummary], path: Path) -> Path:
 
 
 def draw_changes(arms: Sequence[ArmSummary], path: Path) -> Path:
-    """Change of debiased OPIS relative to the arm compared with, a bar with its interval for each arm."""
+    """Draw the change of debiased OPIS relative to the other arm: a bar with its interval for each arm."""
     shown = [arm for arm in arms if any(name in arm.differences for name in _PANELS)]
     figure, panels = new_figure(len(_PANELS), width=5.4, height=1.4 + 0.36 * len(shown))
     for axes, (name, band) in zip(panels, _PANELS.items(), strict=True):
         for row, arm in enumerate(shown):
             found = arm.differences.get(name)
             if found is None or found.relative is None:
-                axes.text(0, row, " cannot be told ", color=QUIET, fontsize=8, ha="right", va="center")
+                axes.text(0, row, " unknown ", color=QUIET, fontsize=8, ha="right", va="center")
                 continue
             axes.barh(row, 100 * found.relative, color=COLOURS[0], alpha=0.75, height=0.6)
             if interval := found.relative_interval:
@@ -93,7 +90,7 @@ def draw_changes(arms: Sequence[ArmSummary], path: Path) -> Path:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (higher is better, lower is better) that no other beats in both, by rising first coordinate.
+    """Return the points (higher is better, lower is better) that no other beats in both, by rising first coordinate.
 
     >>> pareto_front([(0.7, 0.02), (0.8, 0.03), (0.6, 0.03), (0.75, 0.02)])
     [(0.75, 0.02), (0.8, 0.03)]
@@ -108,5 +105,5 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def _draw_staircase(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     front = pareto_front(points)
     if len(front) > 1:
-        # What lies below and to the right of the steps is better than any arm here.
+        # Points below and to the right of the steps are better than all arms.
         axes.step(*zip(*front, strict=True), where="pre", color=QUIET, linewidth=1, linestyle=":", label="Pareto front")

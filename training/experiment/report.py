@@ -1,9 +1,9 @@
-"""The result of an experiment as text, Markdown, CSV and JSON.
+"""Writes the result of an experiment as text, Markdown, CSV and JSON.
 
 OUT/table.md     both tables, for people
 OUT/table.csv    one row for each arm and figure: mean, interval, difference, tests
-OUT/runs.csv     one row for each arm and seed: the figures themselves
-OUT/table.json   all of it
+OUT/runs.csv     one row for each arm and seed: all figures
+OUT/table.json   everything
 """
 
 import csv
@@ -39,7 +39,7 @@ _TESTED = ("r_at_1", "map_at_r", *OPIS_FIGURES, "tar_at_1e_2", "tar_at_1e_3", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentResult:
-    """What an experiment found, and what it could not do."""
+    """The figures of all arms, and the failures."""
 
     experiment: Experiment
     arms: tuple[ArmSummary, ...]
@@ -50,7 +50,7 @@ class ExperimentResult:
 
 
 def to_markdown(result: ExperimentResult) -> str:
-    """Both tables and how to read them, aligned, so that they serve a terminal too."""
+    """Return both tables, aligned for a terminal, and how to read them."""
     far = result.experiment.far_target
     shown = [name for name in FIGURES if any(name in arm.figures for arm in result.arms)]
     head = ["arm", "seeds", *(TITLES[name] for name in shown)]
@@ -59,17 +59,17 @@ def to_markdown(result: ExperimentResult) -> str:
     ]
     explanation = (
         f"Mean over seeds ± half of its {CONFIDENCE:.0%} interval (Student's t over seeds, from 3 seeds). OPIS is "
-        "debiased and stands in units of 1e-3: over the pooled FARs 1e-2 to 1e-1 on the axis of distance, the same on "
-        f"that of log FAR, and over the decade around the deployed FAR of {far:g}. New classes: at the threshold for "
-        f"FAR {far:g} that was fixed on the calibration classes; worst tenth: mean TAR there of the tenth of the "
-        "classes with the lowest."
+        "debiased and given in units of 1e-3: over the pooled FARs 1e-2 to 1e-1 on the axis of distance, the same on "
+        f"the axis of log FAR, and over the decade around the deployed FAR of {far:g}. New classes: at the threshold "
+        f"for FAR {far:g} that was chosen on the calibration classes; worst tenth: mean TAR of the tenth of these "
+        "classes with the lowest TAR."
     )
     blocks = [_aligned(head, rows), explanation, *_comparison(result.arms), *_remarks(result)]
     return "\n\n".join(blocks) + "\n"
 
 
 def to_json(result: ExperimentResult) -> dict[str, Any]:
-    """Everything, as plain values."""
+    """Return everything as plain values."""
     experiment = result.experiment
     return {
         "experiment": experiment.name,
@@ -82,7 +82,7 @@ def to_json(result: ExperimentResult) -> dict[str, Any]:
 
 
 def write_report(result: ExperimentResult, out: Path) -> list[Path]:
-    """Write the tables into `out`; their paths."""
+    """Write the tables into `out`; return their paths."""
     contents = {
         "table.md": f"# {result.experiment.name}\n\n{to_markdown(result)}",
         "table.csv": _csv(_summary_rows(result.arms)),
@@ -106,11 +106,11 @@ def _comparison(arms: Sequence[ArmSummary]) -> Iterable[str]:
     ]
     yield _aligned(head, rows)
     yield (
-        "Difference from the other arm, paired by seed; for OPIS relative to it, seed by seed, unless that may be 0. "
-        f"In parentheses: {CONFIDENCE:.0%} interval over seeds. p: paired t test over seeds of the difference itself, "
-        "what other seeds would say; c: over the draw of classes, what other test classes would say of the same "
-        "trained models, seeds combined as if they said the same (Vovk and Wang 2020). Neither is corrected for the "
-        "number of comparisons: of twenty without any difference one is expected below 0.05."
+        "Difference from the other arm, paired by seed; for OPIS relative to it, seed by seed, unless it may be 0. "
+        f"In parentheses: {CONFIDENCE:.0%} interval over seeds. p: paired t test of the difference over seeds, for "
+        "new seeds; c: test over the draw of classes, for new test classes and the same trained models, with the "
+        "p-values of the seeds combined by Vovk and Wang (2020). Neither is corrected for the number of comparisons: "
+        "of twenty comparisons without any difference, one is expected below 0.05."
     )
 
 
@@ -120,7 +120,7 @@ def _remarks(result: ExperimentResult) -> Iterable[str]:
         for name, reason in arm.missing.items():
             reasons.setdefault(f"{TITLES[name]}: {reason}", []).append(arm.name)
     if reasons:
-        yield "Left out:\n" + "\n".join(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items())
+        yield "Not measured:\n" + "\n".join(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items())
     if result.failures:
         yield "Failed:\n" + "\n".join(f"- {failure}" for failure in result.failures)
 

@@ -1,6 +1,6 @@
-"""The runs of an experiment: each a process of its own in a folder of its own, so that none ends the others.
+"""Runs the trials of an experiment, each in its own processes and folder, so that a failure does not end the others.
 
-Decides what is left to do and does it; leaves what runs there are to `trials.py`, what they are worth to `figures.py`.
+Decides which work is left. `trials.py` plans the trials, `figures.py` measures them.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ _MAX_REASON = 600  # characters; the log has all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """What could not be done for an arm and seed, and why; log: where its processes wrote, if any ran."""
+    """The work that failed for an arm and seed, and the reason; log: output of its processes, if any ran."""
 
     arm: str
     seed: int
@@ -56,7 +56,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNews:
-    """One step of a run, for people. what: "training", "embedding", "done" or "failed"; done, total: runs ended."""
+    """The state of a trial. what: "training", "embedding", "done" or "failed"; done, total: numbers of trials."""
 
     arm: str
     seed: int
@@ -67,9 +67,9 @@ class RunNews:
 
 @contextmanager
 def only_user(out: Path) -> Iterator[None]:
-    """Make `out`, and keep other experiments out of it.
+    """Create `out`, and lock it against other experiments.
 
-    Raises FailedPrecondition where one is at work there, InvalidInput where it cannot be a folder.
+    Raises FailedPrecondition if another experiment is running there, InvalidInput if it cannot be a folder.
     """
     make_folder(out)
     with (out / LOCK).open("w") as lock:
@@ -77,7 +77,7 @@ def only_user(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FailedPrecondition(
-                f"another experiment is at work in {out}: wait for it, or name another folder"
+                f"another experiment is running in {out}: wait for it, or name another folder"
             ) from error
         yield
 
@@ -90,11 +90,11 @@ def run_trials(
     observe: Callable[[RunNews], None],
     program: Sequence[str] = PROGRAM,
 ) -> list[Failure]:
-    """Do what is left of the trials, `n_processes` at a time; what could not be done. Finished ones are skipped.
+    """Run the unfinished trials, `n_processes` at a time; return the failures.
 
-    More than one process at a time get one thread each. program: understands `train` and `embed` as this package does.
-    On an interrupt the processes are ended; what they did up to their last checkpoint is kept. observe: called from
-    several threads, by one at a time.
+    With more than one process at a time, each uses one thread. program: accepts the commands `train` and `embed` of
+    this package. On an interrupt the processes are ended; their last checkpoints are kept. observe: called from several
+    threads, by one at a time.
     """
     crew = _Crew(len(trials), n_processes, device, observe, program)
     with ThreadPoolExecutor(n_processes) as pool:
@@ -110,14 +110,14 @@ def run_trials(
 
 
 class _Crew:
-    """The processes at work. Thread rule: every field that changes is read and written under the lock."""
+    """The running processes. Thread rule: every field that changes is read and written under the lock."""
 
     def __init__(
         self, total: int, n_processes: int, device: str, observe: Callable[[RunNews], None], program: Sequence[str]
     ) -> None:
         self._total, self._device, self._observe = total, device, observe
         threads = _ONE_THREAD if n_processes > 1 else ()
-        self._program = ("env", "COLUMNS=1000", *threads, *program)  # wide, so that messages keep their lines
+        self._program = ("env", "COLUMNS=1000", *threads, *program)  # wide, so that messages are not wrapped
         self._lock = threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
@@ -126,7 +126,7 @@ class _Crew:
     def work(self, trial: Trial) -> Failure | None:
         trial.folder.mkdir(parents=True, exist_ok=True)
         failure = self._train(trial) or self._embed(trial)
-        self._tell(trial, "failed" if failure else "done")
+        self._report(trial, "failed" if failure else "done")
         return failure
 
     def stop(self) -> None:
@@ -139,7 +139,7 @@ class _Crew:
         run, trained = trial.folder / RUN, trial.folder / TRAINED
         if trained.is_file():
             return None
-        self._tell(trial, "training")
+        self._report(trial, "training")
         write_json(trial.folder / MADE_OF, trial.made_of)
         write_json(trial.folder / CONFIG, trial.made_of["config"])
         resumed = any(run.glob("*checkpoint*"))
@@ -151,7 +151,7 @@ class _Crew:
             *("--config", str(trial.folder / CONFIG), "--device", self._device, "--resume"),
         )
         if failure is None:
-            # How long the part before the interruption took is not known.
+            # The time before the interruption is unknown.
             write_json(trained, {"seconds": None if resumed else time.monotonic() - started})
         return failure
 
@@ -159,8 +159,8 @@ class _Crew:
         out = trial.folder / EMBEDDINGS
         if out.is_file() and read_json(trial.folder / MADE_OF) == trial.made_of:
             return None
-        self._tell(trial, "embedding")
-        out.unlink(missing_ok=True)  # before it is said what it will be made of: else the old one would pass for it
+        self._report(trial, "embedding")
+        out.unlink(missing_ok=True)  # before made_of.json changes: otherwise the old file would match it
         write_json(trial.folder / MADE_OF, trial.made_of)
         parts = [argument for part in EMBEDDED_PARTS for argument in ("--data", f"{part}={getattr(trial.data, part)}")]
         return self._call(
@@ -180,7 +180,7 @@ class _Crew:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=file,
-                    start_new_session=True,  # an interrupt reaches the experiment, which ends them in order
+                    start_new_session=True,  # an interrupt reaches only the experiment, which ends its processes
                     preexec_fn=_die_with_parent,  # noqa: PLW1509  # calls one C function
                 )
                 self._processes.add(process)
@@ -191,14 +191,14 @@ class _Crew:
             return None
         return Failure(arm=trial.arm.name, seed=trial.seed, what=what, reason=_reason(log, code), log=str(log))
 
-    def _tell(self, trial: Trial, what: str) -> None:
+    def _report(self, trial: Trial, what: str) -> None:
         with self._lock:
             self._done += what in ("done", "failed")
             self._observe(RunNews(arm=trial.arm.name, seed=trial.seed, what=what, done=self._done, total=self._total))
 
 
 def _reason(log: Path, code: int) -> str:
-    """The error that the process ended with, or how it was ended."""
+    """Return the error with which the process ended, or the signal that ended it."""
     if code < 0:
         return f"ended by signal {signal.Signals(-code).name}"
     text = log.read_text(errors="replace").rpartition("$ training ")[2]

@@ -1,7 +1,7 @@
-"""What an arm applies to a trained model's embeddings, in place of the cosine: scores fitted on other classes.
+"""The scores that an arm may use instead of the cosine, fitted on classes other than those it is measured on.
 
-Decides how each kind is fitted and how it becomes an inner product, on which every statistic works unchanged; leaves
-the cohort scores themselves to `retrieval.contract.score`.
+Decides how each kind is fitted and expressed as an inner product, so that all statistics work unchanged.
+`retrieval.contract.score` computes the cohort scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,20 +22,21 @@ Vectors: TypeAlias = NDArray[np.float32]
 Factors: TypeAlias = tuple[Vectors, Vectors]
 FittedScore: TypeAlias = Callable[[Vectors], Factors]
 
-# A score that is no inner product of few columns takes as many as there are images: memory and time grow with n^3.
+# A score that is no inner product of a few columns needs n columns for n images: time grows with n^3.
 MAX_PAIRWISE_IMAGES = 6000
-_MIN_PAIRS = 200  # a cluster with fewer pairs of either kind takes the map of all
-_TIE_BREAK = 0.1  # of log odds that reach to about 10, so that float32 still tells cosines 1e-5 apart
+_MIN_PAIRS = 200  # a cluster with fewer positive or negative pairs uses the map fitted on all pairs
+_TIE_BREAK = 0.1  # small against log odds of up to about 10; float32 still separates cosines 1e-5 apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
-    """What the threshold is applied to.
+    """The score to which the threshold is applied.
 
-    kind: "cosine"; "cohort", with the k nearest and weight of `retrieval.contract.score`, after a whitening or not;
-    "isotonic", one rising map from cosine to match probability; "cluster_offsets", the cosine less what each of
-    `clusters` needs for the same FAR; "cluster_isotonic", a rising map for each of `clusters`. fitted_on: the part of
-    the data; "train" for kind "cohort" alone, which looks at no label: those of classes trained on mislead.
+    kind: "cosine"; "cohort", with the k nearest and weight of `retrieval.contract.score`, `whitened` or not;
+    "isotonic", one increasing map from cosine to match probability; "cluster_offsets", the cosine minus an offset for
+    each of `clusters` that gives all of them the same FAR; "cluster_isotonic", an increasing map for each of
+    `clusters`. fitted_on: the part of the data; "train" only for "cohort", which uses no labels, because the scores of
+    training classes are not representative.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -49,16 +50,16 @@ class ScoreConfig:
 
 
 def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *, far_target: float) -> FittedScore:
-    """A function from embeddings [n, d] to the factors (query, gallery) whose products are the scores.
+    """Fit a function from embeddings [n, d] to the factors (query, gallery) whose products are the scores.
 
-    Fitted on embeddings [m, d] float32, unit rows, with m labels, of classes that the score is not measured on; the
-    cohort scores do not look at the labels. "isotonic" and "cluster_isotonic" give factors [n, n] and take at most
-    6,000 images.
+    It is fitted on embeddings [m, d] float32, unit rows, with m labels, of classes that the score is not measured on;
+    cohort scores do not use the labels. "isotonic" and "cluster_isotonic" give factors [n, n] and accept at most 6,000
+    images.
 
-    Raises NotEnoughEvidence where there are too few images, or too many for the kind.
+    Raises NotEnoughEvidence if there are too few images, or too many for the kind.
 
-    Source: "cluster_isotonic": Salvador et al., "FairCal: Fairness Calibration for Face Verification", ICLR 2022, with
-    isotonic regression for its beta calibration and log odds for its probabilities.
+    Source: "cluster_isotonic": Salvador et al., "FairCal: Fairness Calibration for Face Verification", ICLR 2022, but
+    with isotonic regression instead of beta calibration, and log odds instead of probabilities.
     """
     if config.kind == "cosine":
         return lambda rows: (rows, rows)
@@ -78,7 +79,7 @@ def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Clusters:
-    """centres: [c, d] float32, unit rows; a row belongs to the nearest."""
+    """centres: [c, d] float32, unit rows; a row belongs to the nearest centre."""
 
     centres: Vectors
 
@@ -97,7 +98,7 @@ class _Clusters:
 
 
 def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str], far_target: float) -> FittedScore:
-    """The cosine less (o(a) + o(b)) / 2; o: the threshold at which pairs with an end in the cluster have the FAR."""
+    """Fit the cosine minus (o(a) + o(b)) / 2; o: threshold with the target FAR for pairs with an end in a cluster."""
     (overall,) = thresholds_at_far(labelled(embeddings, labels), [far_target])
     scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
     offsets = np.full(len(clusters.centres), overall)
@@ -115,7 +116,7 @@ def _fit_offsets(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str]
 
 
 def _fit_cluster_isotonic(clusters: _Clusters, embeddings: Vectors, labels: Sequence[str]) -> FittedScore:
-    """The mean log odds by the maps of both ends, each weighted by the pairs that it was fitted on."""
+    """Fit the mean log odds by the maps of both ends, each weighted by the number of pairs that it was fitted on."""
     scores, matches, first, second = _pairs_with_ends(embeddings, labels, clusters)
     overall = _fit_isotonic(scores, matches)
     maps, sizes = [], np.zeros(len(clusters.centres))
@@ -140,12 +141,12 @@ def _fit_cluster_isotonic(clusters: _Clusters, embeddings: Vectors, labels: Sequ
 
 
 def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_]) -> Calibrator:
-    # At even odds a probability says what a pair adds to what was known before, in every cluster alike.
+    # With even prior odds, the probabilities of all clusters are comparable.
     return fit_scores(scores, matches, kind="isotonic", prevalence=0.5)
 
 
 def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log odds of cosines, any shape, rising in the flat stretches of the map too: ties have no threshold."""
+    """Return log odds of cosines, any shape; they increase in flat parts of the map, too, to avoid ties."""
     log_odds = logit(calibrator.probability(cosines.ravel()).reshape(cosines.shape))
     return np.asarray(log_odds + _TIE_BREAK * cosines, dtype=np.float64)
 
@@ -174,6 +175,6 @@ def _cosines(embeddings: Vectors) -> NDArray[np.float32]:
 
 
 def _as_factors(scores: NDArray[np.float64]) -> Factors:
-    """Any matrix of scores is an inner product: its rows with those of the identity, without rounding."""
+    """Express a matrix of scores as an inner product: its rows times the rows of the identity, without rounding."""
     query = scores.astype(np.float32)
     return query, np.eye(len(query), dtype=np.float32)

@@ -1,6 +1,6 @@
-"""Arms over seeds: means with intervals, and each arm against the one it is compared with, paired by seed and by class.
+"""Summarises arms over seeds: means with intervals, and differences between arms, paired by seed and by class.
 
-Decides how seeds and classes are combined; leaves tables and plots to `report.py` and `plots.py`.
+Decides how seeds and classes are combined; `report.py` and `plots.py` present the result.
 """
 
 import math
@@ -23,7 +23,7 @@ Results = Mapping[str, Mapping[int, Measured]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A figure over seeds. interval: 95 %, Student's t over seeds, None with fewer than 3 of them; values: by seed."""
+    """A figure over seeds. interval: 95 %, Student's t over seeds, None with fewer than 3 seeds; values: by seed."""
 
     mean: float
     interval: Interval | None
@@ -34,10 +34,10 @@ class Estimate:
 class Difference:
     """The arm's figure minus that of the other arm, over the seeds that both have.
 
-    interval, p_value: Student's t over the seeds' differences, two-sided, None with fewer than 3 seeds; they say what
-    other seeds would give. relative, relative_interval: of the difference in units of the other arm's figure, seed by
-    seed; for OPIS only, None where one of those may be 0. class_p_value: two-sided, over the draw of classes,
-    for OPIS on the log-FAR axis only; it says what other test classes would give with the same trained models.
+    interval, p_value: Student's t over the differences of the seeds, two-sided, None with fewer than 3 seeds; they
+    generalise to new seeds. relative, relative_interval: difference in units of the other arm's figure, seed by seed;
+    for OPIS only, None if one of these figures may be 0. class_p_value: two-sided, over the draw of classes, for OPIS
+    on the log-FAR axis only; it generalises to new test classes with the same trained models.
     """
 
     mean: float
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """figures: by name, those that some seed has; differences: likewise, from the arm `against`; missing: reasons."""
+    """figures: by name, if a seed has them; differences: from the arm `against`, by name; missing: reasons, by name."""
 
     name: str
     against: str | None
@@ -62,7 +62,7 @@ class ArmSummary:
 
 
 def summarise(arms: Sequence[Arm], results: Results) -> list[ArmSummary]:
-    """One summary for each arm that has a result, in their order. results: arm -> seed -> what was measured."""
+    """Summarise each arm that has a result, in order. results: arm -> seed -> figures."""
     return [
         ArmSummary(
             name=arm.name,
@@ -78,7 +78,7 @@ def summarise(arms: Sequence[Arm], results: Results) -> list[ArmSummary]:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, Interval | None]:
-    """Their mean, and its interval by Student's t where there are 3 values or more.
+    """Compute the mean of values, and its interval by Student's t if there are 3 values or more.
 
     >>> over_seeds([1.0, 2.0, 3.0])  # 2 -+ 4.303 / sqrt(3)
     (2.0, Interval(low=-0.484..., high=4.484...))
@@ -91,10 +91,10 @@ def over_seeds(values: Sequence[float]) -> tuple[float, Interval | None]:
 
 
 def combine_p_values(differences: Sequence[float], p_values: Sequence[float]) -> float:
-    """One two-sided p-value from those of single seeds, valid however the seeds depend on each other.
+    """Combine the two-sided p-values of single seeds to one that is valid for any dependence between the seeds.
 
-    Each is taken one-sided, in the direction of the mean difference; twice their mean is a p-value whatever their
-    dependence, and twice that accounts for the direction, which the data chose.
+    Each p-value is made one-sided, in the direction of the mean difference. Twice their mean is a valid p-value for any
+    dependence; another factor of 2 accounts for the choice of the direction by the data.
 
     Source: Vovk, Wang, "Combining p-values via averaging", Biometrika 107 (2020).
 
@@ -157,13 +157,13 @@ def _difference(
 def _paired_p_value(apart: Sequence[float]) -> float | None:
     if len(apart) < MIN_SEEDS:
         return None
-    if np.ptp(apart) == 0:  # without spread there is no test, except of arms that are the same
+    if np.ptp(apart) == 0:  # without variance there is no test, except for equal arms
         return 1.0 if apart[0] == 0 else None
     return float(stats.ttest_1samp(apart, 0.0).pvalue)
 
 
 def _by_class(own: Measured, other: Measured, name: str) -> tuple[float, float] | None:
-    """Difference of debiased OPIS and its p-value over the draw of classes, as `compare_consistency` has it."""
+    """Compute the difference of debiased OPIS and its p-value over the draw of classes, like `compare_consistency`."""
     first, second = own.shares.get(name), other.shares.get(name)
     if first is None or second is None:
         return None

@@ -1,10 +1,10 @@
-"""The runs of an experiment: which there are, what each is made of, and whether what is there is one of them.
+"""The trials of an experiment, one for each arm and seed: plans them and checks the trials that exist on disk.
 
 OUT/<arm>/<seed>/made_of.json     configuration and digests of the items
 OUT/<arm>/<seed>/run              the training run
-OUT/<arm>/<seed>/trained.json     how long training took; there only when it is finished
-OUT/<arm>/<seed>/embeddings.npz   of the parts train, cohort, calibration and test
-OUT/<arm>/<seed>/log.txt          what the processes said
+OUT/<arm>/<seed>/trained.json     duration of training; exists only if training is finished
+OUT/<arm>/<seed>/embeddings.npz   embeddings of the parts train, cohort, calibration and test
+OUT/<arm>/<seed>/log.txt          output of the processes
 """
 
 import json
@@ -25,13 +25,13 @@ EMBEDDINGS, LOG, LOCK = "embeddings.npz", "log.txt", ".lock"
 EMBEDDED_PARTS = ("train", "cohort", "calibration", "test")
 _PARTS = ("train", "validation", "cohort", "calibration", "test")
 _TRAINED_ON = ("train", "validation")
-# Nothing is measured or calibrated on either: the one chooses weights, the other is what scores are fitted on.
+# Neither is used to measure or to calibrate: validation chooses weights, scores are fitted on the cohort.
 _MAY_BE_THE_SAME = {"validation", "cohort"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One run to be made: the arm with the seed in its configuration, where it lies and what it is made of."""
+    """One arm with one seed: its data, its folder, and the configuration and digests that identify it."""
 
     arm: Arm
     seed: int
@@ -41,11 +41,11 @@ class Trial:
 
 
 def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
-    """The runs of the experiment, seed by seed, so that after the first seed every arm can be compared.
+    """Plan the trials of the experiment, seed by seed, so that all arms can be compared after the first seed.
 
-    Raises InvalidInput where a class is in two parts of the data or images lack labels, or a folder in `out` holds a
-    run of the same arm and seed with another configuration or other items; InvalidManifest, EmptyCatalog where the data
-    cannot be read, CorruptArtifact where what the folder says about itself cannot.
+    Raises InvalidInput if a class is in two parts of the data, if images lack labels, or if a folder in `out` holds a
+    trial of the same arm and seed with another configuration or other items; InvalidManifest or EmptyCatalog if the
+    data cannot be read, CorruptArtifact if the files of the folder cannot be read.
     """
     trials = []
     for seed in experiment.seeds:
@@ -63,26 +63,28 @@ def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
 
 
 def training_seconds(folder: Path) -> float | None:
-    """How long training took; None where it was interrupted in between."""
+    """Return the seconds that training took; None if it was interrupted."""
     seconds = (read_json(folder / TRAINED) or {}).get("seconds")
     return None if seconds is None else float(seconds)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What the file holds; None where there is none. Raises CorruptArtifact where it is no JSON object."""
+    """Read a JSON object from a file; None if there is no file. Raises CorruptArtifact if it holds something else."""
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CorruptArtifact(f"{path} cannot be read ({error}): delete its folder, it will be made again") from error
+        raise CorruptArtifact(
+            f"{path} cannot be read ({error}): delete its folder, it will be created again"
+        ) from error
     if not isinstance(content, dict):
-        raise CorruptArtifact(f"{path} holds no JSON object: delete its folder, it will be made again")
+        raise CorruptArtifact(f"{path} holds no JSON object: delete its folder, it will be created again")
     return content
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace the file, whole or not at all. Raises OutOfSpace."""
+    """Replace the file, completely or not at all. Raises OutOfSpace."""
     write_bytes(path, json_bytes(value))
 
 
@@ -91,7 +93,7 @@ def _check_labels(items: Mapping[str, Sequence[Item]], data: ExperimentData) -> 
         if unlabelled := [item.id for item in items[part] if not item.label]:
             raise InvalidInput(
                 f"{getattr(data, part)}: every image of an experiment needs a label, {len(unlabelled)} have none, for "
-                f"instance {unlabelled[0]!r}: label them, or leave them out"
+                f"instance {unlabelled[0]!r}: label them, or remove them"
             )
 
 
@@ -102,8 +104,8 @@ def _check_apart(items: Mapping[str, Sequence[Item]], seed: int) -> None:
             shared = sorted(classes[first] & classes[second])
             if shared and {first, second} != _MAY_BE_THE_SAME:
                 raise InvalidInput(
-                    f"seed {seed}: {first} and {second} share {len(shared)} classes, for instance {shared[0]!r}: what "
-                    "is measured must not have been trained, fitted or calibrated on"
+                    f"seed {seed}: {first} and {second} share {len(shared)} classes, for instance {shared[0]!r}: "
+                    "classes to measure on must not be used for training, fitting or calibration"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The whole experiment: what is left to train, then figures, tables and plots of all that is there."""
+"""The workflow of an experiment: trains the missing runs, then computes figures, tables and plots of all runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +26,10 @@ def run_experiment(
     measured: Progress = lambda done, total: None,
     program: Sequence[str] = PROGRAM,
 ) -> ExperimentResult:
-    """Train what is not trained yet, measure every arm, write tables and plots into `out`.
+    """Train the missing runs, measure every arm, write tables and plots into `out`.
 
-    A run that fails is reported in the result, and the others go on. Raises FailedPrecondition where another experiment
-    is at work in `out`, OutOfSpace where there is no room, and as `plan_trials` where the data or what lies in `out` does
+    A run that fails is reported in the result, and the others continue. Raises FailedPrecondition if another experiment
+    is running in `out`, OutOfSpace if there is no room, and as `plan_trials` if the data or the content of `out` does
     not fit.
     """
     with only_user(out):

@@ -1,4 +1,4 @@
-"""From a finished run to a model bundle: converted, compared with the trained embedder, described."""
+"""Exports a finished run as a model bundle: converted, compared with the trained embedder, and described."""
 
 from training.export.bundle import export_run
 from training.export.options import NOT_STATED, ExportOptions, ExportProgress
@@ -8,8 +8,8 @@ __all__ = [
     "DEFAULT_MAX_FLIPS",
     "NOT_STATED",
     "ExportOptions",
-    "PrecisionShift",
     "ExportProgress",
+    "PrecisionShift",
     "export_run",
     "shift_of",
 ]

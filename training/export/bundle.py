@@ -1,7 +1,6 @@
-"""From a finished run to a model bundle, proven equal to the trained embedder, or not further from it than allowed.
+"""Writes a finished run as a model bundle that is equal to the trained embedder, or within the allowed difference.
 
-Decides what is refused and what goes into the bundle; leaves converting and checking to the modules beside it. Nothing
-appears where the bundle should be before every check has passed.
+Decides which requests are rejected and the content of the bundle. The bundle appears only after every check has passed.
 """
 
 import tempfile
@@ -29,9 +28,9 @@ _N_PROBE = 8
 def export_run(run: Path, out: Path, options: ExportOptions = FLOAT32, *, progress: ExportProgress = SILENT) -> Bundle:
     """Export the embedder of a finished run to the bundle `out`, a new folder, with its model card.
 
-    Raises InvalidInput where `out` holds something already or images are missing, FailedPrecondition where the run is
-    not finished, NotEnoughEvidence and TooManyFailures where the images are too few or unreadable, ValidationFailed
-    where the production encoder does not give what the trained embedder gives, or flips more decisions than allowed.
+    Raises InvalidInput if `out` is not empty or images are missing, FailedPrecondition if the run is not finished,
+    NotEnoughEvidence and TooManyFailures if there are too few or too many unreadable images, ValidationFailed if the
+    production encoder does not reproduce the trained embedder, or flips more decisions than allowed.
     """
     _check_request(out, options)
     finished = load_finished(run)
@@ -49,20 +48,20 @@ def _check_request(out: Path, options: ExportOptions) -> None:
     check_new_folder(out)
     if options.precision != "fp32" and options.images is None:
         raise InvalidInput(
-            f"{options.precision} moves similarities: name labelled images of classes that were not trained on, for "
-            "instance those validated on, to measure by how much (--images)"
+            f"{options.precision} changes similarities: name labelled images of classes that were not used for "
+            "training, for instance the validation images, to measure the change (--images)"
         )
     if options.precision == "int8" and options.calibration_images is None:
         raise InvalidInput(
-            "int8 needs to know the range of every activation: name images of the kind the model will meet, for "
-            "instance those trained on (--calibration-images)"
+            "int8 needs the range of every activation: name images of the kind that the model is used for, for "
+            "instance the training images (--calibration-images)"
         )
     if options.images is not None and not all(item.label for item in options.images):
-        raise InvalidInput("images to measure the shift of similarity on need labels, some have none (--images)")
+        raise InvalidInput("images to measure the shift of similarity need labels, some have none (--images)")
 
 
 def _evaluation(run: Path, finished: FinishedRun, options: ExportOptions, converted: Converted) -> dict[str, Any]:
-    """What the bundle says about itself to machines; the model card says the same to people."""
+    """Collect the content of evaluation.json; the model card presents it to people."""
     data = recorded_data(run)
     export = dict(converted.evidence)
     if data is not None and options.images is not None:
@@ -78,7 +77,7 @@ def _evaluation(run: Path, finished: FinishedRun, options: ExportOptions, conver
 
 
 def _without_paths(config: TrainingConfig) -> TrainingConfig:
-    """The configuration with a file of weights named, but not located."""
+    """Return the configuration with the name of its file of weights instead of the path."""
     return replace(config, model=replace(config.model, weights=Path(config.model.weights).name))
 
 

@@ -1,6 +1,6 @@
-"""The model card: what a bundle says about itself to people. Every figure in it is in evaluation.json, too.
+"""The model card, which describes a bundle for people. Every figure in it is in evaluation.json, too.
 
-Decides what is said and what a metric means; the wording lies in `model_card.md.jinja`.
+Decides the content and explains the metrics; `model_card.md.jinja` holds the text.
 """
 
 import json
@@ -16,15 +16,15 @@ from training.model.efficientnet_lite import LITE
 from training.model.torchvision_compat import allow_mismatched_torchvision
 
 _MEANINGS = {
-    "r_at_1": "share of images whose nearest other image shows the same class",
-    **{f"r_at_{k}": f"share of images with one of the same class among the {k} nearest" for k in (2, 4, 8)},
-    "map_at_r": "mean average precision among the R nearest, R being the number of images of the class that are left",
-    "far_target": "false accept rate for which the threshold was chosen: share of pairs of two classes accepted",
-    "threshold": "lowest cosine similarity that keeps it on these images",
-    "tar": "share of pairs of one class accepted at that threshold",
-    "opis": "how unevenly one threshold treats the classes, 0 for classes that are treated alike",
-    "opis_floor": "what classes that are truly alike would score with so few images",
-    "opis_debiased": "OPIS with that noise taken out",
+    "r_at_1": "share of images whose nearest other image has the same class",
+    **{f"r_at_{k}": f"share of images with an image of the same class among the {k} nearest" for k in (2, 4, 8)},
+    "map_at_r": "mean average precision among the R nearest images, where R is the number of other images of the class",
+    "far_target": "false accept rate for which the threshold was chosen: share of accepted pairs of two classes",
+    "threshold": "lowest cosine similarity with at most this rate on these images",
+    "tar": "share of pairs of one class that are accepted at the threshold",
+    "opis": "how differently one threshold acts on the classes, 0 if it acts equally on all",
+    "opis_floor": "expected OPIS of equal classes with this number of images",
+    "opis_debiased": "estimate of OPIS without this noise",
     "n_images": "images",
     "n_classes": "classes",
     "n_single": "classes with one image, which have no pair",
@@ -33,12 +33,12 @@ _MEANINGS = {
 _SHOWN_CLASSES = 8
 _CLOSE = 0.99
 _LONGEST_NAME = 60
-_JOINERS = "\u200c\u200d"  # inside words of some scripts, and emoji of several parts
+_JOINERS = "\u200c\u200d"  # used inside words of some scripts, and in emoji of several parts
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("training.export", package_path=""),
     undefined=jinja2.StrictUndefined,
-    autoescape=False,  # Markdown; names of classes, the only text from outside, are quoted by `_quoted`
+    autoescape=False,  # Markdown; class names, the only external text, are quoted by `_quoted`
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
@@ -46,7 +46,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def render_card(evaluation: Mapping[str, Any], *, preprocessing: Preprocessing, dimension: int) -> str:
-    """The model card of a bundle with this evaluation.json, in Markdown."""
+    """Render the model card of a bundle with this evaluation.json, in Markdown."""
     held_out = evaluation["held_out"]
     metrics = [
         (name, _similarity(float(value)) if name == "threshold" else _figure(value), _MEANINGS.get(name, ""))
@@ -69,7 +69,7 @@ def render_card(evaluation: Mapping[str, Any], *, preprocessing: Preprocessing, 
 
 
 def backbone_licence(config: ModelConfig) -> str:
-    """The licence of the pretrained weights where their publisher's package states one."""
+    """Return the licence of the pretrained weights, if the package of their publisher states one."""
     if config.weights == "random":
         return "none: the backbone was not pretrained"
     if config.weights != "pretrained":
@@ -91,24 +91,24 @@ def _figure(value: object) -> str:
 
 
 def _similarity(value: float) -> str:
-    """With all digits that float32 has where it is close to 1: there the last ones decide."""
+    """Format a similarity; close to 1 with all digits of float32, because there the last digits matter."""
     return f"{value:.4f}" if abs(value) < _CLOSE else f"{value:.7f}"
 
 
 def _cell(text: str) -> str:
-    """Text for a cell of a table."""
+    """Escape text for a cell of a table."""
     return " ".join(text.split()).replace("\\", r"\\").replace("|", r"\|")
 
 
 def _quoted(names: Sequence[str]) -> str:
-    """The first few names as Markdown code, and how many more there are."""
+    """Return the first names as Markdown code, and the number of the others."""
     shown = ", ".join(f"`{_printable(name)}`" for name in names[:_SHOWN_CLASSES])
     more = len(names) - _SHOWN_CLASSES
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _printable(name: str) -> str:
-    """A name without what ends Markdown code, moves or turns the text around it; cut where it is very long."""
+    """Remove characters that end Markdown code or change the direction of text; shorten a very long name."""
     kept = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in name.replace("`", " "))
     text = " ".join(kept.split()) or "?"
     return text if len(text) <= _LONGEST_NAME else text[:_LONGEST_NAME] + "…"

@@ -1,7 +1,6 @@
-"""A trained embedder as a model in the precision asked for, checked through the production encoder.
+"""Converts a trained embedder to a model of the requested precision, and checks it with the production encoder.
 
-Decides what is compared with what, on which images; leaves how a graph is converted to `precision.py` and what a shift
-is to `shift.py`.
+Decides what is compared, and on which images. `precision.py` converts a graph, `shift.py` measures a shift.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,22 +17,22 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import NotEnoughEvidence
 from training.data import read_items
-from training.evaluation import embed_images
+from training.evaluation import Embed, embed_images
 from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
 from training.export.options import ExportOptions, ExportProgress
-from training.export.parity import Embed, check_batches, check_parity, parity_batches, probe_pixels
+from training.export.parity import check_batches, check_parity, parity_batches, probe_pixels
 from training.export.precision import to_half, to_int8
 from training.export.shift import check_flips, measure_shift
 from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
 
-_N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images: 64 flipped as few decisions as 256 and 512
+_N_CALIBRATION, _MIN_CALIBRATION = 256, 32  # images; measured: 64, 256 and 512 images flip equally few decisions
 _CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """content: the model's bytes; embed: what it is to give; evidence: how it was checked, for the bundle."""
+    """content: the model's bytes; embed: computes the embeddings expected of it; evidence: results of the checks."""
 
     content: bytes
     embed: Embed
@@ -41,10 +40,10 @@ class Converted:
 
 
 def convert(finished: FinishedRun, options: ExportOptions, staging: Path, progress: ExportProgress) -> Converted:
-    """The embedder in the precision of `options`. Raises as `export_run`.
+    """Convert the embedder to the precision of `options`. Raises as `export_run`.
 
-    float32 is compared with the trained embedder at batches of one, two and the most that the encoder runs at once;
-    a lower precision with float32, on images.
+    float32 is compared with the trained embedder, in batches of one, two and the largest size of the encoder; a lower
+    precision is compared with float32, on images.
     """
     model = to_onnx(finished.embedder, finished.preprocessing)
     trained = embedding_function(finished.embedder)
@@ -74,7 +73,7 @@ def convert(finished: FinishedRun, options: ExportOptions, staging: Path, progre
 
 
 def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder: Path) -> Encoder:
-    """The production encoder of a model of which nothing is known yet: the probe of its bundle is empty."""
+    """Open a model in the production encoder before anything is known about it: the probe of its bundle is empty."""
     side = preprocessing.crop
     bundle = write_bundle(
         folder,
@@ -94,7 +93,7 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
 def _lower(
     model: OnnxModel, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
 ) -> tuple[bytes, int]:
-    """The model in fewer bits, and the images that its ranges are from."""
+    """Convert the model to fewer bits; return it with the number of images used for the ranges of its activations."""
     if options.precision == "fp16":
         return to_half(model), 0
     items = options.calibration_images or ()
@@ -109,7 +108,7 @@ def _lower(
 def _pixels(
     items: Sequence[Item], finished: FinishedRun, progress: ExportProgress, sizes: list[int]
 ) -> Iterator[NDArray[np.float32]]:
-    """The images that can be read, a stretch at a time; how many each holds is added to `sizes`."""
+    """Read images, a chunk at a time; append the number of images in each chunk to `sizes`."""
     for part in read_items(
         items,
         finished.preprocessing,
@@ -125,7 +124,7 @@ def _pixels(
 def _require_calibration(n: int) -> None:
     if n < _MIN_CALIBRATION:
         raise NotEnoughEvidence(
-            f"int8 is calibrated on at least {_MIN_CALIBRATION} images that can be read, found {n}: give more "
+            f"int8 is calibrated on at least {_MIN_CALIBRATION} readable images, found {n}: add images "
             "(--calibration-images)"
         )
 
@@ -133,7 +132,7 @@ def _require_calibration(n: int) -> None:
 def _measure(
     before: Embed, after: Embed, finished: FinishedRun, options: ExportOptions, progress: ExportProgress
 ) -> dict[str, Any]:
-    """What is written about the shift on the images; nothing without images. Raises as `check_flips`."""
+    """Measure and check the shift on the images; return an empty result without images. Raises as `check_flips`."""
     if options.images is None:
         return {}
     found = embed_images(

@@ -1,4 +1,4 @@
-"""The embedder as an ONNX graph: its batch size free, its output normalised, nothing in it that names this machine."""
+"""Exports the embedder as an ONNX graph: any batch size, normalised output, no paths of this machine."""
 
 import ast
 import warnings
@@ -15,7 +15,7 @@ OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "pixels", "embeddings"
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter keeps the names of the modules around a node
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter stores the names of the modules around a node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class OnnxModel:
     """graph: opset 20, float32, weights inside.
 
     weighted: names of the convolutions and matrix products of the backbone, in order. tail: names of the nodes behind
-    them, which pool, project and normalise, and in which a little precision moves every similarity.
+    them, which pool, project and normalise. A small loss of precision in the tail changes every similarity.
     """
 
     graph: onnx.ModelProto
@@ -31,15 +31,15 @@ class OnnxModel:
     tail: tuple[str, ...]
 
     def content(self) -> bytes:
-        """The model as the bytes of a file, the same each time."""
+        """Serialise the model, deterministically."""
         return self.graph.SerializeToString(deterministic=True)
 
 
 def to_onnx(embedder: Embedder, preprocessing: Preprocessing) -> OnnxModel:
-    """The embedder as an ONNX model. Raises ValidationFailed where torch cannot express the backbone in ONNX."""
-    example = torch.zeros(2, 3, preprocessing.crop, preprocessing.crop)  # a batch of 1 would be taken for a constant
+    """Export the embedder to ONNX. Raises ValidationFailed if torch cannot express the backbone in ONNX."""
+    example = torch.zeros(2, 3, preprocessing.crop, preprocessing.crop)  # a batch of 1 would become a constant
     with warnings.catch_warnings():
-        # torch's exporter still calls what torch has deprecated; no user can do anything about it.
+        # torch's exporter uses functions that torch has deprecated; users cannot change that.
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec", category=FutureWarning)
         try:
             program = torch.onnx.export(
@@ -55,17 +55,19 @@ def to_onnx(embedder: Embedder, preprocessing: Preprocessing) -> OnnxModel:
         except torch.onnx.OnnxExporterError as error:
             raise ValidationFailed(f"torch cannot export this backbone to ONNX, choose another: {error}") from error
     if program is None:
-        raise ValidationFailed("torch exported no program: this version of torch and onnx do not fit together")
+        raise ValidationFailed(
+            "torch exported no program: this version of torch does not work with this version of onnx"
+        )
     model = program.model_proto
     weighted, tail = _split(model.graph)
-    # The exporter notes stack traces at every node: paths of this machine, on which the digest would depend.
+    # The exporter stores stack traces at every node; the digest would depend on the paths in them.
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")
     return OnnxModel(graph=model, weighted=weighted, tail=tail)
 
 
 def _split(graph: onnx.GraphProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the weighted nodes of the backbone, and of the nodes that none of them depends on; both in order."""
+    """Return the names of the weighted nodes of the backbone, and of the nodes that no weighted node depends on."""
     needed: set[str] = set()
     weighted, tail = [], []
     for node in reversed(graph.node):

@@ -1,4 +1,4 @@
-"""What an export can be told, and who is told how far it is."""
+"""The options of an export, and the functions that receive its progress."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ NOT_STATED = "not stated"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """precision: of the backbone; pooling, head and unit norm are computed in float32.
+    """The options of an export.
 
-    images: labelled ones of classes not trained on, on which the shift of similarity is measured; needed below fp32.
-    calibration_images: needed for int8, of the kind the model will meet; labels do not matter, those trained on serve.
-    far_target: at which the threshold lies, None for that of the run's own evaluation. max_flips: largest share of the
-    accepted pairs whose decision may change. licence: of the model, as text.
+    precision: of the backbone; pooling, head and unit norm are computed in float32. images: labelled images of classes
+    not used for training, to measure the shift of similarity; required for fp16 and int8. calibration_images: required
+    for int8, images of the kind that the model is used for, labels are not needed; the training images are suitable.
+    far_target: FAR of the threshold, None for that of the run's evaluation. max_flips: largest share of the accepted
+    pairs whose decision may change. licence: of the model, as text.
     """
 
     precision: Precision = "fp32"
@@ -30,7 +31,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportProgress:
-    """Who is told of images done, and of how many: those calibrated on, those measured on."""
+    """Functions that receive the progress (done, total) of the calibration images and of the measured images."""
 
     calibrating: Callable[[int, int], None] = lambda done, total: None
     measuring: Callable[[int, int], None] = lambda done, total: None

@@ -1,6 +1,6 @@
-"""What a conversion does to decisions: how far similarities move at the threshold, and which pairs change sides.
+"""Measures how a conversion changes decisions: shifts of similarity near the threshold, and pairs whose decision flips.
 
-Arrays in, values out. Which images, which threshold's target and what is too much is decided by the caller.
+Arrays in, values out. The caller decides the images, the target of the threshold, and the limit.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from retrieval.errors import NotEnoughEvidence, ValidationFailed
 
 Vectors = NDArray[np.float32]
 
-# Half the width of the band around the threshold in which the shift is measured: the decisions that can flip.
+# Half the width of the band around the threshold in which the shift is measured: only decisions there can flip.
 _TILE = 1024  # rows at a time: bounds the memory
 BAND = 0.02
-# Flips as a share of accepted pairs. On emoji at FAR 1e-2, moving the threshold by its own standard error, which the
-# draw of 120 calibration classes leaves, flips 10 to 11 %: a conversion should do no more than another draw does.
+# Flips as a share of accepted pairs. On emoji at FAR 1e-2, moving the threshold by its standard error over the draw of
+# 120 calibration classes flips 10 to 11 %: a conversion should flip no more than another draw of classes.
 DEFAULT_MAX_FLIPS = 0.1
 _MIN_ACCEPTED = 100  # fewer cannot show a share of one per cent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionShift:
-    """What changed between the trained embedder (before) and the exported one (after), on all pairs of labelled images.
+    """The changes from the trained embedder (before) to the exported one (after), on all pairs of labelled images.
 
-    threshold: lowest, before, with a pooled FAR of at most far_target; every rate but tar_own is at it. own_threshold:
-    likewise, after; tar_own: TAR after at it, which is what calibrating anew would give. shift_*: of similarity, after
-    minus before, over the n_band pairs within BAND of the threshold; shift_p99: 99th percentile of its size.
-    n_accepted: pairs accepted before. n_lost, n_won: true pairs that are no longer accepted, that now are; n_gained,
-    n_dropped: pairs of two classes that now are, that no longer are.
+    threshold: the lowest one, before, with a pooled FAR of at most far_target; all rates except tar_own are at this
+    threshold. own_threshold: the same, after; tar_own: TAR, after, at own_threshold, as a new calibration would give.
+    shift_*: of similarity, after minus before, over the n_band pairs within BAND of the threshold; shift_p99: 99th
+    percentile of its absolute value. n_accepted: pairs accepted before. n_lost, n_won: true pairs that are no longer
+    accepted, or newly accepted; n_dropped, n_gained: the same for pairs of two classes.
     """
 
     n_images: int
@@ -62,11 +62,11 @@ class PrecisionShift:
 
     @property
     def flips(self) -> float:
-        """Pairs whose decision changed, as a share of the pairs accepted before."""
+        """Return the pairs whose decision changed, as a share of the pairs accepted before."""
         return (self.n_lost + self.n_won + self.n_gained + self.n_dropped) / self.n_accepted
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary that `shift_of` turns back into an equal value, and the share of flips."""
+        """Return a plain dictionary that `shift_of` turns back into an equal value, and the share of flips."""
         return asdict(self) | {"flips": self.flips}
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class PrecisionShift:
 
 
 def shift_of(bundle: Bundle) -> PrecisionShift | None:
-    """The shift that was measured when `bundle` was exported; None where none was."""
+    """Return the shift that was measured when `bundle` was exported; None if none was measured."""
     stored = bundle.evaluation.get("export", {}).get("shift")
     if stored is None:
         return None
@@ -103,9 +103,9 @@ def shift_of(bundle: Bundle) -> PrecisionShift | None:
 
 
 def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far_target: float) -> PrecisionShift:
-    """The shift between embeddings [n, d] float32, unit rows, of the same n images. Cost: n * n * d, a few times.
+    """Measure the shift between embeddings [n, d] float32, unit rows, of the same n images. Cost: O(n * n * d).
 
-    Raises NotEnoughEvidence where the images have too few classes, pairs or accepted pairs for the target.
+    Raises NotEnoughEvidence if the images have too few classes, pairs or accepted pairs for the target.
     """
     old, new = labelled(before, labels), labelled(after, labels)
     threshold, own_threshold = (float(thresholds_at_far(vectors, [far_target])[0]) for vectors in (old, new))
@@ -114,7 +114,7 @@ def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far
     if n_accepted < _MIN_ACCEPTED:
         raise NotEnoughEvidence(
             f"{n_accepted} pairs of {len(labels)} images are accepted at FAR {far_target:g}, at least {_MIN_ACCEPTED} "
-            "are needed to say which share of them flips: give more labelled images, or a higher --far"
+            "are needed to measure the share that flips: add labelled images, or raise --far"
         )
     shift = _shift_in_band(before, after, threshold)
     return PrecisionShift(
@@ -143,19 +143,19 @@ def measure_shift(before: Vectors, after: Vectors, labels: Sequence[str], *, far
 
 
 def check_flips(shift: PrecisionShift, max_flips: float, *, precision: str) -> None:
-    """Raises ValidationFailed where more than a share of `max_flips` of the accepted pairs changed sides."""
+    """Raise ValidationFailed if the decision of more than a share `max_flips` of the accepted pairs changed."""
     if not shift.flips <= max_flips:
         raise ValidationFailed(
             f"{precision} flips {shift.flips:.2%} of the {shift.n_accepted:,} pairs that the trained embedder accepts "
             f"at FAR {shift.far_target:g} (threshold {shift.threshold:.4f}, {shift.n_images:,} images), at most "
             f"{max_flips:.2%} are allowed: nothing was written; "
-            + ("use a higher precision, or accept it" if precision != "fp32" else "rounding moved them, allow more")
+            + ("use a higher precision, or allow more" if precision != "fp32" else "rounding moved them, allow more")
             + " with --max-flips"
         )
 
 
 def _shift_in_band(before: Vectors, after: Vectors, threshold: float) -> NDArray[np.float32]:
-    """After minus before of the similarities, before, within BAND of the threshold; each pair once."""
+    """Return the shift of each pair whose similarity, before, is within BAND of the threshold."""
     parts = [np.empty(0, dtype=np.float32)]
     for start in range(0, len(before), _TILE):
         for column in range(start, len(before), _TILE):

@@ -1,4 +1,4 @@
-"""The training loop: from a configuration and labelled images to a finished run on disk, in one process or several."""
+"""The training loop: from a configuration and labelled images to a finished run, in one or more processes."""
 
 from training.loop.embedding import embedding_function
 from training.loop.monitoring import SILENT, Observers, StepReport

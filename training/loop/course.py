@@ -1,14 +1,12 @@
-"""The course of a run from its first step to its last: batches in, steps, evaluations, checkpoints."""
+"""The course of a run from its first step to its last: batches, steps, evaluations and checkpoints."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
-from training.config import TrainingConfig
 from training.data import Batch, TrainingImages, Unreadable, batch_size, batches, refuse_too_many
 from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
@@ -16,55 +14,50 @@ from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
 from training.loop.monitoring import Observers, StepMonitor
 from training.loop.processes import Processes
-from training.loop.runs import EVENTS, Fingerprint, write_checkpoint
+from training.loop.runs import EVENTS, Run, write_checkpoint
 from training.loop.state import TrainingState
 from training.loop.steps import Stepper
 
 
 class Course:
-    """Takes the steps that are left, evaluates on `validation`, and saves into the folder of the run.
+    """Takes the remaining steps, evaluates on `validation`, and saves into the folder of the run.
 
-    All processes follow the same course; the main one alone evaluates, saves and reports.
+    All processes follow the same course; only the main process evaluates, saves and reports.
     """
 
     def __init__(
         self,
         state: TrainingState,
-        config: TrainingConfig,
+        run: Run,
         preprocessing: Preprocessing,
         validation: Sequence[Item],
-        folder: Path,
-        fingerprint: Fingerprint,
         processes: Processes,
         observers: Observers,
     ) -> None:
         self._state = state
-        self._config = config
+        self._run = run
+        self._config = run.config
         self._preprocessing = preprocessing
         self._validation = validation
-        self._folder = folder
-        self._fingerprint = fingerprint
         self._processes = processes
         self._observers = observers
-        self._unreadable: list[Unreadable] = []  # what this process met and nobody was told of
-        self._told: set[str] = set()
+        self._unreadable: list[Unreadable] = []  # found by this process and not yet reported
+        self._reported: set[str] = set()
 
     def run(self, images: TrainingImages) -> Evaluation:
-        """To the end of the schedule, or until evaluations stop getting better; what the weights to keep are worth."""
+        """Train to the end of the schedule, or until evaluations stop improving; evaluate the final weights."""
         with closing(self._draw(images)) as drawn, self._watch(images) as watch:
             self._take_steps(drawn, watch, n_images=len(images.labels))
             return self._processes.on_main(lambda: self._conclude(watch))
 
     def save(self) -> None:
         """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
-        self._processes.on_main(
-            lambda: write_checkpoint(self._folder, self._state.state_dict(), self._config, self._fingerprint)
-        )
+        self._processes.on_main(lambda: write_checkpoint(self._run, self._state.state_dict()))
 
     def _take_steps(self, drawn: Iterator[Batch], watch: StepMonitor, *, n_images: int) -> None:
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
-        guard = Guard(self._processes, self._folder, gradient_may_overflow=state.scaler is not None)
+        guard = Guard(self._processes, self._run.folder, gradient_may_overflow=state.scaler is not None)
         while state.step < n_steps and not state.stopping.over:
             with watch.waiting():
                 parts = list(islice(drawn, loop.accumulate))
@@ -99,14 +92,14 @@ class Course:
         )
 
     def _consider(self, watch: StepMonitor) -> bool:
-        """Evaluate; whether that ends the run."""
+        """Evaluate, and return whether the run ends."""
         state, evaluation = self._state, self._evaluate(in_full=False)
         watch.evaluated(state.step, evaluation)
         state.stopping.consider(state.step, evaluation, state.evaluated, self._config.loop)
         return state.stopping.over
 
     def _conclude(self, watch: StepMonitor) -> Evaluation:
-        """Evaluate the weights to keep."""
+        """Evaluate the final weights."""
         state = self._state
         if state.stopping.weights is not None:
             state.evaluated.load_state_dict(state.stopping.weights)
@@ -116,32 +109,32 @@ class Course:
         return evaluation
 
     def _draw(self, images: TrainingImages) -> Generator[Batch]:
-        """This process's shares of the batches of the steps to come, so many a step as are accumulated."""
+        """Draw this process's shares of the batches of the next steps, `accumulate` batches for each step."""
         schedule, n = self._config.schedule, self._config.loop.accumulate
         long = replace(self._config, schedule=replace(schedule, steps=n * schedule.steps))
         rank, world = self._processes.rank, self._processes.world
         return batches(images, long, self._preprocessing, first=n * self._state.step, rank=rank, world=world)
 
     def _report_unreadable(self, n_images: int) -> None:
-        """Tell of what the processes met; several of them wait for each other, and do so now and then only.
+        """Report the unreadable images of all processes, which wait for each other to collect them.
 
-        Raises TooManyFailures where they met too many together; alone each looks at its own.
+        Raises TooManyFailures if the processes together found too many; each process checks its own count itself.
         """
         for failure in self._processes.collect(self._unreadable):
-            if failure.item.id not in self._told:
-                self._told.add(failure.item.id)
+            if failure.item.id not in self._reported:
+                self._reported.add(failure.item.id)
                 self._observers.message(f"skipped {failure.item.uri}: {failure.reason}")
-                refuse_too_many(len(self._told), n_images, self._config.data.max_unreadable, failure)
+                refuse_too_many(len(self._reported), n_images, self._config.data.max_unreadable, failure)
         self._unreadable.clear()
 
     @contextmanager
     def _watch(self, images: TrainingImages) -> Iterator[StepMonitor]:
-        """Tell the observers and TensorBoard, in the main process; nobody in the others."""
+        """Report to the observers and TensorBoard in the main process, and to nobody in the others."""
         schedule = self._config.schedule
         n_images = batch_size(schedule, len(images.classes)) * self._config.loop.accumulate
         if not self._processes.is_main:
             yield StepMonitor([], steps=schedule.steps, n_images=n_images)
             return
-        log = EventLog(self._folder / EVENTS, first=self._state.step, message=self._observers.message)
+        log = EventLog(self._run.folder / EVENTS, first=self._state.step, message=self._observers.message)
         with closing(log) as events:
             yield StepMonitor([self._observers, events], steps=schedule.steps, n_images=n_images)

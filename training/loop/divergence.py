@@ -1,7 +1,7 @@
-"""What each step came to, and the end of a run whose loss or gradient is no longer a number.
+"""Ends a run whose loss or gradient is no longer finite.
 
-Asking a GPU for a value makes it wait for the asker, so that it is asked every few steps, and always before anything is
-written or evaluated; a CPU is asked before each step is taken.
+Reading a value from a GPU stalls it. Therefore values are read every few steps, and always before anything is written
+or evaluated; on a CPU they are read before each step is taken.
 """
 
 import math
@@ -17,14 +17,15 @@ from training.loop.runs import write_batch
 from training.loop.values import StepValues, mean_over_processes, read_values
 
 _STEPS_AT_ONCE = 10
-# A gradient scaler that halves its scale so often has gone from 65,536 down to what no gradient needs.
-_MOST_OVERFLOWS = 40  # 2**-24, in a row
+# A gradient scaler starts at 65,536 and halves its scale at each overflow. After 40 in a row the scale is 2**-24,
+# smaller than any gradient needs.
+_MOST_OVERFLOWS = 40
 _N_NAMED = 5  # items in the message; the file has all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenStep:
-    """step: from 1; learning_rates: the highest of each part; ids: of this process's items."""
+    """step: from 1; learning_rates: the highest of each part; ids: of the items of this process."""
 
     step: int
     learning_rates: Mapping[str, float]
@@ -32,12 +33,12 @@ class TakenStep:
 
 
 class Guard:
-    """Looks at the values of all processes at once, so that all of them stop at the same step."""
+    """Checks the values of all processes together, so that all of them stop at the same step."""
 
     def __init__(self, processes: Processes, run: Path, *, gradient_may_overflow: bool) -> None:
         self._processes = processes
         self._run = run
-        # A gradient scaler looks for the largest scale without overflow by overflowing, and skips such a step.
+        # A gradient scaler finds the largest scale without overflow by trying, and skips a step that overflows.
         self._most_overflows = _MOST_OVERFLOWS if gradient_may_overflow else 0
         self._n_overflows = 0  # in a row
         self._at_once = 1 if processes.device.type == "cpu" else _STEPS_AT_ONCE
@@ -78,6 +79,6 @@ class Guard:
         raise TrainingDiverged(
             f"the {what} of step {step.step} is not finite ({parts}) at the learning rates {rates}. Its items are "
             f"{', '.join(ids[:_N_NAMED])}{more}, listed in {path}: look at them; then try, in a new folder, lower "
-            "learning rates, a longer schedule.warmup_steps, loop.clip_norm = 1, or loop.precision bf16 in place of "
+            "learning rates, a longer schedule.warmup_steps, loop.clip_norm = 1, or loop.precision bf16 instead of "
             f"fp16. The last checkpoint in {self._run} is kept"
         )

@@ -1,4 +1,4 @@
-"""The embedder as the rest of the product sees one: a function of arrays."""
+"""Turns an embedder into a function of arrays, which the rest of the product uses."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from training.model import Embedder
 
 
 def embedding_function(embedder: Embedder) -> Embed:
-    """The embedder as a function of arrays, [n, 3, h, w] float32 -> [n, d] float32, unit rows; nothing is learnt."""
+    """Return the embedder as a function of arrays, without gradients: [n, 3, h, w] float32 -> [n, d], unit rows."""
     device = embedder.device
     embedder.eval()
 

@@ -1,4 +1,4 @@
-"""The same reports for TensorBoard: curves of losses, rates, speed and evaluations over the steps."""
+"""Writes the reports of a run for TensorBoard: curves of losses, rates, speed and evaluations over the steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 class EventLog:
     """Writes events for TensorBoard into a folder, from the step after `first` on.
 
-    What an earlier process wrote of later steps is marked as void. A log that cannot be written does not end a run: it
-    is given up with one message.
+    Events of later steps that an earlier process wrote are marked as invalid. A log that cannot be written does not end
+    a run: logging stops with one message.
     """
 
     def __init__(self, folder: Path, *, first: int, message: Callable[[str], None]) -> None:
         self._message = message
         self._writer: SummaryWriter | None = None
         try:
-            # Not with the module: it takes a second, and only the process that writes needs it.
+            # Imported here because it takes a second, and only the process that writes needs it.
             from torch.utils.tensorboard import SummaryWriter as Writer
 
             self._writer = Writer(str(folder), purge_step=first + 1)
@@ -55,7 +55,7 @@ class EventLog:
         self._add(step, {f"validation/{name}": v for name, v in values.items() if isinstance(v, int | float)})
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write the events that are still in memory."""
         self._try(lambda writer: writer.close())
 
     def _add(self, step: int, values: Mapping[str, float]) -> None:

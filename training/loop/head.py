@@ -1,4 +1,4 @@
-"""The start of a run: the head alone learns, on features that the unchanged backbone gives once."""
+"""The start of a run: trains the head alone, on features that the unchanged backbone computes once."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from training.loop.schedule import create_optimizer
 from training.losses import TrainingLoss
 from training.model import Embedder
 
-_DRAWS = 3  # stream of random numbers beside those of the steps to come
+_DRAWS = 3  # stream of random numbers, separate from those of the later steps
 
 
 def train_head(
@@ -27,10 +27,10 @@ def train_head(
     *,
     progress: Progress,
 ) -> None:
-    """Train the head and what the loss owns on the features that the unchanged backbone gives for unchanged images.
+    """Train the head and the parameters of the loss on features of unchanged images from the unchanged backbone.
 
-    A random head sends the backbone gradients that spoil what it knows; one that fits it first does not. Every process
-    takes its share of each batch and ends with the same head.
+    The gradients of a random head would damage the pretrained backbone; a head that is trained first avoids this. Every
+    process takes its share of each batch and ends with the same head.
 
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022.
     """
@@ -61,7 +61,7 @@ def _extract_features(
     device: torch.device,
     progress: Progress,
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """Features [n, f] float32 of all training images; the row to show for each row, as not all may be readable."""
+    """Compute features [n, f] float32 of all training images; return with them the row to use for each row."""
     embedder.eval()
     features: Tensor | None = None
     is_read = np.zeros(len(images.labels), dtype=np.bool_)
@@ -75,14 +75,14 @@ def _extract_features(
             progress(int(rows[-1]) + 1, len(images.labels))
     if features is None:
         raise TooManyFailures(
-            f"none of the {len(images.labels)} images to train on can be read, the first is {images.items[0].uri}: see "
-            "that their paths lead to images from here"
+            f"none of the {len(images.labels)} images to train on can be read, the first is {images.items[0].uri}: "
+            "check that their paths are valid on this machine"
         )
     return features, _stand_ins(images, is_read)
 
 
 def _stand_ins(images: TrainingImages, is_read: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each row itself or, where it cannot be read, the first of its class that can, or else of any."""
+    """Return each row or, if it cannot be read, the first readable row of its class, or else of any class."""
     shown = np.arange(len(images.labels))
     for members in images.members:
         readable = members[is_read[members]]

@@ -1,4 +1,4 @@
-"""What people see of a run while it trains: a report of each step, its speed, and who is told."""
+"""Reports of a run while it trains: the values and the speed of each step, and the functions that receive them."""
 
 import time
 from collections import deque
@@ -12,16 +12,15 @@ from training.evaluation import Evaluation
 from training.loop.divergence import TakenStep
 from training.loop.values import StepValues
 
-_WINDOW = 20  # answers over which a speed is a mean
+_WINDOW = 20  # number of reports over which the speed is averaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport(StepValues[float]):
-    """One step, for people: its values, and speed over the last steps.
+    """The values of one step, and the speed over the last steps.
 
-    step: from 1; learning_rates: the highest of each part; images_per_s: of all processes;
-    waited: share of the time that went by waiting for data; evaluation: the last one of this process, None before the
-    first.
+    step: from 1; learning_rates: the highest of each part; images_per_s: of all processes; waited: share of the time
+    spent waiting for data; evaluation: the last one of this process, None before the first.
     """
 
     step: int
@@ -34,9 +33,11 @@ class StepReport(StepValues[float]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observers:
-    """Who is told what happens: items read, images seen by the head, items evaluated (done, of); steps; messages.
+    """Functions that are called while a run trains.
 
-    evaluation: gets the number of steps taken and what they led to.
+    read, head, evaluated: progress (done, total) of reading items, of computing features for the head, of evaluating
+    items. step: gets a report of each step; evaluation: gets the number of steps taken and their evaluation;
+    message: gets a sentence for people.
     """
 
     read: Progress = lambda done, total: None
@@ -51,19 +52,19 @@ SILENT = Observers()
 
 
 class Listener(Protocol):
-    """Who is told of steps and evaluations; Observers are one."""
+    """Receives reports of steps and evaluations; Observers is an example."""
 
     @property
     def step(self) -> Callable[[StepReport], None]:
-        """Gets a report of each step."""
+        """Return the function that gets a report of each step."""
 
     @property
     def evaluation(self) -> Callable[[int, Evaluation], None]:
-        """Gets what so many steps led to."""
+        """Return the function that gets an evaluation and the number of steps before it."""
 
 
 class StepMonitor:
-    """Times the steps and tells the listeners of them. n_images: of a step, over all processes."""
+    """Times the steps and reports them to the listeners. n_images: images per step, over all processes."""
 
     def __init__(self, listeners: Sequence[Listener], *, steps: int, n_images: int) -> None:
         self._listeners = listeners
@@ -76,20 +77,20 @@ class StepMonitor:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within it, training waits for data."""
+        """Count the time in the context as waiting for data."""
         started = time.perf_counter()
         yield
         self._waited += time.perf_counter() - started
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
-        """Within it, nothing is trained: no part of any step's time."""
+        """Leave the time in the context out of the time of the steps."""
         started = time.perf_counter()
         yield
         self._since += time.perf_counter() - started
 
     def report(self, known: Sequence[tuple[TakenStep, StepValues[float]]]) -> None:
-        """Tell of the steps whose values have become known."""
+        """Report the steps whose values have become known."""
         if not known:
             return
         now = time.perf_counter()
@@ -110,7 +111,7 @@ class StepMonitor:
                 listener.step(report)
 
     def evaluated(self, step: int, evaluation: Evaluation) -> None:
-        """Tell of an evaluation after `step` steps."""
+        """Report an evaluation after `step` steps."""
         self._evaluation = evaluation
         for listener in self._listeners:
             listener.evaluation(step, evaluation)

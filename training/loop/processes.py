@@ -1,7 +1,7 @@
-"""The processes that train together, one per device: who speaks for them, and how they agree.
+"""The processes that train together, one per device, and how they agree.
 
-Decides device and precision, through Accelerate. Whatever only one process does, all learn how it ended, so that none
-waits for a message that never comes.
+Decides device and precision, through Accelerate. If only one process does some work, all others receive its result or
+its error, so that none of them waits forever.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,21 +23,22 @@ from retrieval.errors import DeviceUnavailable, InvalidInput, InvalidSettings, R
 
 T = TypeVar("T")
 
-# Longer than one process may take to decode all images, to evaluate or to write, while others wait for its word.
+# Longer than one process may need to decode all images, to evaluate or to write while the others wait for it.
 _LONGEST_WAIT = timedelta(hours=4)
 
 
 class Processes:
-    """This process among those that train together.
+    """This process, one of those that train together.
 
-    rank: from 0, the main process, which alone writes, evaluates and reports; world: how many there are.
+    rank: from 0; rank 0 is the main process, the only one that writes, evaluates and reports; world: number of
+    processes.
     """
 
     def __init__(self, device: str, precision: Literal["no", "bf16", "fp16"]) -> None:
         target = select_device(device)
         if precision == "fp16" and target.type == "cpu":
             raise InvalidSettings("loop.precision: fp16 needs a GPU, found the device cpu: use bf16 or no")
-        # Accelerate keeps device and precision for the life of the process; another run in it may want others.
+        # Accelerate keeps device and precision until the process ends; another run in this process may need others.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             cpu=target.type == "cpu",
@@ -46,7 +47,7 @@ class Processes:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
         self.device: torch.device = self.accelerator.device
-        # On a GPU the fastest convolution is found by trying, and may sum in another order each time.
+        # Benchmarking may select another convolution algorithm each time, which sums in another order.
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         self.rank: int = self.accelerator.process_index
@@ -56,30 +57,30 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within it, Unavailable is raised where another process ends while this one waits for it."""
+        """Raise Unavailable within the context if another process ends while this one waits for it."""
         try:
             yield
         except RuntimeError as error:
             if self.world == 1 or not _is_lost_connection(error):
                 raise
             raise Unavailable(
-                f"another process of this run is gone, found by process {self.rank}: its own message, or the system's "
-                "log, says why. When that is mended, go on with --resume"
+                f"another process of this run has ended, found by process {self.rank}: see its own message or the "
+                "system's log for the reason. When it is fixed, resume with --resume"
             ) from error
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the main process, in all of them. What it raises there is raised in all of them."""
+        """Run `work` in the main process; return its result, or raise its error, in all processes."""
         return self._on(0, work)
 
     def on_each_machine(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the first process of a machine, in all of that machine.
+        """Run `work` in the first process of each machine; return its result in all processes of that machine.
 
-        What it raises on one machine is raised on all of them.
+        An error on one machine is raised on all of them.
         """
         return self._on(self._first_of_machine, work)
 
     def _on(self, leader: int, work: Callable[[], T]) -> T:
-        """Every process names the leader whose result it gets; a leader names itself."""
+        """Run `work` in the leaders; every process names the leader whose result it gets, a leader names itself."""
         if self.world == 1:
             return work()
         outcome: tuple[T | None, RetrievalError | None] = (None, None)
@@ -91,7 +92,7 @@ class Processes:
                 raise
             except Exception as error:
                 failed = "the main process" if self.is_main else f"process {self.rank}"
-                gather_object([(None, Unavailable(f"{failed} failed, its trace says where: {error!r}"))])
+                gather_object([(None, Unavailable(f"{failed} failed, see its traceback: {error!r}"))])
                 raise
         outcomes = gather_object([outcome])
         if errors := [error for _, error in outcomes if error is not None]:
@@ -99,29 +100,29 @@ class Processes:
         return cast(T, outcomes[leader][0])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows [n, ...] of each process, n alike, one after another: [world * n, ...]."""
+        """Concatenate the rows [n, ...] of all processes, with the same n in each: [world * n, ...]."""
         gathered: Tensor = self.accelerator.gather(rows)
         return gathered
 
     def collect(self, values: Sequence[T]) -> list[T]:
-        """The values of all processes, which pickle takes, one process after another."""
+        """Concatenate the values of all processes, which must be picklable, in the order of the processes."""
         return list(gather_object(list(values)))
 
     def share(self, n: int) -> slice:
-        """This process's part of n things in a row; n is a multiple of the number of processes."""
+        """Return the slice of n rows that belongs to this process; n is a multiple of the number of processes."""
         part = n // self.world
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, whose gradients are averaged over the processes when there are several."""
+        """Wrap a module so that its gradients are averaged over the processes, if there are several."""
         if self.world == 1:
             return module
         devices = None if self.device.type == "cpu" else [self.device.index]
-        # Buffers are frozen statistics, or alike on all processes already.
+        # Buffers are frozen statistics, or already equal on all processes.
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
     def without_sync(self, model: nn.Module, *, when: bool) -> AbstractContextManager[None]:
-        """Within it, when asked to, the gradients of a wrapped model stay this process's own."""
+        """Keep the gradients of a wrapped model local to this process within the context, if `when` is true."""
         without: AbstractContextManager[None] = self.accelerator.no_sync(model) if when else nullcontext()
         return without
 
@@ -136,25 +137,25 @@ class Processes:
 
 
 def select_device(name: str) -> torch.device:
-    """cpu, cuda, or auto: cuda where present. Raises DeviceUnavailable where cuda is asked for and missing."""
+    """Return the device named cpu, cuda or auto (cuda if present). Raises DeviceUnavailable if cuda is missing."""
     if name not in ("cpu", "cuda", "auto"):
         raise InvalidInput(f"device: expected cpu, cuda or auto, found {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceUnavailable("device cuda was asked for, but torch finds none: use --device cpu or auto")
+        raise DeviceUnavailable("device cuda was requested, but torch finds none: use --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Gloo knows no class of its own."""
+    """Return whether another process is gone. Gloo has no exception class of its own, so match on the message."""
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for those that train together; true where there is only one."""
+    """Return whether this is the main process, or the only one."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def leave_processes() -> None:
-    """Part from the other processes, all of them at the end of their work; nothing where there are none."""
+    """Leave the process group; call in all processes at the end of their work. Does nothing in a single process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

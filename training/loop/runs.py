@@ -1,9 +1,9 @@
-"""What a training run leaves on disk, and when it may be continued or exported.
+"""The files of a training run, and the checks before it is resumed or exported.
 
     RUN/config.json       the effective configuration
-    RUN/checkpoint.pt     weights, optimiser, step and all else that going on exactly needs
-    RUN/data.json         which images it saw, once it is finished
-    RUN/evaluation.json   what the finished embedder does on held-out classes; there only when the run is finished
+    RUN/checkpoint.pt     weights, optimiser, step and everything else that an exact resumption needs
+    RUN/data.json         facts about the images, written when the run is finished
+    RUN/evaluation.json   the evaluation on held-out classes; exists only if the run is finished
     RUN/tensorboard/      events for TensorBoard
 
 Each file is replaced atomically: a run that is killed can be resumed from its last checkpoint.
@@ -30,57 +30,67 @@ from training.writing import staging_name, write_bytes, write_whole
 CHECKPOINT, CONFIG, EVALUATION, EVENTS = "checkpoint.pt", "config.json", "evaluation.json", "tensorboard"
 
 _FORMAT = 2
-# What a run that failed or was killed before its first checkpoint leaves: nothing to lose.
+# Files of a run that failed or was killed before its first checkpoint: they may be overwritten.
 _BEFORE_THE_FIRST_STEP = frozenset({CONFIG, staging_name(CONFIG), staging_name(CHECKPOINT)})
 _ITEMS_OF_STEP = "items_of_step_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Which items a run is about, as digests. read: of the rows to train on that could be read, None before reading."""
+    """Digests of the items of a run. read: of the training rows that could be read, None before reading."""
 
     training: str
     validation: str
     read: str | None = None
 
     def differences(self, saved: Mapping[str, Any]) -> Iterator[str]:
-        """What differs from the run in a checkpoint so that it could not go on exactly."""
+        """Return the differences from the run in a checkpoint that prevent an exact resumption."""
         there = saved.get("fingerprint")
         there = there if isinstance(there, Mapping) else {}
         if there.get("training") != self.training:
-            yield "the items to train on differ"
+            yield "the training items differ"
         elif self.read is not None and there.get("read") != self.read:
-            yield "the images to train on have changed, or others of them can be read"
-        # Without an evaluation on the way they had no say yet, and may be mended or added to.
+            yield "the training images have changed, or other images of them can be read"
+        # Before the first evaluation validation items have had no effect, and may still be changed.
         if saved["stopping"]["evaluation"] is not None and there.get("validation") != self.validation:
-            yield "the items to validate on differ, which chose the weights that are kept"
+            yield "the validation items differ, which decide the weights that are kept"
 
 
-def open_run(run: Path, config: TrainingConfig, fingerprint: Fingerprint, *, resume: bool) -> None:
-    """Make `run` ready to be written to.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run on disk: its folder, its configuration, and the items that it is about."""
 
-    Raises InvalidInput where the folder holds something else, or a run with another configuration or other items.
+    folder: Path
+    config: TrainingConfig
+    fingerprint: Fingerprint
+
+
+def open_run(run: Run, *, resume: bool) -> None:
+    """Make the folder of a run ready to be written to.
+
+    Raises InvalidInput if the folder holds something else, or a run with another configuration or other items.
     """
-    found = {path.name for path in run.iterdir()} if run.exists() else set()
+    folder = run.folder
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if not resume and found - _BEFORE_THE_FIRST_STEP:
-        raise InvalidInput(f"{run} is not empty: go on there with --resume, or name a new folder")
-    saved = read_checkpoint(run)
+        raise InvalidInput(f"{folder} is not empty: resume that run with --resume, or name a new folder")
+    saved = read_checkpoint(folder)
     if saved is not None:
-        require_continuation(run, saved, config, fingerprint)
+        require_continuation(run, saved)
     elif strange := sorted(name for name in found if not _is_of_a_run(name)):
-        raise InvalidInput(f"{run} holds {strange[0]!r} and no {CHECKPOINT}, it is no run: name a new folder")
-    run.mkdir(parents=True, exist_ok=True)
-    _write_json(run / CONFIG, to_json(config))
+        raise InvalidInput(f"{folder} holds {strange[0]!r} and no {CHECKPOINT}, so it is not a run: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / CONFIG, to_json(run.config))
 
 
-def write_checkpoint(run: Path, state: Mapping[str, Any], config: TrainingConfig, fingerprint: Fingerprint) -> None:
-    """Replace the run's checkpoint. Raises OutOfSpace, the earlier one untouched, where there is no room for it."""
-    content = {"format": _FORMAT, "fingerprint": asdict(fingerprint), "config": to_json(config), **state}
-    write_whole(run / CHECKPOINT, lambda file: torch.save(content, file), n_bytes=count_bytes(content))
+def write_checkpoint(run: Run, state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint of the run. Raises OutOfSpace, and keeps the old one, if there is no room for it."""
+    content = {"format": _FORMAT, "fingerprint": asdict(run.fingerprint), "config": to_json(run.config), **state}
+    write_whole(run.folder / CHECKPOINT, lambda file: torch.save(content, file), n_bytes=count_bytes(content))
 
 
 def read_checkpoint(run: Path) -> dict[str, Any] | None:
-    """The run's checkpoint, on the CPU; None where there is none. Raises CorruptArtifact where it is damaged."""
+    """Read the checkpoint of a run to the CPU; None if there is none. Raises CorruptArtifact if it is damaged."""
     path = run / CHECKPOINT
     if not path.is_file():
         return None
@@ -92,18 +102,18 @@ def read_checkpoint(run: Path) -> dict[str, Any] | None:
     if not isinstance(saved, dict) or found != _FORMAT:
         raise InvalidInput(
             f"{path}: expected a checkpoint of format {_FORMAT}, found {found}: finish that run with the "
-            "version that began it, or train in a new folder"
+            "version that started it, or train in a new folder"
         )
     return saved
 
 
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:
-    """Mark the run as finished."""
+    """Write the evaluation, which marks the run as finished."""
     _write_json(run / EVALUATION, evaluation.to_json())
 
 
 def read_evaluation(run: Path) -> Evaluation | None:
-    """What a finished run found; None while it is not finished. Raises CorruptArtifact where it is damaged."""
+    """Read the evaluation of a run; None if it is not finished. Raises CorruptArtifact if the file is damaged."""
     path = run / EVALUATION
     if not path.is_file():
         return None
@@ -114,7 +124,7 @@ def read_evaluation(run: Path) -> Evaluation | None:
 
 
 def write_batch(run: Path, step: int, ids: Iterable[str]) -> Path:
-    """Leave the ids of the items of a step for people to look at; the file they are in."""
+    """Write the ids of the items of a step into a file for people; return its path."""
     path = run / f"{_ITEMS_OF_STEP}{step}.json"
     _write_json(path, list(ids))
     return path
@@ -122,7 +132,7 @@ def write_batch(run: Path, step: int, ids: Iterable[str]) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedRun:
-    """What a run made: the embedder, on the CPU, in evaluation mode, and what belongs to it."""
+    """The result of a run: the embedder, on the CPU and in evaluation mode, with its preprocessing and evaluation."""
 
     embedder: Embedder
     preprocessing: Preprocessing
@@ -131,10 +141,10 @@ class FinishedRun:
 
 
 def load_finished(run: Path) -> FinishedRun:
-    """What `run` made: the best weights, their running mean or the last ones, as its configuration says.
+    """Load the result of `run`: the best weights, their running mean or the last ones, as its configuration says.
 
-    Raises FailedPrecondition where it is not finished, CorruptArtifact where it is damaged or does not fit the
-    architecture that is built here.
+    Raises FailedPrecondition if the run is not finished, CorruptArtifact if it is damaged or does not fit the
+    architecture.
     """
     saved, evaluation = read_checkpoint(run), read_evaluation(run)
     if saved is None:
@@ -150,19 +160,19 @@ def load_finished(run: Path) -> FinishedRun:
     return FinishedRun(embedder=embedder, preprocessing=preprocessing, config=config, evaluation=evaluation)
 
 
-def require_continuation(run: Path, saved: Mapping[str, Any], config: TrainingConfig, fingerprint: Fingerprint) -> None:
-    """Raise InvalidInput, with all differences, where a run would not go on as it was begun."""
-    there, here = _flat(saved["config"]), _flat(to_json(config))
+def require_continuation(run: Run, saved: Mapping[str, Any]) -> None:
+    """Raise InvalidInput, with all differences, if a run would not resume exactly."""
+    there, here = _flat(saved["config"]), _flat(to_json(run.config))
     problems = [
         f"{key} is {there.get(key, 'unset')!r} there and {here.get(key, 'unset')!r} here"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
     ]
-    problems += fingerprint.differences(saved)
+    problems += run.fingerprint.differences(saved)
     if problems:
         raise InvalidInput(
-            f"{run} was trained with another configuration or other items: {'; '.join(problems)}. Go on with what it "
-            "was begun with, or name a new folder"
+            f"{run.folder} was trained with another configuration or other items: {'; '.join(problems)}. Resume it "
+            "with its own configuration and items, or name a new folder"
         )
 
 
@@ -172,7 +182,7 @@ def _is_of_a_run(name: str) -> bool:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values by their dotted keys."""
+    """Return the values by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

@@ -1,4 +1,4 @@
-"""The optimiser and how its learning rates change over the steps."""
+"""The optimiser, and how its learning rates change over the steps."""
 
 import math
 from collections.abc import Collection
@@ -13,7 +13,7 @@ PARTS = ("backbone", "head", "loss")
 
 
 def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0): a linear rise over the warm-up, then `schedule.decay`.
+    """Return the share of the peak learning rate at `step` (from 0): linear in the warm-up, then `schedule.decay`.
 
     >>> [round(learning_rate_factor(step, ScheduleConfig(steps=6, warmup_steps=2)), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
@@ -34,23 +34,23 @@ def learning_rate_factor(step: int, schedule: ScheduleConfig) -> float:
 def create_optimizer(
     embedder: Embedder, loss: TrainingLoss, schedule: ScheduleConfig, *, parts: Collection[str] = PARTS
 ) -> torch.optim.Optimizer:
-    """AdamW of these parts, whose groups keep their highest learning rate in `peak` and what they belong to in `part`.
+    """Create AdamW for these parts; its groups keep their peak learning rate in `peak` and their part in `part`.
 
-    parts: of PARTS, "head" with the pooling.
+    parts: of PARTS; "head" includes the pooling.
     """
     backbone = set(embedder.backbone.parameters())
     groups = [
         {**group, "part": "backbone" if group["params"][0] in backbone else "head"}
         for group in parameter_groups(embedder, schedule)
     ]
-    # Proxies are directions: decaying their length only changes how fast they turn.
+    # Only the direction of a proxy matters: decaying its length would only change how fast it turns.
     rate = schedule.loss_learning_rate
     owned = {"part": "loss", "params": list(loss.parameters()), "lr": rate, "peak": rate, "weight_decay": 0.0}
     return torch.optim.AdamW([group for group in (*groups, owned) if group["part"] in parts])
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> dict[str, float]:
-    """Give each group its learning rate at `step`, whatever went before; the highest of each part."""
+    """Set the learning rate of each group for `step`; return the highest of each part."""
     factor = learning_rate_factor(step, schedule)
     highest: dict[str, float] = {}
     for group in optimizer.param_groups:

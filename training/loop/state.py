@@ -1,6 +1,7 @@
-"""What training changes from step to step: all of it goes into a checkpoint, and comes back from it.
+"""The state that training changes from step to step, and that a checkpoint saves and restores.
 
-Random choices are functions of seed and step and need no place in it.
+It includes the running mean of the weights, which is often better, and steadier, than the weights of the last step.
+Random choices are functions of seed and step, so that no random state has to be saved.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
-    """step: how many were taken. scaler: of float16 gradients; average: of the weights; None where there is none."""
+    """step: number of steps taken. scaler: for float16 gradients; average: running mean of the weights; may be None."""
 
     embedder: Embedder
     loss: TrainingLoss
@@ -34,13 +35,13 @@ class TrainingState:
 
     @property
     def evaluated(self) -> Embedder:
-        """The embedder whose quality counts: the running mean where there is one."""
+        """Return the embedder to evaluate: the running mean, if there is one."""
         if self.average is None:
             return self.embedder
         return cast(Embedder, self.average.module)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, and in "final" the weights to evaluate and export."""
+        """Return the whole state, and in "final" the weights to evaluate and export."""
         final = self.stopping.weights or self.evaluated.state_dict()
         return {
             "step": self.step,
@@ -54,7 +55,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any], path: Path) -> None:
-        """Become what `state_dict` was taken of, read from `path`. Raises InvalidInput where the weights do not fit."""
+        """Restore a saved state, read from `path`. Raises InvalidInput if the weights do not fit."""
         load_weights(self.embedder, saved["embedder"], path)
         load_weights(self.loss, saved["loss"], path)
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -67,35 +68,35 @@ class TrainingState:
 
 
 def average_weights(embedder: Embedder, *, decay: float) -> AveragedModel:
-    """A copy of the embedder that follows it: at each update, `decay` of itself and the rest of the embedder.
+    """Create the exponential running mean of the embedder's weights, with this decay per update.
 
-    Early on it forgets faster, at update n (from 1) with the decay min(decay, (1 + n) / (10 + n)), or a short run would
-    end near where it began. Running statistics of batch norms are averaged alike.
+    Update n (from 1) uses the decay min(decay, (1 + n) / (10 + n)); otherwise the mean of a short run would stay close
+    to the initial weights. Running statistics of batch norms are averaged, too.
 
     Source: the schedule of TensorFlow's ExponentialMovingAverage with num_updates.
     """
 
     def follow(means: Tensors, weights: Tensors, n_averaged: Tensor | int) -> None:
-        """For all tensors of one type at once: a call for each of them takes longer than the sums."""
+        """Update all tensors of one type at once, because a call for each tensor takes longer than the sums."""
         if not weights[0].is_floating_point():
             torch._foreach_copy_(means, weights)
             return
         n = torch.as_tensor(n_averaged, device=weights[0].device, dtype=weights[0].dtype)
-        differences = torch._foreach_sub(weights, means)  # exactly 0 where weights are frozen
+        differences = torch._foreach_sub(weights, means)  # exactly 0 for frozen weights
         torch._foreach_mul_(differences, 1 - torch.clamp((1 + n) / (10 + n), max=decay))
         torch._foreach_add_(means, differences)
 
-    # Its first update copies; made here, what it copies are the weights before the first step.
+    # The first update copies the weights; it is made here, to copy the weights before the first step.
     average = AveragedModel(embedder, multi_avg_fn=follow, use_buffers=True)
     average.update_parameters(embedder)
     return average
 
 
 def load_weights(module: nn.Module, saved: Mapping[str, Any], path: Path) -> None:
-    """Give the module the weights saved in `path`. Raises InvalidInput, saying what differs, where they do not fit."""
+    """Load the weights saved in `path` into the module. Raises InvalidInput, with reasons, if they do not fit."""
     wanted = module.state_dict()
     problems = [f"{key} is missing" for key in wanted if key not in saved]
-    problems += [f"{key} is not known here" for key in saved if key not in wanted]
+    problems += [f"{key} is unknown" for key in saved if key not in wanted]
     problems += [
         f"{key} has the shape {list(saved[key].shape)}, expected {list(value.shape)}"
         for key, value in wanted.items()
@@ -111,7 +112,7 @@ def load_weights(module: nn.Module, saved: Mapping[str, Any], path: Path) -> Non
 
 
 def count_bytes(state: object) -> int:
-    """Size of the tensors in a state, each counted once."""
+    """Return the size in bytes of the tensors in a state, each counted once."""
     seen: dict[int, int] = {}
     parts = [state]
     while parts:

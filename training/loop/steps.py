@@ -1,8 +1,8 @@
-"""One optimisation step: the gradient of one or several batches, then the descent.
+"""One optimisation step: the gradient of one or several batches, then the update of the weights.
 
-A batch too large for the memory is embedded in chunks, twice: first without a graph, for the loss of the whole batch
-and its gradient at each embedding; then chunk by chunk with a graph, through which that gradient is sent. The sum over
-the chunks is the gradient of the whole batch, exactly.
+A batch that does not fit into memory is embedded in chunks, twice: first without a graph, to compute the loss of the
+whole batch and its gradient at each embedding; then chunk by chunk with a graph, through which that gradient is
+propagated. The sum over the chunks is exactly the gradient of the whole batch.
 
 Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021, section
 3.2; Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020.
@@ -25,7 +25,7 @@ from training.losses import StepLoss
 
 
 class Stepper:
-    """Takes steps on the state's embedder, loss and optimiser, on the processes' device."""
+    """Takes optimisation steps on a state: embedder, loss and optimiser."""
 
     def __init__(self, state: TrainingState, processes: Processes, config: TrainingConfig) -> None:
         self._state = state
@@ -46,7 +46,7 @@ class Stepper:
         return StepValues(**mean_by_name(parts), gradient_norm=nn.utils.get_total_norm(gradients))
 
     def descend(self, gradient_norm: Tensor) -> None:
-        """Clip the gradients and follow them, at the learning rates of the state's step."""
+        """Clip the gradients and update the weights, at the learning rates of the state's step."""
         if limit := self._config.loop.clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, limit, gradient_norm)
         self._optimizer.step()
@@ -54,7 +54,7 @@ class Stepper:
             self._state.average.update_parameters(self._state.embedder)
 
     def set_learning_rates(self) -> dict[str, float]:
-        """Those of the state's step: the highest of each part of what is trained."""
+        """Set the learning rates for the state's step; return the highest of each part."""
         return set_learning_rates(self._state.optimizer, self._state.step, self._config.schedule)
 
     def _differentiate(self, batch: Batch, batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class Stepper:
         return _values(step_loss)
 
     def _embed(self, pixels: Tensor, number: int, chunk: int) -> Tensor:
-        """Embeddings, float32. A chunk meets the same random choices, those of dropout, each time it is embedded."""
+        """Embed pixels, to float32. The seed depends on the chunk, so that dropout is the same in both passes."""
         seed = np.random.default_rng((self._config.seed, number, self._processes.rank, chunk)).integers(2**63)
         torch.manual_seed(int(seed))
         with self._processes.accelerator.autocast():
@@ -93,7 +93,7 @@ class Stepper:
 
 
 def prepare_batch_norms(embedder: nn.Module, processes: Processes, *, chunk_images: int) -> None:
-    """Let batch norms that are trained see the whole batch. Raises InvalidSettings where they cannot."""
+    """Let trained batch norms see the whole batch. Raises InvalidSettings if they cannot."""
     norms = [m for m in embedder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     if not norms:
         return

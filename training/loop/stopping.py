@@ -1,4 +1,4 @@
-"""When a run has learnt what it will: the evaluations while it trains, the best one, and how long ago it was."""
+"""Early stopping: the best evaluation of a run so far, and how many evaluations ago it was."""
 
 import json
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ _LOWER_IS_BETTER = frozenset({"opis"})
 
 @dataclass(slots=True, kw_only=True)
 class Stopping:
-    """The best evaluation so far, the weights that gave it, and the evaluations since that were no better.
+    """The best evaluation so far, its weights, and the number of evaluations since then.
 
-    The main process keeps the weights; the others are told only whether the run is `over`.
+    The main process keeps the weights; the others know only whether the run is `over`.
     """
 
     step: int = 0
@@ -27,9 +27,9 @@ class Stopping:
     over: bool = False
 
     def consider(self, step: int, evaluation: Evaluation, embedder: nn.Module, config: LoopConfig) -> None:
-        """Keep the weights if they are the best after `step` steps; else, out of patience, end the run.
+        """Keep the weights after `step` steps if they are the best; otherwise end the run if patience is exhausted.
 
-        Raises NotEnoughEvidence where the evaluation lacks the metric that decides.
+        Raises NotEnoughEvidence if the evaluation lacks the metric `config.stop_on`.
         """
         if _is_better(evaluation, self.evaluation, config.stop_on):
             self.step, self.evaluation, self.n_since = step, evaluation, 0
@@ -39,7 +39,7 @@ class Stopping:
         self.over = 0 < config.patience <= self.n_since
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, in types that a checkpoint may hold."""
+        """Return the whole state, in types that a checkpoint may hold."""
         return {
             "step": self.step,
             "evaluation": None if self.evaluation is None else json.dumps(self.evaluation.to_json()),
@@ -49,7 +49,7 @@ class Stopping:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` was taken of."""
+        """Restore a saved state."""
         found = state["evaluation"]
         self.step, self.n_since, self.over = state["step"], state["n_since"], state["over"]
         self.evaluation = None if found is None else Evaluation.from_json(json.loads(found))

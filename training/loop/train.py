@@ -1,7 +1,7 @@
-"""The training run: first the head alone, then step after step, evaluations on the way or at the end.
+"""A training run: first the head alone, then all steps, with evaluations in between or at the end.
 
-Leaves what is on disk to `runs.py`, the steps to `course.py`, pixels to `training.data`. Every random choice is a
-function of seed and step, so that a resumed run ends where an uninterrupted one would.
+`runs.py` handles the files, `course.py` the steps, `training.data` the pixels. Every random choice is a function of
+seed and step, so that a resumed run has the same result as an uninterrupted one.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from training.loop.processes import Processes
 from training.loop.runs import (
     CHECKPOINT,
     Fingerprint,
+    Run,
     open_run,
     read_checkpoint,
     read_evaluation,
@@ -40,7 +41,7 @@ def train_embedder(
     config: TrainingConfig,
     items: Sequence[Item],
     validation: Sequence[Item],
-    run: Path,
+    folder: Path,
     *,
     device: str = "cpu",
     resume: bool = False,
@@ -48,26 +49,27 @@ def train_embedder(
 ) -> Evaluation:
     """Train an embedder on `items` and evaluate it on `validation`, which should share no class with them.
 
-    `run` is a new folder, or with `resume` that of an earlier run with the same configuration and items; a finished run
-    is left as it is. Called in each of the processes that `torchrun` or `accelerate launch` started, it trains in all
-    of them together, as one process would with the same batch; only the main one calls the observers, and all of them
-    reach the folder.
+    `folder` is new, or with `resume` the folder of an earlier run with the same configuration and items; a finished run
+    is not changed. If `torchrun` or `accelerate launch` started several processes, call this in each of them: they
+    train together, as one process would with the same batch. All of them need access to the folder; only the main
+    process calls the observers.
 
-    Raises InvalidInput where the folder or its checkpoint does not fit or an item has no label, InvalidSettings where
-    the configuration does not fit itself or the device, NotEnoughEvidence where there are too few images to train on or
-    to validate on, TooManyFailures where too many of them cannot be read, TrainingDiverged where loss or gradient is
-    not finite, OutOfSpace where a checkpoint cannot be written, Unavailable where another process is gone.
+    Raises InvalidInput if the folder or its checkpoint does not fit or an item has no label, InvalidSettings if the
+    configuration contradicts itself or does not fit the device, NotEnoughEvidence if there are too few training or
+    validation images, TooManyFailures if too many of them cannot be read, TrainingDiverged if loss or gradient is not
+    finite, OutOfSpace if a checkpoint cannot be written, Unavailable if another process has ended.
     """
     processes = Processes(device, config.loop.precision)
     observers = observers if processes.is_main else SILENT
     fingerprint = Fingerprint(training=describe_items(items).digest, validation=describe_items(validation).digest)
+    run = Run(folder=folder, config=config, fingerprint=fingerprint)
     _require_measurable(validation)
     with processes.together():
-        processes.on_main(lambda: open_run(run, config, fingerprint, resume=resume))
-        if (finished := read_evaluation(run)) is not None:
-            observers.message(f"{run} is finished already")
+        processes.on_main(lambda: open_run(run, resume=resume))
+        if (finished := read_evaluation(folder)) is not None:
+            observers.message(f"{folder} is already finished")
             return finished
-        saved = read_checkpoint(run)
+        saved = read_checkpoint(folder)
 
         torch.manual_seed(config.seed)
         embedder, preprocessing = create_embedder(config.model, config.input)
@@ -76,14 +78,14 @@ def train_embedder(
             items,
             preprocessing,
             config.data,
-            cache=run,
+            cache=folder,
             progress=observers.read,
             on_each_machine=processes.on_each_machine,
         )
         _require_same(images, processes)
-        fingerprint = replace(fingerprint, read=images.digest)
+        run = replace(run, fingerprint=replace(fingerprint, read=images.digest))
         if saved is not None:
-            require_continuation(run, saved, config, fingerprint)
+            require_continuation(run, saved)
         _describe(images, config, validation, observers.message)
         _check_batch(images, config, processes)
         n_classes, dimension = len(images.classes), config.model.dimension
@@ -94,19 +96,19 @@ def train_embedder(
             train_head(embedder, loss, images, preprocessing, config, processes, progress=observers.head)
         state = _begin(embedder, loss, config, processes)
 
-        course = Course(state, config, preprocessing, validation, run, fingerprint, processes, observers)
+        course = Course(state, run, preprocessing, validation, processes, observers)
         if saved is None:
             course.save()
         else:
-            state.load_state_dict(saved, run / CHECKPOINT)
+            state.load_state_dict(saved, folder / CHECKPOINT)
             observers.message(f"resumed after step {state.step}")
         evaluation = course.run(images)
-        processes.on_main(lambda: _finish(run, items, validation, evaluation))
+        processes.on_main(lambda: _finish(folder, items, validation, evaluation))
         return evaluation
 
 
 def _begin(embedder: Embedder, loss: TrainingLoss, config: TrainingConfig, processes: Processes) -> TrainingState:
-    """The state before the first step."""
+    """Create the state before the first step."""
     decay = config.loop.ema_decay
     return TrainingState(
         embedder=embedder,
@@ -117,17 +119,17 @@ def _begin(embedder: Embedder, loss: TrainingLoss, config: TrainingConfig, proce
     )
 
 
-def _finish(run: Path, items: Sequence[Item], validation: Sequence[Item], evaluation: Evaluation) -> None:
-    record_data(run, items, validation)
-    write_evaluation(run, evaluation)
+def _finish(folder: Path, items: Sequence[Item], validation: Sequence[Item], evaluation: Evaluation) -> None:
+    record_data(folder, items, validation)
+    write_evaluation(folder, evaluation)
 
 
 def _require_measurable(validation: Sequence[Item]) -> None:
-    """Raises what the evaluation would, before hours of training instead of after them."""
+    """Raise the errors of the evaluation before hours of training, not after them."""
     if unlabelled := [item.id for item in validation if not item.label]:
         raise InvalidInput(
             f"every image to validate on needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}: "
-            "add labels, or leave these images out"
+            "add labels, or remove these images"
         )
     try:
         require_evidence([item.label for item in validation])
@@ -136,18 +138,18 @@ def _require_measurable(validation: Sequence[Item]) -> None:
 
 
 def _require_same(images: TrainingImages, processes: Processes) -> None:
-    """Raises InvalidInput where processes would draw from different rows."""
+    """Raise InvalidInput if processes would draw from different rows."""
     digests = processes.collect([images.digest])
     if len(set(digests)) > 1:
         different = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
         raise InvalidInput(
-            f"process {different} reads other images to train on than process 0: see that all of them reach the same "
-            "files and have the same versions of the libraries, then go on with --resume"
+            f"process {different} reads other training images than process 0: check that all processes see the same "
+            "files and use the same versions of the libraries, then resume with --resume"
         )
 
 
 def _check_batch(images: TrainingImages, config: TrainingConfig, processes: Processes) -> None:
-    """Raises InvalidSettings where the processes cannot share a batch evenly, or a memory would hold less than one."""
+    """Raise InvalidSettings if the processes cannot share a batch evenly, or the memory is smaller than a batch."""
     batch, memory = batch_size(config.schedule, len(images.classes)), config.loss.tcm.memory
     if batch % processes.world:
         raise InvalidSettings(
@@ -168,11 +170,11 @@ def _describe(
         message(line)
     if config.schedule.warmup_steps > config.schedule.steps:
         message(
-            f"schedule.warmup_steps: {config.schedule.warmup_steps} of {config.schedule.steps} steps, so that the "
+            f"schedule.warmup_steps: {config.schedule.warmup_steps} of {config.schedule.steps} steps: the "
             "learning rates never reach their peak"
         )
     if shared := sorted({item.label for item in validation} & set(images.classes)):
         message(
-            f"{len(shared)} classes are trained on and validated on, for instance {shared[0]!r}: "
+            f"{len(shared)} classes are used for training and for validation, for instance {shared[0]!r}: "
             "the result will look better than it is on new classes"
         )

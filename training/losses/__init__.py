@@ -1,4 +1,4 @@
-"""What a training step minimises: base losses by name, the threshold-consistent margin (TCM), and their sum."""
+"""The training loss: base losses by name, the threshold-consistent margin (TCM), and their sum."""
 
 from training.losses.adaptive import AdaptiveMargins
 from training.losses.gathering import GatheredBatch, gather
@@ -10,8 +10,8 @@ from training.losses.training_loss import StepLoss, TrainingLoss
 
 __all__ = [
     "AdaptiveMargins",
-    "GatheredBatch",
     "CrossBatchMemory",
+    "GatheredBatch",
     "MarginLoss",
     "RecallAtKSurrogateLoss",
     "Remembered",

@@ -1,6 +1,6 @@
-"""Margins that follow what the model can do: fixed ones, running quantiles, or a way from its own to the target.
+"""The margins of TCM at each step: fixed, running quantiles of the model, or a schedule from these to the target.
 
-Decides where the margins are at a step; leaves what they do to the loss.
+Decides the values of the margins; `margin.py` computes the loss.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from training.config import MarginConfig
 
-# Quantiles are those of the first rows of larger batches: sorting all their pairs would take longer than the loss.
+# Quantiles of larger batches use their first rows only: sorting all pairs would take longer than the loss.
 _ROWS = 512
 
 
 class AdaptiveMargins(nn.Module):
-    """The margins of one step after the other, as the section `loss.tcm` of the configuration describes them.
+    """The margins of each step, as described by the section `loss.tcm` of the configuration.
 
-    All of the state is in `state_dict`: the running quantiles, or those of the first step; what is not
-    known is infinite, which unlike NaN equals itself.
+    The whole state is in `state_dict`: the running quantiles, or those of the first step. An unknown quantile is
+    infinite, which, unlike NaN, equals itself.
 
     Source: Zhang et al., ICLR 2024 (arXiv 2307.04047), propose margins that adapt as an extension for shifted data.
     """
@@ -32,10 +32,10 @@ class AdaptiveMargins(nn.Module):
 
     @torch.no_grad()
     def forward(self, embeddings: Tensor, labels: Tensor, *, step: int) -> tuple[Tensor, Tensor]:
-        """The margins of positives and negatives at `step` (from 0), [] float32, and in training mode the new state.
+        """Return the margins of positives and negatives at `step` (from 0), [] float32; in training, update the state.
 
-        embeddings: [n, d] floating, unit rows; labels: [n]; the same on every process. A side whose quantile is
-        not known, because no batch had a pair of it, has the margin of the configuration.
+        embeddings: [n, d] floating, unit rows; labels: [n]; the same on every process. If no batch has had a positive
+        (or negative) pair yet, its margin is that of the configuration.
         """
         config = self._config
         targets = self.quantiles.new_tensor([config.positive_margin, config.negative_margin])
@@ -62,10 +62,10 @@ class AdaptiveMargins(nn.Module):
 
 
 def similarity_quantiles(embeddings: Tensor, labels: Tensor, *, positive: float, negative: float) -> Tensor:
-    """Two quantiles, [2] float32: of similarities of positive pairs, and of negative pairs; NaN for a side without any.
+    """Return two quantiles, [2] float32: of the similarities of positive and of negative pairs; NaN without such pairs.
 
-    embeddings: [n, d] floating, unit rows; labels: [n]. Interpolated linearly between neighbours; of batches of more
-    than 512 rows, over the pairs of the first 512.
+    embeddings: [n, d] floating, unit rows; labels: [n]. Quantiles are interpolated linearly. For a batch of more than
+    512 rows, only the pairs of the first 512 rows count.
 
     >>> rows = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
     >>> similarity_quantiles(rows, torch.tensor([0, 0, 0, 1]), positive=0.5, negative=0.5).tolist()
@@ -75,7 +75,7 @@ def similarity_quantiles(embeddings: Tensor, labels: Tensor, *, positive: float,
     similarities = rows @ rows.T
     same = labels[:, None] == labels
     once = torch.ones_like(same).triu_(1)
-    # Missing values keep the shape fixed, so that no step waits for a device to count pairs.
+    # NaN in place of the other pairs keeps the shape fixed, so that the host need not wait for a count of pairs.
     sides = [torch.where(mask, similarities, torch.nan).flatten() for mask in (same & once, ~same & once)]
     return torch.stack(
         [torch.nanquantile(side, share) for side, share in zip(sides, (positive, negative), strict=True)]

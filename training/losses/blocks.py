@@ -1,7 +1,7 @@
 """Sums over the pairs of a batch and their gradient, computed by blocks of the similarity matrix.
 
-Decides which pairs a block holds, which of them are on the wrong side of their margin, what they add up to and where
-they push the embeddings. What the sums are divided by is left to `margin.py`.
+Decides which pairs a block holds, which of them are on the wrong side of their margin, their sums and their gradient.
+`margin.py` decides the divisors of the sums.
 
 Every pair has two ends, and each end belongs to the group of its row: one group for all rows, or one for each class.
 Sums and counts are over ends, so that a negative pair counts in both of its classes.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows of a block on a CPU: a block of so many by a few thousand still lies in its cache.
+# Rows of a block on a CPU: a block of this height and a few thousand columns fits into the cache.
 _CPU_ROWS = 512
 # Below this share of active pairs a sparse product is faster on a CPU than a dense one; measured at 512 x 4096 x 512.
 _SPARSE_BELOW = 1 / 16
@@ -24,7 +24,7 @@ _SPARSE_FROM = 2**16  # pairs in a block
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """What is compared with what.
+    """The rows and columns of the similarity matrix.
 
     columns: [k, d] float32 or float64, the batch of all processes, then the memory. labels: [k] int64.
     groups: [k] int64 below n_groups, None if there is one group. own: rows of this process. n_batch: rows of the batch.
@@ -42,9 +42,9 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows beside the columns from `first` on. Columns from `once` on meet these rows in no other block.
+    """Some rows against the columns from `first` on. Columns from `once` on meet these rows in no other block.
 
-    Those before `once` are of the batch and meet them again with the roles exchanged, here or on another process.
+    Columns before `once` belong to the batch and meet the rows again with exchanged roles, here or on another process.
     """
 
     rows: slice
@@ -54,7 +54,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """Which pairs of a block are on the wrong side of their margin: positives, negatives, both [rows, columns] bool."""
+    """The pairs of a block on the wrong side of their margin: positives, negatives, both [rows, columns] bool."""
 
     positives: Tensor
     negatives: Tensor
@@ -62,16 +62,16 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Few:
-    """The same as a list: places [2, p], row and column of each active pair; negatives: [p] bool, which it is."""
+    """The active pairs as a list: places [2, p], their rows and columns; negatives: [p] bool, true for negatives."""
 
     places: Tensor
     negatives: Tensor
 
 
 def split_blocks(pairs: Pairs, chunk: int) -> Iterator[Block]:
-    """Blocks of at most `chunk` rows that hold every pair of this process's rows.
+    """Split the pairs of this process's rows into blocks of at most `chunk` rows.
 
-    One process with all rows computes half of the matrix: its blocks begin at the diagonal.
+    A single process, which has all rows, computes half of the matrix: its blocks begin at the diagonal.
     """
     height = chunk if pairs.columns.device.type != "cpu" else min(chunk, _CPU_ROWS)
     is_whole = pairs.own == slice(0, pairs.n_batch)
@@ -81,7 +81,7 @@ def split_blocks(pairs: Pairs, chunk: int) -> Iterator[Block]:
 
 
 def compare(pairs: Pairs, block: Block) -> tuple[Tensor, Tensor, Active]:
-    """Similarities of a block, which pairs have one label (a row with itself too), and which pairs are active."""
+    """Compute the similarities of a block, its pairs with equal labels (a row with itself too), its active pairs."""
     similarities = pairs.columns[block.rows] @ pairs.columns[block.first :].T
     same = pairs.labels[block.rows, None] == pairs.labels[block.first :]
     positives = (similarities <= pairs.positive_margin).logical_and_(same)
@@ -91,19 +91,19 @@ def compare(pairs: Pairs, block: Block) -> tuple[Tensor, Tensor, Active]:
 
 
 def tally(pairs: Pairs, block: Block, similarities: Tensor, same: Tensor, active: Active) -> Tensor:
-    """Over the ends of a block's pairs, and group by group: [5, n_groups] float64.
+    """Sum over the ends of a block's pairs, group by group: [5, n_groups] float64.
 
-    The sum of similarity over active positive and over active negative pairs, the number of each, and the number of
-    pairs with one label, those of a row with itself included.
+    The sums are: similarity of active positive and of active negative pairs, the number of each, and the number of
+    pairs with equal labels, including those of a row with itself.
     """
-    # Multiplied, not selected, so that NaN among the embeddings stays NaN whatever the comparisons said.
+    # Multiplied, not selected, so that a NaN in the embeddings gives NaN, although comparisons with it are false.
     sums = [_by_group(pairs, block, similarities * mask) for mask in (active.positives, active.negatives)]
     counts = [_by_group(pairs, block, mask) for mask in (active.positives, active.negatives, same)]
     return torch.cat([torch.stack(sums).double(), torch.stack(counts).double()]).view(5, pairs.n_groups)
 
 
 def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
-    """The ends of all pairs over all processes, and those of rows with themselves, both [n_groups] or one number."""
+    """Count the ends of all pairs over all processes, and those of rows with themselves: [n_groups] or a number."""
     n_memory = len(pairs.labels) - pairs.n_batch
     if pairs.groups is None:
         return pairs.n_batch * (pairs.n_batch + 2 * n_memory), pairs.n_batch
@@ -113,10 +113,10 @@ def all_ends(pairs: Pairs) -> tuple[Tensor | int, Tensor | int]:
 
 
 def condense(active: Active, *, keep: bool) -> Active | Few | None:
-    """What is kept of a block until its gradient is wanted: a list if that is short, else the masks, or nothing.
+    """Choose what to store of a block for its gradient: a list if few pairs are active, else the masks, or nothing.
 
-    keep: whether masks may be kept. How many are active is known without waiting on a CPU only; elsewhere the dense
-    product is fast enough.
+    keep: whether masks may be stored. Only a CPU knows the number of active pairs without waiting for a device; on
+    other devices the dense product is fast enough.
     """
     n_pairs = active.positives.numel()
     if active.positives.device.type == "cpu" and n_pairs >= _SPARSE_FROM:
@@ -128,15 +128,15 @@ def condense(active: Active, *, keep: bool) -> Active | Few | None:
 
 
 def add_gradient(gradient: Tensor, pairs: Pairs, block: Block, active: Active | Few, end_worth: Tensor) -> None:
-    """Add to `gradient` [n_batch, d] what the active pairs of a block contribute.
+    """Add the contribution of the active pairs of a block to `gradient` [n_batch, d].
 
-    end_worth: [2, n_groups], the derivative of the loss by the similarity of a positive and of a negative pair, as far
-    as it comes from an end in each group. That of a pair is the sum of its two ends.
+    end_worth: [2, n_groups], the derivative of the loss by the similarity of a positive and of a negative pair, for one
+    end in each group. The derivative of a pair is the sum over its two ends.
     """
     rows, columns = pairs.columns[block.rows], pairs.columns[block.first :]
     row_worth = _of_groups(end_worth, pairs, block.rows)
     column_worth = _of_groups(end_worth, pairs, slice(block.first, None))
-    # Columns that are to be moved by this block too; those of the memory are not moved.
+    # Columns that get a gradient from this block, too; those of the memory get none.
     later = slice(block.once - block.first, pairs.n_batch - block.first)
     if isinstance(active, Few):
         (row, column), side = active.places, active.negatives.long()
@@ -154,12 +154,12 @@ def add_gradient(gradient: Tensor, pairs: Pairs, block: Block, active: Active | 
 
 
 def _of_groups(worth: Tensor, pairs: Pairs, columns: slice) -> Tensor:
-    """What an end in each of these columns is worth, [2, columns], or [2, 1] where it is the same for all."""
+    """Return the worth of an end in each of these columns, [2, columns], or [2, 1] if there is one group."""
     return worth if pairs.groups is None else worth[:, pairs.groups[columns]]
 
 
 def _by_group(pairs: Pairs, block: Block, values: Tensor) -> Tensor:
-    """Sums over the ends of a block's pairs, by the group of the end: [n_groups], or [] where there is one group."""
+    """Sum over the ends of a block's pairs, by the group of the end: [n_groups], or [] if there is one group."""
     if pairs.groups is None:
         total = _total(values)
         has_once = block.once < len(pairs.columns)
@@ -170,5 +170,5 @@ def _by_group(pairs: Pairs, block: Block, values: Tensor) -> Tensor:
 
 
 def _total(values: Tensor) -> Tensor:
-    # Summing booleans converts each of them first, which takes ten times as long as counting.
+    # A sum of booleans converts each of them first, which takes ten times as long as counting.
     return values.count_nonzero() if values.dtype == torch.bool else values.sum()

@@ -1,6 +1,6 @@
-"""The batch of all data-parallel processes, where each of them holds only its own rows.
+"""Gathers the batch of all data-parallel processes, each of which holds only its own rows.
 
-Decides how rows travel and how gradients are scaled; what is done with the whole batch is left to the losses.
+Decides how rows are exchanged and how gradients are scaled.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class GatheredBatch:
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Return whether several processes train together."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def gather(embeddings: Tensor, labels: Tensor) -> GatheredBatch:
-    """The rows of all processes, of which those of this one carry gradient; the same batch on each of them.
+    """Gather the rows of all processes, the same on each; only the rows of this process carry a gradient.
 
     embeddings: [m, d] floating; labels: [m] int64; m may differ between processes and be 0. Each process computes the
-    loss of the whole batch. The gradient that reaches `embeddings` is multiplied by the number of processes, so that
-    the mean over them, which data-parallel training takes, is the gradient that one process with all rows would find.
-    Parameters of the loss itself receive the same, unscaled gradient on every process. Without `torch.distributed`, or
-    with one process, the batch is what was given. One small message tells the numbers of rows, and is waited for.
+    loss of the whole batch. The gradient of `embeddings` is multiplied by the number of processes, so that the mean
+    over processes, which data-parallel training takes, equals the gradient of a single process with all rows.
+    Parameters of the loss receive the same, unscaled gradient on every process. Without `torch.distributed`, or with
+    one process, the batch is returned as it is. The processes first exchange the numbers of rows, and wait for them.
     """
     if not is_distributed():
         return GatheredBatch(embeddings, labels, slice(0, len(labels)))
@@ -47,7 +47,7 @@ def gather(embeddings: Tensor, labels: Tensor) -> GatheredBatch:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of `values` over all processes, the same on each. Carries no gradient; may change `values`."""
+    """Sum `values` over all processes, with the same result on each. Carries no gradient; may change `values`."""
     if is_distributed():
         distributed.all_reduce(values)
     return values
@@ -60,7 +60,7 @@ def _row_counts(n_rows: int, world: int, device: torch.device) -> list[int]:
 
 
 def _exchange(rows: Tensor, counts: list[int]) -> list[Tensor]:
-    """The rows of each process. Collectives want equal shapes, so each sends as many as the longest."""
+    """Return the rows of each process. Collectives need equal shapes, so each process pads to the largest count."""
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

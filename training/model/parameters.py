@@ -1,4 +1,4 @@
-"""Which parameters learn, and how fast."""
+"""Decides which parameters are trained, and at which learning rate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,21 +18,21 @@ _NEVER_DECAYED = frozenset(("class_token", "encoder.pos_embedding"))
 def freeze(network: nn.Module, names: Sequence[str]) -> None:
     """Exclude the parameters named, or held by the modules named, from training.
 
-    Raises InvalidSettings where a name matches none.
+    Raises InvalidSettings if a name matches no parameter.
     """
     for name in names:
         matching = [p for key, p in network.named_parameters() if key == name or key.startswith(f"{name}.")]
         if not matching:
             modules = [key for key, _ in network.named_modules() if key]
             raise InvalidSettings(
-                f"model.frozen: no parameter is named {name!r} or below it" + suggestion(name, modules)
+                f"model.frozen: {name!r} names no parameter and no module with parameters" + suggestion(name, modules)
             )
         for parameter in matching:
             parameter.requires_grad_(False)
 
 
 def freeze_unreached(embedder: Embedder, crop: int) -> None:
-    """Exclude what lies behind the map that is pooled: it takes no part, and parallel training waits for its gradient.
+    """Exclude the parameters behind the pooled map: they get no gradient, and parallel training would wait for it.
 
     Costs one forward and one backward pass of one image.
     """
@@ -45,12 +45,12 @@ def freeze_unreached(embedder: Embedder, crop: int) -> None:
 
 
 def parameter_groups(embedder: Embedder, schedule: ScheduleConfig) -> list[dict[str, Any]]:
-    """The trained parameters of the embedder as groups for an optimiser of torch.
+    """Group the trained parameters of the embedder for a torch optimiser.
 
-    Each has `params`, `weight_decay`, and its highest learning rate as `lr` and, for schedules, as `peak`. The
-    backbone's is `learning_rate`, times `layer_decay` for each level below its last; that of pooling and head is
-    `head_learning_rate`. Norms, biases and other vectors, positions and class tokens are not decayed: that would only
-    change scales and offsets that the next layer undoes or needs.
+    Each group has `params`, `weight_decay`, and its peak learning rate as `lr` and, for schedules, as `peak`. The rate
+    of the backbone is `learning_rate`, times `layer_decay` for each level below the last; the rate of pooling and head
+    is `head_learning_rate`. Norms, biases and other vectors, positions and class tokens are not decayed: decay would
+    only change scales and offsets that the next layer undoes or needs.
 
     Source of the levels: Clark et al., "ELECTRA", ICLR 2020, layer-wise learning rate decay.
     """

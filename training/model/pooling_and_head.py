@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidSettings
 from training.config import ModelConfig
 
-_SMALLEST = 1e-6  # a power of 0 has no gradient, and of a negative number no value
+_SMALLEST = 1e-6  # a power of 0 has no gradient, and a power of a negative number has no value
 
 
 class Average(nn.Module):
     """Mean over all places. features: [n, c, h, w] or [n, t, c] -> [n, c]."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """The mean of each channel."""
+        """Compute the mean of each channel."""
         return _by_channel(features).mean(dim=2)
 
 
@@ -24,7 +24,7 @@ class GeM(nn.Module):
     """Generalised mean over all places, `mean(x^p)^(1/p)`, with a learnable p of at least 1: mean to maximum.
 
     features: [n, c, h, w] or [n, t, c] -> [n, c] float32, positive. Negative features count as (almost) 0, as in the
-    source: it suits maps that end in a ReLU better than others.
+    source: GeM suits feature maps that end with a ReLU.
 
     Source: Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019, eq. 3.
 
@@ -37,28 +37,28 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.tensor([p]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The generalised mean of each channel."""
+        """Compute the generalised mean of each channel."""
         values = _by_channel(features).float().clamp(min=_SMALLEST)
-        # Homogeneous in its input: dividing by the largest changes nothing but that no power overflows.
+        # The mean is homogeneous: dividing by the largest value changes only that no power overflows.
         largest = values.amax(dim=2, keepdim=True).detach()
         p = self.p.clamp(min=1.0)
         return (values / largest).pow(p).mean(dim=2).pow(1 / p) * largest.squeeze(2)
 
 
 def create_pooling(name: str) -> nn.Module:
-    """The pooling "average" or "gem"."""
+    """Create the pooling "average" or "gem"."""
     return GeM() if name == "gem" else Average()
 
 
 def create_head(config: ModelConfig, n_features: int) -> nn.Module:
-    """The head that the configuration names. features: [n, n_features] -> [n, config.dimension].
+    """Create the head of the configuration. features: [n, n_features] -> [n, config.dimension].
 
-    "linear": one layer. "mlp": a hidden layer of `config.hidden`, ReLU, one more layer. "bnneck": batch norm, then a
-    layer, both without shift, so that the embeddings lie around the origin, from where the cosine sees them; the loss
-    acts behind the norm. In training it normalises by the batch, at inference by running statistics.
+    "linear": one layer. "mlp": a hidden layer of size `config.hidden`, ReLU, a second layer. "bnneck": a batch norm,
+    then a layer, both without shift, so that embeddings are centred at the origin, as the cosine needs. The batch norm
+    uses the batch in training and running statistics at inference.
 
     Source of "bnneck": Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification", CVPRW
-    2019, section 3.5; there the loss of triplets acts before the norm, here all losses see the one embedding served.
+    2019, section 3.5. There the triplet loss acts before the norm; here all losses act on the embedding that is served.
     """
     if config.head == "mlp":
         return nn.Sequential(
@@ -72,7 +72,7 @@ def create_head(config: ModelConfig, n_features: int) -> nn.Module:
 
 
 def _by_channel(features: Tensor) -> Tensor:
-    """[n, c, places], of a map or of tokens."""
+    """Return [n, c, places] from a feature map or from tokens."""
     if features.ndim == 4:
         return features.flatten(2)
     if features.ndim == 3:

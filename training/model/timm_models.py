@@ -13,21 +13,21 @@ from training.model.weights import load_and_resize
 
 
 def create_timm(name: str, *, weights: str, side: int) -> Backbone:
-    """The network of this name for square inputs of `side`. Raises as `create_backbone`."""
+    """Create the network of this name for square inputs of `side`. Raises as `create_backbone`."""
     allow_mismatched_torchvision()
     import timm
 
     _check_name(name)
     cfg = timm.get_pretrained_cfg(name)
     is_fixed = cfg is not None and bool(cfg.fixed_input_size)
-    # timm resizes its own weights; those of a file are loaded at the size they have.
+    # timm resizes its own weights; weights of a file are loaded at their own size.
     sized: dict[str, Any] = {"img_size": side} if is_fixed and weights in ("pretrained", "random") else {}
     pretrained = weights == "pretrained"
     network = fetch(f"timm/{name}", lambda: timm.create_model(name, pretrained=pretrained, num_classes=0, **sized))
     resize = partial(_resize, side=side) if is_fixed and not sized else None
     load_and_resize(network, weights, classifiers=_classifiers(network), resize=resize)
     data = timm.data.config.resolve_model_data_config(network)  # type: ignore[no-untyped-call]
-    # Without the number of tokens before those of the patches, what to pool is not known.
+    # Pooling needs the number of tokens before those of the patches.
     has_map = hasattr(network, "forward_features") and (
         hasattr(network, "num_prefix_tokens") or not hasattr(network, "cls_token")
     )
@@ -57,20 +57,20 @@ def _classifiers(network: nn.Module) -> tuple[str, ...]:
 
 
 def _resize(network: nn.Module, *, side: int) -> None:
-    """Interpolate what was learnt for one size of the input, as timm does for its own weights."""
+    """Interpolate weights that depend on the input size, as timm does for its own weights."""
     if hasattr(network, "set_input_size"):
         cast(Any, network).set_input_size(img_size=side)
         return
     expected = cast(Any, network).pretrained_cfg["input_size"][-1]
     if side != expected:
-        raise InvalidSettings(f"input.crop: with a file this backbone takes {expected} only, found {side}")
+        raise InvalidSettings(f"input.crop: with weights from a file this backbone takes only {expected}, found {side}")
 
 
 def _to_map(network: nn.Module, pixels: Tensor) -> Tensor:
-    """The last map [n, c, h, w], or the tokens [n, t, c] of patches, without those of class and registers."""
+    """Compute the last feature map [n, c, h, w], or the patch tokens [n, t, c] without class and register tokens."""
     features: Tensor = cast(Any, network).forward_features(pixels)
     if not isinstance(features, Tensor):
-        raise InvalidSettings('model.pooling: this backbone gives several maps of features: use pooling = "native"')
+        raise InvalidSettings('model.pooling: this backbone returns several feature maps: use pooling = "native"')
     if features.ndim == 4 and str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
         return features.permute(0, 3, 1, 2)
     if features.ndim == 3:

@@ -1,9 +1,9 @@
-"""Lets torchvision be imported where it was built for another torch than the one installed.
+"""Makes torchvision importable if it was built for another torch than the one installed.
 
-The package index serves torchvision built against CUDA. Beside a CPU build of torch its native library does not load,
-and `import torchvision` (hence timm) fails with "operator torchvision::nms does not exist", because it registers shape
+The package index serves torchvision built against CUDA. With a CPU build of torch its native library does not load, and
+`import torchvision` (and timm) fails with "operator torchvision::nms does not exist", because it registers shape
 functions for operators that the library should have declared. Declaring the two operators is enough for models and
-transforms; `torchvision.ops.nms` and `torchvision.io.decode_*` stay unavailable, and nothing here uses them.
+transforms; `torchvision.ops.nms` and `torchvision.io.decode_*` stay unavailable, and this project does not use them.
 """
 
 import importlib.util
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 _OPERATORS = ("nms", "qnms")
-_declared: list[torch.library.Library] = []  # an operator lives as long as the Library that declared it
+_declared: list[torch.library.Library] = []  # an operator exists as long as the Library that declared it
 
 
 def allow_mismatched_torchvision() -> bool:
-    """Declare the missing operators if torchvision's native library does not load; whether that was necessary.
+    """Declare the missing operators if torchvision's native library does not load; return whether it was necessary.
 
-    Call before the first import of torchvision or timm. Does nothing where the library loads, where torchvision is not
-    installed, or when called again.
+    Call this before the first import of torchvision or timm. It does nothing if the library loads, if torchvision is
+    not installed, or if it is called again.
     """
     if _declared:
         return True

@@ -14,7 +14,7 @@ from training.model.backbone import Backbone, ToMap, fetch, in_bytes
 from training.model.torchvision_compat import allow_mismatched_torchvision
 from training.model.weights import load_and_resize
 
-# Which of its modules, one after another, lead a network of each class from pixels to its last map of features.
+# For each class of networks: the modules that, in sequence, lead from pixels to the last feature map.
 _ROWS = {
     "AlexNet": ("features",),
     "ConvNeXt": ("features",),
@@ -29,12 +29,12 @@ _ROWS = {
     "SwinTransformer": ("features", "norm", "permute"),
     "VGG": ("features",),
 }
-# They compute further losses in training, and normalise their input anew where their weights were loaded.
+# They compute auxiliary losses in training, and normalise their input again if their weights were loaded.
 _INCEPTION = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 def create_torchvision(name: str, *, weights: str, side: int) -> Backbone:
-    """The network of this name for square inputs of `side`. Raises as `create_backbone`."""
+    """Create the network of this name for square inputs of `side`. Raises as `create_backbone`."""
     allow_mismatched_torchvision()
     from torchvision import models
 
@@ -57,13 +57,13 @@ def create_torchvision(name: str, *, weights: str, side: int) -> Backbone:
 
 
 def _drop_auxiliary_losses(network: nn.Module, modules: tuple[str, ...]) -> None:
-    # Normalising the input anew goes with the weights; without them too, so that both are the same network.
+    # The pretrained weights need the second normalisation; it is kept without them, so that the network is the same.
     for name, value in (("aux_logits", False), ("transform_input", True), *((module, None) for module in modules)):
         setattr(network, name, value)
 
 
 def _drop_classifier(network: nn.Module) -> str:
-    """Replace the classifier, the last linear layer or squeezing convolution, by the identity; its name."""
+    """Replace the classifier, the last linear layer or convolution, by the identity; return its name."""
     kinds = (nn.Conv2d,) if type(network).__name__ == "SqueezeNet" else (nn.Linear,)
     last: str
     *_, last = (name for name, module in network.named_modules() if isinstance(module, kinds))
@@ -73,7 +73,7 @@ def _drop_classifier(network: nn.Module) -> str:
 
 
 def resize_transformer(network: nn.Module, *, side: int) -> None:
-    """Make a VisionTransformer take another side: its positions, learnt for one side only, are interpolated."""
+    """Adapt a VisionTransformer to inputs of `side`: interpolate its positions, which were learnt for another side."""
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     transformer = cast(Any, network)
@@ -110,7 +110,7 @@ def _dense_map(network: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def _patch_tokens(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Tokens [n, t, c] without that of the class, by the steps of torchvision's own `forward`."""
+    """Compute the tokens [n, t, c] without the class token, as torchvision's own `forward` does."""
     transformer = cast(Any, network)
     patches = transformer._process_input(pixels)
     class_token = transformer.class_token.expand(patches.shape[0], -1, -1)  # `len` is a constant once exported

@@ -1,6 +1,6 @@
-"""Weights from a local file: read without running code from it, and loaded only where every one has its place.
+"""Weights from a local file: read without running code from it, and loaded only if all of them fit.
 
-Decides which names and shapes fit a network; a file that does not fit is answered with what differs.
+Decides which names and shapes fit a network. The error for a file that does not fit names the differences.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from training.config import suggestion
 
 State = Mapping[str, Tensor]
 
-# Under which training programs, this one first, keep the state dictionary beside other things.
+# Keys under which training programs, this one first, store the state dictionary next to other values.
 _WRAPPERS = ("embedder", "state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "teacher")
 _COUNTER = "num_batches_tracked"  # of batch norms; older files lack it, and inference does not read it
 _SHOWN = 3
 
 
 def read_state(path: str) -> State:
-    """The state dictionary in a .pt, .pth or .safetensors file, unwrapped.
+    """Read the state dictionary in a .pt, .pth or .safetensors file, without the keys around it.
 
-    Raises InvalidSettings where the file is missing, of another kind, or holds more than tensors in containers.
+    Raises InvalidSettings if the file is missing, of another type, or holds more than tensors in containers.
     """
     file = Path(path)
     if file.suffix not in (".pt", ".pth", ".safetensors"):
@@ -40,22 +40,21 @@ def read_state(path: str) -> State:
     try:
         content: Any = load_file(file) if file.suffix == ".safetensors" else _load_tensors(file)
     except safetensors.SafetensorError as error:
-        raise InvalidSettings(f"model.weights: {path} is not a whole safetensors file ({error})") from error
+        raise InvalidSettings(f"model.weights: {path} is not a complete safetensors file ({error})") from error
     while (inner := next((content[w] for w in _WRAPPERS if isinstance(content.get(w), Mapping)), None)) is not None:
         content = inner
     state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
-        raise InvalidSettings(f"model.weights: {path} holds no tensors by name, but {_some([*map(str, content)])}")
+        raise InvalidSettings(f"model.weights: {path} holds no named tensors, but {_some([*map(str, content)])}")
     return state
 
 
 def load_and_resize(
     network: nn.Module, weights: str, *, classifiers: Collection[str], resize: Callable[[nn.Module], None] | None
 ) -> None:
-    """Load the file `weights`, unless it is "pretrained" or "random", and bring the network to its size by `resize`.
+    """Load the file `weights`, unless it is "pretrained" or "random", and resize the network with `resize`.
 
-    A file may be made for the size that the network has, or for that it will have. Raises as `read_state` and
-    `load_state`.
+    The file may be made for the size before or after resizing. Raises as `read_state` and `load_state`.
     """
     if weights not in ("pretrained", "random"):
         state = read_state(weights)
@@ -68,17 +67,17 @@ def load_and_resize(
 
 
 def load_state(network: nn.Module, state: State, *, source: str, classifiers: Collection[str] = ()) -> None:
-    """Load `state` into `network`, which has to find each of its weights there, under one prefix common to all.
+    """Load `state` into `network`; it must hold all weights of the network, under one common prefix.
 
-    A prefix such as "module." or "backbone." is taken off, and what else a file holds beside the prefix is not read.
-    classifiers: modules that the network was parted from; their weights are dropped. Raises InvalidSettings, which
-    names `source`, where a weight is missing, unknown or of another shape; the network is then left as it was.
+    A prefix such as "module." or "backbone." is removed; entries without the prefix are ignored. classifiers: modules
+    that were removed from the network; their weights are dropped. Raises InvalidSettings, which names `source`, if a
+    weight is missing, unknown or of another shape; the network is then unchanged.
     """
     expected = network.state_dict()
     found = _weights_for(expected, state, classifiers)
     if problem := _difference(expected, found):
         raise InvalidSettings(f"model.weights: {source} {problem}")
-    network.load_state_dict(found, strict=False)  # for the counters alone
+    network.load_state_dict(found, strict=False)  # only the counters may be missing
 
 
 def _load_tensors(file: Path) -> Any:
@@ -92,7 +91,7 @@ def _load_tensors(file: Path) -> Any:
 
 
 def _weights_for(expected: State, state: State, classifiers: Collection[str]) -> dict[str, Tensor]:
-    """What stands in `state` under the prefix that most often precedes an expected name, without classifiers."""
+    """Return the weights under the prefix that most often precedes an expected name, without classifiers."""
     prefixes = Counter("" for key in state if key in expected)
     for key in state:
         dots = [place + 1 for place, letter in enumerate(key) if letter == "."]
@@ -104,7 +103,7 @@ def _weights_for(expected: State, state: State, classifiers: Collection[str]) ->
 
 
 def _difference(expected: State, found: State) -> str:
-    """What keeps the weights found from being those expected; empty where nothing does."""
+    """Describe the differences between the weights found and expected; empty if they fit."""
     missing = [key for key in expected if key not in found and not key.endswith(_COUNTER)]
     unknown = [key for key in found if key not in expected]
     shapes = [key for key in expected if key in found and found[key].shape != expected[key].shape]
@@ -122,14 +121,14 @@ def _difference(expected: State, found: State) -> str:
     if shapes:
         key = shapes[0]
         parts.append(
-            f"has {len(shapes)} of another shape, {key} {list(found[key].shape)} in place of "
+            f"has {len(shapes)} of another shape, {key} {list(found[key].shape)} instead of "
             f"{list(expected[key].shape)}: was it made for another input.crop or another size of the network?"
         )
     return "; ".join(parts)
 
 
 def _whole_modules(expected: State, unknown: list[str]) -> str:
-    """Advice where all that is too much belongs to modules that the network does not have."""
+    """Return advice if all surplus weights belong to modules that the network does not have."""
     modules = {key.partition(".")[0] for key in unknown}
     if modules & {key.partition(".")[0] for key in expected}:
         return ""

@@ -155,6 +155,7 @@ with closing(batches(images, config, PREPROCESSING, first=0)) as stream:
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Ctrl-C reaches the whole group, and is said once."""
     run = subprocess.Popen(

@@ -23,6 +23,7 @@ def items(n_classes: int, n_images: int = 3) -> list[Item]:
     ]
 
 
+@pytest.mark.slow
 @given(n_classes=st.integers(10, 60), seed=st.integers(0, 5))
 def test_every_class_is_in_exactly_one_part(n_classes: int, seed: int) -> None:
     """Parts share no class and together hold every item once."""

@@ -8,8 +8,7 @@ from PIL import Image
 
 from retrieval.contract.manifest import read_manifest
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-from training import emoji
-from training.emoji import EmojiRecipe, prepare_emoji, render_drawings, split_drawings
+from training.emoji import EmojiRecipe, dataset, prepare_emoji, render_drawings, split_drawings
 from training.emoji.drawings import Drawing, IconSet
 
 RECIPE = EmojiRecipe(size=16, min_makers=3, cohort_classes=2, calibration_classes=3, new_classes=4, query_makers=1)
@@ -84,8 +83,8 @@ def test_manifests_are_those_that_production_reads(tmp_path: Path, monkeypatch: 
         maker: IconSet(maker=maker, svgs={n: svg(f"#{i:x}{j:x}0") for j, n in enumerate(names)}, aliases={})
         for i, maker in enumerate(MAKERS)
     }
-    monkeypatch.setattr(emoji, "fetch_packages", lambda directory: dict.fromkeys(MAKERS, directory))
-    monkeypatch.setattr(emoji, "read_icon_set", lambda maker, archive: sets[maker])
+    monkeypatch.setattr(dataset, "fetch_packages", lambda directory: dict.fromkeys(MAKERS, directory))
+    monkeypatch.setattr(dataset, "read_icon_set", lambda maker, archive: sets[maker])
     summary = prepare_emoji(tmp_path / "data", recipe=RECIPE, processes=1)
     assert summary.n_images == {
         "audit": 12, "calibration": 9, "cohort": 6, "train": 18, "catalog": 8, "queries": 4

@@ -65,7 +65,7 @@ def test_text_says_what_is_missing(drawn: tuple[np.ndarray, list[str]], tmp_path
         write_report(few, rows[:80], labels[:80], tmp_path / "file")
     text = to_markdown(few)
     assert "mAP@R" in text
-    assert "Left out:\n" in text
+    assert "Not measured:\n" in text
     assert "- other_classes: a threshold for FAR 0.01 from half of the classes needs 10 false accepts there" in text
     names = [path.name for path in write_report(few, rows[:80], labels[:80], tmp_path)]
     assert "identification.png" not in names

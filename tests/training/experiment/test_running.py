@@ -26,6 +26,7 @@ def steps_of(out: Path, arm: str, seed: int) -> list[str]:
     return (out / arm / str(seed) / "run" / "steps.txt").read_text().split()
 
 
+@pytest.mark.slow
 def test_arms_times_seeds_then_nothing_left_to_do(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
     """Every run once, seed by seed; a second call trains nothing and finds the same, a third seed is added."""
     news = []
@@ -75,6 +76,7 @@ def test_a_score_that_cannot_be_fitted_fails_alone(tmp_path: Path, described: di
     assert [arm.name for arm in result.arms] == ["base", "base+tcm"]
 
 
+@pytest.mark.slow
 def test_another_configuration_or_other_items_are_refused(
     tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
 ) -> None:
@@ -135,6 +137,7 @@ def test_what_is_in_the_way_is_said(tmp_path: Path, described: dict[str, Any], p
             run_experiment(parsed(described), tmp_path / "out", program=PRETENCE)
 
 
+@pytest.mark.slow
 def test_embeddings_of_other_images_are_not_taken_for_these(
     tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
 ) -> None:
@@ -150,10 +153,11 @@ def test_embeddings_of_other_images_are_not_taken_for_these(
 
 
 def test_one_experiment_at_a_time_in_a_folder(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
-    with only_user(tmp_path), pytest.raises(FailedPrecondition, match="another experiment is at work"):
+    with only_user(tmp_path), pytest.raises(FailedPrecondition, match="another experiment is running"):
         run_experiment(parsed(described), tmp_path, program=PRETENCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_experiment_goes_on_where_it_was(
     how: signal.Signals, tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse

@@ -126,7 +126,7 @@ def test_too_few_calibration_images_are_refused(
     run: Path, held_out_items: list[Item], exporting: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options = ExportOptions(precision="int8", images=held_out_items, calibration_images=held_out_items[:31])
-    with pytest.raises(NotEnoughEvidence, match="at least 32 images that can be read, found 31"):
+    with pytest.raises(NotEnoughEvidence, match="at least 32 readable images, found 31"):
         export_run(run, tmp_path / "out", options)
 
 
@@ -136,7 +136,7 @@ def test_calibration_images_that_cannot_be_read_do_not_count(
     lost = [replace(item, uri=f"{item.uri}.lost") for item in held_out_items[:1]]
     finished = replace(finished, config=replace(finished.config, data=DataConfig(max_unreadable=0.1)))
     options = ExportOptions(precision="int8", images=held_out_items, calibration_images=[*held_out_items[:31], *lost])
-    with pytest.raises(NotEnoughEvidence, match="that can be read, found 31"):
+    with pytest.raises(NotEnoughEvidence, match="readable images, found 31"):
         conversion.convert(finished, options, tmp_path, ExportProgress())
 
 

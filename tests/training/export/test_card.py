@@ -53,9 +53,9 @@ def test_classes_on_both_sides_are_told(evaluation: dict[str, Any]) -> None:
 
 
 def test_flips_on_classes_trained_on_are_told(evaluation: dict[str, Any]) -> None:
-    assert "were trained on**" not in _render(evaluation)
+    assert "were used for training**" not in _render(evaluation)
     export = evaluation["export"] | {"shift_trained_classes": ["cup", "hat"]}
-    assert "**Of these classes 2 were trained on** (`cup`, `hat`)" in _render(evaluation | {"export": export})
+    assert "**2 of these classes were used for training** (`cup`, `hat`)" in _render(evaluation | {"export": export})
 
 
 def test_the_threshold_is_told_with_its_evidence(evaluation: dict[str, Any]) -> None:
@@ -66,21 +66,19 @@ def test_the_threshold_is_told_with_its_evidence(evaluation: dict[str, Any]) -> 
     for rate in rates:
         assert f"| {rate['far']:.4g} | {rate['threshold']:.7f} | {rate['tar']:.4g} |" in card  # all close to 1 here
     held_out = evaluation["held_out"] | {"threshold": 0.48811}
-    assert "a cosine similarity of 0.4881 keeps" in _render(evaluation | {"held_out": held_out})
+    assert "a threshold of 0.4881 on the cosine similarity" in _render(evaluation | {"held_out": held_out})
     assert "applied to the other" not in card  # too few classes here
-    assert "whose weights were kept" not in card
+    assert "used to choose the best step" not in card
     other = {"far": 0.011, "tar": 0.7, "far_range": {"low": 0.008, "high": 0.013}, "worst_tar": 0.2, "worst_far": 0.03}
     held_out = evaluation["held_out"] | {"other_classes": other | {"n_splits": 5}}
     training = evaluation["training"] | {"loop": evaluation["training"]["loop"] | {"evaluate_every": 5}}
     card = _render(evaluation | {"held_out": held_out, "training": training})
-    assert "threshold accepts 0.011 of the pairs of two classes (0.008 to 0.013 from half to half)" in " ".join(
-        card.split()
-    )
-    assert "whose weights were kept was chosen on these images" in card
+    assert "it accepts 0.011 of the pairs of two classes (0.008 to 0.013 from half to half)" in " ".join(card.split())
+    assert "were also used to choose the best step of training" in card
 
 
 def test_a_run_that_recorded_no_data(evaluation: dict[str, Any]) -> None:
-    assert "did not record which images it saw" in _render(evaluation | {"data": None})
+    assert "did not record its images" in _render(evaluation | {"data": None})
 
 
 def test_names_of_classes_are_quoted_and_cut(evaluation: dict[str, Any]) -> None:

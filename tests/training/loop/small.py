@@ -19,13 +19,13 @@ SMALL: dict[str, Any] = {
 
 
 class Killed(Exception):
-    """What a test throws into the loop."""
+    """Thrown into the loop by a test."""
 
 
 def kill_at(step: int) -> Observers:
     def observe(report: StepReport) -> None:
         if report.step == step:
-            raise Killed
+            raise Killed(f"killed at step {step}")
 
     return Observers(step=observe)
 

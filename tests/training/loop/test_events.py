@@ -18,7 +18,7 @@ def test_a_resumed_run_shows_every_step_once(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = replace(small_config, loop=replace(small_config.loop, evaluate_every=2))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(config, tmp_path / "run", observers=kill_at(3))
     reports: list[StepReport] = []
     evaluation = train_small(config, tmp_path / "run", resume=True, observers=Observers(step=reports.append))
@@ -53,7 +53,7 @@ def test_events_that_cannot_be_written_do_not_end_a_run(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:
     messages: list[str] = []
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", observers=kill_at(3))
     for path in (tmp_path / "run" / EVENTS).iterdir():
         path.unlink()

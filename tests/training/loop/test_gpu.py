@@ -22,7 +22,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     reports: list[StepReport] = []
     whole = train_small(config, tmp_path / "whole", device="cuda", observers=Observers(step=reports.append))
     assert [report.step for report in reports] == [1, 2, 3, 4]
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(config, tmp_path / "run", device="cuda", observers=kill_at(4))
     assert train_small(config, tmp_path / "run", device="cuda", resume=True) == whole
     assert_same_weights(tmp_path / "run", tmp_path / "whole")

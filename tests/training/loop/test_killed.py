@@ -67,6 +67,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_give_the_weights_of_an_uninterrupted_run(
     tmp_path: Path, folders: tuple[Path, Path], train_small: TrainSmall
 ) -> None:
@@ -105,7 +106,7 @@ def test_an_interrupt_says_how_to_go_on(
     keyboard = threading.Thread(target=interrupt)
     keyboard.start()
     try:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit, match="130") as left:
             main()
     finally:
         keyboard.join()

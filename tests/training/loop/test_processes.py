@@ -21,6 +21,7 @@ from training.config import TrainingConfig, to_json
 from training.data import Unreadable
 from training.loop import EVALUATION, Observers, select_device, train_embedder
 from training.loop.course import Course
+from training.loop.runs import Run
 from training.loop.train import _check_batch, _require_same
 
 
@@ -84,6 +85,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, exact_config: TrainingConfig,
 
 
 # Two interpreters import everything: seconds on idle cores, more beside other work.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_end_with_the_weights_of_one(
     tmp_path: Path, exact_config: TrainingConfig, train_small: TrainSmall, pair: Pair
@@ -102,6 +104,7 @@ def test_two_processes_end_with_the_weights_of_one(
             torch.testing.assert_close(two[key], one[key], rtol=1e-5, atol=1e-5, equal_nan=True, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None:
     assert pair.codes == [1, 7], pair.err
@@ -121,12 +124,12 @@ def test_processes_agree_and_none_waits_for_one_that_is_gone(pair: Pair) -> None
     assert main["failure"] == ["ValueError", "a bug"]
     assert other["failure"][0] == "Unavailable"
     assert "the main process failed" in other["failure"][1]
-    assert "Unavailable: another process of this run is gone" in pair.err[0]
+    assert "Unavailable: another process of this run has ended" in pair.err[0]
 
 
 def test_processes_with_different_images_are_refused() -> None:
     different = SimpleNamespace(collect=lambda digests: [*digests, "another"])
-    with pytest.raises(InvalidInput, match="process 1 reads other images to train on than process 0"):
+    with pytest.raises(InvalidInput, match="process 1 reads other training images than process 0"):
         _require_same(SimpleNamespace(digest="one"), different)  # type: ignore[arg-type]
 
 
@@ -138,7 +141,7 @@ def test_images_that_another_process_could_not_read_are_reported_and_counted(
     others = [Unreadable(item, "lost") for item in training_items[:2]]
     processes = SimpleNamespace(collect=lambda own: [*own, *others])
     course = Course(
-        *(None, small_config, None, (), tmp_path, None, processes),  # type: ignore[arg-type]
+        *(None, Run(folder=tmp_path, config=small_config, fingerprint=None), None, (), processes),  # type: ignore[arg-type]
         Observers(message=messages.append),
     )
     course._unreadable = [others[0]]

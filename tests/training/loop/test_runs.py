@@ -22,7 +22,7 @@ def test_another_configuration_or_other_items_are_not_a_continuation(
     another = replace(small_config, seed=1, model=replace(small_config.model, dimension=16))
     with pytest.raises(InvalidInput, match=r"model\.dimension is 8 there and 16 here; seed is 0 there and 1 here\."):
         train_small(another, small_run, resume=True)
-    with pytest.raises(InvalidInput, match="the items to train on differ"):
+    with pytest.raises(InvalidInput, match="the training items differ"):
         train_small(small_config, small_run, items=training_items[1:], resume=True)
 
 
@@ -31,11 +31,11 @@ def test_items_to_validate_on_may_change_until_they_have_chosen_weights(
 ) -> None:
     choosing = replace(small_config, loop=replace(small_config.loop, evaluate_every=2))
     for name, config in (("last", small_config), ("best", choosing)):
-        with pytest.raises(Killed):
+        with pytest.raises(Killed, match="killed at step"):
             train_small(config, tmp_path / name, observers=kill_at(3))
     fewer = held_out_items[:-1]
     assert train_small(small_config, tmp_path / "last", held_out=fewer, resume=True).n_images == len(fewer)
-    with pytest.raises(InvalidInput, match="the items to validate on differ, which chose the weights"):
+    with pytest.raises(InvalidInput, match="the validation items differ, which decide the weights"):
         train_small(choosing, tmp_path / "best", held_out=fewer, resume=True)
 
 
@@ -49,14 +49,14 @@ def test_images_that_changed_are_not_a_continuation(
         path.write_bytes(Path(item.uri.removeprefix("file://")).read_bytes())
     moved = [replace(item, uri=f"file://{tmp_path / 'pictures' / item.id}") for item in training_items]
     tolerant = replace(small_config, data=replace(small_config.data, max_unreadable=0.5))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(tolerant, tmp_path / "run", observers=kill_at(3))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(tolerant, tmp_path / "run", items=moved, resume=True, observers=kill_at(4))
     changed = tmp_path / "pictures" / training_items[0].id
     for content in (encoded(noise(32)), b"no image"):
         changed.write_bytes(content)
-        with pytest.raises(InvalidInput, match="the images to train on have changed, or others of them can be read"):
+        with pytest.raises(InvalidInput, match="the training images have changed, or other images of them can be read"):
             train_small(tolerant, tmp_path / "run", items=moved, resume=True)
 
 
@@ -65,7 +65,7 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("precious")
-    with pytest.raises(InvalidInput, match=r"holds 'model\.safetensors' and no checkpoint\.pt, it is no run"):
+    with pytest.raises(InvalidInput, match=r"holds 'model\.safetensors' and no checkpoint\.pt, so it is not a run"):
         train_small(small_config, tmp_path, resume=True)
     assert (tmp_path / "config.json").read_text() == "{}"
 
@@ -76,7 +76,7 @@ def test_what_a_kill_leaves_before_the_first_checkpoint_is_no_obstacle(
 ) -> None:
     for name in (".config.json", "config.json", ".checkpoint.pt"):
         (tmp_path / name).write_text("half")
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path, resume=resume, observers=kill_at(1))
     assert not list(tmp_path.glob(".c*"))
 
@@ -100,7 +100,7 @@ def test_weights_of_another_architecture_are_refused_with_what_differs(
     torch.save(saved, unfinished / CHECKPOINT)
     with pytest.raises(InvalidInput, match="of another architecture") as caught:
         train_small(small_config, unfinished, resume=True)
-    assert "head.bias is missing; backbone.stem.weight is not known here; head.weight has the shape [8, 50]" in str(
+    assert "head.bias is missing; backbone.stem.weight is unknown; head.weight has the shape [8, 50]" in str(
         caught.value
     )
     (unfinished / EVALUATION).write_bytes((small_run / EVALUATION).read_bytes())

@@ -53,7 +53,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, step: int, small_config: TrainingConfig, train_small: TrainSmall, small_run: Path
 ) -> None:
     """Killed before, between and after checkpoints: bit for bit what the uninterrupted run gives."""
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", observers=kill_at(step))
     assert not (tmp_path / "run" / EVALUATION).exists()
     evaluation = train_small(small_config, tmp_path / "run", resume=True)
@@ -61,12 +61,13 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert evaluation == read_evaluation(small_run)
 
 
+@pytest.mark.slow
 def test_resuming_is_exact_with_everything_the_loop_can_do(
     tmp_path: Path, everything_config: TrainingConfig, train_small: TrainSmall
 ) -> None:
     """Running mean, best weights, bfloat16, chunks, accumulation and clipping come back as they were."""
     whole = train_small(everything_config, tmp_path / "whole")
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(everything_config, tmp_path / "run", observers=kill_at(4))
     assert train_small(everything_config, tmp_path / "run", resume=True) == whole
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
@@ -164,9 +165,9 @@ def test_classes_on_both_sides_are_pointed_out(
 ) -> None:
     messages: list[str] = []
     observers = replace(kill_at(1), message=messages.append)
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", held_out=held_out_items + training_items[:1], observers=observers)
-    assert messages[1].startswith("1 classes are trained on and validated on, for instance 'class_000'")
+    assert messages[1].startswith("1 classes are used for training and for validation, for instance 'class_000'")
 
 
 def test_images_to_validate_on_that_say_too_little_are_refused_at_once(
@@ -194,9 +195,9 @@ def test_a_warm_up_that_never_ends_is_pointed_out(
 ) -> None:
     messages: list[str] = []
     long = replace(small_config, schedule=replace(small_config.schedule, warmup_steps=5, head_steps=0))
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(long, tmp_path / "run", observers=replace(kill_at(1), message=messages.append))
-    assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps, so that the learning rates never reach")
+    assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps: the learning rates never reach")
 
 
 def test_images_that_cannot_be_read_are_reported_once_and_counted(
@@ -217,9 +218,9 @@ def test_a_run_that_failed_at_once_can_be_repeated(
 ) -> None:
     """Too many unreadable images; mended, the same command works."""
     lost = replace(training_items[0], uri="file:///nowhere/lost.png")
-    with pytest.raises(TooManyFailures):
+    with pytest.raises(TooManyFailures, match="1 images cannot be read so far"):
         train_small(small_config, tmp_path / "run", items=[lost, *training_items[1:]])
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", observers=kill_at(1))
 
 
@@ -235,7 +236,7 @@ def test_a_finished_run_is_left_as_it_is(
 def test_an_unfinished_run_cannot_be_used(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match="killed at step"):
         train_small(small_config, tmp_path / "run", observers=kill_at(3))
     with pytest.raises(FailedPrecondition, match="stopped after step 2 of 4"):
         load_finished(tmp_path / "run")

@@ -47,7 +47,7 @@ def test_a_file_is_replaced_or_left(tmp_path: Path) -> None:
     write_whole(path, lambda file: file.write(b"second"), n_bytes=6)
     with largest_file(3), pytest.raises(OutOfSpace, match=r"about 5 bytes in .*File too large.*--resume") as caught:
         write_whole(path, lambda file: file.write(b"third"), n_bytes=5)
-    assert "the one before it is kept" in str(caught.value)
+    assert "the previous one is kept" in str(caught.value)
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
 

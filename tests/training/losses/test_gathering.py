@@ -12,6 +12,7 @@ from training.losses import gather
 
 
 # Two new interpreters import torch: seconds on idle cores, more beside other work.
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Value, active shares, margins, and after data-parallel averaging the gradient of model and proxies.

@@ -71,9 +71,9 @@ def test_blocks_with_adapters_can_be_computed_twice_and_learn_by_level() -> None
 @pytest.mark.parametrize(
     ("backbone", "target", "expected"),
     [
-        ("timm/test_vit", "fc3", r"named 'fc3' or ends so; did you mean fc[12]"),
-        ("timm/test_vit", "kv", r"named 'kv' or ends so; did you mean qkv"),
-        ("timm/test_resnet", "xyz", r"named 'xyz' or ends so; there are for instance conv1.0, 0, "),
+        ("timm/test_vit", "fc3", r"is or ends with 'fc3'; did you mean fc[12]"),
+        ("timm/test_vit", "kv", r"is or ends with 'kv'; did you mean qkv"),
+        ("timm/test_resnet", "xyz", r"is or ends with 'xyz'; names that exist are, for instance, conv1.0, 0, "),
         ("efficientnet-lite0", "_depthwise_conv", r"no linear layer or ungrouped convolution"),
     ],
 )

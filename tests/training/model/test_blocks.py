@@ -57,12 +57,12 @@ def test_a_copy_runs_its_own_blocks() -> None:
 
 
 def test_moving_statistics_would_move_twice() -> None:
-    with pytest.raises(InvalidSettings, match=r'twice a step: use batch_norm = "frozen"'):
+    with pytest.raises(InvalidSettings, match=r'twice per step: use batch_norm = "frozen"'):
         embedder_of("timm/test_resnet", batch_norm="trained")
     assert embedder_of("timm/test_vit", batch_norm="trained")  # has none
 
 
 @pytest.mark.parametrize("backbone", ["torchvision/googlenet", "timm/coat_tiny"])
 def test_a_network_without_blocks_is_refused(backbone: str) -> None:
-    with pytest.raises(InvalidSettings, match=r"no row of blocks"):
+    with pytest.raises(InvalidSettings, match=r"no sequence of blocks"):
         embedder_of(backbone)

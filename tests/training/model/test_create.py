@@ -69,7 +69,9 @@ def test_frozen_names_cover_modules_and_parameters() -> None:
 def test_a_frozen_name_that_matches_nothing_is_refused() -> None:
     """ "1" must not freeze "10" as well, so a part of a name is not enough."""
     config = ModelConfig(weights="random", frozen=("block.1",))
-    with pytest.raises(InvalidSettings, match=r"'block\.1' or below it; did you mean blocks\.1"):
+    with pytest.raises(
+        InvalidSettings, match=r"'block\.1' names no parameter and no module with parameters; did you mean blocks\.1"
+    ):
         create_embedder(config, SMALL)
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 from training.model.torchvision_compat import allow_mismatched_torchvision
 necessary = allow_mismatched_torchvision()
@@ -14,6 +16,7 @@ print("imported")
 """
 
 
+@pytest.mark.slow
 def test_torchvision_and_timm_can_be_imported_in_a_fresh_process() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "imported", done.stderr

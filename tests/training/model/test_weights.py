@@ -92,10 +92,10 @@ def test_files_that_hold_no_state_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(b"PK")
     for name, expected in {
         "code.pt": "cannot be read as tensors only",
-        "number.pth": "holds no tensors by name",
-        "empty.pt": "holds no tensors by name, but step",
-        "numbered.pt": "holds no tensors by name, but 0",
-        "cut.safetensors": "not a whole safetensors file",
+        "number.pth": "holds no named tensors",
+        "empty.pt": "holds no named tensors, but step",
+        "numbered.pt": "holds no named tensors, but 0",
+        "cut.safetensors": "not a complete safetensors file",
         "cut.pt": "cannot be read as tensors only",
         "absent.pt": "does not exist",
         "weights.onnx": 'expected "pretrained", "random" or a .pt, .pth or .safetensors file',

@@ -1,4 +1,4 @@
-"""Published data sets in the layout they come in, read as items with the split by class that they prescribe."""
+"""Reads published data sets in their own file layout, with the split by class that they prescribe."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ AUTO, PLAIN = "auto", "plain"
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """markers: sets of files, one of which is there; read: what makes items of the folder."""
+    """markers: sets of files, one of which is present; read: the function that reads the folder."""
 
     markers: tuple[tuple[str, ...], ...]
     read: Callable[[Tree], Layout]
@@ -36,10 +36,10 @@ LAYOUTS: Mapping[str, _Published] = {
 
 
 def read_layout(source: str, name: str = AUTO) -> Layout:
-    """The images at `source` in one of LAYOUTS, or "plain": a manifest or a folder per class; "auto" looks which.
+    """Read the images at `source`, in one of LAYOUTS or "plain" (a manifest or a folder per class); "auto" detects it.
 
-    Raises InvalidInput where the name is unknown, InvalidManifest with file and line where the source is not what the
-    layout says, EmptyCatalog where it holds no image.
+    Raises InvalidInput if the name is unknown, InvalidManifest with file and line if the source does not match the
+    layout, EmptyCatalog if it holds no image.
     """
     if name not in (AUTO, PLAIN, *LAYOUTS):
         hint = suggestion(name, (AUTO, PLAIN, *LAYOUTS))

@@ -1,4 +1,4 @@
-"""Cars-196 in its three forms: one cars_annos.mat, the later devkit, or a folder per class with names.csv.
+"""Reads Cars-196 in its three forms: one cars_annos.mat, the later devkit, or a folder per class with names.csv.
 
     cars_annos.mat            `annotations` (relative_im_path, class) and `class_names`; images in car_ims/
     devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat   (fname, class); images in
@@ -6,7 +6,8 @@
     names.csv, anno_train.csv, anno_test.csv   `file,x1,y1,x2,y2,class`; images in car_data/car_data/train|test/NAME/
 
 Source: Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR 2013. As is usual in metric
-learning (Song et al., CVPR 2016), classes 1 to 98 are trained on and the others new; the split by image is not used.
+learning (Song et al., CVPR 2016), classes 1 to 98 are for training and the others are new; the split by image is not
+used.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,10 @@ from training.data.layouts.tree import Layout, Place, Tree
 
 _ALL = "cars_annos.mat"
 _META, _TRAIN = "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"
-_TEST = ("cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")  # it came apart from the devkit
+_TEST = (
+    "cars_test_annos_withlabels.mat",
+    "devkit/cars_test_annos_withlabels.mat",
+)  # it was published separately from the devkit
 _NAMES, _TRAIN_LINES, _TEST_LINES = "names.csv", "anno_train.csv", "anno_test.csv"
 _FOLDERS = "car_data/car_data"
 _LAST_KNOWN = 98
@@ -32,7 +36,7 @@ _Entry = tuple[Place, str, int]  # where it was read, path of the image from the
 
 
 def read(tree: Tree) -> Layout:
-    """The data set; the label is the name of the class."""
+    """Read Cars-196; the label is the name of the class."""
     if tree.has(_ALL):
         names = _names(tree, _ALL)
         entries = _from_mat(tree, _ALL, path="relative_im_path", folder="")
@@ -76,7 +80,7 @@ def _variable(tree: Tree, file: str, name: str) -> NDArray[Any]:
 def _from_lines(tree: Tree, file: str, part: str, names: list[str]) -> Iterator[_Entry]:
     for line in tree.lines(file, n_values=6, separator=","):
         number = line.number(5)
-        # a folder's name cannot hold a slash
+        # the name of a folder cannot contain a slash
         folder = _name(names, number, line.place).replace("/", "-")
         yield line.place, f"{_FOLDERS}/{part}/{folder}/{line.values[0]}", number
 

@@ -1,11 +1,11 @@
-"""iNaturalist-2018: Inat_dataset_splits/Inaturalist_train_set1.txt and ..._test_set1.txt, or the original annotations.
+"""Reads iNaturalist-2018: the lists of Inat_dataset_splits, or the original annotations.
 
     Inaturalist_train_set1.txt, Inaturalist_test_set1.txt   lines `train_val2018/Supercategory/class/name.jpg`
     train2018.json, val2018.json   COCO's format: images (id, file_name), annotations (image_id, category_id)
 
 Source: Van Horn et al., "The iNaturalist Species Classification and Detection Dataset", CVPR 2018; the split by class:
 Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval", ECCV 2020. Its test classes are new.
-The original split is by image, and both parts hold all classes: without the lists no class is prescribed to be new.
+In the original split, which is by image, both parts hold all classes: without the lists no class counts as new.
 """
 
 import json
@@ -24,7 +24,7 @@ MARKERS = (*((folder + _TRAIN, folder + _TEST) for folder in _FOLDERS), _ANNOTAT
 
 
 def read(tree: Tree) -> Layout:
-    """The data set; the label is Supercategory/class from the image's path."""
+    """Read iNaturalist-2018; the label is Supercategory/class from the path of the image."""
     for folder in _FOLDERS:
         if tree.has(folder + _TRAIN, folder + _TEST):
             return Layout(known=_from_list(tree, folder + _TRAIN), new=_from_list(tree, folder + _TEST))

@@ -1,4 +1,4 @@
-"""Published data sets whose lists are text tables: Stanford Online Products, CUB-200-2011 and In-Shop Clothes Retrieval.
+"""Published data sets whose lists are text tables: Stanford Online Products, CUB-200-2011, In-Shop Clothes Retrieval.
 
 sop      Ebay_train.txt, Ebay_test.txt: `image_id class_id super_class_id path`, after a header
 cub      classes.txt `class_id name`, images.txt `image_id path`, image_class_labels.txt `image_id class_id`

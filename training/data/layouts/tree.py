@@ -1,6 +1,6 @@
-"""The files of a published data set: text read line by line, images checked to be there, errors with their line.
+"""The files of a published data set: reads text line by line and checks that images exist.
 
-Leaves what the lines mean to the layouts.
+Errors name the file and line. The layouts interpret the lines.
 """
 
 import io
@@ -16,7 +16,7 @@ from retrieval.errors import InvalidManifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a data set holds. new: the images of its test classes, None where it prescribes no split by class."""
+    """The images of a data set. new: those of its test classes, None if it prescribes no split by class."""
 
     known: Sequence[Item]
     new: Sequence[Item] | None
@@ -24,7 +24,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where something was read, for messages."""
+    """The file and line of a value, for messages."""
 
     path: str
     line: int
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A folder on any file system that fsspec knows, with the names of all files in it."""
+    """A folder on any file system that fsspec supports, with the names of all files in it."""
 
     root: str
     _filesystem: Any
@@ -44,7 +44,7 @@ class Tree:
 
     @classmethod
     def open(cls, root: str) -> "Tree":
-        """The folder at a path or URL. Raises InvalidManifest where there is none."""
+        """Open the folder at a path or URL. Raises InvalidManifest if there is none."""
         try:
             filesystem, folder = fsspec.core.url_to_fs(root)
             if not filesystem.isdir(folder):
@@ -56,14 +56,14 @@ class Tree:
         return cls(root, filesystem, prefix, files)
 
     def has(self, *names: str) -> bool:
-        """Whether all of these files are there, paths from the root."""
+        """Return whether all of these files exist; names are paths from the root."""
         return self._files.issuperset(names)
 
     def lines(self, name: str, *, n_values: int, header: int = 0, separator: str | None = None) -> Iterator["Line"]:
-        """The lines of a text file after its header, in `n_values` parts; empty ones are passed over.
+        """Split the lines of a text file, after its header, into `n_values` parts; skip empty lines.
 
-        The last part keeps separators (white space by default) that it holds. Raises InvalidManifest at a line with
-        fewer parts, and where the file is missing or no UTF-8 text.
+        The last part may contain separators (white space by default). Raises InvalidManifest if a line has fewer parts,
+        and if the file is missing or no UTF-8 text.
         """
         try:
             text = self.read(name).decode()
@@ -79,25 +79,25 @@ class Tree:
             yield Line(place, tuple(values))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises InvalidManifest where it is missing."""
+        """Read the bytes of a file. Raises InvalidManifest if it is missing."""
         if not self.has(name):
             raise InvalidManifest(f"{self.root}: expected the file {name}, found none")
         data: bytes = self._filesystem.cat_file(self._folder + name)
         return data
 
     def mat(self, name: str) -> dict[str, Any]:
-        """The variables of a MATLAB file, structs as records. Raises InvalidManifest where it is missing or none."""
+        """Read the variables of a MATLAB file, structs as records. Raises InvalidManifest if it cannot be read."""
         import scipy.io  # slow to import, and only one data set needs it
 
         try:
-            # its type information forgets that it takes open files
+            # the stubs do not know that it takes open files
             variables = scipy.io.loadmat(io.BytesIO(self.read(name)), squeeze_me=True)  # type: ignore[arg-type]
         except (ValueError, TypeError, NotImplementedError, OSError, scipy.io.matlab.MatReadError) as error:
             raise InvalidManifest(f"{self.root}/{name}: expected a MATLAB file, {error}") from error
         return variables
 
     def item(self, path: str, label: str, place: Place, **attributes: str) -> Item:
-        """The image at `path` from the root, which is also its id. Raises InvalidManifest where there is none."""
+        """Make an item of the image at `path` from the root; the path is its id. Raises InvalidManifest if missing."""
         if path not in self._files:
             raise InvalidManifest(f"{place}: names the image {path}, which is not in {self.root}")
         uri = self._filesystem.unstrip_protocol(self._folder + path)
@@ -106,13 +106,13 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a text file in its parts."""
+    """One line of a text file, split into values."""
 
     place: Place
     values: tuple[str, ...]
 
     def number(self, position: int) -> int:
-        """The part at `position` as a positive number. Raises InvalidManifest where it is none."""
+        """Return the value at `position` as a positive number. Raises InvalidManifest if it is none."""
         value = self.values[position]
         if not value.isdecimal() or int(value) < 1:
             raise InvalidManifest(f"{self.place}: expected a number from 1 on, found {value!r}")
