@@ -7,16 +7,14 @@ command loads this module.
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pydantic
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from retrieval.contract.limits import ImageLimits
 from retrieval.errors import InvalidSettings
-
-if TYPE_CHECKING:
-    from retrieval.contract.preprocessing import ImageLimits
 
 
 class Settings(BaseSettings):
@@ -71,10 +69,8 @@ class Settings(BaseSettings):
         return url if "://" in url else Path(url).resolve().as_uri()
 
     @property
-    def limits(self) -> "ImageLimits":
+    def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        from retrieval.contract.preprocessing import ImageLimits  # loads NumPy and Pillow
-
         return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
 
     @property

@@ -37,6 +37,8 @@ SECTIONS = [
         "unreadable",
         "provenance",
     ),
+    *("verdict", "figures", "scores", "curves", "classes", "groups", "worst"),
+    *("confused", "labels", "unreadable", "provenance"),
 ]
 HOSTILE = '<script>alert(1)</script><img src=x onerror="x"> & $\\frac{1}$ 猫'
 MakeReport: TypeAlias = Callable[..., AuditReport]
@@ -354,6 +356,7 @@ def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditRe
     text = Page(render_report(replace(report, margins=every))).text
     assert f"The 20 with the largest difference of {n} are listed" in text
     assert "0 class 000 class 000 -0.250 0.875" in " ".join(text.split())
+    assert "0class 000class 000-0.2500.875" in text
     none = replace(report, margins=replace(every, known=np.zeros(n, dtype=np.bool_)))
     assert "Every image with a partner matches its own class" in Page(render_report(none)).text
 

@@ -14,7 +14,7 @@ from retrieval.terminal import out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from retrieval.client import Client
-    from retrieval.contract.preprocessing import ImageLimits
+    from retrieval.contract.limits import ImageLimits
     from retrieval.report.contact_sheet import SheetRow
     from retrieval.v1.search_pb2 import SearchResponse
 
@@ -122,7 +122,7 @@ class Answers:
 
 def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
     """Return the queries for some images and for every image of a manifest. Raises InvalidInput if there are none."""
-    queries = [Query(path.name, str(path)) for path in images]
+    queries = [Query(path.name, f"file://{path.resolve()}") for path in images]  # a URL: [ and * are part of a name
     if manifest:
         from retrieval.contract.manifest import read_manifest
 
