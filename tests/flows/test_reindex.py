@@ -483,7 +483,7 @@ def test_rolling_back_to_what_cannot_be_served(
     calibrated: Store, three: list[SnapshotId], cohort_point: OperatingPoint, cohort_score: Score
 ) -> None:
     """An unknown or damaged snapshot, or one of another score: the live one stays."""
-    with pytest.raises(UnknownSnapshot, match="catalogue shop has no snapshot abc"):
+    with pytest.raises(UnknownSnapshot, match="no snapshot of catalogue shop 'abc'"):
         roll_back(calibrated, "shop", SnapshotId("abc"))
     with pytest.raises(UnknownCatalog, match="'other' has no live snapshot"):
         roll_back(calibrated, "other", SnapshotId(""))
