@@ -116,8 +116,8 @@ def exit_code_of(error: BaseException) -> int:
 def run(app: Callable[[], object]) -> NoReturn:
     """Run a typer application and end the process with its exit code.
 
-    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace. Exit code 1 means that
-    a verdict failed, so a crash ends with 3.
+    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace. Its code is 3, because
+    1 means that a verdict failed.
     """
     try:
         app()

@@ -13,8 +13,8 @@ def resolve_prefix(
 ) -> str:
     """Return the one id that is `prefix` or starts with it.
 
-    kind: what the ids name; hint: what to do if there is none; both for the messages. Raises `unknown` if no id starts with the prefix or it has fewer than 4
-    characters, InvalidInput with the candidates if several ids do.
+    kind: what the ids name, hint: what to do if none fits; both are for the messages. Raises `unknown` if no id starts
+    with the prefix or if it has fewer than 4 characters, and InvalidInput with the candidates if several ids do.
 
     >>> resolve_prefix("3f2a", ["3f2a91", "77c0de"])
     '3f2a91'

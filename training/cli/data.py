@@ -48,13 +48,11 @@ def split(  # noqa: PLR0913  # the options of a command are its parameters
     validation: Annotated[float, typer.Option(help="Share of the classes that training is measured on.")] = 0.1,
     calibration: Annotated[float, typer.Option(help="Share of the classes that the threshold is calibrated on.")] = 0.2,
     cohort: Annotated[
-        float, typer.Option(help="Share of the classes for a cohort of its own; train.csv also serves as a cohort.")
+        float, typer.Option(help="Share of the classes for a separate cohort; train.csv also serves as one.")
     ] = 0.0,
     new: Annotated[
         float,
-        typer.Option(
-            help="Share of the classes to index and to audit. Ignored if a published data set names its test classes."
-        ),
+        typer.Option(help="Share of the classes to index and to audit; unused if the data set names its test classes."),
     ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split by class.")] = 0,
     as_json: AsJson = False,

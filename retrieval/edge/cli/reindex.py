@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     catalog: Catalog,
     manifest: Manifest,
-    index: Annotated[str, typer.Option(help="Flat (exact) or IVF<lists>,nprobe=<n>.")] = "Flat",
+    index: Annotated[
+        str, typer.Option(help="Flat (exact), or IVF with its lists and those searched: IVF1024,nprobe=16.")
+    ] = "Flat",
     bundle: Bundle = "",
     max_failed_share: Annotated[float, typer.Option(help="Largest share of unreadable images.")] = 0.01,
     embedded: Annotated[
