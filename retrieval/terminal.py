@@ -116,12 +116,12 @@ def exit_code_of(error: BaseException) -> int:
 def run(app: Callable[[], object]) -> NoReturn:
     """Run a typer application and end the process with its exit code.
 
-    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace. Its code is 3, because
-    1 means that a verdict failed.
+    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace, and its code is 3,
+    because 1 means that a verdict failed.
     """
     try:
         app()
-    except (RetrievalError, OSError) as error:  # of the system: a full disk or a refused folder, named in its text
+    except (RetrievalError, OSError) as error:  # OSError: a full disk, a folder without permission; its text names it
         print_error(error)
         sys.exit(exit_code_of(error))
     except KeyboardInterrupt as interrupt:
