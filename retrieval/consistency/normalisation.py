@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
-# Rows at a time against all others: bounds memory.
-_TILE = 1024
 # With fewer differences the covariance is noise at any shrinkage.
 _MIN_DIFFERENCES = 50
 # A shorter row is the rounding of float32: it has no direction.
@@ -133,10 +132,10 @@ def _neighbour_scatter(embeddings: Vectors, n_neighbours: int) -> tuple[NDArray[
     scatter = np.zeros((d, d))
     if taken < 1:
         return scatter, 0
-    for start in range(0, n, _TILE):
-        rows = embeddings[start : start + _TILE]
+    for tile in slices(0, n):
+        rows = embeddings[tile]
         similarities = rows @ embeddings.T
-        similarities[np.arange(len(rows)), np.arange(start, start + len(rows))] = -np.inf
+        similarities[np.arange(len(rows)), np.arange(n)[tile]] = -np.inf
         nearest = np.argpartition(similarities, n - taken, axis=1)[:, n - taken :]
         for column in nearest.T:
             differences = rows - embeddings[column]

@@ -5,9 +5,9 @@ This module counts flips; the engine perturbs the pixels. Images, labels and thr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, 
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 SIDES = ("query", "both")
-_State: TypeAlias = tuple[int, int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,32 +136,10 @@ def _check_copies(vectors: LabelledVectors, changed: LabelledVectors, name: str)
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tally:
-    """Pairs by (accepted clean, accepted now), true pairs of each class and non-matches at both their classes.
-
-    true_pairs, non_matches: [T, 2, 2] int64; every non-match stands twice.
-    """
-
-    true_pairs: NDArray[np.int64]
-    non_matches: NDArray[np.int64]
-
-    def add(
-        self, first: NDArray[np.int64], second: NDArray[np.int64], pairs: NDArray[np.bool_], states: tuple[_State, ...]
-    ) -> None:
-        """Count the pairs of a tile: class codes of its rows and columns, which cells are pairs, and their states."""
-        match = first[:, None] == second[None, :]
-        for clean, now, state in states:
-            true = (state & pairs & match).sum(axis=1)
-            np.add.at(self.true_pairs[:, clean, now], first, true)
-            other = state & pairs & ~match
-            np.add.at(self.non_matches[:, clean, now], first, other.sum(axis=1))
-            np.add.at(self.non_matches[:, clean, now], second, other.sum(axis=0))
-
-
-def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit: np.float32) -> _Tally:
+def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit: np.float32) -> NDArray[np.int64]:
+    """Return pairs by [match, class, accepted clean, accepted now], [2, T, 2, 2]; a non-match counts at both ends."""
     n, n_classes = len(vectors.codes), len(vectors.classes)
-    tally = _Tally(*(np.zeros((n_classes, 2, 2), dtype=np.int64) for _ in range(2)))
+    counts = np.zeros((2, n_classes, 2, 2), dtype=np.int64)
     gallery = vectors.gallery if side == "query" else changed.gallery
     for rows in slices(0, n):
         for columns in slices(0 if side == "query" else rows.start, n):
@@ -172,16 +149,17 @@ def _count(vectors: LabelledVectors, changed: LabelledVectors, side: str, limit:
             if rows == columns:
                 # One side: a query meets every image but itself. Both sides: each pair once.
                 pairs = ~np.eye(len(clean), dtype=np.bool_) if side == "query" else np.triu(pairs, k=1)
-            tally.add(
-                vectors.codes[rows],
-                vectors.codes[columns],
-                pairs,
-                ((1, 1, clean & now), (1, 0, clean & ~now), (0, 1, ~clean & now), (0, 0, ~(clean | now))),
-            )
-    return tally
+            first, second = vectors.codes[rows], vectors.codes[columns]
+            match = first[:, None] == second
+            for before, after in itertools.product((0, 1), repeat=2):
+                hits = pairs & (clean == before) & (now == after)
+                np.add.at(counts[1, :, before, after], first, (hits & match).sum(axis=1))
+                np.add.at(counts[0, :, before, after], first, (hits & ~match).sum(axis=1))
+                np.add.at(counts[0, :, before, after], second, (hits & ~match).sum(axis=0))
+    return counts
 
 
-def _summary(name: str, side: str, tally: _Tally, confidence: float) -> Flips:
+def _summary(name: str, side: str, counts: NDArray[np.int64], confidence: float) -> Flips:
     def share(of_classes: NDArray[np.int64], clean: int, now: int, ends: int) -> Share:
         hits, trials = of_classes[:, clean, now], of_classes[:, clean].sum(axis=1)
         count, total = int(hits.sum()) // ends, int(trials.sum()) // ends
@@ -191,7 +169,7 @@ def _summary(name: str, side: str, tally: _Tally, confidence: float) -> Flips:
         total = of_classes.sum(axis=0)
         return float(total.sum(axis=axis)[1] / max(total.sum(), 1))
 
-    true, other = tally.true_pairs, tally.non_matches
+    other, true = counts
     return Flips(
         perturbation=name,
         sides=side,

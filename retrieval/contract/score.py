@@ -53,7 +53,7 @@ class Score:
     def __post_init__(self) -> None:
         if self.cohort is None:
             if self.whitening is not None or self.ignore_above is not None or self.weight != _WEIGHT:
-                raise InvalidEmbeddings("expected a cohort beside weight, ignore_above or whitening, found none")
+                raise InvalidEmbeddings("expected a cohort with weight, ignore_above or whitening, found none")
             return
         check_unit_rows(self.cohort, "the cohort")
         if not 1 <= self.k <= len(self.cohort):

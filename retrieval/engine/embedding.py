@@ -10,18 +10,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.contract.canonical import digest_json
+from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.images import Failure, read_images
+from retrieval.engine.images import Failure, read_bytes
 from retrieval.engine.store import Store
 from retrieval.engine.store.bundles import embeddings_key
-from retrieval.errors import CorruptArtifact, TooManyFailures
+from retrieval.errors import CorruptArtifact, InvalidInput, TooManyFailures
 
 MAX_FAILED_SHARE = 0.01  # of the images of a job may be unreadable, unless the caller sets another limit
 SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB at 224 x 224
+
+
+@dataclass(frozen=True, slots=True)
+class ReadImage:
+    """A usable image: the row of its item, the digest of its bytes, its prepared pixels [3, h, w] float32."""
+
+    row: int
+    digest: str
+    pixels: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +54,26 @@ class EmbeddedItems:
     embeddings: NDArray[np.float32]
     failures: tuple[Failure, ...]
     content_digest: str
+
+
+def read_images(
+    items: Sequence[Item],
+    prepare: Callable[[bytes], NDArray[np.float32]],
+    *,
+    limits: ImageLimits,
+    pool: Executor,
+) -> tuple[list[ReadImage], list[Failure]]:
+    """Read and prepare the images of all items; return the usable ones and the failures, in the order of the items."""
+
+    def read(row: int, item: Item) -> ReadImage | Failure:
+        try:
+            data = read_bytes(item.uri, limits)
+            return ReadImage(row, digest_bytes(data), prepare(data))
+        except InvalidInput as error:
+            return Failure(item.id, str(error))
+
+    results = list(pool.map(read, range(len(items)), items))
+    return [r for r in results if isinstance(r, ReadImage)], [r for r in results if isinstance(r, Failure)]
 
 
 def embed_shard(

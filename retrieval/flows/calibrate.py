@@ -224,13 +224,15 @@ def _changes(
 ) -> tuple[ThresholdComparison | None, str]:
     """Return the decisions that change, or None and the reason why they cannot be compared."""
     if store.active_id(point.bundle_digest) is None:
-        return None, "none was"
+        return None, "there was none"
     try:
         active = store.active_operating_point(point.bundle_digest)
     except (CorruptArtifact, UnknownOperatingPoint) as error:  # the new operating point is useful all the same
         return None, str(error)
     changes = compare_with_active(data, score, point, active)
-    return changes, "" if changes else f"it is of another score ({active.score_kind}): thresholds do not compare"
+    if changes is None:
+        return None, f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
+    return changes, ""
 
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:

@@ -287,3 +287,15 @@ def test_no_positive_pair_bad_thresholds_and_bare_shards_are_refused(family) -> 
             operating_curves((rows, labels), thresholds=thresholds)
     with pytest.raises(InvalidInput, match="shards must share thresholds"):
         operating_curves((rows, labels), shard=(0, 2))
+
+
+def test_included_thresholds_are_counted_with_the_chosen_ones(family) -> None:
+    """The grid and its counts stay as they are; the further threshold gets the counts that it has alone."""
+    vectors = labelled(*family(np.random.default_rng(0), n_classes=20, n_images=4))
+    plain, more = operating_curves(vectors), operating_curves(vectors, include=[0.4321])
+    kept = more.thresholds != 0.4321
+    assert np.array_equal(more.thresholds[kept], plain.thresholds)
+    assert np.array_equal(more.negatives_accepted[:, kept], plain.negatives_accepted)
+    alone = operating_curves(vectors, thresholds=[0.4321])
+    assert np.array_equal(more.at(0.4321).positives_accepted, alone.positives_accepted)
+    assert np.array_equal(more.at(0.4321).negatives_accepted, alone.negatives_accepted)

@@ -44,6 +44,7 @@ def test_unusable_judgements_are_refused() -> None:
         judged_curves(scores, matches, ["a", "b"], thresholds=[])
 
 
+@pytest.mark.slow
 def test_sampled_far_is_unbiased_and_its_error_is_stated(family) -> None:
     """Over 60 samples of a tenth of the pairs, the FAR errs by about its stated error; positives are all there."""
     rows, labels = family(np.random.default_rng(1), n_classes=200, n_images=5, dimension=8, spread=0.3, crowding=1.0)

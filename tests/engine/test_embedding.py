@@ -12,14 +12,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
-from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedItems, check_failures, embed_items, embed_shard
+from retrieval.contract.preprocessing import preprocess
+from retrieval.engine.embedding import SHARD_ITEMS, EmbeddedItems, check_failures, embed_items, embed_shard, read_images
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure
 from retrieval.engine.store import Store
 from retrieval.errors import TooManyFailures
-from tests.pictures import class_picture, encoded, write_class_folders
+from tests.pictures import class_picture, encoded, truncated_jpeg, write_class_folders
+from tests.tiny_bundle import PREPROCESSING
 
 Embed = Callable[..., EmbeddedItems]
 
@@ -71,6 +74,24 @@ def test_embeddings_are_those_of_the_encoder(embed: Embed, items: list[Item], ti
     assert embedded.items == tuple(items)
     assert embedded.failures == ()
     np.testing.assert_allclose(embedded.embeddings, expected, atol=2e-6)
+
+
+def test_good_and_bad_images_keep_their_order(tmp_path: Path, pool: Executor) -> None:
+    """What could be read, with the digest of its bytes, and what could not, with the reason."""
+    contents = {
+        "0": encoded(class_picture(0, 0)),
+        "1": truncated_jpeg(),
+        "2": encoded(class_picture(1, 0)),
+        "3": b"no image",
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    items = [Item(id=name, uri=str(tmp_path / name), attributes={}) for name in [*contents, "missing"]]
+    read, failures = read_images(items, lambda data: preprocess(data, PREPROCESSING), limits=DEFAULT_LIMITS, pool=pool)
+    assert [(image.row, image.digest) for image in read] == [(n, digest_bytes(contents[str(n)])) for n in (0, 2)]
+    np.testing.assert_array_equal(read[1].pixels, preprocess(contents["2"], PREPROCESSING))
+    assert [failure.item_id for failure in failures] == ["1", "3", "missing"]
+    assert ["damaged" in f.reason or "found 8 bytes" in f.reason or "cannot be read" in f.reason for f in failures]
 
 
 def test_nothing_is_embedded_twice(embed: Embed, items: list[Item], encoder: CountingEncoder) -> None:

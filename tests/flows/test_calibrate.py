@@ -242,6 +242,7 @@ def test_what_changes_against_the_active_operating_point() -> None:
 
 
 Calibrate = Callable[..., Calibration]
+STRANGERS = cohort_of_strangers()
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ def test_a_point_is_stored_and_activated_only_on_request(
     )
     assert made.point == replace(run(data, [Score()], seed=3), bundle_digest=tiny_bundle.digest)
     again = begin(seed=3, activate=True)
-    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "none was")
+    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "there was none")
     assert store.active_id(tiny_bundle.digest) == made.point.id
 
 
@@ -333,6 +334,17 @@ def test_a_second_point_is_compared_with_the_active_one(begin: Calibrate) -> Non
     same = begin(activate=True)
     assert same.changes is not None
     assert same.changes.n_changed == 0
+
+
+def test_points_of_two_scores_are_not_compared(begin: Calibrate, store: Store, tiny_bundle: Bundle) -> None:
+    """The reason stands in place of the changes."""
+    first = begin(activate=True)
+    other = replace(first.point, score_kind="cohort", score_digest=store.put_score(tiny_bundle.digest, STRANGERS))
+    store.put_operating_point(other)
+    store.activate(tiny_bundle.digest, other.id)
+    again = begin()
+    assert again.changes is None
+    assert again.no_changes == "it uses another score (cohort), so the thresholds cannot be compared"
 
 
 def test_an_active_point_that_cannot_be_read_stops_nothing(begin: Calibrate, store: Store) -> None:

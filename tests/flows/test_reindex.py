@@ -431,8 +431,8 @@ def test_the_live_snapshots_bundle_is_kept(
 def test_unknown_bundle_and_missing_operating_point(
     calibrated: Store, request_of: ReindexRequest, other_bundle: Bundle
 ) -> None:
-    with pytest.raises(UnknownBundle, match="no bundle is or starts with 'abcd': add one"):
-        plan(calibrated, "job", replace(request_of, bundle_digest="abcd"))
+    with pytest.raises(UnknownBundle, match="bundle abc"):
+        plan(calibrated, "job", replace(request_of, bundle_digest="abc"))
     calibrated.add_bundle(other_bundle.directory)
     with pytest.raises(UnknownOperatingPoint, match="run `retrieval calibrate`"):
         plan(calibrated, "job", replace(request_of, bundle_digest=other_bundle.digest))
@@ -483,7 +483,7 @@ def test_rolling_back_to_what_cannot_be_served(
     calibrated: Store, three: list[SnapshotId], cohort_point: OperatingPoint, cohort_score: Score
 ) -> None:
     """An unknown or damaged snapshot, or one of another score: the live one stays."""
-    with pytest.raises(UnknownSnapshot, match="no snapshot of catalogue shop 'abc'"):
+    with pytest.raises(UnknownSnapshot, match=r"no snapshot .*abc"):
         roll_back(calibrated, "shop", SnapshotId("abc"))
     with pytest.raises(UnknownCatalog, match="'other' has no live snapshot"):
         roll_back(calibrated, "other", SnapshotId(""))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, Self, TypeAlias, cast
+from typing import Any, ClassVar, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,33 +21,6 @@ MAX_KNOTS = 256
 
 Probabilities: TypeAlias = NDArray[np.float64]
 Knots: TypeAlias = tuple[float, ...]
-
-
-class Calibrator(Protocol):
-    """A map from score to match probability that never falls as the score rises, so that no ranking changes.
-
-    kind: the word in the JSON document; prevalence: share of matches among the pairs that the probability is about;
-    n_positives, n_negatives: pairs used for the fit.
-    """
-
-    kind: ClassVar[str]
-
-    @property
-    def prevalence(self) -> float: ...  # noqa: D102
-
-    @property
-    def n_positives(self) -> int: ...  # noqa: D102
-
-    @property
-    def n_negatives(self) -> int: ...  # noqa: D102
-
-    def probability(self, scores: ArrayLike) -> Probabilities:
-        """Return the match probability of scores [n]: [n] float64 in [0, 1]. Raises InvalidInput on NaN."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types from which `calibrator_from_json` makes an equal calibrator."""
-        ...
 
 
 class _Document:
@@ -244,7 +217,10 @@ class VennAbersCalibrator(_Document):
         return interpolate(_numbers(scores), self.scores, tuple(merged.tolist()))
 
 
-_KINDS: dict[str, type[PlattCalibrator | BetaCalibrator | IsotonicCalibrator | VennAbersCalibrator]] = {
+# A map from score to match probability that never falls as the score rises, so that no ranking changes. prevalence:
+# share of matches among the pairs that the probability is about; n_positives, n_negatives: pairs used for the fit.
+Calibrator: TypeAlias = PlattCalibrator | BetaCalibrator | IsotonicCalibrator | VennAbersCalibrator
+_KINDS: dict[str, type[Calibrator]] = {
     kind.kind: kind for kind in (PlattCalibrator, BetaCalibrator, IsotonicCalibrator, VennAbersCalibrator)
 }
 CALIBRATOR_KINDS = tuple(_KINDS)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InvalidInput
+
+_Bins: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,22 +75,14 @@ def reliability(
     share = weights / weights.sum()
     bins = np.minimum((probabilities * n_bins).astype(np.int64), n_bins - 1)
     weight = np.bincount(bins, share, n_bins).astype(np.float64)
-    forecast = np.bincount(bins, share * probabilities, n_bins)
-    outcome = np.bincount(bins, share * matches, n_bins)
-    scale = np.where(weight > 0, weight, 1)
+    forecast = np.bincount(bins, share * probabilities, n_bins).astype(np.float64)
+    outcome = np.bincount(bins, share * matches, n_bins).astype(np.float64)
     given = np.where(matches, probabilities, 1 - probabilities)
     counted = share > 0
     with np.errstate(divide="ignore"):  # an outcome of forecast probability 0 costs infinity
         losses = -np.log(given[counted])
-    return Reliability(
-        edges=np.linspace(0, 1, n_bins + 1),
-        mean_probability=forecast / scale,
-        match_rate=outcome / scale,
-        weight=weight,
-        brier=math.fsum(share * (probabilities - matches) ** 2),
-        ece=float(np.abs(forecast - outcome).sum()),
-        log_loss=float((share[counted] * losses).sum()),
-    )
+    brier, log_loss = math.fsum(share * (probabilities - matches) ** 2), float((share[counted] * losses).sum())
+    return _of_bins(weight, forecast, outcome, brier, log_loss)
 
 
 def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
@@ -104,13 +99,19 @@ def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
     weight = np.mean([part.weight for part in parts], axis=0)
     forecast = np.mean([part.weight * part.mean_probability for part in parts], axis=0)
     outcome = np.mean([part.weight * part.match_rate for part in parts], axis=0)
+    brier, log_loss = (float(np.mean([getattr(part, name) for part in parts])) for name in ("brier", "log_loss"))
+    return _of_bins(weight, forecast, outcome, brier, log_loss)
+
+
+def _of_bins(weight: _Bins, forecast: _Bins, outcome: _Bins, brier: float, log_loss: float) -> Reliability:
+    """Return the report of bins: weight, and weighted sums of forecasts and outcomes, [b] each."""
     scale = np.where(weight > 0, weight, 1)
     return Reliability(
-        edges=parts[0].edges,
+        edges=np.linspace(0, 1, len(weight) + 1),
         mean_probability=forecast / scale,
         match_rate=outcome / scale,
         weight=weight,
-        brier=float(np.mean([part.brier for part in parts])),
+        brier=brier,
         ece=float(np.abs(forecast - outcome).sum()),
-        log_loss=float(np.mean([part.log_loss for part in parts])),
+        log_loss=log_loss,
     )

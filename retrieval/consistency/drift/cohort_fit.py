@@ -87,7 +87,7 @@ def cohort_fit(
     Raises:
         NotEnoughEvidence: fewer than 10 groups in half the cohort or in the catalogue, or no more than k images.
         InvalidInput: k below 1, skip below 0, confidence outside (0, 1).
-        InvalidEmbeddings: other dimensions.
+        InvalidEmbeddings: other dimensions, or vectors of another score than cosine.
 
     Source: Mann, Whitney, "On a test of whether one of two random variables is stochastically larger than the other",
     Annals of Mathematical Statistics 18 (1947); interval of crowding: DeLong, DeLong, Clarke-Pearson, "Comparing the
@@ -109,7 +109,7 @@ def cohort_fit(
 
     z = normal_quantile(confidence)
     (cohort_rows, cohort_codes), (catalogue_rows, catalogue_codes) = _in_order(cohort), _in_order(catalogue)
-    if cohort_rows.shape[1] != catalogue_rows.shape[1]:
+    if cohort_rows.shape[1] != catalogue_rows.shape[1] or not (cohort.cosine and catalogue.cosine):
         raise InvalidEmbeddings(
             f"expected unit rows of one dimension, found {cohort_rows.shape[1]} in the cohort and "
             f"{catalogue_rows.shape[1]} in the catalogue; embed both with one model"

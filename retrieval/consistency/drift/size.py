@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.drift.state import checked_scores
 from retrieval.consistency.intervals import Interval, percentile_interval
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.errors import NotEnoughEvidence
 
 Reals = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -103,9 +104,7 @@ def drift_size(reference: Reals, scores: Reals, *, rng: np.random.Generator, con
 
 
 def _checked(name: str, scores: Reals) -> Reals:
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise InvalidInput(f"{name} must be one finite number per query, found shape {values.shape} or NaN")
+    values = checked_scores(name, scores)
     if len(values) < _MIN_SCORES:
         raise NotEnoughEvidence(f"expected at least {_MIN_SCORES} {name}, found {len(values)}; wait for more queries")
     return values

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.errors import InvalidInput
 
@@ -125,3 +126,14 @@ class DriftState:
 
 def _floats(values: Iterable[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
+
+
+def checked_scores(name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return scores as float64. Raises InvalidInput unless they are [n] and finite."""
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise InvalidInput(
+            f"{name} must be one finite number per query, found shape {values.shape} with "
+            f"{np.count_nonzero(~np.isfinite(values))} that are NaN or infinite"
+        )
+    return values

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from retrieval.consistency.drift.state import MEMORIES, DriftState, resolutions
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.consistency.drift.state import MEMORIES, DriftState, checked_scores, resolutions
+from retrieval.errors import NotEnoughEvidence
 
 Reals = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def start_drift(reference: Reals, *, rng: np.random.Generator) -> DriftState:
     >>> state.n_reference, len(state.gaps), sum(state.gaps)  # 99 scores leave 100 gaps
     (99, 16, 100)
     """
-    values = _checked_scores("reference", reference)
+    values = checked_scores("reference", reference)
     if len(values) < MIN_REFERENCE:
         raise NotEnoughEvidence(
             f"a reference needs at least {MIN_REFERENCE} scores, found {len(values)}; add queries from the time when "
@@ -94,7 +94,7 @@ def look_for_drift(state: DriftState, scores: Reals, *, rng: np.random.Generator
     >>> look_for_drift(state, 0.7 * rng.random(100), rng=rng).drifted()
     True
     """
-    values = _checked_scores("scores", scores)
+    values = checked_scores("scores", scores)
     if len(values) == 0:
         return state
     new = np.bincount(_bins_of(state, values, rng), minlength=len(state.gaps)).astype(np.float64)
@@ -114,16 +114,6 @@ def look_for_drift(state: DriftState, scores: Reals, *, rng: np.random.Generator
         log_e=log_e,
         log_peak=max(state.log_peak, log_e),
     )
-
-
-def _checked_scores(name: str, scores: Reals) -> Reals:
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise InvalidInput(
-            f"{name} must be one finite number per query, found shape {values.shape} with "
-            f"{np.count_nonzero(~np.isfinite(values))} that are NaN or infinite"
-        )
-    return values
 
 
 def _bins_of(state: DriftState, values: Reals, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from retrieval.consistency.opis.noise import MIN_IMAGES_FOR_NOISE
 from retrieval.consistency.opis.options import OpisOptions
 from retrieval.consistency.opis.weighting import mean_over_classes, resampled_weights
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_same_images
-from retrieval.errors import NotEnoughEvidence
+from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,7 @@ def compare_results(
     simulations of two equally consistent models it rejected at 0.05 in 1 to 5 % of the cases.
 
     Raises:
+        InvalidInput: the results counted different classes.
         NotEnoughEvidence: fewer than 10 classes with four images.
 
     Source: see `mean_over_classes`.
@@ -105,6 +106,8 @@ def compare_results(
         raise NotEnoughEvidence(
             f"a comparison takes {MIN_CLASSES} classes of at least {MIN_IMAGES_FOR_NOISE} images; add images per class"
         )
+    if not np.array_equal(first_shares.rows, second_shares.rows):
+        raise InvalidInput("expected two results on the same images and classes; these counted different classes")
     weights = first_shares.weights
     apart = first_shares.shares - second_shares.shares
     difference = mean_over_classes(apart, weights, n_bootstrap=n_bootstrap, confidence=first.confidence, rng=rng)

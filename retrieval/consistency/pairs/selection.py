@@ -68,8 +68,8 @@ def threshold_grid(
 ) -> NDArray[np.float64]:
     """Return ascending thresholds for operating curves: [m] float64, m about n_band + 100.
 
-    n_band equally spaced ones cover exactly the band in which the pooled FAR goes from far_high to far_low, where OPIS
-    is integrated; 16 per decade of FAR cover the rest, up to the first threshold without any false accept.
+    n_band equally spaced ones cover exactly the band of OPIS, in which the pooled FAR goes from far_high to far_low; 16
+    per decade of FAR cover the rest, up to the first threshold without any false accept.
 
     Raises:
         InvalidInput: not 0 < far_low < far_high < 1, or n_band below 2.

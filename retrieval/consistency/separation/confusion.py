@@ -6,23 +6,23 @@ The images show whether two classes are look-alikes or one class under two names
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, wilson_interval
-from retrieval.consistency.pairs.batches import accepted_pairs
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import float32_at_least, scores_of
-from retrieval.consistency.pairs.tally import PairTally
-from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
-from retrieval.consistency.separation.classwise import class_blocks, class_bounds, starts_in
-from retrieval.consistency.subgroups.counts import check_threshold
+from retrieval.consistency.subgroups.counts import accepted_class_pairs, check_threshold
 from retrieval.errors import InvalidInput
 
 _Number = TypeVar("_Number", np.float64, np.float32, np.int64)
+# The most numbers in a block of classes by all classes.
+_MAX_CELLS = 1 << 22
 ORDERS = ("accepted", "share", "mean", "highest")
 
 
@@ -120,27 +120,21 @@ def most_confused(
         )
     check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
-    bounds = class_bounds(vectors.codes, n_classes)
+    bounds = _class_bounds(vectors.codes, n_classes)
     limit = float32_at_least(np.array([threshold]))[0]
-    worst: list[tuple[tuple[float, ...], _Found]] = []
+    worst: list[_Ranked] = []
     n_confused = n_false_accepts = 0
-    for first, end in class_blocks(bounds):
+    for first, end in _class_blocks(bounds):
         block = _scan(vectors, bounds, first, end, limit)
         n_confused += int(np.count_nonzero(block.accepted))
         n_false_accepts += int(block.accepted.sum())
-        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)], key=lambda item: item[0])
-    pairs = tuple(_listed(vectors, bounds, found, n_examples, confidence) for _, found in worst)
+        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)])
+    pairs = tuple(_listed(vectors, bounds, ranked, n_examples, confidence) for ranked in worst)
     return Confusion(threshold, pairs, n_classes * (n_classes - 1) // 2, n_confused, n_false_accepts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    first: int
-    second: int
-    n_pairs: int
-    n_accepted: int
-    mean: float
-    highest: float
+# What a pair of classes is ranked by, its mean, both codes negated, n_pairs, n_accepted and the highest score.
+_Ranked: TypeAlias = tuple[float, float, int, int, int, int, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,8 +147,8 @@ class _Block:
     means: NDArray[np.float64]
     highest: NDArray[np.float32]
 
-    def worst(self, order: str, n_listed: int) -> list[tuple[tuple[float, ...], _Found]]:
-        """Return the worst pairs of the block, each with its rank key (higher is worse)."""
+    def worst(self, order: str, n_listed: int) -> list[_Ranked]:
+        """Return the worst pairs of the block."""
         figures: dict[str, NDArray[np.float64]] = {
             "accepted": self.accepted.astype(np.float64),
             "share": self.accepted / np.maximum(self.n_pairs, 1),
@@ -166,18 +160,42 @@ class _Block:
         chosen = np.lexsort([columns, rows, -self.means[rows, columns], -keys])[:n_listed]
         return [
             (
-                (float(keys[place]), float(self.means[row, column]), -float(self.first + row), -float(column)),
-                _Found(
-                    int(self.first + row),
-                    int(column),
-                    int(self.n_pairs[row, column]),
-                    int(self.accepted[row, column]),
-                    float(self.means[row, column]),
-                    float(self.highest[row, column]),
-                ),
+                float(keys[place]),
+                float(self.means[row, column]),
+                -int(self.first + row),
+                -int(column),
+                int(self.n_pairs[row, column]),
+                int(self.accepted[row, column]),
+                float(self.highest[row, column]),
             )
             for place, row, column in zip(chosen, rows[chosen], columns[chosen], strict=True)
         ]
+
+
+def _class_bounds(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
+    """Return the start of each class among the sorted codes, and the end: [T + 1] int64."""
+    return np.searchsorted(codes, np.arange(n_classes + 1)).astype(np.int64)
+
+
+def _class_blocks(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of consecutive classes that have at most TILE images, or of a single larger class.
+
+    A block never has so many classes that [block, T] becomes large.
+    """
+    n_classes = len(bounds) - 1
+    most = max(1, _MAX_CELLS // n_classes)
+    first = 0
+    while first < n_classes:
+        end = int(np.searchsorted(bounds, bounds[first] + tiles.TILE, side="right")) - 1
+        end = min(max(end, first + 1), first + most, n_classes)
+        yield first, end
+        first = end
+
+
+def starts_in(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first place of each class among sorted codes of a tile, and the class: two [c] int64."""
+    places = np.flatnonzero(np.diff(codes, prepend=-1)).astype(np.int64)
+    return places, codes[places]
 
 
 def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: int, limit: np.float32) -> _Block:
@@ -186,15 +204,15 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
     shape = (end - first, n_classes)
     sums, accepted = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     highest = np.full(shape, -np.inf, dtype=np.float32)
-    for rows in slices(int(bounds[first]), int(bounds[end])):
-        above, of_rows = starts_in(vectors.codes[rows])
-        for columns in slices(int(bounds[first]), n):
-            beside, of_columns = starts_in(vectors.codes[columns])
+    for rows in tiles.slices(int(bounds[first]), int(bounds[end])):
+        row_starts, of_rows = starts_in(vectors.codes[rows])
+        for columns in tiles.slices(int(bounds[first]), n):
+            column_starts, of_columns = starts_in(vectors.codes[columns])
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             cells = np.ix_(of_rows - first, of_columns)
-            sums[cells] += _reduce(np.add, scores.astype(np.float64), above, beside)
-            accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), above, beside)
-            highest[cells] = np.maximum(highest[cells], _reduce(np.maximum, scores, above, beside))
+            sums[cells] += _reduce(np.add, scores.astype(np.float64), row_starts, column_starts)
+            accepted[cells] += _reduce(np.add, (scores >= limit).astype(np.int64), row_starts, column_starts)
+            highest[cells] = np.maximum(highest[cells], _reduce(np.maximum, scores, row_starts, column_starts))
     n_images = np.diff(bounds)
     # Each pair of classes once, and none with itself.
     later = np.arange(n_classes)[None, :] > np.arange(first, end)[:, None]
@@ -203,36 +221,33 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
 
 
 def _reduce(
-    function: np.ufunc, values: NDArray[_Number], above: NDArray[np.int64], beside: NDArray[np.int64]
+    function: np.ufunc, values: NDArray[_Number], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
 ) -> NDArray[_Number]:
-    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, beside, axis=1), above, axis=0)
+    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0)
     return reduced
 
 
 def _listed(
-    vectors: LabelledVectors,
-    bounds: NDArray[np.int64],
-    found: _Found,
-    n_examples: int,
-    confidence: float,
+    vectors: LabelledVectors, bounds: NDArray[np.int64], ranked: _Ranked, n_examples: int, confidence: float
 ) -> ConfusedPair:
+    _, mean, first, second, n_pairs, n_accepted, highest = ranked
     best: list[tuple[float, int, int]] = []
-    for rows in slices(int(bounds[found.first]), int(bounds[found.first + 1])):
-        for columns in slices(int(bounds[found.second]), int(bounds[found.second + 1])):
+    for rows in tiles.slices(int(bounds[-first]), int(bounds[1 - first])):
+        for columns in tiles.slices(int(bounds[-second]), int(bounds[1 - second])):
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
             new = zip(scores[i, j], vectors.order[rows][i], vectors.order[columns][j], strict=True)
             best = heapq.nlargest(n_examples, [*best, *((float(s), int(a), int(b)) for s, a, b in new)])
     return ConfusedPair(
-        first=vectors.classes[found.first],
-        second=vectors.classes[found.second],
-        n_pairs=found.n_pairs,
-        n_accepted=found.n_accepted,
-        share=found.n_accepted / found.n_pairs,
-        share_interval=wilson_interval(found.n_accepted, found.n_pairs, confidence),
-        mean=found.mean,
-        highest=found.highest,
+        first=vectors.classes[-first],
+        second=vectors.classes[-second],
+        n_pairs=n_pairs,
+        n_accepted=n_accepted,
+        share=n_accepted / n_pairs,
+        share_interval=wilson_interval(n_accepted, n_pairs, confidence),
+        mean=mean,
+        highest=highest,
         examples=tuple(ScoredPair(a, b, s) for s, a, b in best),
     )
 
@@ -266,12 +281,7 @@ def class_confusions(
         raise InvalidInput(f"n_listed must be at least 1, found {n_listed}")
     check_one_set(vectors, all_pairs=True)
     n_classes, n_images = len(vectors.classes), vectors.n_images
-    tally = PairTally()
-    for batch in accepted_pairs(vectors, threshold):
-        differs = ~batch.matches
-        tally.add(batch.first[differs] * n_classes + batch.second[differs])
-    keys, counts = tally.counts()
-    first, second = keys // n_classes, keys % n_classes
+    first, second, counts = accepted_class_pairs(vectors, threshold)
     own, other = np.append(first, second), np.append(second, first)
     both = np.append(counts, counts)
     order = np.lexsort((other, -both, own))

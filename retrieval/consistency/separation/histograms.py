@@ -95,7 +95,8 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
         float(overlap_of(pooled)),
         float(d_prime(pooled_moments(of_classes))),
     )
-    without = _WithoutEachClass(vectors, of_classes, counts, pooled, confidence)
+    usable = _usable(counts, pooled)
+    left, moments_left = (pooled - counts)[usable], (pooled_moments(of_classes) - of_classes)[usable]
     return ScoreHistograms(
         # np.histogram widens a range of zero width in the same way.
         edges=np.histogram_bin_edges(np.array([low, high]), n_bins),
@@ -105,9 +106,9 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
         auc=auc,
         auc_error=float((shares[0] * shares[1]).sum() / 2),
         overlap=overlap,
-        d_prime_interval=without.d_prime(gap),
-        auc_interval=without.auc(auc),
-        overlap_interval=without.overlap(overlap),
+        d_prime_interval=_interval(gap, d_prime(moments_left), confidence, proportion=False),
+        auc_interval=_interval(auc, area_under_curve(left), confidence),
+        overlap_interval=_interval(overlap, overlap_of(left), confidence),
         confidence=confidence,
     )
 
@@ -166,39 +167,18 @@ def _add(counts: NDArray[np.int64], cells: NDArray[np.int64], n_bins: int) -> No
         counts[first:last] += found.reshape(-1, n_bins)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _WithoutEachClass:
-    """Intervals from the figures without each class and without all pairs that have an end in it."""
+def _usable(counts: NDArray[np.int64], pooled: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the classes without which pairs of both kinds are left: [T] bool; none if too few have positives."""
+    left = pooled.sum(axis=1) - counts.sum(axis=2)
+    enough = int(np.count_nonzero(counts[:, 0].sum(axis=1))) >= 3
+    usable: NDArray[np.bool_] = (left > 0).all(axis=1) & enough
+    return usable
 
-    vectors: LabelledVectors
-    of_classes: NDArray[np.float64]
-    counts: NDArray[np.int64]
-    pooled: NDArray[np.int64]
-    confidence: float
 
-    def d_prime(self, estimate: float) -> Interval | None:
-        left = pooled_moments(self.of_classes) - self.of_classes
-        return self._interval(estimate, d_prime(left[self._usable]), proportion=False)
-
-    def auc(self, estimate: float) -> Interval | None:
-        return self._interval(estimate, area_under_curve(self._left), proportion=True)
-
-    def overlap(self, estimate: float) -> Interval | None:
-        return self._interval(estimate, overlap_of(self._left), proportion=True)
-
-    @property
-    def _usable(self) -> NDArray[np.bool_]:
-        """Classes without which pairs of both kinds are left; none if too few classes have positives."""
-        left = self.pooled.sum(axis=1) - self.counts.sum(axis=2)
-        enough = int(np.count_nonzero(self.counts[:, 0].sum(axis=1))) >= 3
-        usable: NDArray[np.bool_] = (left > 0).all(axis=1) & enough
-        return usable
-
-    @property
-    def _left(self) -> NDArray[np.int64]:
-        return (self.pooled - self.counts)[self._usable]
-
-    def _interval(self, estimate: float, replicates: NDArray[np.float64], *, proportion: bool) -> Interval | None:
-        if len(replicates) < 3 or not np.isfinite([estimate, *replicates]).all():
-            return None
-        return jackknife_interval(estimate, replicates, self.confidence, proportion=proportion)
+def _interval(
+    estimate: float, without: NDArray[np.float64], confidence: float, *, proportion: bool = True
+) -> Interval | None:
+    """Return the interval of a figure from its values without each class and all pairs with an end in it."""
+    if len(without) < 3 or not np.isfinite([estimate, *without]).all():
+        return None
+    return jackknife_interval(estimate, without, confidence, proportion=proportion)

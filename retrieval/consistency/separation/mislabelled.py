@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
-from retrieval.consistency.separation.classwise import starts_in
+from retrieval.consistency.separation.confusion import starts_in
 from retrieval.errors import InvalidInput
 
 LINKAGES = ("mean", "nearest")

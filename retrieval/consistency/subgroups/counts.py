@@ -112,3 +112,13 @@ def check_threshold(threshold: float) -> None:
     """Raise InvalidInput if the threshold is not finite."""
     if not np.isfinite(threshold):
         raise InvalidInput(f"threshold must be finite, found {threshold}")
+
+
+def accepted_class_pairs(vectors: LabelledVectors, threshold: float) -> tuple[Counts, Counts, Counts]:
+    """Return the pairs of classes with a false accept: codes, first < second, and how many, [e] int64 each."""
+    n_classes, tally = len(vectors.classes), PairTally()
+    for batch in accepted_pairs(vectors, threshold):
+        differs = ~batch.matches
+        tally.add(batch.first[differs] * n_classes + batch.second[differs])
+    keys, accepted = tally.counts()
+    return keys // n_classes, keys % n_classes, accepted

@@ -161,12 +161,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_rates(
-    names: Sequence[str],
-    estimates: RateEstimates,
-    covariance: Values,
-    *,
-    confidence: float,
-    rng: np.random.Generator,
+    names: Sequence[str], estimates: RateEstimates, covariance: Values, *, confidence: float, rng: np.random.Generator
 ) -> RateDifferential:
     """Return the differentials of the rates of at least two groups, those of chance alone, and the tests.
 
@@ -206,7 +201,7 @@ def compare_rates(
 
 
 def level_of(confidence: float) -> float:
-    """Return the significance level of tests beside intervals of this confidence, without a rounding error."""
+    """Return the significance level of tests reported with intervals of this confidence, without a rounding error."""
     return round(1 - confidence, 12)
 
 

@@ -39,10 +39,7 @@ def class_estimates(vectors: LabelledVectors, threshold: float) -> tuple[RateEst
             true_accepts += np.bincount(rows[match], minlength=n_images_in_all)
             false_accepts += np.bincount(rows[~match], minlength=n_images_in_all)
         tally.add(batch.first[~match] * n_classes + batch.second[~match])
-    return (
-        _false_accept_rates(vectors, false_accepts, *tally.counts()),
-        _false_reject_rates(vectors, true_accepts),
-    )
+    return (_false_accept_rates(vectors, false_accepts, *tally.counts()), _false_reject_rates(vectors, true_accepts))
 
 
 def _false_accept_rates(

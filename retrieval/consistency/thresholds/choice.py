@@ -18,12 +18,7 @@ from retrieval.consistency.intervals import Interval, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.near_optimum import near_optimum
-from retrieval.consistency.thresholds.rate_variances import (
-    RateVariances,
-    log_interval,
-    logit_interval,
-    rate_variances,
-)
+from retrieval.consistency.thresholds.rate_variances import RateVariances, log_interval, logit_interval, rate_variances
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -249,7 +244,7 @@ def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Tar
         enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)
         raise NotEnoughEvidence(
             f"the threshold {curves.thresholds[0]:.4f} for {target.describe()} accepts {false_accepts} of "
-            f"{vectors.n_negatives} negative pairs, and a FAR can be told from {_MIN_ERRORS} or more; "
+            f"{vectors.n_negatives} negative pairs, and a FAR needs {_MIN_ERRORS} or more; "
             f"{'more than ' if false_accepts == 0 else 'about '}{enough:.2g} pairs would do, or ask for a FAR of at "
-            f"least {_MIN_ERRORS / vectors.n_negatives:.2g}, which these pairs can tell"
+            f"least {_MIN_ERRORS / vectors.n_negatives:.2g}, which these pairs can measure"
         )

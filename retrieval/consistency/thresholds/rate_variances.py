@@ -10,14 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.batches import accepted_pairs
-from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.pairs.vectors import LabelledVectors
+from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
 
     Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
     """
-    pairs = _ClassPairs.find(vectors, float(curves.thresholds[0]))
+    pairs = accepted_class_pairs(vectors, float(curves.thresholds[0]))
     n_images = vectors.n_images.astype(np.float64)
     n_classes = len(n_images)
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
@@ -65,32 +63,15 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _ClassPairs:
-    """Class pairs with a false accept: first, second: [p] int64; accepted: [p] float64, how many."""
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    accepted: Rates
-
-    @classmethod
-    def find(cls, vectors: LabelledVectors, threshold: float) -> _ClassPairs:
-        n_classes = len(vectors.classes)
-        tally = PairTally()
-        for batch in accepted_pairs(vectors, threshold):
-            differs = ~batch.matches
-            tally.add(batch.first[differs] * n_classes + batch.second[differs])
-        keys, counts = tally.counts()
-        return cls(keys // n_classes, keys % n_classes, counts.astype(np.float64))
-
-
-def _residuals(pairs: _ClassPairs, n_images: Rates, rate: float, weights: Rates) -> tuple[Rates, float]:
+def _residuals(
+    pairs: tuple[Counts, Counts, Counts], n_images: Rates, rate: float, weights: Rates
+) -> tuple[Rates, float]:
     """Return the residual of each class, [T], and the sum of squares over class pairs.
 
     The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a class is
     the sum over its pairs. Most pairs accept nothing and are summed by formula.
     """
-    u, n, i, j, accepted = weights, n_images, pairs.first, pairs.second, pairs.accepted
+    u, n, (i, j), accepted = weights, n_images, pairs[:2], pairs[2].astype(np.float64)
     of_pair = (u[i] + u[j]) * accepted
     by_class = np.bincount(i, of_pair, minlength=len(n)) + np.bincount(j, of_pair, minlength=len(n))
     by_class = by_class - rate * n * (u * (n.sum() - n) + (u * n).sum() - u * n)

@@ -21,7 +21,7 @@ from retrieval.errors import NotEnoughEvidence
 Achieved: TypeAlias = Callable[[OperatingCurves], Rates]
 Keys: TypeAlias = NDArray[np.int64]
 
-_CELLS = 1 << 22  # counts of one pass: 32 MB an array, whatever the number of classes
+_CELLS = 1 << 22  # counts of one pass: 32 MB an array for any number of classes
 _SIGN = 0x80000000
 
 

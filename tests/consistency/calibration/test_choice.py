@@ -124,10 +124,10 @@ def test_too_few_classes_or_unusable_wishes_are_refused(family) -> None:
 def test_pairs_are_drawn_once_and_thinned(family) -> None:
     """A tenth of the negative pairs ranks the kinds about as well, and nothing drawn is an error, not a NaN."""
     rows, labels = family(np.random.default_rng(7), n_classes=40, n_images=4, spread=0.3)
-    losses = [
-        {s.kind: s.log_loss for s in cross_validate_calibrators(labelled(rows, labels), prevalence=0.1, rng=np.random.default_rng(0), max_pairs=max_pairs, kinds=["platt"]).scores}["platt"]
-        for max_pairs in (10**6, 1200)
-    ]  # fmt: skip
+    vectors, losses = labelled(rows, labels), []
+    for max_pairs in (10**6, 1200):
+        options = {"rng": np.random.default_rng(0), "max_pairs": max_pairs, "kinds": ["platt"]}
+        losses.append(cross_validate_calibrators(vectors, prevalence=0.1, **options).scores[0].log_loss)
     assert losses[1] == pytest.approx(losses[0], rel=0.25)
     with pytest.raises(NotEnoughEvidence, match="pairs of both kinds"):
         cross_validate_calibrators(labelled(rows, labels), prevalence=0.1, rng=np.random.default_rng(0), max_pairs=1)

@@ -118,6 +118,8 @@ def test_bad_input_is_refused() -> None:
         cohort_fit(cohort, catalogue, k=0, rng=RNG(0))
     with pytest.raises(InvalidEmbeddings, match="expected unit rows of one dimension"):
         cohort_fit(cohort, each(np.eye(40, dtype=np.float32)), k=4, rng=RNG(0))
+    with pytest.raises(InvalidEmbeddings, match="expected unit rows of one dimension"):
+        cohort_fit(labelled(cohort.query, list("ab" * 20), gallery=2 * cohort.query), catalogue, k=4, rng=RNG(0))
     some = Interval(0.0, 1.0)
     fit = CohortFit(
         p_value=0.5,

@@ -88,10 +88,12 @@ def test_ratio_is_withheld_where_the_second_may_be_zero(plain) -> None:
     assert "ratio" not in str(result)
 
 
-def test_what_cannot_be_compared_is_refused(family) -> None:
+def test_what_cannot_be_compared_is_refused(family, plain) -> None:
     rows, labels = family(rng(), n_classes=40, n_images=3)
     vectors = labelled(rows, labels)
     with pytest.raises(NotEnoughEvidence, match="10 classes of at least 4 images"):
         compare_consistency(vectors, vectors, rng=rng())
+    with pytest.raises(InvalidInput, match="these counted different classes"):
+        compare_results(with_shares(plain, np.ones(12)), with_shares(plain, np.ones(11)), n_bootstrap=9, rng=rng())
     with pytest.raises(InvalidInput, match="vectors of the same images"):
         compare_consistency(vectors, labelled(rows[:-1], labels[:-1]), rng=rng())

@@ -203,7 +203,7 @@ def test_thin_evidence_for_other_targets_is_refused(family) -> None:
 def test_documents_that_are_no_choice_are_refused(change: dict[str, object], family) -> None:
     rows, labels = family(np.random.default_rng(12), n_classes=20, n_images=3)
     document = choose_threshold(labelled(rows, labels), target=parse_target("far=0.05")).to_json()
-    with pytest.raises(InvalidInput, match="incomplete or malformed|is no target"):
+    with pytest.raises(InvalidInput, match=r"incomplete or malformed|is no target"):
         ThresholdChoice.from_json(document | change)
     del document["threshold"]
     with pytest.raises(InvalidInput, match="incomplete or malformed"):

@@ -35,7 +35,7 @@ def test_another_target_is_compared_with_the_one_in_use(
     first = json.loads(
         printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--activate", "--json"))
     )
-    assert (first["active"], first["changes"], first["no_changes"]) == (True, None, "none was")
+    assert (first["active"], first["changes"], first["no_changes"]) == (True, None, "there was none")
     assert first["choice"]["target"] == "far=0.05"
     second = json.loads(
         printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--target", "class-far=0.02", "--json"))
