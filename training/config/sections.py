@@ -127,8 +127,10 @@ class BaseLossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarginConfig:
-    """The threshold-consistent margin (TCM). Weights of 0 for both positives and negatives switch it off.
+    """The threshold-consistent margin (TCM).
 
+    positive_weight, negative_weight: factors of the two parts of the loss; 0 and 0 switch TCM off.
+    positive_margin, negative_margin: similarities that positive pairs should exceed and negative pairs stay below.
     margins: "fixed"; "quantiles", which follow running quantiles of the similarities, `positive_quantile` of positive
     and `negative_quantile` of negative pairs, with `momentum` per batch; or "schedule", which move from the model's own
     quantiles at the first step to positive_margin and negative_margin at the last.

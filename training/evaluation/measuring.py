@@ -151,18 +151,18 @@ def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> Op
 
 def _tar_at_far(vectors: LabelledVectors, missing: dict[str, str]) -> tuple[RateAtFar, ...]:
     n_negatives = vectors.n_negatives
-    told = [far for far in FARS if far * n_negatives >= MIN_FALSE_ACCEPTS]
-    for far in FARS[len(told) :]:
+    measurable = [far for far in FARS if far * n_negatives >= MIN_FALSE_ACCEPTS]
+    for far in FARS[len(measurable) :]:
         missing[f"tar at far {far:g}"] = (
             f"{n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
         )
-    if not told:
+    if not measurable:
         return ()
-    thresholds = thresholds_at_far(vectors, told)
+    thresholds = thresholds_at_far(vectors, measurable)
     curves = operating_curves(vectors, thresholds=thresholds)
     return tuple(
         RateAtFar(far=far, threshold=float(threshold), tar=float(curves.at(threshold).pooled_tar[0]))
-        for far, threshold in zip(told, thresholds, strict=True)
+        for far, threshold in zip(measurable, thresholds, strict=True)
     )
 
 

@@ -157,13 +157,13 @@ def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> Op
 def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float | None]:
     names = {far: f"tar_at_1e_{round(-np.log10(far))}" for far in TAR_FARS}
     values: dict[str, float | None] = dict.fromkeys(names.values())
-    told = [far for far in TAR_FARS if far * vectors.n_negatives >= MIN_FALSE_ACCEPTS]
-    for far in set(TAR_FARS) - set(told):
+    measurable = [far for far in TAR_FARS if far * vectors.n_negatives >= MIN_FALSE_ACCEPTS]
+    for far in set(TAR_FARS) - set(measurable):
         missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
-    if told:
-        thresholds = thresholds_at_far(vectors, told)
+    if measurable:
+        thresholds = thresholds_at_far(vectors, measurable)
         curves = operating_curves(vectors, thresholds=thresholds)
-        for far, threshold in zip(told, thresholds, strict=True):
+        for far, threshold in zip(measurable, thresholds, strict=True):
             values[names[far]] = float(curves.at(threshold).pooled_tar[0])
     return values
 

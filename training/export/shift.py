@@ -18,8 +18,8 @@ from retrieval.errors import NotEnoughEvidence, ValidationFailed
 
 Vectors = NDArray[np.float32]
 
+_TILE = 1024  # rows at a time, to bound the memory
 # Half the width of the band around the threshold in which the shift is measured: only decisions there can flip.
-_TILE = 1024  # rows at a time: bounds the memory
 BAND = 0.02
 # Flips as a share of accepted pairs. On emoji at FAR 1e-2, moving the threshold by its standard error over the draw of
 # 120 calibration classes flips 10 to 11 %: a conversion should flip no more than another draw of classes.

@@ -46,20 +46,20 @@ class Course:
 
     def run(self, images: TrainingImages) -> Evaluation:
         """Train to the end of the schedule, or until evaluations stop improving; evaluate the final weights."""
-        with closing(self._draw(images)) as drawn, self._watch(images) as watch:
-            self._take_steps(drawn, watch, n_images=len(images.labels))
-            return self._processes.on_main(lambda: self._conclude(watch))
+        with closing(self._draw(images)) as drawn, self._monitor(images) as monitor:
+            self._take_steps(drawn, monitor, n_images=len(images.labels))
+            return self._processes.on_main(lambda: self._conclude(monitor))
 
     def save(self) -> None:
         """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
         self._processes.on_main(lambda: write_checkpoint(self._run, self._state.state_dict()))
 
-    def _take_steps(self, drawn: Iterator[Batch], watch: StepMonitor, *, n_images: int) -> None:
+    def _take_steps(self, drawn: Iterator[Batch], monitor: StepMonitor, *, n_images: int) -> None:
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
         guard = Guard(self._processes, self._run.folder, gradient_may_overflow=state.scaler is not None)
         while state.step < n_steps and not state.stopping.over:
-            with watch.waiting():
+            with monitor.waiting():
                 parts = list(islice(drawn, loop.accumulate))
             self._unreadable += [failure for part in parts for failure in part.unreadable]
             rates = stepper.set_learning_rates()
@@ -71,12 +71,12 @@ class Course:
             known = guard.check(taken, values, now=must_evaluate or must_save)
             stepper.descend(values.gradient_norm)
             state.step = number
-            watch.report(known)
-            with watch.pausing():
+            monitor.report(known)
+            with monitor.pausing():
                 if must_evaluate or must_save or self._processes.world == 1:
                     self._report_unreadable(n_images)
                 if must_evaluate:
-                    state.stopping.over = self._processes.on_main(lambda: self._consider(watch))
+                    state.stopping.over = self._processes.on_main(lambda: self._consider(monitor))
                     state.embedder.train()
                 if must_save or state.stopping.over:
                     self.save()
@@ -91,21 +91,21 @@ class Course:
             in_full=in_full,
         )
 
-    def _consider(self, watch: StepMonitor) -> bool:
+    def _consider(self, monitor: StepMonitor) -> bool:
         """Evaluate, and return whether the run ends."""
         state, evaluation = self._state, self._evaluate(in_full=False)
-        watch.evaluated(state.step, evaluation)
+        monitor.evaluated(state.step, evaluation)
         state.stopping.consider(state.step, evaluation, state.evaluated, self._config.loop)
         return state.stopping.over
 
-    def _conclude(self, watch: StepMonitor) -> Evaluation:
+    def _conclude(self, monitor: StepMonitor) -> Evaluation:
         """Evaluate the final weights."""
         state = self._state
         if state.stopping.weights is not None:
             state.evaluated.load_state_dict(state.stopping.weights)
             return self._evaluate(in_full=True)
         evaluation = self._evaluate(in_full=True)
-        watch.evaluated(state.step, evaluation)
+        monitor.evaluated(state.step, evaluation)
         return evaluation
 
     def _draw(self, images: TrainingImages) -> Generator[Batch]:
@@ -128,7 +128,7 @@ class Course:
         self._unreadable.clear()
 
     @contextmanager
-    def _watch(self, images: TrainingImages) -> Iterator[StepMonitor]:
+    def _monitor(self, images: TrainingImages) -> Iterator[StepMonitor]:
         """Report to the observers and TensorBoard in the main process, and to nobody in the others."""
         schedule = self._config.schedule
         n_images = batch_size(schedule, len(images.classes)) * self._config.loop.accumulate

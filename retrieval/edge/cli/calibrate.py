@@ -134,7 +134,7 @@ def _print_calibration(found: "Calibration") -> None:
     )
     out.print(f"certificate: {point.certificate or point.certificate_refusal}")
     out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
-    out.print(f"compared with the operating point in use before: {found.changes or found.no_changes}")
+    out.print(f"operating point in use before: {found.changes or found.no_changes}")
     state = "in use" if found.active else "stored, not in use: `retrieval operating-points activate`"
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
 

@@ -49,7 +49,7 @@ def test_manifests_can_be_read_again(tmp_path: Path) -> None:
     for name, part in parts.items():
         assert read_manifest(str(tmp_path / "splits" / f"{name}.csv")) == part
     assert summary.n_classes == {"calibration": 4, "cohort": 2, "new": 4, "train": 10}
-    with pytest.raises(InvalidInput, match="there already"):
+    with pytest.raises(InvalidInput, match="exists already"):
         write_splits(parts, tmp_path / "splits")
 
 

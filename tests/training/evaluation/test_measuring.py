@@ -24,6 +24,7 @@ def evaluation(drawn: tuple[np.ndarray, list[str]]) -> Evaluation:
     return evaluate(*drawn)
 
 
+@pytest.mark.slow
 def test_perfect_classes() -> None:
     """Classes in nearly orthogonal directions: every neighbour is right, every pair accepted, all classes are alike."""
     directions = np.eye(20) + np.random.default_rng(0).normal(0, 0.01, (20, 20))

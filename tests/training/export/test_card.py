@@ -35,7 +35,7 @@ def test_the_card_of_a_bundle(lower: dict[str, Path]) -> None:
         "| precision | int8; pooling, head and unit norm in float32 |",
         r"| licence of this model | ours \| to keep |",
         "| licence of the pretrained backbone | Apache-2.0 |",
-        f"| trained on | 40 | 8 | {evaluation['data']['training']['digest']} |",
+        f"| training | 40 | 8 | {evaluation['data']['training']['digest']} |",
         f"| held out | 70 | 14 | {evaluation['data']['validation']['digest']} |",
         "No class is on both sides",
         f"| r_at_1 | {evaluation['held_out']['r_at_1']:.4g} | share of images whose nearest other image",
@@ -88,7 +88,7 @@ def test_names_of_classes_are_quoted_and_cut(evaluation: dict[str, Any]) -> None
     card = _render(evaluation | {"data": evaluation["data"] | {"training": training}})
     long = "x" * 60 + "…"
     expected = f"`a b`, `two lines`, `?`, `left right`, `{emoji}`, `{long}`, `0`, `1` and 14 more"
-    assert f"- Classes trained on: {expected}\n" in card
+    assert f"- Training classes: {expected}\n" in card
 
 
 @pytest.mark.parametrize(

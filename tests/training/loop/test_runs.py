@@ -106,7 +106,7 @@ def test_weights_of_another_architecture_are_refused_with_what_differs(
     (unfinished / EVALUATION).write_bytes((small_run / EVALUATION).read_bytes())
     saved["final"] = embedder
     torch.save(saved, unfinished / CHECKPOINT)
-    with pytest.raises(CorruptArtifact, match="do not fit timm/test_resnet"):
+    with pytest.raises(CorruptArtifact, match="do not fit the saved configuration of timm/test_resnet"):
         load_finished(unfinished)
 
 

@@ -46,7 +46,7 @@ def test_the_classifier_of_the_network_and_counters_are_not_missed() -> None:
     [
         ({"3.weight": None}, r"^model.weights: some.pth lacks 3.weight$"),
         ({"3.weight": None, "3.weights": (3, 2)}, r"lacks 3.weight; did you mean 3.weights.*; also has 3.weights"),
-        ({"3.weight": (4, 2)}, r"has 1 of another shape, 3.weight \[4, 2\] in place of \[3, 2\].*input.crop"),
+        ({"3.weight": (4, 2)}, r"has 1 of another shape, 3.weight \[4, 2\] instead of \[3, 2\].*input.crop"),
         ({"3.extra": (1,)}, r"^model.weights: some.pth also has 3.extra$"),
         ({"fc.weight": (1,), "fc.bias": (1,)}, r"also has fc.weight, fc.bias: if fc are heads .* drop them"),
         (

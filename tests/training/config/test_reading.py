@@ -40,7 +40,7 @@ def test_every_packaged_configuration_loads_and_survives_json(name: str) -> None
         ("[model]\nfrozen = ['stem']\nlora.rank = 2", r"model\.frozen has no effect with model\.lora"),
         ("[model]\nbatch_norm = 'trained'\nlora.rank = 2", r"model\.batch_norm .* no effect with model\.lora"),
         ("[loss]\nbase = []\ntcm = { positive_weight = 0, negative_weight = 0 }", "there is nothing to minimise"),
-        ("[[loss.base]]\nweight = 0\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0", "nothing is left"),
+        ("[[loss.base]]\nweight = 0\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0", "nothing to minimise"),
         ("[loss.tcm]\npositive_margin = 0.4", "positive_margin must be above .*negative_margin, found 0.4 and 0.5"),
         ("[loss.tcm]\nmargins = 'schedule'\nnegative_margin = 0.9", "found 0.9 and 0.9"),
         ("[[loss.base]]\nnmae = 'SupConLoss'", r"unknown key loss\.base\.0\.nmae; did you mean name"),
@@ -83,9 +83,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         load_config("emojis")
 
 
-def test_the_example_of_the_readme_is_a_configuration() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
-    config = parse_config(tomllib.loads(example), source="README.md")
+def test_the_example_of_the_docs_is_a_configuration() -> None:
+    page = Path(__file__).parents[3] / "docs" / "train.md"
+    (example,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    config = parse_config(tomllib.loads(example), source="docs/train.md")
     assert config.loss.base[0].name == "MultiSimilarityLoss"
 
 
