@@ -134,7 +134,8 @@ def _print_calibration(found: "Calibration") -> None:
     )
     out.print(f"certificate: {point.certificate or point.certificate_refusal}")
     out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
-    out.print(f"operating point in use before: {found.changes or found.no_changes}")
+    before = "compared with the operating point in use before"
+    out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")
     state = "in use" if found.active else "stored, not in use: `retrieval operating-points activate`"
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
 
