@@ -14,8 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet
 
 from retrieval.errors import EmptyCatalog, InvalidManifest
 
@@ -117,6 +115,8 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
                 reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey=_SURPLUS)
                 return list(reader.fieldnames or ()), list(reader)
             if suffix == ".parquet":
+                import pyarrow.parquet  # slow to import, and few manifests need it
+
                 table = pyarrow.parquet.read_table(file)
                 return table.column_names, table.to_pylist()
             if suffix == ".jsonl":
@@ -124,7 +124,7 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
                 if not all(isinstance(row, dict) for row in rows):
                     raise InvalidManifest(f"{path}: expected one JSON object a line")
                 return sorted({name for row in rows for name in row}), rows
-    except (pa.ArrowInvalid, csv.Error, ValueError) as error:
+    except (csv.Error, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error
     raise InvalidManifest(f"{path}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
 

@@ -1,7 +1,8 @@
-"""The one reader of the environment.
+"""The settings: every one with its bounds, its default and its meaning.
 
-Every setting, its bounds, its default and its meaning. Command line > environment > default; what belongs to a model
-lives in its bundle, never here.
+Only this module reads the environment. An option of the command line wins over the environment, the environment over
+the default. Values that belong to a model are part of its bundle and are no settings. Imports nothing heavy: every
+command loads this module.
 """
 
 import os
@@ -12,7 +13,7 @@ import pydantic
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from retrieval.contract.preprocessing import ImageLimits
+from retrieval.contract.limits import ImageLimits
 from retrieval.errors import InvalidSettings
 
 
@@ -63,35 +64,35 @@ class Settings(BaseSettings):
 
     @property
     def store(self) -> str:
-        """The store's URL; a path is made absolute, so that every process means the same folder."""
+        """URL of the store; a path becomes absolute, so that every process uses the same folder."""
         url = self.store_url or str(self.state_dir / "store")
         return url if "://" in url else Path(url).resolve().as_uri()
 
     @property
     def limits(self) -> ImageLimits:
-        """What an image may cost."""
+        """Largest image that is decoded."""
         return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
 
     @property
     def n_threads(self) -> int:
-        """Threads a process uses."""
+        """Number of threads that a process uses."""
         return self.threads or os.cpu_count() or 1
 
     @property
     def served_catalogs(self) -> tuple[str, ...]:
-        """Names in `catalogs`."""
+        """Names of the catalogues to serve; none means all."""
         return _names(self.catalogs)
 
     @property
     def audit_groups(self) -> tuple[str, ...]:
-        """Names in `audit_group_by`."""
+        """Names of the columns that scheduled audits compare."""
         return _names(self.audit_group_by)
 
 
 def load_settings(**overrides: object) -> Settings:
-    """The settings of this process; `overrides` (those that are not None) win over the environment.
+    """Read the settings of this process; an override that is not None wins over the environment.
 
-    Raises InvalidSettings listing every problem at once.
+    Raises InvalidSettings with all problems at once.
     """
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]  # pydantic checks the values
@@ -104,7 +105,7 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """The environment for a child process that must see the same settings, command-line overrides included."""
+    """Return the environment for a child process that needs the same settings, overrides included."""
     own = {}
     for name, value in settings:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,7 +1,7 @@
-"""Logs and metrics: what operators see.
+"""Logs and metrics for operators.
 
-Decides formats and the names of metrics; leaves when something is noted to the callers. Hides structlog and the
-Prometheus client. Labels have few values: catalogues, methods, statuses; never requests, items or classes.
+Sets the format of logs and the names of metrics; the callers decide when to log and count. A label has few values
+(catalogue, method, status), never a request, an item or a class.
 """
 
 import logging
@@ -21,11 +21,10 @@ MATCHES = Histogram(
 )
 LIVE = Gauge("retrieval_live_since_seconds", "When the live snapshot went live, Unix time", ["catalog"])
 REFUSED = Counter("retrieval_refused_snapshots", "Snapshots or operating points that could not go live", ["catalog"])
-AUDIT_PASSED = Gauge("retrieval_audit_passed", "1 where the newest audit passed, 0 where it failed", ["catalog"])
 
 
 def setup(settings: Settings) -> None:
-    """Structured logs on stderr: JSON lines, or coloured text on a terminal."""
+    """Write structured logs to stderr: JSON lines, or coloured text if stderr is a terminal."""
     level = getattr(logging, settings.log_level.upper())
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
@@ -51,7 +50,7 @@ def setup(settings: Settings) -> None:
 
 
 def serve_metrics(settings: Settings) -> None:
-    """Prometheus metrics over HTTP on the server's host, where a port is set."""
+    """Serve Prometheus metrics over HTTP on the server's host if a port is set."""
     if settings.metrics_port:
-        host = settings.address.rsplit(":", 1)[0]
-        start_http_server(settings.metrics_port, addr=host)
+        host = settings.address.rsplit(":", 1)[0].strip("[]")  # brackets enclose an IPv6 address
+        start_http_server(settings.metrics_port, addr=host or "0.0.0.0")

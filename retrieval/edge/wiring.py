@@ -1,4 +1,4 @@
-"""The one composition root: settings become stores, encoders, searchers and job queues."""
+"""Builds stores, encoders and searchers from the settings."""
 
 import functools
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from retrieval.flows.search import Searcher
 
 
 def check_device(settings: Settings) -> None:
-    """Raises DeviceUnavailable where a GPU was asked for and is missing: better no start than a slow service."""
+    """Raise DeviceUnavailable if the settings require a GPU and there is none: a service on the CPU would be slow."""
     providers_of(settings.device)
 
 
 def open_store(settings: Settings) -> Store:
-    """The store of these settings."""
+    """Open the store of these settings."""
     return Store(settings.store)
 
 
 def make_searcher(settings: Settings) -> Searcher:
-    """A searcher with nothing live yet: call `refresh`."""
+    """Build a searcher; nothing is live until `refresh` is called."""
     return Searcher(
         open_store(settings),
         open_encoder=functools.partial(_open_encoder, settings),
@@ -37,7 +37,7 @@ def make_searcher(settings: Settings) -> Searcher:
 
 @dataclass(frozen=True, slots=True)
 class OfflineParts:
-    """What flows outside the server need: store, threads, and encoders opened once for each bundle."""
+    """Parts of a flow outside the server: store, threads, and encoders, each opened once for its bundle."""
 
     store: Store
     pool: Executor
@@ -46,7 +46,7 @@ class OfflineParts:
 
 
 def offline_parts(settings: Settings, *, processes: int = 1) -> OfflineParts:
-    """Parts for this process; the threads are shared out where there are several `processes` on the machine."""
+    """Build the parts of this process; `processes` processes on this machine share its threads."""
     threads = max(1, settings.n_threads // processes)
     store = open_store(settings)
 

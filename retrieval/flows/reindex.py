@@ -25,6 +25,7 @@ from retrieval.engine.index.open import build_index, exact_hits
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemRows, ItemTable
 from retrieval.engine.live import matching_parts
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.staging import Staging
 from retrieval.engine.store import Store, check_catalog_name
@@ -32,6 +33,7 @@ from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
     InvalidManifest,
+    UnknownBundle,
     UnknownCatalog,
     UnknownSnapshot,
     ValidationFailed,
@@ -84,7 +86,10 @@ class _Catalog:
 def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     """Return the request with its bundle named. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
-    if not digest:
+    if digest:
+        hint = "add one with `retrieval calibrate`"
+        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle, hint=hint)
+    else:
         try:
             live = store.snapshot_manifest(request.catalog, store.current(request.catalog))
             digest = live.bundle_digest
@@ -252,12 +257,17 @@ def measure_recall(
 
 
 def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
-    """Make an older snapshot live again, after verifying it; "" means the newest one older than the live one.
+    """Make an older snapshot live again, after verifying it.
 
+    target: its id, or the start of its id; "" means the newest one older than the live one.
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating
     point uses another score.
     """
-    if not target:
+    if target:
+        ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
+        kind = f"snapshot of catalogue {catalog}"
+        target = SnapshotId(resolve_prefix(target, ids, kind=kind, unknown=UnknownSnapshot, hint=hint))
+    else:
         target = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)

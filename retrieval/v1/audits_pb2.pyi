@@ -80,6 +80,7 @@ class GetAuditRequest(_message.Message):
     AUDIT_ID_FIELD_NUMBER: _builtins.int
     catalog: _builtins.str
     audit_id: _builtins.str
+    """Id of the audit, or its first characters, at least 4, if no other id starts with them."""
     def __init__(
         self,
         *,

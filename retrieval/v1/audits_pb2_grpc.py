@@ -59,8 +59,10 @@ class AuditServiceServicer:
         """Measure the active threshold on labelled images. An audit never changes a threshold. Started twice with the same
         request while one runs, the same job is returned.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable manifest. NOT_FOUND: unknown catalogue.
-        FAILED_PRECONDITION: its bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
+        its bundle has no active operating point.
+        FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -69,7 +71,7 @@ class AuditServiceServicer:
     def GetAudit(self, request, context):
         """A finished audit.
 
-        Statuses: OK. NOT_FOUND: unknown catalogue or id.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `audit_id`. NOT_FOUND: unknown catalogue or id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,13 +36,15 @@ class AuditServiceStub:
     """Measure the active threshold on labelled images. An audit never changes a threshold. Started twice with the same
     request while one runs, the same job is returned.
 
-    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable manifest. NOT_FOUND: unknown catalogue.
-    FAILED_PRECONDITION: its bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
+    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
+    its bundle has no active operating point.
+    FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+    reached.
     """
     GetAudit: _grpc.UnaryUnaryMultiCallable[_audits_pb2.GetAuditRequest, _audits_pb2.Audit]
     """A finished audit.
 
-    Statuses: OK. NOT_FOUND: unknown catalogue or id.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `audit_id`. NOT_FOUND: unknown catalogue or id.
     """
     ListAudits: _grpc.UnaryUnaryMultiCallable[_audits_pb2.ListAuditsRequest, _audits_pb2.ListAuditsResponse]
     """All finished audits of a catalogue, newest first.
@@ -57,13 +59,15 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Measure the active threshold on labelled images. An audit never changes a threshold. Started twice with the same
     request while one runs, the same job is returned.
 
-    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable manifest. NOT_FOUND: unknown catalogue.
-    FAILED_PRECONDITION: its bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
+    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
+    its bundle has no active operating point.
+    FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+    reached.
     """
     GetAudit: _aio.UnaryUnaryMultiCallable[_audits_pb2.GetAuditRequest, _audits_pb2.Audit]  # type: ignore[assignment]
     """A finished audit.
 
-    Statuses: OK. NOT_FOUND: unknown catalogue or id.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `audit_id`. NOT_FOUND: unknown catalogue or id.
     """
     ListAudits: _aio.UnaryUnaryMultiCallable[_audits_pb2.ListAuditsRequest, _audits_pb2.ListAuditsResponse]  # type: ignore[assignment]
     """All finished audits of a catalogue, newest first.
@@ -81,8 +85,10 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         """Measure the active threshold on labelled images. An audit never changes a threshold. Started twice with the same
         request while one runs, the same job is returned.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable manifest. NOT_FOUND: unknown catalogue.
-        FAILED_PRECONDITION: its bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
+        its bundle has no active operating point.
+        FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        reached.
         """
 
     @_abc_1.abstractmethod
@@ -93,7 +99,7 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audits_pb2.Audit, _abc.Awaitable[_audits_pb2.Audit]]:
         """A finished audit.
 
-        Statuses: OK. NOT_FOUND: unknown catalogue or id.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `audit_id`. NOT_FOUND: unknown catalogue or id.
         """
 
     @_abc_1.abstractmethod

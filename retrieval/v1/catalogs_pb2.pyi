@@ -33,7 +33,9 @@ class StartReindexRequest(_message.Message):
     manifest_uri: _builtins.str
     """Folder (one sub-folder per class) or .csv, .parquet or .jsonl table, as a path or URL that workers can read."""
     bundle_digest: _builtins.str
-    """Model bundle to use; where empty, the live snapshot's, or the only one in the store."""
+    """Model bundle to use: its digest, or the first characters of it, at least 4, if no other digest starts with them.
+    Empty: the live snapshot's, or the only one in the store.
+    """
     index_spec: _builtins.str
     """`Flat` (exact, the default) or `IVF<lists>,nprobe=<n>`."""
     max_failed_share: _builtins.float
@@ -56,25 +58,6 @@ class StartReindexRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_failed_share) -> _WhichOneofReturnType__max_failed_share | None: ...
 
 Global___StartReindexRequest: _TypeAlias = StartReindexRequest  # noqa: Y015
-
-@_typing.final
-class GetJobRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    JOB_ID_FIELD_NUMBER: _builtins.int
-    job_id: _builtins.str
-    def __init__(
-        self,
-        *,
-        job_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
 
 @_typing.final
 class ListSnapshotsRequest(_message.Message):
@@ -123,7 +106,9 @@ class RollbackRequest(_message.Message):
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     catalog: _builtins.str
     snapshot_id: _builtins.str
-    """Snapshot to make live; where empty, the one before the live one."""
+    """Snapshot to make live: its id, or the first characters of it, at least 4, if no other id starts with them. Empty:
+    the one before the live one.
+    """
     def __init__(
         self,
         *,

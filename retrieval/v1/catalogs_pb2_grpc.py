@@ -40,11 +40,6 @@ class CatalogServiceStub:
                 request_serializer=retrieval_dot_v1_dot_catalogs__pb2.StartReindexRequest.SerializeToString,
                 response_deserializer=retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
-        self.GetJob = channel.unary_unary(
-                '/retrieval.v1.CatalogService/GetJob',
-                request_serializer=retrieval_dot_v1_dot_catalogs__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
-                _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/retrieval.v1.CatalogService/ListSnapshots',
                 request_serializer=retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsRequest.SerializeToString,
@@ -64,17 +59,10 @@ class CatalogServiceServicer:
         """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
         serving if anything fails. Started twice with the same request while one runs, the same job is returned.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
-        bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetJob(self, request, context):
-        """Where a job stands.
-
-        Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
+        start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
+        FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,8 +80,9 @@ class CatalogServiceServicer:
     def Rollback(self, request, context):
         """Make an older snapshot live again; it is verified first.
 
-        Statuses: OK. NOT_FOUND: unknown catalogue or snapshot. FAILED_PRECONDITION: its bundle is missing, or its score is
-        not the active operating point's. DATA_LOSS: its files are damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
+        FAILED_PRECONDITION: its bundle is missing, or its score is not the active operating point's. DATA_LOSS: its files
+        are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,11 +94,6 @@ def add_CatalogServiceServicer_to_server(servicer, server):
             'StartReindex': grpc.unary_unary_rpc_method_handler(
                     servicer.StartReindex,
                     request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.StartReindexRequest.FromString,
-                    response_serializer=retrieval_dot_v1_dot_jobs__pb2.Job.SerializeToString,
-            ),
-            'GetJob': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetJob,
-                    request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.GetJobRequest.FromString,
                     response_serializer=retrieval_dot_v1_dot_jobs__pb2.Job.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
@@ -149,33 +133,6 @@ class CatalogService:
             target,
             '/retrieval.v1.CatalogService/StartReindex',
             retrieval_dot_v1_dot_catalogs__pb2.StartReindexRequest.SerializeToString,
-            retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetJob(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/retrieval.v1.CatalogService/GetJob',
-            retrieval_dot_v1_dot_catalogs__pb2.GetJobRequest.SerializeToString,
             retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
             options,
             channel_credentials,

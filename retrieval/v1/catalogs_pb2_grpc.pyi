@@ -36,13 +36,10 @@ class CatalogServiceStub:
     """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
     serving if anything fails. Started twice with the same request while one runs, the same job is returned.
 
-    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
-    bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-    """
-    GetJob: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.GetJobRequest, _jobs_pb2.Job]
-    """Where a job stands.
-
-    Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
+    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
+    start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
+    FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+    reached.
     """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.ListSnapshotsRequest, _catalogs_pb2.ListSnapshotsResponse]
     """All snapshots of a catalogue, newest first.
@@ -52,8 +49,9 @@ class CatalogServiceStub:
     Rollback: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]
     """Make an older snapshot live again; it is verified first.
 
-    Statuses: OK. NOT_FOUND: unknown catalogue or snapshot. FAILED_PRECONDITION: its bundle is missing, or its score is
-    not the active operating point's. DATA_LOSS: its files are damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
+    FAILED_PRECONDITION: its bundle is missing, or its score is not the active operating point's. DATA_LOSS: its files
+    are damaged.
     """
 
 @_typing.type_check_only
@@ -63,13 +61,10 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
     serving if anything fails. Started twice with the same request while one runs, the same job is returned.
 
-    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
-    bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-    """
-    GetJob: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.GetJobRequest, _jobs_pb2.Job]  # type: ignore[assignment]
-    """Where a job stands.
-
-    Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
+    Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
+    start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
+    FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+    reached.
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.ListSnapshotsRequest, _catalogs_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """All snapshots of a catalogue, newest first.
@@ -79,8 +74,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     Rollback: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]  # type: ignore[assignment]
     """Make an older snapshot live again; it is verified first.
 
-    Statuses: OK. NOT_FOUND: unknown catalogue or snapshot. FAILED_PRECONDITION: its bundle is missing, or its score is
-    not the active operating point's. DATA_LOSS: its files are damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
+    FAILED_PRECONDITION: its bundle is missing, or its score is not the active operating point's. DATA_LOSS: its files
+    are damaged.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -93,19 +89,10 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
         serving if anything fails. Started twice with the same request while one runs, the same job is returned.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec. NOT_FOUND: unknown
-        bundle. FAILED_PRECONDITION: the bundle has no active operating point. UNAVAILABLE: the job queue cannot be reached.
-        """
-
-    @_abc_1.abstractmethod
-    def GetJob(
-        self,
-        request: _catalogs_pb2.GetJobRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_jobs_pb2.Job, _abc.Awaitable[_jobs_pb2.Job]]:
-        """Where a job stands.
-
-        Statuses: OK. NOT_FOUND: unknown id. UNAVAILABLE: the job queue cannot be reached.
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
+        start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
+        FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        reached.
         """
 
     @_abc_1.abstractmethod
@@ -127,8 +114,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_catalogs_pb2.Snapshot, _abc.Awaitable[_catalogs_pb2.Snapshot]]:
         """Make an older snapshot live again; it is verified first.
 
-        Statuses: OK. NOT_FOUND: unknown catalogue or snapshot. FAILED_PRECONDITION: its bundle is missing, or its score is
-        not the active operating point's. DATA_LOSS: its files are damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
+        FAILED_PRECONDITION: its bundle is missing, or its score is not the active operating point's. DATA_LOSS: its files
+        are damaged.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

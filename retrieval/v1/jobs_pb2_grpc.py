@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from retrieval.v1 import jobs_pb2 as retrieval_dot_v1_dot_jobs__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -22,3 +23,80 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
+
+
+class JobServiceStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetJob = channel.unary_unary(
+                '/retrieval.v1.JobService/GetJob',
+                request_serializer=retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
+                _registered_method=True)
+
+
+class JobServiceServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def GetJob(self, request, context):
+        """The state of a job. Ask again until `state` is JOB_STATE_SUCCEEDED or JOB_STATE_FAILED. The server that reports a
+        reindex as succeeded looks for the new snapshot at once, so a search at that server finds it.
+
+        Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
+        finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_JobServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
+                    response_serializer=retrieval_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'retrieval.v1.JobService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('retrieval.v1.JobService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class JobService:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval.v1.JobService/GetJob',
+            retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+            retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

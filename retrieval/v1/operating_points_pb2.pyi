@@ -26,9 +26,11 @@ class GetOperatingPointRequest(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     OPERATING_POINT_ID_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Where empty, the only bundle in the store."""
+    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
+    bundle in the store.
+    """
     operating_point_id: _builtins.str
-    """Where empty, the active one."""
+    """Id, or its first characters, at least 4, if no other id starts with them. Empty: the active one."""
     def __init__(
         self,
         *,
@@ -49,7 +51,9 @@ class ListOperatingPointsRequest(_message.Message):
 
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Where empty, the only bundle in the store."""
+    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
+    bundle in the store.
+    """
     def __init__(
         self,
         *,
@@ -90,8 +94,11 @@ class ActivateOperatingPointRequest(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     OPERATING_POINT_ID_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Where empty, the only bundle in the store."""
+    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
+    bundle in the store.
+    """
     operating_point_id: _builtins.str
+    """Id, or its first characters, at least 4, if no other id starts with them."""
     def __init__(
         self,
         *,

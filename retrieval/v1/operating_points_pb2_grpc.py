@@ -57,7 +57,8 @@ class OperatingPointServiceServicer:
     def GetOperatingPoint(self, request, context):
         """One operating point; the active one where no id is given.
 
-        Statuses: OK. NOT_FOUND: unknown bundle or id, or none is active.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id, or none is
+        active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,7 +67,7 @@ class OperatingPointServiceServicer:
     def ListOperatingPoints(self, request, context):
         """All operating points of a bundle, newest first.
 
-        Statuses: OK. NOT_FOUND: unknown bundle.
+        Statuses: OK. INVALID_ARGUMENT: several digests start with `bundle_digest`. NOT_FOUND: unknown bundle.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +77,8 @@ class OperatingPointServiceServicer:
         """Use another operating point for every catalogue of its bundle. Going back is activating the older one. Where the
         score differs from a live snapshot's, servers keep the old pair until the catalogue is reindexed.
 
-        Statuses: OK. NOT_FOUND: unknown bundle or id. DATA_LOSS: its file is damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id. DATA_LOSS:
+        its file is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,18 +34,20 @@ class OperatingPointServiceStub:
     GetOperatingPoint: _grpc.UnaryUnaryMultiCallable[_operating_points_pb2.GetOperatingPointRequest, _operating_points_pb2.OperatingPoint]
     """One operating point; the active one where no id is given.
 
-    Statuses: OK. NOT_FOUND: unknown bundle or id, or none is active.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id, or none is
+    active.
     """
     ListOperatingPoints: _grpc.UnaryUnaryMultiCallable[_operating_points_pb2.ListOperatingPointsRequest, _operating_points_pb2.ListOperatingPointsResponse]
     """All operating points of a bundle, newest first.
 
-    Statuses: OK. NOT_FOUND: unknown bundle.
+    Statuses: OK. INVALID_ARGUMENT: several digests start with `bundle_digest`. NOT_FOUND: unknown bundle.
     """
     ActivateOperatingPoint: _grpc.UnaryUnaryMultiCallable[_operating_points_pb2.ActivateOperatingPointRequest, _operating_points_pb2.OperatingPoint]
     """Use another operating point for every catalogue of its bundle. Going back is activating the older one. Where the
     score differs from a live snapshot's, servers keep the old pair until the catalogue is reindexed.
 
-    Statuses: OK. NOT_FOUND: unknown bundle or id. DATA_LOSS: its file is damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id. DATA_LOSS:
+    its file is damaged.
     """
 
 @_typing.type_check_only
@@ -54,18 +56,20 @@ class OperatingPointServiceAsyncStub(OperatingPointServiceStub):
     GetOperatingPoint: _aio.UnaryUnaryMultiCallable[_operating_points_pb2.GetOperatingPointRequest, _operating_points_pb2.OperatingPoint]  # type: ignore[assignment]
     """One operating point; the active one where no id is given.
 
-    Statuses: OK. NOT_FOUND: unknown bundle or id, or none is active.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id, or none is
+    active.
     """
     ListOperatingPoints: _aio.UnaryUnaryMultiCallable[_operating_points_pb2.ListOperatingPointsRequest, _operating_points_pb2.ListOperatingPointsResponse]  # type: ignore[assignment]
     """All operating points of a bundle, newest first.
 
-    Statuses: OK. NOT_FOUND: unknown bundle.
+    Statuses: OK. INVALID_ARGUMENT: several digests start with `bundle_digest`. NOT_FOUND: unknown bundle.
     """
     ActivateOperatingPoint: _aio.UnaryUnaryMultiCallable[_operating_points_pb2.ActivateOperatingPointRequest, _operating_points_pb2.OperatingPoint]  # type: ignore[assignment]
     """Use another operating point for every catalogue of its bundle. Going back is activating the older one. Where the
     score differs from a live snapshot's, servers keep the old pair until the catalogue is reindexed.
 
-    Statuses: OK. NOT_FOUND: unknown bundle or id. DATA_LOSS: its file is damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id. DATA_LOSS:
+    its file is damaged.
     """
 
 class OperatingPointServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -77,7 +81,8 @@ class OperatingPointServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operating_points_pb2.OperatingPoint, _abc.Awaitable[_operating_points_pb2.OperatingPoint]]:
         """One operating point; the active one where no id is given.
 
-        Statuses: OK. NOT_FOUND: unknown bundle or id, or none is active.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id, or none is
+        active.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +93,7 @@ class OperatingPointServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operating_points_pb2.ListOperatingPointsResponse, _abc.Awaitable[_operating_points_pb2.ListOperatingPointsResponse]]:
         """All operating points of a bundle, newest first.
 
-        Statuses: OK. NOT_FOUND: unknown bundle.
+        Statuses: OK. INVALID_ARGUMENT: several digests start with `bundle_digest`. NOT_FOUND: unknown bundle.
         """
 
     @_abc_1.abstractmethod
@@ -100,7 +105,8 @@ class OperatingPointServiceServicer(metaclass=_abc_1.ABCMeta):
         """Use another operating point for every catalogue of its bundle. Going back is activating the older one. Where the
         score differs from a live snapshot's, servers keep the old pair until the catalogue is reindexed.
 
-        Statuses: OK. NOT_FOUND: unknown bundle or id. DATA_LOSS: its file is damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id. DATA_LOSS:
+        its file is damaged.
         """
 
 def add_OperatingPointServiceServicer_to_server(servicer: OperatingPointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

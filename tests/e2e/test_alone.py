@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from retrieval.contract.bundle import Bundle
-from retrieval.edge.embedded import embedded_valkey, socket_path
-from retrieval.edge.jobs import Jobs, JobState
+from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
+from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.engine.store import Store
 from retrieval.flows.reindex import ReindexRequest
 from tests.photos import write_shots
 from tests.processes import Deployment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CATALOG = "places"
 
@@ -93,16 +93,17 @@ def test_lost_queue_is_found_again(embedded: Deployment) -> None:
             worker.close()
 
 
-def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> None:
-    """What cannot be opened or written is said on one line, with exit code 3."""
+def test_wrong_settings_and_unusable_folders_are_one_line(embedded: Deployment) -> None:
+    """An error is one line with no trace: exit code 2 if a setting must change, 3 if something else must."""
     occupied = embedded.folder / "occupied"
     occupied.touch()
-    for arguments in (
-        ("serve", "--store", str(occupied)),
-        ("worker", "--state-dir", str(occupied)),
-        ("calibrate", "--bundle", str(embedded.folder / "bundle"), "--data", str(occupied), "--store", "nowhere://x"),
+    bundle = str(embedded.folder / "bundle")
+    for code, *arguments in (
+        (3, "serve", "--store", str(occupied)),
+        (3, "worker", "--state-dir", str(occupied)),
+        (2, "calibrate", "--bundle", bundle, "--data", str(occupied), "--store", "nowhere://x"),
     ):
-        done = embedded.run(*arguments, accept=(3,))
+        done = embedded.run(*arguments, accept=(code,))
         assert "error: " in done.stderr
         assert "Traceback" not in done.stderr
 
@@ -110,7 +111,7 @@ def test_wrong_settings_and_full_disks_are_one_line(embedded: Deployment) -> Non
 DEMONSTRATION = """
 import signal, sys, time
 from pathlib import Path
-from retrieval.edge.demo import Demo
+from retrieval.edge.cli.demo import Demo
 from retrieval.edge.settings import load_settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
@@ -141,7 +142,7 @@ def test_interrupted_demonstration_leaves_no_process(embedded: Deployment, endin
 
 def test_beat_with_nothing_scheduled_says_so(embedded: Deployment) -> None:
     """A scheduler without a schedule is a mistake, not a silent process."""
-    done = embedded.run("beat", accept=(3,))
+    done = embedded.run("beat", accept=(2,))
     assert "RETRIEVAL_AUDIT_EVERY_H" in done.stderr
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from retrieval.client import Client, connect
 from retrieval.contract.bundle import Bundle
-from retrieval.edge.client import Client, connected
 from retrieval.engine.store import Store
 from retrieval.errors import NotFound, Unavailable
 from retrieval.v1 import catalogs_pb2, jobs_pb2, search_pb2
 from tests.photos import write_shots
 from tests.processes import Deployment, kill
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CATALOG = "places"
 N_PLACES, N_SHOTS = 200, 10
@@ -52,12 +52,12 @@ def indexed(deployment: Deployment) -> Iterator[Deployment]:
     manifest = str(deployment.folder / "catalog" / "manifest.csv")
     with deployment.running("serve") as server, deployment.running("worker") as worker:
         job = _start_reindex(deployment, manifest)
-        with connected(deployment.address) as client:
+        with connect(deployment.address) as client:
             _await_shards(client, job.id, _KILL_AFTER_SHARDS)
         kill(worker)
         kill(server)
     with deployment.running("serve"), deployment.running("worker"):
-        with connected(deployment.address) as client:
+        with connect(deployment.address) as client:
             seen = _eventually(lambda: _get(client, job.id))
             assert seen.state == jobs_pb2.JOB_STATE_RUNNING, "the kill came after the end: nothing was tested"
             assert seen.n_done >= _KILL_AFTER_SHARDS, "shards that were acknowledged are lost"
@@ -80,7 +80,7 @@ def test_nothing_is_lost_when_server_and_worker_are_killed(indexed: Deployment) 
 
 def test_every_indexed_image_finds_itself(indexed: Deployment) -> None:
     """Over a real connection, an indexed image comes back first, with similarity 1 and its provenance."""
-    with connected(indexed.address) as client:
+    with connect(indexed.address) as client:
         for item_id in ("0-0", "7-3", "199-9"):
             reply = _search(client, indexed.folder / "catalog" / f"{item_id}.jpg")
             assert reply.matches[0].item_id == item_id
@@ -105,7 +105,7 @@ def test_search_command_draws_a_contact_sheet(indexed: Deployment) -> None:
 
 def test_limit_cuts_the_list_and_says_so(indexed: Deployment) -> None:
     """`truncated` and the total tell that matches were cut off."""
-    with connected(indexed.address) as client:
+    with connect(indexed.address) as client:
         image = indexed.folder / "catalog" / "0-0.jpg"
         whole, cut = _search(client, image, limit=10_000), _search(client, image, limit=1)
     assert not whole.truncated
@@ -145,7 +145,7 @@ def test_rollback_swaps_without_a_failed_request(indexed: Deployment) -> None:
     manifest = write_shots(smaller, places=range(20), n_shots=2)
     first = indexed.run_json("snapshots", "list", CATALOG)[0]["id"]
     seen = set()
-    with connected(indexed.address) as client:
+    with connect(indexed.address) as client:
         image = indexed.folder / "catalog" / "0-0.jpg"
         job = _start_reindex(indexed, str(manifest))
         while (job := _get(client, job.id)).state not in (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED):
@@ -154,7 +154,7 @@ def test_rollback_swaps_without_a_failed_request(indexed: Deployment) -> None:
         assert (job.state, second.provenance.snapshot_id) == (jobs_pb2.JOB_STATE_SUCCEEDED, job.result_id)
         client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id=first))
         assert _search(client, image).provenance.snapshot_id == first
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="none"):
             client.call(client.catalogs.Rollback, catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id="none"))
     assert seen <= {first, job.result_id}
 
@@ -162,10 +162,10 @@ def test_rollback_swaps_without_a_failed_request(indexed: Deployment) -> None:
 def test_queries_go_on_without_a_queue(indexed: Deployment) -> None:
     """With Redis gone, queries are answered and jobs get UNAVAILABLE with what to do."""
     settings = {**indexed.environment, "RETRIEVAL_REDIS_URL": "redis://127.0.0.1:1/0"}
-    with connected(indexed.address) as client:
+    with connect(indexed.address) as client:
         address = f"127.0.0.1:{_free_port()}"
     alone = Deployment(indexed.folder, address, settings | {"RETRIEVAL_ADDRESS": address})
-    with alone.running("serve"), connected(address) as client:
+    with alone.running("serve"), connect(address) as client:
         assert _search(client, indexed.folder / "catalog" / "0-0.jpg").matches
         with pytest.raises(Unavailable, match="retrieval worker"):
             _get(client, "0" * 32)
@@ -201,7 +201,7 @@ def _await_children(pid: int, n_expected: int) -> list[psutil.Process]:
 def _start_reindex(deployment: Deployment, manifest: str) -> jobs_pb2.Job:
     """Start a reindex; the queue may still be starting."""
     request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, manifest_uri=manifest)
-    with connected(deployment.address) as client:
+    with connect(deployment.address) as client:
         return _eventually(lambda: client.call(client.catalogs.StartReindex, request))
 
 
@@ -226,7 +226,7 @@ def _await_shards(client: Client, job_id: str, n_shards: int) -> None:
 
 
 def _get(client: Client, job_id: str) -> jobs_pb2.Job:
-    job: jobs_pb2.Job = client.call(client.catalogs.GetJob, catalogs_pb2.GetJobRequest(job_id=job_id))
+    job: jobs_pb2.Job = client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job_id))
     return job
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.client import Client, connect
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.edge.client import Client, connected
-from retrieval.edge.server import running_server
+from retrieval.edge.server.serve import running_server
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store
@@ -57,7 +57,7 @@ def running(
     store.activate(tiny_bundle.digest, cosine_point.id)
     manifest = write_shots(folder / "images", places=range(20), n_shots=4)
     index(store, str(manifest), tiny_encoder, settings, pool)
-    with Serving(settings) as port, connected(f"127.0.0.1:{port}") as client:
+    with Serving(settings) as port, connect(f"127.0.0.1:{port}") as client:
         yield Running(folder, settings, store, client, f"127.0.0.1:{port}")
 
 

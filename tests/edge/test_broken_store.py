@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.edge.console import out, print_table
 from retrieval.edge.settings import load_settings
 from retrieval.edge.wiring import make_searcher
 from retrieval.engine.encoder import Encoder
@@ -99,13 +98,3 @@ def test_too_many_queries_are_refused_before_they_are_decoded(running: Running) 
     for answers in asyncio.run(bursts()):
         assert sum(isinstance(answer, SearchResult) for answer in answers) == 3
         assert sum(isinstance(answer, Overloaded) for answer in answers) == 7
-
-
-def test_tables_show_text_of_users_as_it_is() -> None:
-    """Markup and control characters in ids and labels do nothing."""
-    with out.capture() as captured:
-        print_table("items", ("id",), [("[red]boo[/red]",), ("[/]",), ("\x1b[31mred",)])
-    text = captured.get()
-    assert "[red]boo[/red]" in text
-    assert "[/]" in text
-    assert "\x1b[31mred" not in text

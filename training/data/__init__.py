@@ -1,41 +1,8 @@
-"""Labelled images for training: where they come from, how classes are split, and what a batch holds."""
+"""Labelled images for training: where they come from, how classes are split, and what a batch holds.
 
-from training.data.batching import Batch, batches
-from training.data.decoding import PreprocessedItems, Progress, Unreadable, read_items, refuse_too_many
-from training.data.duplicates import DEFAULT_TOLERANCE, Duplicate, DuplicateReport, find_duplicates
-from training.data.images import TrainingImages, normalise, open_training_images, remarks, unchanged
-from training.data.layouts import LAYOUTS, Layout, read_layout
-from training.data.sampling import StepSampler, batch_size
-from training.data.sharing import open_images_together
-from training.data.splits import NEW, TRAIN, SplitSummary, require_disjoint, split_by_class, write_splits
+The names are listed in `__init__.pyi` and imported at first use: splitting a folder needs no torch.
+"""
 
-__all__ = [
-    "DEFAULT_TOLERANCE",
-    "LAYOUTS",
-    "NEW",
-    "TRAIN",
-    "Batch",
-    "Duplicate",
-    "DuplicateReport",
-    "Layout",
-    "PreprocessedItems",
-    "Progress",
-    "SplitSummary",
-    "StepSampler",
-    "TrainingImages",
-    "Unreadable",
-    "batch_size",
-    "batches",
-    "find_duplicates",
-    "normalise",
-    "open_images_together",
-    "open_training_images",
-    "read_items",
-    "read_layout",
-    "refuse_too_many",
-    "remarks",
-    "require_disjoint",
-    "split_by_class",
-    "unchanged",
-    "write_splits",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

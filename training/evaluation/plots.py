@@ -9,12 +9,21 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from retrieval.consistency import IdentificationRates, labelled, operating_curves, score_histograms
+from retrieval.plotting import (
+    BETWEEN,
+    INK,
+    QUIET,
+    WITHIN,
+    add_legend,
+    draw_class_lines,
+    mark_threshold,
+    name_axes,
+    new_figure,
+    save_png,
+)
 from training.evaluation.results import Evaluation
-from training.plotting import BETWEEN, INK, QUIET, WITHIN, add_legend, mark_threshold, name_axes, new_figure, save_png
 
-_MAX_LINES = 60  # more classes are drawn as bands
 _N_THRESHOLDS = 200
-_DECILES = np.linspace(0, 1, 11)
 
 
 def draw_histograms(embeddings: NDArray[np.float32], labels: Sequence[str], threshold: float, path: Path) -> Path:
@@ -89,13 +98,6 @@ def draw_identification(rates: Sequence[IdentificationRates], path: Path) -> Pat
 
 
 def _draw_classes(axes: Axes, thresholds: NDArray[np.float64], rates: NDArray[np.float64], colour: str) -> None:
-    """Draw one thin line per class, or shaded bands between deciles for many classes; rates: [classes, m]."""
-    if len(rates) <= _MAX_LINES:
-        for number, line in enumerate(rates):
-            axes.plot(thresholds, line, color=colour, linewidth=0.7, alpha=0.4, label=None if number else "one class")
-    else:
-        deciles = np.quantile(rates, _DECILES, axis=0)
-        for low, high in zip(deciles, deciles[::-1], strict=True):
-            axes.fill_between(thresholds, low, high, where=(low <= high).tolist(), color=colour, alpha=0.1, linewidth=0)
-        axes.plot([], [], color=colour, alpha=0.4, linewidth=6, label="deciles of classes")
+    """Draw the classes and their mean; rates: [classes, m]."""
+    draw_class_lines(axes, thresholds, rates, colour)
     axes.plot(thresholds, rates.mean(axis=0), color=colour, linewidth=2.4, label="class mean")

@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from retrieval.plotting import COLOURS, INK, MARKERS, QUIET, name_axes, new_figure, save_png
 from training.experiment.summary import ArmSummary
-from training.plotting import COLOURS, INK, MARKERS, QUIET, name_axes, new_figure, save_png
 
 _PANELS = {"opis_log_far": "pooled FAR 1e-2 to 1e-1", "opis_deployed": "decade around the deployed FAR"}
 _LEGEND_COLUMNS = 3

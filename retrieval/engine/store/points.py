@@ -31,11 +31,15 @@ class OperatingPoints:
             raise BundleMismatch(f"operating point {point_id} was made for bundle {point.bundle_digest}, not {bundle}")
         return point
 
+    def operating_point_ids(self, bundle: BundleDigest) -> list[OperatingPointId]:
+        """Return the ids of all operating points of a bundle."""
+        names = self.objects.names(f"{bundle_prefix(bundle)}/operating_points")
+        return [OperatingPointId(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+
     def operating_points(self, bundle: BundleDigest) -> list[OperatingPoint]:
         """Return all operating points of a bundle, newest first."""
-        names = self.objects.names(f"{bundle_prefix(bundle)}/operating_points")
-        ids = [OperatingPointId(name.removesuffix(".json")) for name in names if name.endswith(".json")]
-        return sorted((self.operating_point(bundle, i) for i in ids), key=lambda p: p.created_at, reverse=True)
+        points = (self.operating_point(bundle, point_id) for point_id in self.operating_point_ids(bundle))
+        return sorted(points, key=lambda point: point.created_at, reverse=True)
 
     def active_id(self, bundle: BundleDigest) -> OperatingPointId | None:
         """Return the id of the operating point in use; None if there is none."""

@@ -51,13 +51,18 @@ class Snapshots:
         manifest = self.snapshot_manifest(catalog, snapshot)
         return self.objects.opened(_snapshot_prefix(catalog, snapshot), lambda path: open_snapshot(path, manifest))
 
-    def snapshots(self, catalog: str) -> list[SnapshotManifest]:
-        """Return all complete snapshots of a catalogue, newest first. Raises UnknownCatalog if there is none."""
+    def snapshot_ids(self, catalog: str) -> list[SnapshotId]:
+        """Return the ids of all complete snapshots of a catalogue. Raises UnknownCatalog if there is none."""
         names = self.objects.names(f"{_catalog_prefix(catalog)}/snapshots")
         ids = [SnapshotId(name) for name in names if self.has_snapshot(catalog, SnapshotId(name))]
         if not ids:
             raise UnknownCatalog(f"catalogue {catalog!r} has no snapshot: make one with `retrieval reindex`")
-        return sorted((self.snapshot_manifest(catalog, i) for i in ids), key=lambda m: m.created_at, reverse=True)
+        return ids
+
+    def snapshots(self, catalog: str) -> list[SnapshotManifest]:
+        """Return all complete snapshots of a catalogue, newest first. Raises UnknownCatalog if there is none."""
+        manifests = (self.snapshot_manifest(catalog, snapshot) for snapshot in self.snapshot_ids(catalog))
+        return sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True)
 
     def publish(self, catalog: str, snapshot: SnapshotId) -> None:
         """Make a snapshot live: the one atomic write of a reindex. Raises UnknownSnapshot."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
-import scipy.io
 
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidManifest
@@ -88,6 +87,8 @@ class Tree:
 
     def mat(self, name: str) -> dict[str, Any]:
         """Read the variables of a MATLAB file, structs as records. Raises InvalidManifest if it cannot be read."""
+        import scipy.io  # slow to import, and only one data set needs it
+
         try:
             # the stubs do not know that it takes open files
             variables = scipy.io.loadmat(io.BytesIO(self.read(name)), squeeze_me=True)  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""The client of a server: typed stubs for every service, and errors of the family in place of gRPC statuses."""
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+
+from retrieval.client.statuses import error_of
+from retrieval.errors import RetrievalError, Unavailable
+from retrieval.v1 import (
+    audits_pb2_grpc,
+    catalogs_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    operating_points_pb2_grpc,
+    search_pb2_grpc,
+)
+
+_READY = grpc.ChannelConnectivity.READY
+_MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+_HEALTH_S = 5.0
+_POLL_S = 0.3
+_PATIENCE_S = 60.0
+_FINAL = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED)
+
+_Request = TypeVar("_Request")
+_Reply = TypeVar("_Reply")
+
+
+class Client:
+    """The services of one server. Make it with `connect`; safe for threads.
+
+    Each attribute below is the stub of one service: `client.call(client.search.Search, SearchRequest(...))`.
+    """
+
+    def __init__(self, channel: grpc.Channel, address: str, *, timeout_s: float) -> None:
+        self._channel = channel
+        self._address = address
+        self._timeout_s = timeout_s
+        self.search = search_pb2_grpc.SearchServiceStub(channel)
+        self.catalogs = catalogs_pb2_grpc.CatalogServiceStub(channel)
+        self.operating_points = operating_points_pb2_grpc.OperatingPointServiceStub(channel)
+        self.audits = audits_pb2_grpc.AuditServiceStub(channel)
+        self.jobs = jobs_pb2_grpc.JobServiceStub(channel)
+
+    def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request) -> _Reply:
+        """Return the reply to a request. Raises the error of the family that the status stands for."""
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error.code(), error.details() or "") from error
+
+    def wait(self, job: jobs_pb2.Job, progress: Callable[[jobs_pb2.Job], None] = lambda _: None) -> jobs_pb2.Job:
+        """Wait until the job succeeds and return it. `progress` gets the job each time it was looked at.
+
+        A server or queue may restart meanwhile. Raises RetrievalError with the job's error if it failed, Unavailable if
+        nothing answers for a minute.
+        """
+        answered = time.monotonic()
+        while job.state not in _FINAL:
+            time.sleep(_POLL_S)
+            try:
+                job = self.call(self.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job.id))
+            except Unavailable:
+                if time.monotonic() - answered > _PATIENCE_S:
+                    raise
+                continue
+            answered = time.monotonic()
+            progress(job)
+        if job.state == jobs_pb2.JOB_STATE_FAILED:
+            raise RetrievalError(f"{job.kind} job {job.id} failed: {job.error}")
+        return job
+
+    def check_health(self) -> None:
+        """Raise Unavailable unless the server answers and serves."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # few callers ask
+
+        try:
+            reply = health_pb2_grpc.HealthStub(self._channel).Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_S)
+        except grpc.RpcError as error:
+            raise Unavailable(f"no server answers at {self._address}: {error.code().name}") from error
+        if reply.status != health_pb2.HealthCheckResponse.SERVING:
+            raise Unavailable(f"the server at {self._address} answers, but does not serve")
+
+
+@contextlib.contextmanager
+def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) -> Iterator[Client]:
+    """Connect to the server at `address`, host:port, for the length of the block.
+
+    timeout_s: for each call. connect_s: how long the server may take to accept the connection. Raises Unavailable if it
+    takes longer, and at once if the address refuses; with 0 the first call raises it.
+    """
+    options = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ]
+    with grpc.insecure_channel(address, options=options) as channel:
+        if connect_s > 0 and not _accepted(channel, connect_s):
+            raise Unavailable(f"no server answers at {address}: start one with `retrieval serve`")
+        yield Client(channel, address, timeout_s=timeout_s)
+
+
+def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
+    """Return True once the connection stands; False if it is refused or takes too long."""
+    states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+    channel.subscribe(states.put, try_to_connect=True)
+    deadline = time.monotonic() + wait_s
+    try:
+        while (state := states.get(timeout=max(0.0, deadline - time.monotonic()))) is not _READY:
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return False
+    except queue.Empty:
+        return False
+    finally:
+        channel.unsubscribe(states.put)
+    return True

@@ -1,0 +1,152 @@
+"""`retrieval calibrate`: choose one threshold for an error target, without a server."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieval.edge.cli.options import Json, StateDir, Store
+from retrieval.terminal import err, out, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from retrieval.consistency import Target
+    from retrieval.contract.bundle import BundleDigest
+    from retrieval.contract.operating_point import ScoreComparison
+    from retrieval.engine.store import Store as ArtifactStore
+    from retrieval.flows.calibrate import Calibration
+
+
+def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
+    bundle: Annotated[str, typer.Option(help="A folder that `training export` wrote, or a digest in the store.")],
+    data: Annotated[str, typer.Option(help="Labelled images of classes that were never trained on.")],
+    cohort: Annotated[
+        str, typer.Option(help="Images of further classes of the same kind: also tries the cohort score.")
+    ] = "",
+    k: Annotated[int, typer.Option(min=1, help="Number of nearest cohort images that the density averages.")] = 20,
+    far: Annotated[
+        float | None, typer.Option(help="Target: pooled pairwise false accept rate, short for --target far=... [0.01]")
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Another target: class-far=0.01 (mean of the FAR over the classes), frr=0.1 (share of the true pairs "
+            "that are rejected), precision=0.9@0.01 (if a share 0.01 of the compared pairs match), f1@0.01 (the "
+            "largest F1 there), utility (the largest mean over the classes of the utility of OPIS), "
+            "false-matches=1@1000000 (expected for a query in a gallery of a million)."
+        ),
+    ] = "",
+    prevalence: Annotated[float, typer.Option(help="Share of matches that probabilities assume.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    certified_far: Annotated[float, typer.Option(help="Certificate: FAR that a new class will not exceed ...")] = 0.1,
+    certified_delta: Annotated[float, typer.Option(help="... except with this probability.")] = 0.05,
+    certified_mean_far: Annotated[
+        float, typer.Option(help="Certificate: FAR that a new class will not exceed on average.")
+    ] = 0.05,
+    certified_strict: Annotated[
+        bool,
+        typer.Option(help="Certificates that hold exactly. Without it, they may fall short by about 1 / classes."),
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
+    activate: Annotated[bool, typer.Option("--activate", help="Also put the new threshold into use.")] = False,
+    store: Store = None,
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Choose one threshold for an error target, on labelled images, with its uncertainty.
+
+    Prints the share of true pairs that the target costs. If a threshold is in use for the bundle and score, also prints
+    which decisions on these images would change.
+    """
+    from retrieval.edge.jobs.records import now
+    from retrieval.edge.settings import load_settings
+    from retrieval.edge.wiring import offline_parts
+    from retrieval.flows.calibrate import CalibrationRequest, CalibrationTarget, run_calibration
+
+    wanted = CalibrationTarget(
+        target=_target(far, target),
+        prevalence=prevalence,
+        confidence=confidence,
+        certified_far=certified_far,
+        certified_delta=certified_delta,
+        certified_mean_far=certified_mean_far,
+        certified_strict=certified_strict,
+    )
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    parts = offline_parts(settings)
+    request = CalibrationRequest(
+        bundle=_digest(parts.store, bundle),
+        data=data,
+        cohort=cohort,
+        k=k,
+        target=wanted,
+        seed=seed,
+        activate=activate,
+    )
+    with progress_bars() as progress:
+        found = run_calibration(
+            parts.store,
+            request,
+            encoder_of=parts.encoder,
+            image_limits=settings.limits,
+            pool=parts.pool,
+            created_at=now(),
+            progress=progress,
+        )
+    for failure in found.failures:
+        err.print(f"left out {failure.item_id}: {failure.reason}", markup=False)
+    print_json(found.to_json()) if as_json else _print_calibration(found)
+
+
+def _target(far: float | None, target: str) -> "Target":
+    """Return the target that the options name. Raises InvalidInput if both do, or if it cannot be parsed."""
+    from retrieval.consistency import Target, parse_target
+    from retrieval.errors import InvalidInput
+
+    if far is not None and target:
+        raise InvalidInput(f"expected --far or --target, found both: --far {far:g} and --target {target}")
+    return parse_target(target) if target else Target("far", 0.01 if far is None else far)
+
+
+def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
+    """Return the digest of a bundle: of a folder, which is added to the store, or of one whose digest starts so."""
+    from retrieval.contract.bundle import BundleDigest
+    from retrieval.engine.prefixes import resolve_prefix
+    from retrieval.errors import UnknownBundle
+
+    if Path(bundle).is_dir():
+        return store.add_bundle(Path(bundle)).digest
+    return BundleDigest(resolve_prefix(bundle, store.bundles(), kind="bundle in the store", unknown=UnknownBundle))
+
+
+def _print_calibration(found: "Calibration") -> None:
+    """Print the scores that were compared, the chosen threshold with its rates, and what it changes."""
+    point, choice = found.point, found.point.choice
+    columns = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
+    title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
+    rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
+    print_table(title, columns, rows)
+    level, far, tar = f"{choice.confidence:.0%}", choice.far_interval, choice.tar_interval
+    out.print(
+        f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
+        f"FAR {choice.far:.4g} ({level}: {far}), mean over classes {choice.class_far:.4g} "
+        f"({level}: {choice.class_far_interval})\n"
+        f"TAR {choice.tar:.3f} ({level}: {tar}): it costs {choice.cost:.1%} of the true pairs"
+    )
+    out.print(f"certificate: {point.certificate or point.certificate_refusal}")
+    out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
+    before = "compared with the operating point in use before"
+    out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")
+    state = "in use" if found.active else "stored, not in use: `retrieval operating-points activate`"
+    out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
+
+
+def _score_row(entry: "ScoreComparison", *, chosen: bool) -> tuple[str, ...]:
+    return (
+        entry.kind + (f", k {entry.k}" if entry.k else "") + (" (chosen)" if chosen else ""),
+        f"{entry.tar:.3f}",
+        f"{entry.far:.2e}",
+        f"{entry.recall_at_1:.3f}",
+        f"{entry.opis:.2e}",
+        f"{entry.opis_floor:.2e}",
+        "unknown" if entry.opis_debiased is None else f"{entry.opis_debiased:.2e}",
+    )

@@ -1,0 +1,71 @@
+"""`retrieval operating-points`: the thresholds of a bundle, with their evidence."""
+
+from typing import Annotated
+
+import typer
+
+from retrieval.edge.cli.options import Address, Bundle, DryRun, Json, connected
+from retrieval.edge.cli.replies import as_dict, moment
+from retrieval.terminal import out, print_json, print_table
+
+
+def list_points(bundle: Bundle = "", address: Address = None, as_json: Json = False) -> None:
+    """List all operating points of a bundle, newest first."""
+    from retrieval.v1 import operating_points_pb2
+
+    with connected(address) as client:
+        request = operating_points_pb2.ListOperatingPointsRequest(bundle_digest=bundle)
+        reply = client.call(client.operating_points.ListOperatingPoints, request)
+    if as_json:
+        print_json(as_dict(reply)["operating_points"])
+        return
+    rows = [
+        (p.id, "active" if p.active else "", p.score_kind, f"{p.threshold:.4f}", p.target, f"{p.tar:.3f}",
+         p.n_classes, moment(p.created_at))
+        for p in reply.operating_points
+    ]  # fmt: skip
+    columns = ("id", "", "score", "threshold", "target", "TAR", "classes", "created")
+    print_table("Operating points", columns, rows)
+
+
+def show_point(
+    point: Annotated[
+        str, typer.Argument(help="Id of an operating point, or its start. If left out, the active one.")
+    ] = "",
+    bundle: Bundle = "",
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Show one operating point with its evidence."""
+    from retrieval.v1 import operating_points_pb2
+
+    with connected(address) as client:
+        request = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
+        reply = client.call(client.operating_points.GetOperatingPoint, request)
+    fields = as_dict(reply)
+    print_json(fields) if as_json else print_table("Operating point", ("field", "value"), list(fields.items()))
+
+
+def activate_point(
+    point: Annotated[str, typer.Argument(help="Id of the operating point to put into use, or its start.")],
+    bundle: Bundle = "",
+    address: Address = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Put an operating point into use for every catalogue of its bundle. To go back, activate the older one."""
+    from retrieval.v1 import operating_points_pb2
+
+    with connected(address) as client:
+        service = client.operating_points
+        if dry_run:
+            wanted = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
+            reply = client.call(service.GetOperatingPoint, wanted)
+            would = f"would put operating point {reply.id} (threshold {reply.threshold:.4f}) into use"
+            print_json({"dry_run": would}) if as_json else out.print(would)
+            return
+        request = operating_points_pb2.ActivateOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
+        reply = client.call(service.ActivateOperatingPoint, request)
+    print_json(as_dict(reply)) if as_json else out.print(
+        f"operating point {reply.id} is in use: threshold {reply.threshold:.4f}"
+    )

@@ -1,0 +1,47 @@
+"""Options and arguments that several commands share, and what follows from them."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from retrieval.client import Client
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Store = Annotated[
+    str | None, typer.Option("--store", help="Path or URL of the store of artefacts. [RETRIEVAL_STORE_URL]")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="host:port of the server. [RETRIEVAL_ADDRESS, 127.0.0.1:50051]")
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state-dir", help="Folder of this machine's own state. [RETRIEVAL_STATE_DIR, .retrieval]"),
+]
+Catalog = Annotated[str, typer.Argument(help="Name of the catalogue.")]
+Manifest = Annotated[
+    str, typer.Argument(help="A folder (one sub-folder per class) or a .csv, .parquet or .jsonl with id, uri, label.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would change and change nothing.")]
+Bundle = Annotated[
+    str, typer.Option("--bundle", help="Digest of the bundle, or its start; needed if the store holds several.")
+]
+Wait = Annotated[bool, typer.Option(help="Wait until the job ends.")]
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator["Client"]:
+    """Connect to the server at `address`, or at the one in the settings, while the block runs."""
+    from retrieval.client import connect
+    from retrieval.edge.settings import load_settings
+
+    with connect(load_settings(address=address).address) as client:
+        yield client
+
+
+def absolute(manifest: str) -> str:
+    """Return a local path in full: the worker that reads it has another working directory. URLs stay as they are."""
+    return manifest if "://" in manifest else str(Path(manifest).resolve())

@@ -1,0 +1,74 @@
+"""`retrieval reindex`: make a catalogue of a manifest, on the server or, with --embedded, on this machine."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieval.edge.cli.options import (
+    Address,
+    Bundle,
+    Catalog,
+    Json,
+    Manifest,
+    StateDir,
+    Store,
+    Wait,
+    absolute,
+    connected,
+)
+from retrieval.edge.cli.replies import print_job
+from retrieval.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from retrieval.edge.settings import Settings
+    from retrieval.v1.catalogs_pb2 import StartReindexRequest
+    from retrieval.v1.jobs_pb2 import Job
+
+
+def reindex(  # noqa: PLR0913  # the options of a command are its parameters
+    catalog: Catalog,
+    manifest: Manifest,
+    index: Annotated[
+        str, typer.Option(help="Flat (exact), or IVF with its lists and those searched: IVF1024,nprobe=16.")
+    ] = "Flat",
+    bundle: Bundle = "",
+    max_failed_share: Annotated[float, typer.Option(help="Largest share of unreadable images.")] = 0.01,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Needs no server: starts Valkey and a worker, and ends them.")
+    ] = False,
+    wait: Wait = True,
+    address: Address = None,
+    state_dir: StateDir = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Embed the images of a manifest, build an index and make it live."""
+    from retrieval.v1 import catalogs_pb2
+
+    request = catalogs_pb2.StartReindexRequest(
+        catalog=catalog,
+        manifest_uri=absolute(manifest),
+        bundle_digest=bundle,
+        index_spec=index,
+        max_failed_share=max_failed_share,
+    )
+    if embedded:
+        from retrieval.edge.settings import load_settings
+
+        job = _reindex_here(load_settings(state_dir=state_dir, store_url=store), request)
+    else:
+        with connected(address) as client:
+            job = client.call(client.catalogs.StartReindex, request)
+            if wait:
+                with progress_bar(f"reindexing {catalog}") as progress:
+                    job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+    print_job(job, as_json)
+
+
+def _reindex_here(settings: "Settings", request: "StartReindexRequest") -> "Job":
+    """Reindex with a queue and a worker of this machine; return the job as a server would."""
+    from retrieval.edge.jobs.local import reindex_here
+    from retrieval.edge.server.messages import job_message, reindex_request
+
+    with progress_bar(f"reindexing {request.catalog}") as progress:
+        return job_message(reindex_here(settings, reindex_request(request), progress))

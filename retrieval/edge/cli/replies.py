@@ -1,0 +1,33 @@
+"""How the server's replies are shown: as JSON, and as short lines."""
+
+from typing import TYPE_CHECKING, Any
+
+from retrieval.terminal import out, print_json
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from retrieval.v1.jobs_pb2 import Job
+
+
+def as_dict(message: "Message") -> dict[str, Any]:
+    """Return a message as plain JSON, fields named as in the .proto files, unset ones included."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def print_job(job: "Job", as_json: bool) -> None:
+    """Print a job that was accepted or that is done."""
+    if as_json:
+        print_json(as_dict(job))
+    elif job.result_id:
+        out.print(f"{job.kind} of {job.catalog} done: {job.result_id}", markup=False)
+    else:
+        out.print(f"{job.kind} of {job.catalog} accepted as job {job.id}", markup=False)
+
+
+def moment(timestamp: "Timestamp") -> str:
+    """Return a timestamp as date and time in UTC, to the second."""
+    return str(timestamp.ToDatetime().isoformat(sep=" ", timespec="seconds"))

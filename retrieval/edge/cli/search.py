@@ -1,0 +1,211 @@
+"""`retrieval search`: look up images on the server and show what was found: table, contact sheet, JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrieval.edge.cli.options import Address, Json
+from retrieval.edge.cli.replies import as_dict
+from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.terminal import out, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from retrieval.client import Client
+    from retrieval.contract.limits import ImageLimits
+    from retrieval.report.contact_sheet import SheetRow
+    from retrieval.v1.search_pb2 import SearchResponse
+
+_SHOWN_MATCHES = 16  # on a row of the contact sheet, before "+ n more"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One image to look for; `label` is "" if unknown."""
+
+    id: str
+    uri: str
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One query and its reply; if there is no reply, `error` gives the reason."""
+
+    query: Query
+    reply: "SearchResponse | None"
+    error: str
+
+
+def search(  # noqa: PLR0913  # the options of a command are its parameters
+    catalog: Annotated[str, typer.Option(help="Catalogue to search in.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image to look for; may be given several times.")] = None,
+    manifest: Annotated[str, typer.Option(help="Or images of a manifest; their labels judge the matches.")] = "",
+    limit: Annotated[int, typer.Option(help="Most matches to return for each image, 1 to 10,000.")] = 100,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
+    sheet_rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet and in the table.")] = 12,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Find everything in a catalogue that shows the same thing as an image."""
+    from retrieval.client import connect
+    from retrieval.edge.settings import load_settings
+
+    settings = load_settings(address=address)
+    queries = _queries(image or [], manifest)
+    with connect(settings.address) as client:
+        result = Answers(catalog, _ask_all(client, catalog, queries, limit, settings.limits))
+    if sheet is not None:
+        result.draw(sheet, n_rows=sheet_rows, limits=settings.limits)
+    print_json(result.to_json()) if as_json else result.print(n_rows=sheet_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to all queries of one call."""
+
+    catalog: str
+    answers: tuple[Answer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every reply as its message, with the id and label of its query."""
+        queries = [
+            {"id": a.query.id, "label": a.query.label, "error": a.error, **(as_dict(a.reply) if a.reply else {})}
+            for a in self.answers
+        ]
+        return {"catalog": self.catalog, "summary": self.summary(), "queries": queries}
+
+    def summary(self) -> dict[str, Any]:
+        """Count over all queries; shares of right matches if the queries have labels."""
+        replies = [(a.query.label, a.reply) for a in self.answers if a.reply is not None]
+        labelled = [(label, reply) for label, reply in replies if label]
+        matches = [m.label == label for label, reply in labelled for m in reply.matches]
+        first = [reply.matches[0].label == label for label, reply in labelled if reply.matches]
+        return {
+            "n_queries": len(self.answers),
+            "n_failed": sum(1 for a in self.answers if a.reply is None),
+            "n_without_match": sum(1 for _, reply in replies if not reply.matches),
+            "n_truncated": sum(1 for _, reply in replies if reply.truncated),
+            "first_match_right": sum(first) / len(first) if first else None,
+            "matches_right": sum(matches) / len(matches) if matches else None,
+        }
+
+    def print(self, *, n_rows: int) -> None:
+        """Print a table of the first queries and one line for all."""
+        rows = [_table_row(answer) for answer in self.answers[:n_rows]]
+        columns = ("query", "label", "matches", "right", "best match", "similarity", "probability")
+        print_table(f"Matches above the threshold in {self.catalog}", columns, rows)
+        found = self.summary()
+        line = f"{found['n_queries']} queries, {found['n_failed']} failed, {found['n_without_match']} without a match"
+        if found["first_match_right"] is not None:
+            line += f"; first match right {found['first_match_right']:.1%}, all matches {found['matches_right']:.1%}"
+        out.print(line)
+
+    def draw(self, path: Path, *, n_rows: int, limits: "ImageLimits") -> None:
+        """Write a contact sheet of the first queries (PNG)."""
+        from retrieval.report.contact_sheet import draw_contact_sheet
+
+        answered = [(a.query, a.reply) for a in self.answers if a.reply is not None][:n_rows]
+        rows = [_sheet_row(query, reply, limits) for query, reply in answered]
+        subtitle = "nothing was found"
+        if answered:
+            by = answered[0][1].provenance
+            subtitle = (
+                f"everything whose {by.score_kind} score reaches the one threshold {by.threshold:.4f}, best first; "
+                "below: cosine similarity and match probability p"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(draw_contact_sheet(rows, title=f"Matches in {self.catalog}", subtitle=subtitle))
+
+
+def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
+    """Return the queries for some images and for every image of a manifest. Raises InvalidInput if there are none."""
+    queries = [Query(path.name, f"file://{path.resolve()}") for path in images]  # a URL: [ and * are part of a name
+    if manifest:
+        from retrieval.contract.manifest import read_manifest
+
+        queries += [Query(item.id, item.uri, item.label) for item in read_manifest(manifest)]
+    if not queries:
+        raise InvalidInput("nothing to look for: name an --image or a --manifest")
+    return queries
+
+
+def _ask_all(
+    client: "Client", catalog: str, queries: Sequence[Query], limit: int, limits: "ImageLimits"
+) -> tuple[Answer, ...]:
+    """Search for each query. An unusable image is noted in its answer, or raised if it is the only one."""
+    answers = []
+    with progress_bar("searching") as progress:
+        for number, query in enumerate(queries, start=1):
+            try:
+                answers.append(Answer(query, _ask(client, catalog, query, limit, limits), ""))
+            except InvalidInput as error:
+                if len(queries) == 1:
+                    raise
+                answers.append(Answer(query, None, str(error)))
+            progress(number, len(queries))
+    return tuple(answers)
+
+
+def _ask(client: "Client", catalog: str, query: Query, limit: int, limits: "ImageLimits") -> "SearchResponse":
+    from retrieval.engine.images import read_bytes
+    from retrieval.v1 import search_pb2
+
+    message = search_pb2.Query(image=read_bytes(query.uri, limits))
+    request = search_pb2.SearchRequest(catalog=catalog, query=message, limit=limit)
+    return client.call(client.search.Search, request)
+
+
+def _table_row(answer: Answer) -> tuple[object, ...]:
+    query, reply = answer.query, answer.reply
+    if reply is None:
+        return (query.id, query.label, "failed", "", answer.error, "", "")
+    right = str(sum(m.label == query.label for m in reply.matches)) if query.label else ""
+    total = f"{len(reply.matches)} of {reply.total_matches}" if reply.truncated else str(reply.total_matches)
+    if not reply.matches:
+        return (query.id, query.label, total, right, "none", "", "")
+    best = reply.matches[0]
+    return (
+        query.id,
+        query.label,
+        total,
+        right,
+        best.item_id,
+        f"{best.similarity:.3f}",
+        f"{best.match_probability:.2f}",
+    )
+
+
+def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> "SheetRow":
+    from retrieval.engine.images import read_bytes
+    from retrieval.report.contact_sheet import SheetMatch, SheetRow
+
+    matches = tuple(
+        SheetMatch(
+            image=_image_of(match.uri, limits),
+            similarity=match.similarity,
+            probability=match.match_probability,
+            label=match.label,
+            correct=match.label == query.label if query.label else None,
+        )
+        for match in reply.matches[:_SHOWN_MATCHES]
+    )
+    return SheetRow(
+        query=read_bytes(query.uri, limits),
+        query_label=query.label or query.id,
+        matches=matches,
+        n_total=reply.total_matches,
+        truncated=reply.truncated,
+    )
+
+
+def _image_of(uri: str, limits: "ImageLimits") -> bytes | None:
+    """Return the image of a match; None if it cannot be read from here, as images of a remote catalogue may not be."""
+    from retrieval.engine.images import read_bytes
+
+    try:
+        return read_bytes(uri, limits)
+    except RetrievalError:
+        return None

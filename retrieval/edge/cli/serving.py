@@ -1,0 +1,64 @@
+"""`retrieval serve`, `worker` and `beat`, which run until stopped, and `retrieval health`, which asks the server."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from retrieval.edge.cli.options import Address, StateDir, Store
+from retrieval.terminal import out
+
+if TYPE_CHECKING:
+    from retrieval.edge.settings import Settings
+
+
+def serve(address: Address = None, store: Store = None, state_dir: StateDir = None) -> None:
+    """Answer queries over gRPC until stopped. Queries need no Redis; jobs do."""
+    from retrieval.edge.settings import load_settings
+
+    settings = load_settings(address=address, store_url=store, state_dir=state_dir)
+    from retrieval.edge.server.serve import serve as run_server  # heavy: wrong settings are reported before it
+
+    run_server(settings)
+
+
+def worker(store: Store = None, state_dir: StateDir = None) -> None:
+    """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, an embedded Valkey is started too."""
+    from retrieval.edge.settings import load_settings
+
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    from retrieval.edge.jobs.worker import run_worker
+
+    with _queue(settings):
+        run_worker(settings)
+
+
+def beat(store: Store = None, state_dir: StateDir = None) -> None:
+    """Start the scheduled audits (RETRIEVAL_AUDIT_*) until stopped. Run exactly one of these."""
+    from retrieval.edge.settings import load_settings
+
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    from retrieval.edge.jobs.worker import run_beat
+
+    run_beat(settings)
+
+
+def health(address: Address = None) -> None:
+    """Exit with 0 if the server answers, with 3 if it does not."""
+    from retrieval.client import connect
+    from retrieval.edge.settings import load_settings
+
+    with connect(load_settings(address=address).address, connect_s=0) as client:
+        client.check_health()
+    out.print("serving")
+
+
+@contextlib.contextmanager
+def _queue(settings: "Settings") -> Iterator[None]:
+    """Use the configured job queue, or run an embedded one while the block runs."""
+    if settings.redis_url.get_secret_value():
+        yield
+        return
+    from retrieval.edge.jobs.embedded import embedded_valkey
+
+    with embedded_valkey(settings.state_dir):
+        yield

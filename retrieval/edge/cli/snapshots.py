@@ -1,0 +1,55 @@
+"""`retrieval snapshots`: the states of a catalogue."""
+
+from typing import Annotated
+
+import typer
+
+from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected
+from retrieval.edge.cli.replies import as_dict, moment
+from retrieval.terminal import out, print_json, print_table
+
+
+def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = False) -> None:
+    """List all snapshots of a catalogue, newest first."""
+    from retrieval.v1 import catalogs_pb2
+
+    with connected(address) as client:
+        reply = client.call(client.catalogs.ListSnapshots, catalogs_pb2.ListSnapshotsRequest(catalog=catalog))
+    if as_json:
+        print_json(as_dict(reply)["snapshots"])
+        return
+    rows = [
+        (
+            s.id,
+            "live" if s.live else "",
+            s.n_items,
+            s.n_failed,
+            s.index_spec,
+            f"{s.index_recall:.3f}",
+            moment(s.created_at),
+        )
+        for s in reply.snapshots
+    ]  # fmt: skip
+    print_table(f"Snapshots of {catalog}", ("id", "", "items", "failed", "index", "recall", "created"), rows)
+
+
+def roll_back(
+    catalog: Catalog,
+    snapshot: Annotated[
+        str, typer.Argument(help="Id of a snapshot, or its start. If left out, the one before the live one.")
+    ] = "",
+    address: Address = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make an older snapshot live again."""
+    from retrieval.v1 import catalogs_pb2
+
+    if dry_run:
+        would = f"would make snapshot {snapshot or '(the one before the live one)'} of {catalog} live"
+        print_json({"dry_run": would}) if as_json else out.print(would, markup=False)
+        return
+    with connected(address) as client:
+        request = catalogs_pb2.RollbackRequest(catalog=catalog, snapshot_id=snapshot)
+        reply = client.call(client.catalogs.Rollback, request)
+    print_json(as_dict(reply)) if as_json else out.print(f"snapshot {reply.id} of {catalog} is live")

@@ -1,0 +1,1 @@
+"""Jobs: their records in Redis, the queue, the worker, and the embedded Valkey."""

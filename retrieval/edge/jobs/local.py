@@ -1,0 +1,59 @@
+"""A reindex on this machine: an embedded Valkey and one worker, both ended with the job.
+
+Needs no server and no Redis. It uses the queue and the worker of every other deployment.
+"""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
+from retrieval.edge.jobs.queue import make_app, submit
+from retrieval.edge.jobs.records import Job, Jobs, redis_url
+from retrieval.edge.settings import Settings, child_environment
+from retrieval.edge.wiring import open_store
+from retrieval.errors import RetrievalError, Unavailable
+from retrieval.flows.reindex import ReindexRequest, settle_bundle
+
+_POLL_S = 0.3
+
+
+def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable[[int, int], None]) -> Job:
+    """Run a reindex to its end and return the job, which has succeeded.
+
+    `progress(done, total)` is called several times a second; `total` is 0 until the job is planned.
+
+    Raises InvalidInput before anything starts if a value can never work, Unavailable if the worker ends early, and
+    RetrievalError with the job's own message if the job fails.
+    """
+    request.check()
+    settled = settle_bundle(open_store(settings), request)
+    with embedded_valkey(settings.state_dir), _worker(settings) as worker:
+        jobs = Jobs(redis_url(settings))
+        job = submit(make_app(settings), jobs, "reindex", settled)
+        while not (job := jobs.get(job.id)).state.is_final:
+            progress(job.n_done, job.n_total)
+            if worker.poll() is not None:
+                raise Unavailable(f"the worker ended with exit code {worker.returncode}: see its log above")
+            time.sleep(_POLL_S)
+    if job.error:
+        raise RetrievalError(f"reindex job {job.id} failed: {job.error}")
+    return job
+
+
+@contextlib.contextmanager
+def _worker(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a worker process with these settings while the block runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retrieval.edge.cli", "worker"],
+        env=child_environment(settings),
+        stdout=sys.stderr,  # Celery writes a banner to stdout, which is for the result
+        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()

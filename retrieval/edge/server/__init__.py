@@ -1,0 +1,1 @@
+"""The gRPC server: one servicer per file over the flows."""

@@ -1,0 +1,48 @@
+"""The service of protos/retrieval/v1/audits.proto."""
+
+import asyncio
+
+from retrieval.edge.server import messages
+from retrieval.edge.server.interceptors import Context
+from retrieval.edge.server.jobs import JobQueue
+from retrieval.engine.prefixes import resolve_prefix
+from retrieval.engine.store import Store
+from retrieval.errors import UnknownJob
+from retrieval.flows.audit import audits
+from retrieval.v1 import audits_pb2, audits_pb2_grpc, jobs_pb2
+
+
+class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
+    """Starts audits and shows finished ones."""
+
+    def __init__(self, store: Store, queue: JobQueue) -> None:
+        self._store = store
+        self._queue = queue
+
+    async def StartAudit(self, request: audits_pb2.StartAuditRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
+        """Check that a threshold is active, then put a job on the queue."""
+        wanted = messages.audit_request(request)
+        wanted.check()
+        snapshot_id = await asyncio.to_thread(self._store.current, wanted.catalog)
+        manifest = await asyncio.to_thread(self._store.snapshot_manifest, wanted.catalog, snapshot_id)
+        await asyncio.to_thread(self._store.active_operating_point, manifest.bundle_digest)
+        return messages.job_message(await self._queue.submit("audit", wanted))
+
+    async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
+        """Return a finished audit."""
+
+        def get() -> audits_pb2.Audit:
+            ids = self._store.audits(request.catalog)
+            audit_id = resolve_prefix(
+                request.audit_id, ids, kind=f"audit of catalogue {request.catalog}", unknown=UnknownJob
+            )
+            return messages.audit_message(self._store, self._store.audit(request.catalog, audit_id))
+
+        return await asyncio.to_thread(get)
+
+    async def ListAudits(  # noqa: N802
+        self, request: audits_pb2.ListAuditsRequest, context: Context
+    ) -> audits_pb2.ListAuditsResponse:
+        """List all finished audits of a catalogue, newest first."""
+        reports = await asyncio.to_thread(audits, self._store, request.catalog)
+        return audits_pb2.ListAuditsResponse(audits=[messages.audit_message(self._store, report) for report in reports])

@@ -1,0 +1,59 @@
+"""The service of protos/retrieval/v1/jobs.proto, and the job queue as every servicer uses it."""
+
+import asyncio
+
+import structlog
+
+from retrieval.edge.jobs.queue import make_app, submit
+from retrieval.edge.jobs.records import Job, JobId, Jobs, JobState, redis_url
+from retrieval.edge.server import messages
+from retrieval.edge.server.interceptors import Context
+from retrieval.edge.server.watch import Watch
+from retrieval.edge.settings import Settings
+from retrieval.engine.prefixes import resolve_prefix
+from retrieval.errors import UnknownJob
+from retrieval.flows.audit import AuditRequest
+from retrieval.flows.reindex import ReindexRequest
+from retrieval.v1 import jobs_pb2, jobs_pb2_grpc
+
+log = structlog.get_logger()
+
+
+class JobQueue:
+    """The job queue for an event loop: calls of Redis and Celery run on threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._jobs = Jobs(redis_url(settings))
+        self._app = make_app(settings)
+
+    async def submit(self, kind: str, request: ReindexRequest | AuditRequest) -> Job:
+        """Store and send a job, or return the running one with the same request."""
+        job = await asyncio.to_thread(submit, self._app, self._jobs, kind, request)
+        log.info("job_accepted", id=job.id, kind=kind, catalog=request.catalog)
+        return job
+
+    async def get(self, job_id: str) -> Job:
+        """Return the record of the job with this id, or with the only id that starts so."""
+        return await asyncio.to_thread(self._find, job_id)
+
+    def _find(self, job_id: str) -> Job:
+        try:
+            return self._jobs.get(JobId(job_id))
+        except UnknownJob:  # Redis looks an id up, but must search for the start of one
+            ids, hint = self._jobs.ids_starting(job_id), "finished jobs are kept for 30 days"
+            return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=hint)))
+
+
+class JobServicer(jobs_pb2_grpc.JobServiceServicer):
+    """Reports jobs."""
+
+    def __init__(self, queue: JobQueue, watch: Watch) -> None:
+        self._queue = queue
+        self._watch = watch
+
+    async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
+        """Report the state of a job."""
+        job = await self._queue.get(request.job_id)
+        if job.state is JobState.SUCCEEDED and job.kind == "reindex":
+            await self._watch.look()  # a client that learns of the new snapshot can search it here at once
+        return messages.job_message(job)

@@ -1,0 +1,84 @@
+"""The service of protos/retrieval/v1/operating_points.proto."""
+
+import asyncio
+
+import structlog
+
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.operating_point import OperatingPointId
+from retrieval.edge.server import messages
+from retrieval.edge.server.interceptors import Context
+from retrieval.edge.server.watch import Watch
+from retrieval.engine.prefixes import resolve_prefix
+from retrieval.engine.store import Store
+from retrieval.errors import UnknownBundle, UnknownOperatingPoint
+from retrieval.v1 import operating_points_pb2, operating_points_pb2_grpc
+
+log = structlog.get_logger()
+
+
+class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServicer):
+    """Shows operating points and activates them."""
+
+    def __init__(self, store: Store, watch: Watch) -> None:
+        self._store = store
+        self._watch = watch
+
+    async def GetOperatingPoint(  # noqa: N802
+        self, request: operating_points_pb2.GetOperatingPointRequest, context: Context
+    ) -> operating_points_pb2.OperatingPoint:
+        """Return one operating point, the active one by default."""
+
+        def get() -> operating_points_pb2.OperatingPoint:
+            bundle = self._bundle(request.bundle_digest)
+            point = (
+                self._store.operating_point(bundle, self._point_id(bundle, request.operating_point_id))
+                if request.operating_point_id
+                else self._store.active_operating_point(bundle)
+            )
+            return messages.operating_point_message(point, active=point.id == self._store.active_id(bundle))
+
+        return await asyncio.to_thread(get)
+
+    async def ListOperatingPoints(  # noqa: N802
+        self, request: operating_points_pb2.ListOperatingPointsRequest, context: Context
+    ) -> operating_points_pb2.ListOperatingPointsResponse:
+        """List all operating points of a bundle, newest first."""
+
+        def get() -> operating_points_pb2.ListOperatingPointsResponse:
+            bundle = self._bundle(request.bundle_digest)
+            active = self._store.active_id(bundle)
+            points = self._store.operating_points(bundle)
+            return operating_points_pb2.ListOperatingPointsResponse(
+                operating_points=[messages.operating_point_message(p, active=p.id == active) for p in points]
+            )
+
+        return await asyncio.to_thread(get)
+
+    async def ActivateOperatingPoint(  # noqa: N802
+        self, request: operating_points_pb2.ActivateOperatingPointRequest, context: Context
+    ) -> operating_points_pb2.OperatingPoint:
+        """Use another operating point from now on."""
+
+        def activate() -> operating_points_pb2.OperatingPoint:
+            bundle = self._bundle(request.bundle_digest)
+            point = self._store.activate(bundle, self._point_id(bundle, request.operating_point_id))
+            log.info("operating_point_activated", id=point.id, bundle=bundle)
+            return messages.operating_point_message(point, active=True)
+
+        message = await asyncio.to_thread(activate)
+        await self._watch.look()
+        return message
+
+    def _bundle(self, digest: str) -> BundleDigest:
+        """Return the bundle whose digest starts so, the only one for ""."""
+        if not digest:
+            return self._store.only_bundle()
+        return BundleDigest(resolve_prefix(digest, self._store.bundles(), kind="bundle", unknown=UnknownBundle))
+
+    def _point_id(self, bundle: BundleDigest, start: str) -> OperatingPointId:
+        """Return the id of the operating point that starts so."""
+        ids = self._store.operating_point_ids(bundle)
+        hint = "see `retrieval operating-points list`"
+        point = resolve_prefix(start, ids, kind="operating point", unknown=UnknownOperatingPoint, hint=hint)
+        return OperatingPointId(point)

@@ -1,0 +1,118 @@
+"""Starts and stops the gRPC server. `_services` lists what it offers."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from retrieval.edge import telemetry
+from retrieval.edge.server.audits import AuditServicer
+from retrieval.edge.server.catalogs import CatalogServicer
+from retrieval.edge.server.interceptors import ErrorsToStatuses
+from retrieval.edge.server.jobs import JobQueue, JobServicer
+from retrieval.edge.server.operating_points import OperatingPointServicer
+from retrieval.edge.server.search import SearchServicer
+from retrieval.edge.server.watch import Watch
+from retrieval.edge.settings import Settings
+from retrieval.edge.wiring import check_device, make_searcher, open_store
+from retrieval.errors import FailedPrecondition
+from retrieval.flows.search import Searcher
+from retrieval.v1 import (
+    audits_pb2,
+    audits_pb2_grpc,
+    catalogs_pb2,
+    catalogs_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    operating_points_pb2,
+    operating_points_pb2_grpc,
+    search_pb2,
+    search_pb2_grpc,
+)
+
+log = structlog.get_logger()
+
+_MIB = 1024 * 1024
+# How a servicer is added to a server, the servicer, the file that describes it.
+_Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
+
+
+def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Service]:
+    """List every service of this server."""
+    store = open_store(settings)
+    queue = JobQueue(settings)
+    points = OperatingPointServicer(store, watch)
+    return [
+        (search_pb2_grpc.add_SearchServiceServicer_to_server, SearchServicer(searcher), search_pb2),
+        (catalogs_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(store, queue, watch), catalogs_pb2),
+        (operating_points_pb2_grpc.add_OperatingPointServiceServicer_to_server, points, operating_points_pb2),
+        (audits_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(store, queue), audits_pb2),
+        (jobs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(queue, watch), jobs_pb2),
+    ]
+
+
+@contextlib.asynccontextmanager
+async def running_server(settings: Settings) -> AsyncIterator[int]:
+    """Run a server while the block runs and yield its port; calls in progress then get the grace period."""
+    searcher = make_searcher(settings)
+    server = grpc.aio.server(
+        interceptors=[ErrorsToStatuses()],
+        options=[
+            ("grpc.max_receive_message_length", max(4 * settings.image_bytes, 64 * _MIB)),
+            ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+        ],
+    )
+    health_servicer = health.aio.HealthServicer()
+    watch = Watch(searcher, health_servicer)
+    names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+    for add, servicer, file in _services(settings, searcher, watch):
+        add(servicer, server)
+        names += [service.full_name for service in file.DESCRIPTOR.services_by_name.values()]
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection(names, server)
+    port = _bind(server, settings.address)
+    await watch.look()
+    await server.start()
+    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    watching = asyncio.create_task(watch.run(settings.refresh_s))
+    log.info("server_started", port=port, store=settings.store, live=sorted(searcher.live))
+    try:
+        yield port
+    finally:
+        watching.cancel()
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(settings.shutdown_grace_s)
+        log.info("server_stopped")
+
+
+def serve(settings: Settings) -> None:
+    """Answer calls until SIGTERM or SIGINT."""
+    check_device(settings)
+    telemetry.setup(settings)
+    telemetry.serve_metrics(settings)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running_server(settings):
+        await stop.wait()
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise FailedPrecondition(
+            f"address {address} cannot be listened on: is another server running there?"
+        ) from error
+    return int(port)

@@ -1,0 +1,49 @@
+"""Keeps the searcher at what the store's pointers name: the live snapshot and the active operating point."""
+
+import asyncio
+
+import structlog
+from grpc_health.v1 import health, health_pb2
+
+from retrieval.edge import telemetry
+from retrieval.flows.search import Searcher
+
+log = structlog.get_logger()
+
+SEARCH_SERVICE = "retrieval.v1.SearchService"
+
+
+class Watch:
+    """Reads the pointers on a schedule and after each call that changes them.
+
+    Used from one event loop; two looks never run at the same time.
+    """
+
+    def __init__(self, searcher: Searcher, health_servicer: health.aio.HealthServicer) -> None:
+        self._searcher = searcher
+        self._health = health_servicer
+        self._looking = asyncio.Lock()
+
+    async def run(self, every_s: float) -> None:
+        """Look every `every_s` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.look()
+            except Exception:  # the store may be unreachable for a while: the watch must survive that
+                log.exception("refresh_failed")
+
+    async def look(self) -> None:
+        """Swap in what is new, log and count it, and set the health of the search service."""
+        async with self._looking:
+            changes = await asyncio.to_thread(self._searcher.refresh)
+        for change in changes:
+            if change.live is None:
+                log.error("snapshot_refused", catalog=change.catalog, reason=str(change.problem))
+                telemetry.REFUSED.labels(catalog=change.catalog).inc()
+                continue
+            snapshot, point = change.live.key
+            log.info("snapshot_live", catalog=change.catalog, snapshot=snapshot, operating_point=point)
+            telemetry.LIVE.labels(catalog=change.catalog).set_to_current_time()
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(SEARCH_SERVICE, status.SERVING if self._searcher.live else status.NOT_SERVING)

@@ -1,0 +1,137 @@
+"""What people and machines read on a terminal, and how a command ends: shared by `retrieval` and `training`.
+
+Results go to stdout, everything else to stderr. Tables and bars are imported at first use, because most commands end
+without them. Hides rich.
+"""
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn, Protocol
+
+import typer
+from rich.console import Console
+
+from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
+
+
+class Progress(Protocol):
+    """Moves the bar of a description to `done` of `total`, 0 if unknown, with a note behind it."""
+
+    def __call__(self, description: str, done: int, total: int, note: str = "") -> None: ...  # noqa: D102
+
+
+OK, VERDICT_FAILED, WRONG_USAGE, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
+
+_FILE_WIDTH = 140  # of tables that go to a file or another program, where rich would assume 80 columns
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the installed version and end the command, if `--version` was given."""
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(version("threshold-retrieval"), highlight=False)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    out.out(json.dumps(value, indent=2, ensure_ascii=False, default=str), highlight=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table on stdout. Text of users is shown as it is, without markup or control characters."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id", overflow="fold")  # people copy ids
+    for row in rows:
+        table.add_row(
+            *(Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(v))) for v in row)
+        )
+    out.print(table)
+
+
+def print_error(error: object) -> None:
+    """Print an error on stderr as one line, in red on a terminal."""
+    err.print(f"error: {error}", style="red", markup=False)
+
+
+@contextlib.contextmanager
+def progress_bars(*, keep: bool = False) -> Iterator[Progress]:
+    """Show bars on stderr during the block, one for each description that the yielded function is called with.
+
+    Without `keep` they vanish at the end and are not shown at all if stderr is no terminal.
+    """
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=20),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
+    )
+    tasks: dict[str, rich_progress.TaskID] = {}
+    with rich_progress.Progress(
+        *columns, console=err, transient=not keep, disable=not (keep or err.is_terminal)
+    ) as display:
+
+        def update(description: str, done: int, total: int, note: str = "") -> None:
+            if description not in tasks:
+                tasks[description] = display.add_task(description, total=None, note="")
+            display.update(tasks[description], completed=done, total=total or None, note=note)
+
+        yield update
+
+
+@contextlib.contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show one bar on stderr during the block; call the yielded function with (done, total)."""
+    with progress_bars() as update:
+        update(description, 0, 0)
+        yield lambda done, total: update(description, done, total)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of an error: 2 if the command or its settings must change, 130 for Ctrl-C, else 3."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return WRONG_USAGE if isinstance(error, InvalidInput | InvalidSettings) else COULD_NOT_RUN
+
+
+def run(app: Callable[[], object]) -> NoReturn:
+    """Run a typer application and end the process with its exit code.
+
+    A known error is one line on stderr. An unknown one, which is a defect, also prints its trace, and its code is 3,
+    because 1 means that a verdict failed.
+    """
+    try:
+        app()
+    except (RetrievalError, OSError) as error:  # OSError: a full disk, a folder without permission; its text names it
+        print_error(error)
+        sys.exit(exit_code_of(error))
+    except KeyboardInterrupt as interrupt:
+        sys.exit(exit_code_of(interrupt))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich both end with 1 if the reader has gone
+            sys.exit(COULD_NOT_RUN)
+        raise
+    except Exception as error:  # noqa: BLE001  # Python itself would end with 1
+        traceback.print_exc()
+        print_error(f"{type(error).__name__}: {error}. This is a defect of the program")
+        sys.exit(exit_code_of(error))
+    sys.exit(OK)

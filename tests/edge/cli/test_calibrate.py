@@ -1,0 +1,79 @@
+"""The command `calibrate`: a target in, a stored operating point out, and what it changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retrieval.contract.bundle import Bundle
+from retrieval.edge.cli.app import app
+from retrieval.engine.store import Store
+from retrieval.errors import InvalidInput
+from tests.photos import write_shots
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 classes of 4 pictures."""
+    folder = tmp_path_factory.mktemp("calibration") / "images"
+    return write_shots(folder, places=range(1000, 1030), n_shots=4)
+
+
+def calibrate(folder: Path, bundle: Bundle, images: Path, *options: str) -> str:
+    """What the command prints."""
+    where = ("--store", str(folder / "store"), "--state-dir", str(folder / "state"))
+    arguments = ["calibrate", "--bundle", str(bundle.directory), "--data", str(images), *where, *options]
+    return CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False).stdout
+
+
+def test_another_target_is_compared_with_the_one_in_use(
+    tmp_path: Path, tiny_bundle: Bundle, images: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = json.loads(
+        printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--activate", "--json"))
+    )
+    assert (first["active"], first["changes"], first["no_changes"]) == (True, None, "there was none")
+    assert first["choice"]["target"] == "far=0.05"
+    second = json.loads(
+        printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--target", "class-far=0.02", "--json"))
+    )
+    assert not second["active"]
+    assert second["choice"]["target"] == "class-far=0.02"
+    assert second["changes"]["active"] == first["choice"]["threshold"]
+    assert second["changes"]["proposed"] == second["choice"]["threshold"]
+    assert len(second["changes"]["classes"]) == 30
+    text = printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--target", "f1@0.05"))
+    for expected in ("the largest F1 where", "of the true pairs", "decisions change", "stored, not in use"):
+        assert expected in text
+    assert Store(str(tmp_path / "store")).active_id(tiny_bundle.digest) == first["id"]
+
+
+def test_an_operating_point_of_an_older_format_does_not_stop_it(
+    tmp_path: Path, tiny_bundle: Bundle, images: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own message says to calibrate again, so that has to work."""
+    first = json.loads(
+        printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--activate", "--json"))
+    )
+    (stored,) = (tmp_path / "store").rglob(f"{first['id']}.json")
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"format": 1}))
+    again = json.loads(
+        printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--activate", "--json"))
+    )
+    assert "expected operating point format 2, found 1" in again["no_changes"]
+    assert again["active"]
+
+
+def test_far_and_target_together_are_refused(tmp_path: Path, tiny_bundle: Bundle, images: Path) -> None:
+    with pytest.raises(InvalidInput, match="expected --far or --target, found both"):
+        calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--target", "utility")
+    with pytest.raises(InvalidInput, match=r"'eer=0\.1' is no target"):
+        calibrate(tmp_path, tiny_bundle, images, "--target", "eer=0.1")
+
+
+def printed(capfd: pytest.CaptureFixture[str], output: str) -> str:
+    """The console was made before the runner put its own stdout in place."""
+    return output or capfd.readouterr().out

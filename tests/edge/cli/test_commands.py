@@ -1,0 +1,117 @@
+"""The client commands against a real server: what people and machines get, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrieval.edge.cli import main
+from tests.edge.conftest import CATALOG, Running
+from tests.photos import shot, write_shots
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def retrieval(running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command against the server: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        given = [*map(str, arguments), "--address", running.address]
+        monkeypatch.setattr(sys, "argv", ["retrieval", *given])
+        with pytest.raises(SystemExit, match=r"^\d+$") as left:
+            main()
+        captured = capsys.readouterr()
+        return int(str(left.value.code)), captured.out, captured.err
+
+    return run
+
+
+def test_health(retrieval: Command) -> None:
+    assert retrieval("health") == (0, "serving\n", "")
+
+
+def test_search_finds_the_place_of_a_new_shot(retrieval: Command, tmp_path: Path) -> None:
+    """A name with characters that mean something to URLs and globs is read as it is."""
+    image = tmp_path / "shot [1] #2.jpg"
+    shot(3, 9).save(image)
+    code, out, _ = retrieval("search", "--catalog", CATALOG, "--image", image, "--json")
+    assert code == 0
+    (query,) = json.loads(out)["queries"]
+    assert query["id"] == image.name
+    assert query["matches"][0]["label"] == "place 3"
+
+
+def test_search_counts_what_is_right_and_goes_on_after_a_bad_image(retrieval: Command, tmp_path: Path) -> None:
+    """One unreadable image of a manifest is one failed answer; labels judge the others; the sheet is a PNG."""
+    manifest = write_shots(tmp_path / "queries", places=range(3), n_shots=2)
+    (tmp_path / "queries" / "1-1.jpg").write_bytes(b"no picture")
+    options = ("--catalog", CATALOG, "--manifest", manifest, "--sheet", tmp_path / "made" / "sheet.png")
+    code, out, err = retrieval("search", *options, "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["summary"]["n_queries"], found["summary"]["n_failed"]) == (6, 1)
+    assert found["summary"]["first_match_right"] == 1.0
+    failed = next(query for query in found["queries"] if query["id"] == "1-1")
+    assert "expected one of JPEG" in failed["error"]
+    assert (tmp_path / "made" / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = retrieval("search", *options[:4])
+    assert "6 queries, 1 failed" in out
+    assert "first match right 100.0%" in out
+
+
+def test_a_single_bad_image_is_an_error(retrieval: Command, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(b"no picture")
+    code, out, err = retrieval("search", "--catalog", CATALOG, "--image", tmp_path / "image.jpg")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert retrieval("search", "--catalog", CATALOG)[0] == 2
+
+
+def test_snapshots_are_listed_and_gone_back_to(retrieval: Command, running: Running) -> None:
+    """The whole id is shown, its start is enough, and a dry run changes nothing."""
+    live = running.store.current(CATALOG)
+    code, out, _ = retrieval("snapshots", "list", CATALOG)
+    assert code == 0
+    assert live in out
+    (snapshot,) = json.loads(retrieval("snapshots", "list", CATALOG, "--json")[1])
+    assert (snapshot["id"], snapshot["live"]) == (live, True)
+    code, out, _ = retrieval("snapshots", "rollback", CATALOG, live[:4], "--dry-run")
+    assert (code, out) == (0, f"would make snapshot {live[:4]} of {CATALOG} live\n")
+    assert retrieval("snapshots", "rollback", CATALOG, live[:4])[:2] == (0, f"snapshot {live} of {CATALOG} is live\n")
+
+
+def test_operating_points_are_listed_shown_and_activated(retrieval: Command, running: Running) -> None:
+    active = running.store.active_id(running.store.only_bundle())
+    assert active is not None
+    (listed,) = json.loads(retrieval("operating-points", "list", "--json")[1])
+    assert (listed["id"], listed["active"]) == (active, True)
+    assert active in retrieval("operating-points", "list")[1]
+    assert json.loads(retrieval("operating-points", "show", "--json")[1]) == listed
+    threshold = f"threshold {listed['threshold']:.4f}"
+    code, out, _ = retrieval("operating-points", "activate", active[:6], "--dry-run")
+    assert (code, out) == (0, f"would put operating point {active} ({threshold}) into use\n")
+    code, out, _ = retrieval("operating-points", "activate", active[:6])
+    assert code == 0
+    assert out.endswith(f"operating point {active} is in use: {threshold}\n")  # the server of this process logs too
+
+
+def test_errors_of_the_server_have_their_exit_codes(retrieval: Command) -> None:
+    """2 if the command must change, 3 if the state must; one line on stderr, nothing on stdout."""
+    for code, *arguments in (
+        (3, "snapshots", "list", "nowhere"),
+        (2, "snapshots", "list", "no such name"),
+        (3, "snapshots", "rollback", CATALOG, "0000"),
+        (3, "operating-points", "activate", "abc"),
+        (3, "reindex", CATALOG, "images.csv"),
+        (2, "reindex", CATALOG, "images.csv", "--index", "HNSW"),
+        (3, "audit", CATALOG, "images.csv"),
+    ):
+        found, out, err = retrieval(*arguments)
+        assert (found, out) == (code, ""), arguments
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1

@@ -1,0 +1,140 @@
+"""Jobs in a real Valkey: one at a time for a catalogue, found again, surviving a restart."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import redis
+
+from retrieval.edge.jobs.embedded import _start_once, _stop, embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.records import Jobs, JobState
+from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
+
+REQUEST = {"catalog": "shoes", "manifest_uri": "images"}
+
+
+def test_same_request_finds_the_running_job(jobs: Jobs) -> None:
+    """A job started twice runs once; the other call gets its id."""
+    first = jobs.start("reindex", "twice", REQUEST)
+    assert jobs.start("reindex", "twice", dict(reversed(REQUEST.items()))) == first
+    assert [job.id for job in jobs.running() if job.catalog == "twice"] == [first.id]
+
+
+def test_another_request_for_a_busy_catalogue_is_refused(jobs: Jobs) -> None:
+    """Two different reindexes of one catalogue do not race; an audit may run beside."""
+    first = jobs.start("reindex", "busy", REQUEST)
+    with pytest.raises(FailedPrecondition, match=first.id):
+        jobs.start("reindex", "busy", {**REQUEST, "manifest_uri": "others"})
+    assert jobs.start("audit", "busy", REQUEST).id != first.id
+
+
+@pytest.mark.parametrize("ending", ["succeed", "fail"])
+def test_finished_job_frees_its_catalogue_and_stays_as_it_is(jobs: Jobs, ending: str) -> None:
+    """The first ending counts, also when a task is delivered again."""
+    first = jobs.start("reindex", ending, REQUEST)
+    getattr(jobs, ending)(first.id, "what came of it")
+    done = jobs.get(first.id)
+    assert done.state.is_final
+    assert done.finished_at
+    assert (done.result_id or done.error) == "what came of it"
+    jobs.fail(first.id, "too late")
+    jobs.mark_running(first.id, n_total=9)
+    assert jobs.get(first.id) == done
+    assert jobs.start("reindex", ending, REQUEST).id != first.id
+
+
+def test_progress_counts_each_shard_once(jobs: Jobs) -> None:
+    """A shard that is delivered twice is one shard done; the count stays after the end."""
+    job = jobs.start("reindex", "progress", REQUEST)
+    assert job.state is JobState.QUEUED
+    jobs.mark_running(job.id, n_total=3)
+    for number in (0, 1, 1, 0):
+        jobs.mark_done(job.id, number)
+    seen = jobs.get(job.id)
+    assert (seen.state, seen.n_done, seen.n_total) == (JobState.RUNNING, 2, 3)
+    jobs.mark_done(job.id, 2)
+    jobs.succeed(job.id, "snapshot")
+    assert jobs.get(job.id).n_done == 3
+
+
+def test_attempts_are_counted_until_one_ends_well(jobs: Jobs) -> None:
+    """A task that kills its worker again and again is noticed."""
+    job = jobs.start("reindex", "attempts", REQUEST)
+    assert [jobs.begin_attempt(job.id, "embed:0") for _ in range(3)] == [1, 2, 3]
+    jobs.end_attempt(job.id, "embed:0")
+    assert jobs.begin_attempt(job.id, "embed:0") == 1
+
+
+def test_unknown_job_is_not_found(jobs: Jobs) -> None:
+    """An id that nobody gave out is NOT_FOUND."""
+    with pytest.raises(UnknownJob, match="nothing"):
+        jobs.get("nothing")  # type: ignore[arg-type]  # any text may come over the wire
+
+
+def test_jobs_survive_a_restart(tmp_path: Path) -> None:
+    """What was acknowledged is there after the embedded Valkey was stopped and started again."""
+    with embedded_valkey(tmp_path):
+        started = Jobs(f"unix://{socket_path(tmp_path)}").start("reindex", "kept", REQUEST)
+    assert not is_running(tmp_path)
+    with embedded_valkey(tmp_path):
+        assert Jobs(f"unix://{socket_path(tmp_path)}").get(started.id) == started
+    shutil.rmtree(tmp_path / "valkey")
+
+
+def test_no_queue_says_what_to_start(tmp_path: Path) -> None:
+    """Without a Redis the message names the two ways to have one."""
+    with pytest.raises(JobsUnavailable, match=r"retrieval worker.*RETRIEVAL_REDIS_URL"):
+        Jobs(f"unix://{socket_path(tmp_path)}").running()
+
+
+@pytest.mark.parametrize("kept", ["record", "nothing"])
+def test_lock_that_a_kill_left_behind_blocks_nobody(jobs: Jobs, state_dir: Path, kept: str) -> None:
+    """A catalogue whose last job is finished, or lost, is free, whatever its lock says."""
+    old = jobs.start("reindex", f"left-{kept}", REQUEST)
+    client = redis.Redis(unix_socket_path=str(socket_path(state_dir)))
+    lock = f"retrieval:running:reindex:left-{kept}"
+    if kept == "record":
+        jobs.succeed(old.id, "snapshot")
+        client.set(lock, old.id)
+    else:
+        client.delete(f"retrieval:job:{old.id}")
+    assert old.id not in [job.id for job in jobs.running()]
+    new = jobs.start("reindex", f"left-{kept}", {**REQUEST, "manifest_uri": "others"})
+    assert new.id != old.id
+    assert client.get(lock) == new.id.encode()
+    client.close()
+
+
+def test_two_starters_get_one_valkey(tmp_path: Path) -> None:
+    """Workers that start at the same moment share one server: two would write one append-only file."""
+    socket_path(tmp_path).unlink(missing_ok=True)
+    with ThreadPoolExecutor(4) as pool:
+        started = [process for process in pool.map(_start_once, [tmp_path] * 4) if process is not None]
+    assert len(started) == 1
+    assert is_running(tmp_path)
+    _stop(started[0])
+
+
+def test_state_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    """A file where the folder should be is an error of the family."""
+    (tmp_path / "file").touch()
+    with pytest.raises(JobsUnavailable, match="cannot keep its data"), embedded_valkey(tmp_path / "file"):
+        pass
+
+
+def test_url_that_is_none_is_said() -> None:
+    """A mistyped setting is named."""
+    with pytest.raises(InvalidSettings, match="RETRIEVAL_REDIS_URL"):
+        Jobs("localhost:6379")
+
+
+def test_ids_are_found_by_their_start(jobs: Jobs) -> None:
+    """Ids alone, without the other keys of a job; a pattern finds nothing."""
+    job = jobs.start("reindex", "starts", REQUEST)
+    jobs.mark_done(job.id, 0)
+    jobs.begin_attempt(job.id, "embed:0")
+    assert jobs.ids_starting(job.id[:8]) == [job.id]
+    assert jobs.ids_starting("*") == jobs.ids_starting("") == []

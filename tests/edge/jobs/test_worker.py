@@ -1,0 +1,405 @@
+"""The worker's steps over a real Valkey and a real store; the test delivers the messages itself."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import structlog
+from structlog.testing import capture_logs
+
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.score import Score
+from retrieval.edge.jobs import worker as worker_module
+from retrieval.edge.jobs.queue import AUDIT, BUILD, EMBED, PLAN, SCHEDULED_AUDIT, submit
+from retrieval.edge.jobs.records import Job, JobState
+from retrieval.edge.jobs.worker import Worker, run_beat
+from retrieval.edge.settings import load_settings
+from retrieval.engine.store import Store
+from retrieval.errors import InvalidSettings, JobsUnavailable, Unavailable
+from retrieval.flows.audit import AuditRequest
+from retrieval.flows.reindex import ReindexRequest
+from tests.edge.jobs.conftest import Message, waiting
+from tests.pictures import class_picture, encoded, write_class_folders
+from tests.stores import activate
+
+CATALOG = "shop"
+N_CLASSES, N_IMAGES = 33, 4  # 132 images: two shards
+N_ATTEMPTS = 6
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for two shards; read only."""
+    return write_class_folders(tmp_path_factory.mktemp("images"), n_classes=N_CLASSES, n_images=N_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def labelled_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 new classes of 4 pictures, with a column of groups; read only."""
+    folder = tmp_path_factory.mktemp("audit")
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "uri", "label", "camera"])
+        for number in range(3000, 3030):
+            for variant in range(4):
+                name = f"{number}-{variant}.png"
+                (folder / name).write_bytes(encoded(class_picture(number, variant, spread=70)))
+                writer.writerow([name, name, f"class {number}", variant % 2])
+    return folder / "manifest.csv"
+
+
+@pytest.fixture
+def worker(calibrated: Store, state_dir: Path) -> Iterator[Worker]:
+    """A worker over a calibrated store and an empty queue; it runs what the tests deliver."""
+    worker = Worker(load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1, worker_processes=1))
+    yield worker
+    worker.parts.pool.shutdown()
+
+
+@pytest.fixture
+def reindexing(worker: Worker, images: Path) -> Job:
+    """A reindex of two shards whose first message waits."""
+    return submit(worker.app, worker.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+
+
+def deliver(worker: Worker, message: Message) -> None:
+    """Run one task in this process as Celery does; retries follow at once."""
+    result = worker.app.tasks[message.task].apply(args=message.arguments)
+    assert result.state in ("SUCCESS", "RETRY"), result.traceback
+
+
+def work_off(worker: Worker, client: redis.Redis, *, times: int = 1) -> list[str]:
+    """Deliver messages, each so many times, until none waits; returns the tasks in their order."""
+    done = []
+    while messages := waiting(client):
+        for message in messages:
+            done.append(message.task)
+            for _ in range(times):
+                deliver(worker, message)
+    return done
+
+
+def staged(store: Store, job: Job) -> list[str]:
+    return store.objects.names(f"staging/{job.id}")
+
+
+def test_a_reindex_goes_from_message_to_live_snapshot(
+    worker: Worker, reindexing: Job, client: redis.Redis, calibrated: Store
+) -> None:
+    """One plan, one task per shard, one build; afterwards the snapshot is live and no working file is left."""
+    assert work_off(worker, client) == [PLAN, EMBED, EMBED, BUILD]
+    job = worker.jobs.get(reindexing.id)
+    assert (job.state, job.n_done, job.n_total) == (JobState.SUCCEEDED, 2, 2)
+    assert job.result_id == calibrated.current(CATALOG)
+    assert calibrated.snapshot_manifest(CATALOG, calibrated.current(CATALOG)).n_items == N_CLASSES * N_IMAGES
+    assert staged(calibrated, job) == []
+    assert worker.jobs.running() == []
+
+
+def test_plan_sends_a_task_for_each_shard(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
+    """The number of shards is known from then on."""
+    waiting(client)
+    deliver(worker, Message(PLAN, (reindexing.id,)))
+    assert waiting(client) == [Message(EMBED, (reindexing.id, 0)), Message(EMBED, (reindexing.id, 1))]
+    job = worker.jobs.get(reindexing.id)
+    assert (job.state, job.n_done, job.n_total) == (JobState.RUNNING, 0, 2)
+
+
+def test_only_the_last_shard_starts_the_build(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
+    """In whatever order the shards end."""
+    deliver(worker, *waiting(client))
+    first, second = waiting(client)
+    deliver(worker, second)
+    assert waiting(client) == []
+    assert worker.jobs.get(reindexing.id).n_done == 1
+    deliver(worker, first)
+    assert waiting(client) == [Message(BUILD, (reindexing.id,))]
+
+
+def test_a_plan_delivered_again_sends_only_what_is_missing(
+    worker: Worker, reindexing: Job, client: redis.Redis
+) -> None:
+    """A worker that died after the first shard costs that job nothing but time."""
+    (planning,) = waiting(client)
+    deliver(worker, planning)
+    deliver(worker, waiting(client)[0])
+    deliver(worker, planning)
+    assert waiting(client) == [Message(EMBED, (reindexing.id, 1))]
+    deliver(worker, Message(EMBED, (reindexing.id, 1)))
+    waiting(client)  # the build is lost
+    deliver(worker, planning)
+    assert waiting(client) == [Message(BUILD, (reindexing.id,))]
+
+
+def test_every_message_delivered_twice_gives_one_snapshot(
+    worker: Worker, reindexing: Job, client: redis.Redis, calibrated: Store
+) -> None:
+    """A broker may deliver again what was done; the job counts each shard once."""
+    work_off(worker, client, times=2)
+    job = worker.jobs.get(reindexing.id)
+    assert (job.state, job.n_done, job.n_total) == (JobState.SUCCEEDED, 2, 2)
+    assert [manifest.id for manifest in calibrated.snapshots(CATALOG)] == [job.result_id]
+    assert staged(calibrated, job) == []
+
+
+def test_a_late_delivery_does_not_touch_a_job_that_has_ended(
+    worker: Worker, reindexing: Job, client: redis.Redis, calibrated: Store
+) -> None:
+    """It removes the working files that a killed worker left, and nothing else."""
+    work_off(worker, client)
+    done = worker.jobs.get(reindexing.id)
+    calibrated.objects.put(f"staging/{done.id}/left-over", b"x")
+    for message in (Message(PLAN, (done.id,)), Message(EMBED, (done.id, 1)), Message(BUILD, (done.id,))):
+        deliver(worker, message)
+    assert worker.jobs.get(done.id) == done
+    assert waiting(client) == []
+    assert staged(calibrated, done) == []
+
+
+def test_a_known_error_fails_the_job_at_once(
+    worker: Worker, client: redis.Redis, calibrated: Store, tmp_path: Path
+) -> None:
+    """The client sees the error's own message; the catalogue is free; nothing is retried."""
+    (tmp_path / "empty").mkdir()
+    request = ReindexRequest(catalog=CATALOG, manifest_uri=str(tmp_path / "empty"))
+    job = submit(worker.app, worker.jobs, "reindex", request)
+    with capture_logs() as logs:
+        assert work_off(worker, client) == [PLAN]
+    failed = worker.jobs.get(job.id)
+    assert failed.state is JobState.FAILED
+    assert "expected at least one image" in failed.error
+    assert [log["event"] for log in logs] == ["job_failed"]
+    assert worker.jobs.running() == []
+    assert staged(calibrated, job) == []
+    assert submit(worker.app, worker.jobs, "reindex", request).id != job.id
+
+
+def test_a_build_that_fails_leaves_the_old_snapshot_live(
+    worker: Worker, reindexing: Job, client: redis.Redis, calibrated: Store, tmp_path: Path
+) -> None:
+    """Too many unreadable images: the job says so, and the working files are gone."""
+    work_off(worker, client)
+    old = calibrated.current(CATALOG)
+    (tmp_path / "broken" / "class").mkdir(parents=True)
+    for number in range(5):
+        (tmp_path / "broken" / "class" / f"{number}.png").write_bytes(b"no picture")
+    request = ReindexRequest(catalog=CATALOG, manifest_uri=str(tmp_path / "broken"))
+    job = submit(worker.app, worker.jobs, "reindex", request)
+    assert work_off(worker, client) == [PLAN, EMBED, BUILD]
+    assert worker.jobs.get(job.id).state is JobState.FAILED
+    assert "5 of 5" in worker.jobs.get(job.id).error
+    assert calibrated.current(CATALOG) == old
+    assert staged(calibrated, job) == []
+
+
+def test_an_unknown_error_is_tried_again_and_then_fails_the_job(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect gets six attempts; its text stays in the log of the worker."""
+    calls = []
+
+    def broken(*arguments: object, **_: object) -> None:
+        calls.append(arguments)
+        raise KeyError("secret path /etc/shadow")
+
+    monkeypatch.setattr(worker_module.reindex, "build_and_publish", broken)
+    work_off(worker, client)
+    job = worker.jobs.get(reindexing.id)
+    assert len(calls) == N_ATTEMPTS
+    assert job.state is JobState.FAILED
+    assert f"{BUILD} was begun {N_ATTEMPTS} times and never ended" in job.error
+    assert "secret" not in job.error
+
+
+def test_an_error_that_passes_does_not_count_afterwards(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away for two attempts delays a job; it does not fail it."""
+    build, left = worker_module.reindex.build_and_publish, [2]
+
+    def away(*arguments: Any, **options: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise Unavailable("the store does not answer")
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(worker_module.reindex, "build_and_publish", away)
+    work_off(worker, client)
+    assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
+
+
+def test_a_step_before_its_plan_waits_for_it(worker: Worker, reindexing: Job) -> None:
+    """Messages of a job whose plan was lost do not run for ever."""
+    deliver(worker, Message(EMBED, (reindexing.id, 0)))
+    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+
+
+def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
+    """A killed process cannot count, so an attempt is counted before it begins, for each shard on its own."""
+    deliver(worker, *waiting(client))
+    first, second = waiting(client)
+    for _ in range(N_ATTEMPTS):
+        worker.jobs.begin_attempt(reindexing.id, f"{EMBED}:0")
+    deliver(worker, second)
+    assert worker.jobs.get(reindexing.id).state is JobState.RUNNING
+    deliver(worker, first)
+    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+
+
+def test_pauses_between_attempts_grow_to_a_minute(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage of seconds is over at the next attempt; a long one is not hammered."""
+
+    class Task:
+        """Celery's side of a task, with so many attempts behind it."""
+
+        def __init__(self, retries: int) -> None:
+            self.request = type("Request", (), {"retries": retries})
+            self.pauses: list[int] = []
+
+        def retry(self, *, exc: Exception, countdown: int) -> Exception:
+            self.pauses.append(countdown)
+            return exc
+
+    def away(*_: object) -> None:
+        raise JobsUnavailable("no Redis")
+
+    monkeypatch.setattr(worker.jobs, "get", away)
+    run = worker._guarded(PLAN, worker.plan)
+    pauses = []
+    for retries in range(8):
+        task = Task(retries)
+        with pytest.raises(JobsUnavailable, match="no Redis"):
+            run(task, "job")
+        pauses += task.pauses
+    assert pauses == [2, 4, 8, 16, 32, 64, 64, 64]
+
+
+def test_a_message_of_an_unknown_job_is_dropped(worker: Worker) -> None:
+    """Its record expired or was lost: the log has it, and the queue goes on."""
+    with capture_logs() as logs:
+        deliver(worker, Message(PLAN, ("0" * 32,)))
+    assert [(log["event"], log["log_level"]) for log in logs] == [("task_of_unknown_job", "error")]
+
+
+def test_a_job_that_another_delivery_ended_is_not_failed(worker: Worker, reindexing: Job) -> None:
+    """The first ending counts."""
+    worker.jobs.succeed(reindexing.id, "snapshot")
+    worker._give_up(reindexing, "too late")
+    job = worker.jobs.get(reindexing.id)
+    assert (job.state, job.error) == (JobState.SUCCEEDED, "")
+
+
+def test_logs_of_a_task_carry_job_and_task(worker: Worker, reindexing: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator finds all lines of a job by its id."""
+    seen = {}
+    monkeypatch.setattr(
+        worker_module.reindex, "plan", lambda *_: seen.update(structlog.contextvars.get_contextvars()) or 1 / 0
+    )
+    deliver(worker, Message(PLAN, (reindexing.id,)))
+    assert seen == {"job": reindexing.id, "task": PLAN}
+    assert structlog.contextvars.get_contextvars() == {}
+
+
+def test_resume_sends_every_unfinished_job_again(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
+    """A queue that lost its messages loses no job; jobs that have ended are left alone."""
+    work_off(worker, client)
+    first = worker.jobs.start("reindex", "other", {})
+    second = worker.jobs.start("audit", CATALOG, {})
+    worker.resume()
+    assert {(message.task, *message.arguments) for message in waiting(client)} == {
+        (PLAN, first.id),
+        (AUDIT, second.id),
+    }
+
+
+def test_an_audit_stores_its_report_and_changes_nothing(
+    worker: Worker,
+    reindexing: Job,
+    client: redis.Redis,
+    calibrated: Store,
+    labelled_images: Path,
+) -> None:
+    """The job names the audit; a verdict that failed is an alarm in the log, not a failed job."""
+    work_off(worker, client)
+    before = calibrated.active_id(calibrated.only_bundle()), calibrated.current(CATALOG)
+    request = AuditRequest(catalog=CATALOG, manifest_uri=str(labelled_images), group_by=("camera",))
+    job = submit(worker.app, worker.jobs, "audit", request)
+    with capture_logs() as logs:
+        assert work_off(worker, client) == [AUDIT]
+    done = worker.jobs.get(job.id)
+    assert (done.state, done.result_id, done.n_done, done.n_total) == (JobState.SUCCEEDED, job.id, 120, 120)
+    report = calibrated.audit(CATALOG, job.id)
+    (finished,) = [log for log in logs if log["event"] == "audit_finished"]
+    assert finished["verdict"] == report["verdict"]
+    assert finished["log_level"] == ("info" if report["verdict"] == "passed" else "error")
+    assert finished["findings"] == [f["limit"] for f in report["findings"] if not f["passed"]]
+    assert (calibrated.active_id(calibrated.only_bundle()), calibrated.current(CATALOG)) == before
+
+
+def test_an_audit_that_fails_its_limits_is_an_alarm(
+    calibrated: Store,
+    cosine_point: OperatingPoint,
+    worker: Worker,
+    reindexing: Job,
+    client: redis.Redis,
+    labelled_images: Path,
+) -> None:
+    """A threshold that accepts nearly everything fails; the job itself succeeds."""
+    work_off(worker, client)
+    loose = dataclasses.replace(cosine_point, choice=dataclasses.replace(cosine_point.choice, threshold=-0.99))
+    activate(calibrated, loose, Score())
+    job = submit(worker.app, worker.jobs, "audit", AuditRequest(catalog=CATALOG, manifest_uri=str(labelled_images)))
+    with capture_logs() as logs:
+        work_off(worker, client)
+    assert worker.jobs.get(job.id).state is JobState.SUCCEEDED
+    (finished,) = [log for log in logs if log["event"] == "audit_finished"]
+    assert (finished["verdict"], finished["log_level"]) == ("failed", "error")
+    assert finished["findings"]
+
+
+def test_an_audit_of_unusable_images_fails_its_job(
+    worker: Worker, reindexing: Job, client: redis.Redis, tmp_path: Path
+) -> None:
+    """A manifest without labels is the caller's to change."""
+    work_off(worker, client)
+    (tmp_path / "manifest.csv").write_text("id,uri\na,a.png\nb,b.png\n")
+    job = submit(
+        worker.app, worker.jobs, "audit", AuditRequest(catalog=CATALOG, manifest_uri=str(tmp_path / "manifest.csv"))
+    )
+    work_off(worker, client)
+    assert worker.jobs.get(job.id).state is JobState.FAILED
+    assert "label" in worker.jobs.get(job.id).error
+
+
+def test_a_scheduled_audit_that_still_runs_is_not_started_again(
+    calibrated: Store, state_dir: Path, client: redis.Redis
+) -> None:
+    """Two ticks of the schedule give one job with the request of the settings."""
+    settings = load_settings(
+        state_dir=state_dir,
+        store_url=calibrated.url,
+        audit_catalog=CATALOG,
+        audit_manifest="images",
+        audit_group_by="maker, camera",
+    )
+    worker = Worker(settings)
+    for _ in range(2):
+        worker.app.tasks[SCHEDULED_AUDIT].apply(throw=True)
+    (job,) = worker.jobs.running()
+    assert waiting(client) == [Message(AUDIT, (job.id,))] * 2
+    assert job.request == {"catalog": CATALOG, "manifest_uri": "images", "group_by": ["maker", "camera"]}
+
+
+@pytest.mark.parametrize("missing", ["audit_every_h", "audit_catalog", "audit_manifest"])
+def test_a_scheduler_without_a_schedule_does_not_start(missing: str) -> None:
+    """All three settings are needed."""
+    given: dict[str, object] = {"audit_every_h": 1.0, "audit_catalog": CATALOG, "audit_manifest": "images"}
+    del given[missing]
+    with pytest.raises(InvalidSettings, match="RETRIEVAL_AUDIT_EVERY_H"):
+        run_beat(load_settings(**given))

@@ -1,0 +1,92 @@
+"""The job service over a real connection, with and without a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+import pytest
+
+from retrieval.client import Client, connect
+from retrieval.edge.jobs.embedded import embedded_valkey
+from retrieval.edge.jobs.records import Jobs, redis_url
+from retrieval.edge.settings import load_settings
+from retrieval.engine.encoder import Encoder
+from retrieval.engine.store import Store
+from retrieval.errors import NotFound, Unavailable
+from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, search_pb2
+from tests import pictures
+from tests.edge.conftest import CATALOG, Running, Serving, index
+from tests.edge.server.calls import search
+from tests.photos import shot, write_shots
+
+
+def test_jobs_without_a_queue_are_unavailable(running: Running) -> None:
+    """Without Redis, jobs say what to start, and queries go on."""
+    client = running.client
+    with pytest.raises(Unavailable, match="retrieval worker"):
+        client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id="0" * 32))
+    images = str(running.folder / "images" / "manifest.csv")
+    request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, manifest_uri=images)
+    with pytest.raises(Unavailable, match="retrieval worker"):
+        client.call(client.catalogs.StartReindex, request)
+    with pytest.raises(Unavailable, match="retrieval worker"):
+        client.call(client.audits.StartAudit, audits_pb2.StartAuditRequest(catalog=CATALOG, manifest_uri="images"))
+    assert search(running, image=pictures.encoded(shot(3, 0))).matches
+
+
+@pytest.fixture
+def served(calibrated: Store, tmp_path: Path) -> Iterator[tuple[Client, Jobs]]:
+    """A server with a queue, over a store with nothing indexed; it looks at the pointers only when asked to."""
+    state_dir = tmp_path / "state"
+    settings = load_settings(
+        state_dir=state_dir, store_url=calibrated.url, address="127.0.0.1:0", refresh_s=3600, threads=1
+    )
+    with (
+        embedded_valkey(state_dir),
+        Serving(settings) as port,
+        connect(f"127.0.0.1:{port}") as client,
+    ):
+        yield client, Jobs(redis_url(settings))
+
+
+def get(client: Client, job_id: str) -> jobs_pb2.Job:
+    job: jobs_pb2.Job = client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=job_id))
+    return job
+
+
+def test_a_reindex_that_is_reported_as_succeeded_can_be_searched_at_once(
+    served: tuple[Client, Jobs], calibrated: Store, tiny_encoder: Encoder, pool: Executor, tmp_path: Path
+) -> None:
+    """The server that reports the end of the job looks for the snapshot before it answers."""
+    client, jobs = served
+    manifest = str(write_shots(tmp_path / "images", places=range(3), n_shots=2))
+    request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, manifest_uri=manifest)
+    job = client.call(client.catalogs.StartReindex, request)
+    assert client.call(client.catalogs.StartReindex, request) == job
+    assert job.state == jobs_pb2.JOB_STATE_QUEUED
+    snapshot = index(calibrated, manifest, tiny_encoder, load_settings(), pool)
+    query = search_pb2.Query(image=pictures.encoded(shot(1, 0)))
+    asked = search_pb2.SearchRequest(catalog=CATALOG, query=query)
+    assert get(client, job.id).state == jobs_pb2.JOB_STATE_QUEUED
+    with pytest.raises((NotFound, Unavailable), match=CATALOG):
+        client.call(client.search.Search, asked)
+    jobs.succeed(job.id, snapshot)
+    assert get(client, job.id).result_id == snapshot
+    assert client.call(client.search.Search, asked).provenance.snapshot_id == snapshot
+
+
+def test_jobs_are_reported_until_they_end(served: tuple[Client, Jobs]) -> None:
+    """A failed job is an answer with the reason in it, not an error; an unknown one is NOT_FOUND."""
+    client, jobs = served
+    job = jobs.start("reindex", CATALOG, {})
+    jobs.mark_running(job.id, n_total=4)
+    jobs.mark_done(job.id, 2)
+    seen = get(client, job.id)
+    assert (seen.state, seen.n_done, seen.n_total) == (jobs_pb2.JOB_STATE_RUNNING, 1, 4)
+    jobs.fail(job.id, "expected at least one image")
+    failed = get(client, job.id)
+    assert (failed.state, failed.error) == (jobs_pb2.JOB_STATE_FAILED, "expected at least one image")
+    with pytest.raises(NotFound, match="finished jobs are kept for 30 days"):
+        get(client, "0" * 32)

@@ -1,0 +1,388 @@
+"""The page of an audit: complete, self-contained, and safe whatever a label holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from retrieval.consistency import Interval
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.manifest import Item
+from retrieval.contract.score import Score
+from retrieval.engine.embedding import EmbeddedItems
+from retrieval.engine.images import Failure
+from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
+from retrieval.flows.calibrate import CalibrationTarget, calibrate
+from retrieval.report.audit_page import p_value, percent, render_report, span
+
+SECTIONS = [
+    *("verdict", "figures", "scores", "curves", "classes", "groups", "worst"),
+    *("confused", "labels", "unreadable", "provenance"),
+]
+HOSTILE = '<script>alert(1)</script><img src=x onerror="x"> & $\\frac{1}$ 猫'
+MakeReport: TypeAlias = Callable[..., AuditReport]
+
+
+class Page(HTMLParser):
+    """What a browser sees: elements with their attributes, and the text outside of them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    @property
+    def ids(self) -> list[str]:
+        return [value for _, attributes in self.elements if (value := attributes.get("id")) is not None]
+
+
+def _embeddings(n_classes: int, n_images: int, seed: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    noise = 0.25 * np.exp(0.4 * rng.normal(size=(n_classes, 1, 1)))
+    rows = rng.normal(size=(n_classes, 1, 12)) / np.sqrt(12) + noise * rng.normal(size=(n_classes, n_images, 12))
+    rows = rows.reshape(-1, 12)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def make_report() -> MakeReport:
+    """A report of real measurements on synthetic embeddings; labels, groups and sizes as asked for."""
+    labels = [f"class {code:02d}" for code in range(24) for _ in range(6)]
+    point = calibrate(
+        LabelledEmbeddings(embeddings=_embeddings(24, 6, 0), labels=labels, data_digest="calibration"),
+        bundle=BundleDigest("b" * 64),
+        scores=[Score()],
+        target=CalibrationTarget(),
+        rng=np.random.default_rng(0),
+        created_at="2026-01-02T03:04:05+00:00",
+    )
+
+    def make(
+        *,
+        n_classes: int = 24,
+        n_images: int = 6,
+        rename: Callable[[str], str] = str,
+        group_by: tuple[str, ...] = ("maker",),
+        failures: tuple[Failure, ...] = (),
+    ) -> AuditReport:
+        names = [rename(f"class {code:03d}") for code in range(n_classes) for _ in range(n_images)]
+        items = tuple(
+            Item(
+                id=str(row), uri="", label=name, attributes={column: rename(f"group {row % 2}") for column in group_by}
+            )
+            for row, name in enumerate(names)
+        )
+        embedded = EmbeddedItems(
+            items=items, embeddings=_embeddings(n_classes, n_images, 1), failures=failures, content_digest="c" * 64
+        )
+        request = AuditRequest(catalog=rename("shoes"), manifest_uri="new.csv", group_by=group_by)
+        return measure(
+            request, embedded, point, Score(), AuditLimits(), audit_id="audit-1", created_at="2026-02-03T04:05:06+00:00"
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def report(make_report: MakeReport) -> AuditReport:
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def html(report: AuditReport) -> str:
+    return render_report(report)
+
+
+def test_every_part_is_there_in_order(html: str) -> None:
+    """A reader finds verdict, figures, plots, groups, classes, failures and provenance, in this order."""
+    page = Page(html)
+    assert [name for name in page.ids if name in SECTIONS] == SECTIONS
+    assert sum(tag == "figure" for tag, _ in page.elements) == 4
+
+
+def test_the_figures_are_those_of_the_report(report: AuditReport) -> None:
+    """Each figure stands on the page as a person would round it, next to its target, promise or noise floor."""
+    choice = replace(report.point.choice, threshold=0.43218, threshold_interval=Interval(0.42101, 0.44299))
+    figures = replace(
+        report,
+        point=replace(report.point, choice=choice),
+        far=0.012341,
+        far_promised=Interval(0.0081, 0.0125),
+        tar=0.8762,
+        tar_promised=Interval(0.85, 0.90049),
+        recall_at_1=0.97501,
+        opis=replace(
+            report.opis, value=0.0123456, floor=0.00456, debiased=0.00789, debiased_interval=Interval(0.0012, 0.0159)
+        ),
+        n_images=14_400,
+    )
+    text = Page(render_report(figures)).text
+    for title, shown in (
+        ("Threshold", "0.4322\n95% interval 0.4210 to 0.4430\n"),
+        ("False accept rate (FAR)", "1.23%\ntarget 1%, promised 0.81% to 1.25%\n"),
+        ("True accept rate (TAR)", "87.6%\npromised 85% to 90%\n"),
+        ("Recall at 1 (R@1)", "97.5%\n"),
+        ("Inconsistency between classes (OPIS)", "0.0123\nnoise floor 0.00456, debiased 0.00789 (0.0012 to 0.0159)\n"),
+        ("Data", "24 classes\n14,400 images\n"),
+    ):
+        assert f"{title}{shown}" in text, title
+
+
+def test_provenance_names_model_threshold_and_data(report: AuditReport, html: str) -> None:
+    """Whoever reads the page can find the bundle, the operating point and the calibration data."""
+    text = Page(html).text
+    for name in (report.id, report.created_at, report.point.id, report.point.bundle_digest, report.point.data_digest):
+        assert name in text, name
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_verdict_is_that_of_the_findings(report: AuditReport, *, passed: bool) -> None:
+    """One limit that does not hold fails the audit; each finding shows its own outcome."""
+    findings = [
+        Finding(limit="a", passed=True, explanation="fine"),
+        Finding(limit="b", passed=passed, explanation="so"),
+    ]
+    page = Page(render_report(replace(report, findings=findings)))
+    (banner,) = [attributes["class"] for _, attributes in page.elements if attributes.get("id") == "verdict"]
+    assert banner == f"banner {'passed' if passed else 'failed'}"
+    items = [attributes["class"] for tag, attributes in page.elements if tag == "li" and "class" in attributes]
+    assert items == ["passed", "passed" if passed else "failed"]
+    assert ("✓ Passed" in page.text, "✗ Failed" in page.text) == (passed, not passed)
+
+
+def test_hostile_names_stay_text(make_report: MakeReport) -> None:
+    """Labels, groups, columns, the catalogue, image ids and reasons are shown as they are and never become markup."""
+    hostile = make_report(
+        rename=lambda name: name + HOSTILE, group_by=(HOSTILE,), failures=(Failure("id" + HOSTILE, "why" + HOSTILE),)
+    )
+    hostile = replace(hostile, findings=[Finding(limit=HOSTILE, passed=True, explanation="says " + HOSTILE)])
+    html = render_report(hostile)
+    page = Page(html)
+    assert not [tag for tag, _ in page.elements if tag in {"script", "img"}]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    for shown in ("class 003", "group 0", "shoes", "id", "why", "says "):
+        assert shown + HOSTILE in page.text, shown
+
+
+def test_the_page_needs_nothing_else(html: str) -> None:
+    """No script, no address to load anything from: the page works offline and from a file."""
+    page = Page(html)
+    assert not [tag for tag, _ in page.elements if tag in {"script", "link", "img", "iframe", "object"}]
+    addresses = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name.endswith(("href", "src"))
+    ]
+    assert addresses
+    assert all(address is not None and address.startswith("#") for address in addresses)
+    assert "@import" not in html
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+
+
+def test_plots_do_not_share_ids(html: str) -> None:
+    """Each reference finds the drawing's own element, although four drawings share one page."""
+    page = Page(html)
+    assert len(page.ids) == len(set(page.ids))
+    references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))
+    assert references
+    assert references <= set(page.ids)
+
+
+def test_colours_follow_the_reader(html: str) -> None:
+    """Plots take every colour from the style sheet, so that they are readable on light and on dark."""
+    drawings = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
+    assert "var(--ink)" in drawings
+    assert not re.findall(r"(?:fill|stroke): #", drawings)
+    assert set(re.findall(r"var\((--\w+)\)", html)) <= set(re.findall(r"(--\w+):", html))
+
+
+def test_a_repeated_report_is_the_same(report: AuditReport, html: str) -> None:
+    """Equal reports give equal pages, byte for byte."""
+    assert render_report(report) == html
+
+
+def test_no_groups_is_said(make_report: MakeReport) -> None:
+    """Without a column to group by, the section says so instead of being empty."""
+    assert "No column was named to group by" in Page(render_report(make_report(group_by=()))).text
+
+
+def test_groups_are_drawn_with_their_intervals(report: AuditReport, html: str) -> None:
+    """Every group has its rate and interval, for FAR and for FRR."""
+    text = Page(html).text
+    for rates in report.groups["maker"]:
+        assert rates.name in text
+        for interval in (rates.far_interval, rates.frr_interval):
+            assert f"{100 * interval.low:.3g}% to {100 * interval.high:.3g}%" in text
+
+
+def test_groups_with_one_image_of_a_class_are_compared_across(make_report: MakeReport) -> None:
+    """One image of each class per group: FRR is of the pairs with one end in the group, and the page says so."""
+    report = make_report(n_classes=30, n_images=2)
+    assert report.comparisons["maker"].frr_pairs == "touching"
+    text = Page(render_report(report)).text
+    assert "FRR counts the pairs of one class with at least one image in the group" in text
+    assert "no two images of one class" not in text
+
+
+def test_a_group_without_pairs_of_one_class_is_said(report: AuditReport) -> None:
+    """There is no FRR, and nothing is drawn for it."""
+    comparison = report.comparisons["maker"]
+    groups = (replace(comparison.groups[0], positives=0, frr=None), *comparison.groups[1:])
+    without = replace(report, comparisons={"maker": replace(comparison, groups=groups, frr=None, garbe=None, fdr=None)})
+    text = Page(render_report(without)).text
+    assert "no two images of one class" in text
+    assert "GARBE" not in text
+
+
+def test_differentials_are_shown_with_what_chance_would_show(report: AuditReport, html: str) -> None:
+    """Nobody reads a ratio of two groups without what uncertainty alone makes of equal groups."""
+    text = Page(html).text
+    for differential in (report.comparisons["maker"].far, report.comparisons["maker"].frr):
+        assert differential is not None
+        assert f"{differential.max_min_ratio:.3g}" in text
+        assert f"chance {differential.max_min_ratio_by_chance:.3g}" in text
+        assert p_value(differential.p_equal) in text
+        for test in differential.tests:
+            assert f"{test.ratio:.3g} times the others" in text
+    assert "GARBE" in text
+    assert "most often taken for each other: group 0 and group 1, FAR" in text
+
+
+def test_only_groups_that_differ_after_correction_are_marked(report: AuditReport) -> None:
+    comparison = report.comparisons["maker"]
+    assert comparison.far is not None
+    for differs in (True, False):
+        tests = tuple(replace(test, differs=differs) for test in comparison.far.tests)
+        changed = replace(comparison, far=replace(comparison.far, tests=tests, max_min_ratio=None), frr=None)
+        page = Page(render_report(replace(report, comparisons={"maker": changed})))
+        assert [("b", "differs")] * (2 if differs else 0) == [
+            (tag, attributes["class"]) for tag, attributes in page.elements if attributes.get("class") == "differs"
+        ]
+        assert "none" in page.text
+
+
+def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
+    report = make_report()
+    alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
+    text = Page(render_report(replace(report, comparisons={"maker": alone}))).text
+    assert "Fewer than two groups are large enough to be compared" in text
+    assert "most often taken for each other" not in text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, "not testable with so few classes"), (1e-9, "p < 0.0001"), (0.0312, "p = 0.031")]
+)
+def test_p_value(p: float | None, text: str) -> None:
+    assert p_value(p) == text
+
+
+def test_many_classes_become_bands(make_report: MakeReport, report: AuditReport) -> None:
+    """Above 60 classes the page shows deciles: it does not grow with the number of classes' lines."""
+    many = render_report(make_report(n_classes=90, group_by=()))
+    assert "shaded bands" in many
+    assert "thin lines" in render_report(report)
+
+
+def test_classes_with_few_images_are_not_ranked_before_others(make_report: MakeReport) -> None:
+    """Chance puts small classes first; they are left out of the ranking as long as there are larger ones."""
+    report = make_report(group_by=())
+    small = replace(report.classes[0], name="small one", far=1.0, frr=1.0, small=True)
+    text = Page(render_report(replace(report, classes=[small, *report.classes[1:]]))).text
+    assert "small one" not in text
+    assert "Classes with few images are not ranked, chance would put them first: 1." in text
+
+
+def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: MakeReport) -> None:
+    """With two images a class, true differences cannot be told from chance, and the page says so."""
+    report = make_report(n_classes=40, n_images=2, group_by=())
+    assert report.opis.debiased is None
+    assert report.opis.debiased_interval is not None
+    text = Page(render_report(report)).text
+    assert "read the value only against its noise floor" in text
+    assert f"at most {report.opis.debiased_interval.high:.3g}" in text
+
+
+def test_confused_classes_are_listed_with_their_images(report: AuditReport, html: str) -> None:
+    """The worst pair of classes, its share and the ids of the images most alike; none is said to be none."""
+    worst = report.confusion.pairs[0]
+    text = Page(html).text
+    for shown in (
+        f"{worst.n_accepted} of {worst.n_pairs} pairs",
+        f"{worst.examples[0].score:.3f}: {worst.examples[0].first_row}, {worst.examples[0].second_row}",
+        f"{percent(report.histograms.overlap)} of their areas overlap",
+    ):
+        assert shown in text, shown
+    none = replace(report, confusion=replace(report.confusion, pairs=(), n_false_accepts=0, n_confused=0))
+    assert "No pair of different classes is accepted." in Page(render_report(none)).text
+
+
+def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditReport) -> None:
+    """At most 20, and the number of all; none is a sentence."""
+    n = len(report.item_ids)
+    every = replace(
+        report.margins,
+        own=np.full(n, -0.25),
+        other=np.full(n, 0.875),
+        margins=np.full(n, -1.125),
+        likely=np.zeros(n, dtype=np.int64),
+        known=np.ones(n, dtype=np.bool_),
+    )
+    text = Page(render_report(replace(report, margins=every))).text
+    assert f"The 20 with the largest difference of {n} are listed" in text
+    assert "0class 000class 000-0.2500.875" in text
+    none = replace(report, margins=replace(every, known=np.zeros(n, dtype=np.bool_)))
+    assert "Every image with a partner matches its own class" in Page(render_report(none)).text
+
+
+def test_unreadable_images_are_listed_up_to_a_limit(report: AuditReport) -> None:
+    """The first fifty are named with their reason, the others counted."""
+    failures = [Failure(f"{number}.jpg", "truncated") for number in range(60)]
+    text = Page(render_report(replace(report, failures=failures))).text
+    assert "49.jpg" in text
+    assert "50.jpg" not in text
+    assert "and 10 more" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (None, "-"),
+        (0.0, "0%"),
+        (1e-17, "0%"),
+        (-1e-17, "0%"),
+        (0.00123456, "0.123%"),
+        (0.5, "50%"),
+        (0.9999, ">99.9%"),
+        (1.0, "100%"),
+    ],
+)
+def test_percent(rate: float | None, text: str) -> None:
+    """Three digits; nothing less than all is called 100%."""
+    assert percent(rate) == text
+
+
+def test_span() -> None:
+    """Both ends in per cent."""
+    assert span(Interval(0.01, 0.25)) == "1% to 25%"
+
+
+def test_extreme_reports_are_drawn(report: AuditReport) -> None:
+    """No false accept anywhere, and no class with a pair rejected: nothing divides by zero or warns."""
+    classes: list[Any] = [replace(rates, far=0.0, frr=0.0) for rates in report.classes]
+    curves = replace(report.curves, negatives_accepted=np.zeros_like(report.curves.negatives_accepted))
+    histograms = replace(report.histograms, d_prime=float("inf"))
+    text = Page(render_report(replace(report, far=0.0, classes=classes, curves=curves, histograms=histograms))).text
+    assert text.count("No class has an error of this kind.") == 2
