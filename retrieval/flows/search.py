@@ -109,7 +109,7 @@ class Searcher:
             embedding = _checked_embedding(query, live)
         return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
 
-    def refresh(self) -> list["Change"]:
+    def refresh(self) -> list["CatalogChange"]:
         """Read the pointers, open every new pair while the old one serves, then swap them; return the changes.
 
         If a pair cannot be served, the old one goes on serving; the same problem is reported once.
@@ -121,11 +121,11 @@ class Searcher:
             except RetrievalError as error:
                 if self._problems.get(catalog) != str(error):
                     self._problems[catalog] = str(error)
-                    changes.append(Change(catalog=catalog, live=None, problem=error))
+                    changes.append(CatalogChange(catalog=catalog, live=None, problem=error))
                 continue
             self._problems.pop(catalog, None)
             if changed is not None:
-                changes.append(Change(catalog=catalog, live=changed, problem=None))
+                changes.append(CatalogChange(catalog=catalog, live=changed, problem=None))
         return changes
 
     def _live_of(self, catalog: str) -> Live:
@@ -171,7 +171,7 @@ class Searcher:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class CatalogChange:
     """A catalogue that went live (`live`) or could not (`problem`)."""
 
     catalog: str

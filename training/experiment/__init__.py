@@ -3,7 +3,7 @@
 from training.experiment.figures import Figures, Measured, measure
 from training.experiment.plan import EXPERIMENTS, Arm, Experiment, load_experiment, parse_experiment
 from training.experiment.report import ExperimentResult, to_json
-from training.experiment.running import Failure, RunNews
+from training.experiment.running import RunNews, TrialFailure
 from training.experiment.scores import ScoreConfig, fit_score
 from training.experiment.summary import ArmSummary, Difference, Estimate, summarise
 from training.experiment.workflow import run_experiment
@@ -16,11 +16,11 @@ __all__ = [
     "Estimate",
     "Experiment",
     "ExperimentResult",
-    "Failure",
     "Figures",
     "Measured",
     "RunNews",
     "ScoreConfig",
+    "TrialFailure",
     "fit_score",
     "load_experiment",
     "measure",

@@ -17,7 +17,7 @@ from typing import Any
 from retrieval.consistency import Interval
 from training.experiment.figures import FIGURES, OPIS_FIGURES
 from training.experiment.plan import Experiment
-from training.experiment.running import Failure
+from training.experiment.running import TrialFailure
 from training.experiment.summary import CONFIDENCE, ArmSummary, Difference, Estimate
 
 TITLES = {
@@ -43,7 +43,7 @@ class ExperimentResult:
 
     experiment: Experiment
     arms: tuple[ArmSummary, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[TrialFailure, ...]
 
     def __str__(self) -> str:
         return to_markdown(self)

@@ -40,7 +40,7 @@ _MAX_REASON = 600  # characters; the log has all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class TrialFailure:
     """The work that failed for an arm and seed, and the reason; log: output of its processes, if any ran."""
 
     arm: str
@@ -89,7 +89,7 @@ def run_trials(
     device: str,
     observe: Callable[[RunNews], None],
     program: Sequence[str] = PROGRAM,
-) -> list[Failure]:
+) -> list[TrialFailure]:
     """Run the unfinished trials, `n_processes` at a time; return the failures.
 
     With more than one process at a time, each uses one thread. program: accepts the commands `train` and `embed` of
@@ -123,7 +123,7 @@ class _Crew:
         self._stopped = False
         self._done = 0
 
-    def work(self, trial: Trial) -> Failure | None:
+    def work(self, trial: Trial) -> TrialFailure | None:
         trial.folder.mkdir(parents=True, exist_ok=True)
         failure = self._train(trial) or self._embed(trial)
         self._report(trial, "failed" if failure else "done")
@@ -135,7 +135,7 @@ class _Crew:
             for process in self._processes:
                 process.terminate()
 
-    def _train(self, trial: Trial) -> Failure | None:
+    def _train(self, trial: Trial) -> TrialFailure | None:
         run, trained = trial.folder / RUN, trial.folder / TRAINED
         if trained.is_file():
             return None
@@ -155,7 +155,7 @@ class _Crew:
             write_json(trained, {"seconds": None if resumed else time.monotonic() - started})
         return failure
 
-    def _embed(self, trial: Trial) -> Failure | None:
+    def _embed(self, trial: Trial) -> TrialFailure | None:
         out = trial.folder / EMBEDDINGS
         if out.is_file() and read_json(trial.folder / MADE_OF) == trial.made_of:
             return None
@@ -167,14 +167,14 @@ class _Crew:
             trial, "embedding", "embed", str(trial.folder / RUN), "--out", str(out), "--device", self._device, *parts
         )
 
-    def _call(self, trial: Trial, what: str, *arguments: str) -> Failure | None:
+    def _call(self, trial: Trial, what: str, *arguments: str) -> TrialFailure | None:
         log = trial.folder / LOG
         with log.open("ab") as file:
             file.write(f"$ training {' '.join(arguments)}\n".encode())
             file.flush()
             with self._lock:
                 if self._stopped:
-                    return Failure(arm=trial.arm.name, seed=trial.seed, what=what, reason="stopped", log=None)
+                    return TrialFailure(arm=trial.arm.name, seed=trial.seed, what=what, reason="stopped", log=None)
                 process = subprocess.Popen(
                     [*self._program, *arguments],
                     stdin=subprocess.DEVNULL,
@@ -189,7 +189,7 @@ class _Crew:
                 self._processes.remove(process)
         if code == 0:
             return None
-        return Failure(arm=trial.arm.name, seed=trial.seed, what=what, reason=_reason(log, code), log=str(log))
+        return TrialFailure(arm=trial.arm.name, seed=trial.seed, what=what, reason=_reason(log, code), log=str(log))
 
     def _report(self, trial: Trial, what: str) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from training.experiment.figures import Measured, measure
 from training.experiment.plan import Experiment
 from training.experiment.plots import write_plots
 from training.experiment.report import ExperimentResult, write_report
-from training.experiment.running import PROGRAM, Failure, RunNews, only_user, run_trials
+from training.experiment.running import PROGRAM, RunNews, TrialFailure, only_user, run_trials
 from training.experiment.summary import summarise
 from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 
@@ -42,7 +42,9 @@ def run_experiment(
     return result
 
 
-def _measure_all(experiment: Experiment, out: Path, failures: list[Failure], progress: Progress) -> ExperimentResult:
+def _measure_all(
+    experiment: Experiment, out: Path, failures: list[TrialFailure], progress: Progress
+) -> ExperimentResult:
     failed = {(failure.arm, failure.seed) for failure in failures}
     results: dict[str, dict[int, Measured]] = {arm.name: {} for arm in experiment.arms}
     found = list(failures)
@@ -62,7 +64,7 @@ def _measure_all(experiment: Experiment, out: Path, failures: list[Failure], pro
                         training_s=training_seconds(folder),
                     )
                 except RetrievalError as error:
-                    found.append(Failure(arm=arm.name, seed=seed, what="measuring", reason=str(error), log=None))
+                    found.append(TrialFailure(arm=arm.name, seed=seed, what="measuring", reason=str(error), log=None))
             done += 1
             progress(done, total)
     return ExperimentResult(

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from retrieval.edge.server.watch import SEARCH_SERVICE, Watch
 from retrieval.errors import CorruptArtifact
-from retrieval.flows.search import Change
+from retrieval.flows.search import CatalogChange
 
 Status = health_pb2.HealthCheckResponse
 
@@ -24,13 +24,13 @@ Status = health_pb2.HealthCheckResponse
 class Pointers:
     """A searcher: what each `refresh` finds, or the error that it raises."""
 
-    def __init__(self, *found: Sequence[Change] | Exception) -> None:
+    def __init__(self, *found: Sequence[CatalogChange] | Exception) -> None:
         self.live: dict[str, object] = {}
         self._found = list(found)
         self._busy = threading.Lock()
         self.n_looks = 0
 
-    def refresh(self) -> Sequence[Change]:
+    def refresh(self) -> Sequence[CatalogChange]:
         assert self._busy.acquire(blocking=False), "two looks at the same time"
         try:
             time.sleep(0.01)
@@ -44,12 +44,12 @@ class Pointers:
             self._busy.release()
 
 
-def live(catalog: str) -> Change:
-    return Change(catalog=catalog, live=SimpleNamespace(key=("snapshot", "point")), problem=None)  # type: ignore[arg-type]  # a stand-in
+def live(catalog: str) -> CatalogChange:
+    return CatalogChange(catalog=catalog, live=SimpleNamespace(key=("snapshot", "point")), problem=None)  # type: ignore[arg-type]  # a stand-in
 
 
-def refused(catalog: str) -> Change:
-    return Change(catalog=catalog, live=None, problem=CorruptArtifact("index.faiss is truncated"))
+def refused(catalog: str) -> CatalogChange:
+    return CatalogChange(catalog=catalog, live=None, problem=CorruptArtifact("index.faiss is truncated"))
 
 
 def watch(pointers: Pointers) -> tuple[Watch, health.aio.HealthServicer]:
