@@ -32,6 +32,7 @@ def main() -> None:
             "import grpc": process("import grpc"),
             "import retrieval.client": process("import retrieval.client"),
             "import retrieval.consistency": process("import retrieval.consistency"),
+            "... and use choose_threshold": process("from retrieval.consistency import choose_threshold"),
             "retrieval --help": process(RETRIEVAL, "--help"),
             "retrieval health": process(RETRIEVAL, "health", "--address", address, ends=3),
             "training --help": process(TRAINING, "--help"),

@@ -431,7 +431,7 @@ def test_the_live_snapshots_bundle_is_kept(
 def test_unknown_bundle_and_missing_operating_point(
     calibrated: Store, request_of: ReindexRequest, other_bundle: Bundle
 ) -> None:
-    with pytest.raises(UnknownBundle, match="bundle abc"):
+    with pytest.raises(UnknownBundle, match="no bundle 'abc'"):
         plan(calibrated, "job", replace(request_of, bundle_digest="abc"))
     calibrated.add_bundle(other_bundle.directory)
     with pytest.raises(UnknownOperatingPoint, match="run `retrieval calibrate`"):
