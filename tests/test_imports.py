@@ -48,6 +48,7 @@ def environment_reads(source: str) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_retrieval_imports_without_torch() -> None:
     """Every module of retrieval is importable where torch and training are not installed."""
     done = subprocess.run(

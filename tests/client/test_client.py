@@ -124,6 +124,7 @@ def test_other_statuses_are_named() -> None:
         snapshots(client)
 
 
+@pytest.mark.slow
 def test_a_call_ends_at_its_timeout() -> None:
     with (
         client_of(Catalogs(delay_s=2), timeout_s=0.2) as client,
@@ -191,6 +192,7 @@ def test_wait_outlives_a_queue_that_is_away() -> None:
     assert seen == ["snapshot-7"]
 
 
+@pytest.mark.slow
 def test_wait_outlives_a_restart_of_the_server() -> None:
     """The server goes away while a job runs and comes back on the same port with the job done."""
     running = Jobs(job(jobs_pb2.JOB_STATE_RUNNING))

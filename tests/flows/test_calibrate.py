@@ -222,6 +222,7 @@ def test_both_certificates_and_their_refusals() -> None:
     assert "at least 1999 classes, found 60" in point.mean_certificate_refusal
 
 
+@pytest.mark.slow
 def test_what_changes_against_the_active_operating_point() -> None:
     """Counted on the same pairs; between two scores there is nothing to count."""
     data, cohort = crowded(), cohort_of_strangers()

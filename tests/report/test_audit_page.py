@@ -214,6 +214,7 @@ def test_a_repeated_report_is_the_same(report: AuditReport, html: str) -> None:
     assert render_report(report) == html
 
 
+@pytest.mark.slow
 def test_no_groups_is_said(make_report: MakeReport) -> None:
     """Without a column to group by, the section says so instead of being empty."""
     assert "No column was named to group by" in Page(render_report(make_report(group_by=()))).text
@@ -228,6 +229,7 @@ def test_groups_are_drawn_with_their_intervals(report: AuditReport, html: str) -
             assert f"{100 * interval.low:.3g}% to {100 * interval.high:.3g}%" in text
 
 
+@pytest.mark.slow
 def test_groups_with_one_image_of_a_class_are_compared_across(make_report: MakeReport) -> None:
     """One image of each class per group: FRR is of the pairs with one end in the group, and the page says so."""
     report = make_report(n_classes=30, n_images=2)
@@ -237,6 +239,7 @@ def test_groups_with_one_image_of_a_class_are_compared_across(make_report: MakeR
     assert "no two images of one class" not in text
 
 
+@pytest.mark.slow
 def test_a_group_without_pairs_of_one_class_is_said(report: AuditReport) -> None:
     """There is no FRR, and nothing is drawn for it."""
     comparison = report.comparisons["maker"]
@@ -261,6 +264,7 @@ def test_differentials_are_shown_with_what_chance_would_show(report: AuditReport
     assert "most often taken for each other: group 0 and group 1, FAR" in text
 
 
+@pytest.mark.slow
 def test_only_groups_that_differ_after_correction_are_marked(report: AuditReport) -> None:
     comparison = report.comparisons["maker"]
     assert comparison.far is not None
@@ -274,6 +278,7 @@ def test_only_groups_that_differ_after_correction_are_marked(report: AuditReport
         assert "none" in page.text
 
 
+@pytest.mark.slow
 def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
     report = make_report()
     alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
@@ -289,6 +294,7 @@ def test_p_value(p: float | None, text: str) -> None:
     assert p_value(p) == text
 
 
+@pytest.mark.slow
 def test_many_classes_become_bands(make_report: MakeReport, report: AuditReport) -> None:
     """Above 60 classes the page shows deciles: it does not grow with the number of classes' lines."""
     many = render_report(make_report(n_classes=90, group_by=()))
@@ -296,6 +302,7 @@ def test_many_classes_become_bands(make_report: MakeReport, report: AuditReport)
     assert "thin lines" in render_report(report)
 
 
+@pytest.mark.slow
 def test_classes_with_few_images_are_not_ranked_before_others(make_report: MakeReport) -> None:
     """Chance puts small classes first; they are left out of the ranking as long as there are larger ones."""
     report = make_report(group_by=())
@@ -305,6 +312,7 @@ def test_classes_with_few_images_are_not_ranked_before_others(make_report: MakeR
     assert "Classes with few images are not ranked, chance would put them first: 1." in text
 
 
+@pytest.mark.slow
 def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: MakeReport) -> None:
     """With two images a class, true differences cannot be told from chance, and the page says so."""
     report = make_report(n_classes=40, n_images=2, group_by=())
@@ -315,6 +323,7 @@ def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: Ma
     assert f"at most {report.opis.debiased_interval.high:.3g}" in text
 
 
+@pytest.mark.slow
 def test_confused_classes_are_listed_with_their_images(report: AuditReport, html: str) -> None:
     """The worst pair of classes, its share and the ids of the images most alike; none is said to be none."""
     worst = report.confusion.pairs[0]
@@ -329,6 +338,7 @@ def test_confused_classes_are_listed_with_their_images(report: AuditReport, html
     assert "No pair of different classes is accepted." in Page(render_report(none)).text
 
 
+@pytest.mark.slow
 def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditReport) -> None:
     """At most 20, and the number of all; none is a sentence."""
     n = len(report.item_ids)
@@ -347,6 +357,7 @@ def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditRe
     assert "Every image with a partner matches its own class" in Page(render_report(none)).text
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_listed_up_to_a_limit(report: AuditReport) -> None:
     """The first fifty are named with their reason, the others counted."""
     failures = [Failure(f"{number}.jpg", "truncated") for number in range(60)]
@@ -379,6 +390,7 @@ def test_span() -> None:
     assert span(Interval(0.01, 0.25)) == "1% to 25%"
 
 
+@pytest.mark.slow
 def test_extreme_reports_are_drawn(report: AuditReport) -> None:
     """No false accept anywhere, and no class with a pair rejected: nothing divides by zero or warns."""
     classes: list[Any] = [replace(rates, far=0.0, frr=0.0) for rates in report.classes]

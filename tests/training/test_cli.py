@@ -28,6 +28,7 @@ images = 2
 """
 
 
+@pytest.mark.slow
 def test_train_export_evaluate(
     tmp_path: Path, folders: tuple[Path, Path], training: Callable[..., tuple[int, str, str]]
 ) -> None:

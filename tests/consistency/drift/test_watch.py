@@ -87,6 +87,7 @@ def test_no_false_alarm_budget_is_exceeded_over_many_looks() -> None:
     assert alarms / 400 <= 0.1
 
 
+@pytest.mark.slow
 def test_ties_do_not_raise_false_alarms() -> None:
     """Scores of three values only: ordered at random among equals, they keep the promise."""
     rng, alarms = RNG(3), 0

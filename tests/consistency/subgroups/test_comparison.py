@@ -13,6 +13,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.mark.slow
 def test_alike_groups_are_seldom_called_different(family) -> None:
     """Groups drawn at random: each of the four statements is false in at most 5 % of data sets."""
     wrong = np.zeros(4)

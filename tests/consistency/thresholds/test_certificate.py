@@ -77,6 +77,7 @@ def test_strict_is_never_below_plain(family) -> None:
         assert plain_mean.threshold <= strict_mean.threshold
 
 
+@pytest.mark.slow
 def test_promises_hold_for_unseen_classes(family) -> None:
     """Over 150 draws of 30 classes and 10 new ones: the strict promises are kept, on average over everything drawn."""
     rng, kept, means, rejected = np.random.default_rng(5), [], [], []

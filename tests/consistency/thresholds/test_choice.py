@@ -49,6 +49,7 @@ def test_variance_of_log_far_agrees_with_the_sum_over_pairs_of_class_pairs(famil
     assert choice.class_variance + choice.pair_variance == pytest.approx(variance)
 
 
+@pytest.mark.slow
 def test_promises_hold_for_new_classes(family) -> None:
     """Over 200 draws of 60 classes, each 90 % interval holds what it is about in about 90 % of them.
 

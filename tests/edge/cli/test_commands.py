@@ -85,6 +85,7 @@ def test_snapshots_are_listed_and_gone_back_to(retrieval: Command, running: Runn
     assert retrieval("snapshots", "rollback", CATALOG, live[:4])[:2] == (0, f"snapshot {live} of {CATALOG} is live\n")
 
 
+@pytest.mark.slow
 def test_operating_points_are_listed_shown_and_activated(retrieval: Command, running: Running) -> None:
     active = running.store.active_id(running.store.only_bundle())
     assert active is not None
@@ -100,6 +101,7 @@ def test_operating_points_are_listed_shown_and_activated(retrieval: Command, run
     assert out.endswith(f"operating point {active} is in use: {threshold}\n")  # the server of this process logs too
 
 
+@pytest.mark.slow
 def test_errors_of_the_server_have_their_exit_codes(retrieval: Command) -> None:
     """2 if the command must change, 3 if the state must; one line on stderr, nothing on stdout."""
     for code, *arguments in (

@@ -252,6 +252,7 @@ def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing:
     assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
 
 
+@pytest.mark.slow
 def test_pauses_between_attempts_grow_to_a_minute(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage of seconds is over at the next attempt; a long one is not hammered."""
 
@@ -318,6 +319,7 @@ def test_resume_sends_every_unfinished_job_again(worker: Worker, reindexing: Job
     }
 
 
+@pytest.mark.slow
 def test_an_audit_stores_its_report_and_changes_nothing(
     worker: Worker,
     reindexing: Job,

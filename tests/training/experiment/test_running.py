@@ -68,6 +68,7 @@ def test_a_failing_run_is_reported_and_the_rest_go_on(tmp_path: Path, described:
     assert "base, seed 0: training failed" in str(result)
 
 
+@pytest.mark.slow
 def test_a_score_that_cannot_be_fitted_fails_alone(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
     described["arms"][2]["score"] = {"kind": "cluster_offsets", "clusters": 50}
     result = run_experiment(parsed(described | {"seeds": [0]}), tmp_path, program=PRETENCE)

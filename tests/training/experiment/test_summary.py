@@ -134,6 +134,7 @@ def test_tables_agree(result: ExperimentResult, tmp_path: Path) -> None:
     assert np.mean([float(run["opis_log_far"]) for run in runs if run["arm"] == "narrow"]) == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_plots_are_written(result: ExperimentResult, tmp_path: Path) -> None:
     paths = write_plots(result.arms, tmp_path)
     assert [path.name for path in paths] == ["front.png", "opis.png"]

@@ -20,6 +20,8 @@ from training.export.parity import PARITY_TOLERANCE, parity_batches
 from training.loop import FinishedRun, embedding_function
 from training.provenance import describe_items
 
+pytestmark = pytest.mark.slow  # each exports a network
+
 
 def test_production_gives_what_training_gives(exported: Path, finished: FinishedRun) -> None:
     """At the batch sizes of the check and at others."""

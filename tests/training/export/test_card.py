@@ -13,6 +13,8 @@ from retrieval.contract.preprocessing import Preprocessing
 from training.config import ModelConfig
 from training.export.card import backbone_licence, render_card
 
+pytestmark = pytest.mark.slow  # each exports a network
+
 
 @pytest.fixture
 def evaluation(exported: Path) -> dict[str, Any]:

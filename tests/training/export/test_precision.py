@@ -20,6 +20,8 @@ from training.export.parity import PARITY_TOLERANCE
 from training.export.precision import to_half, to_int8
 from training.loop import FinishedRun, embedding_function
 
+pytestmark = pytest.mark.slow  # each exports a network
+
 
 def _pixels(items: list[Item], finished: FinishedRun) -> np.ndarray:
     parts = read_items(items, finished.preprocessing, max_unreadable=0, progress=lambda done, total: None)

@@ -11,6 +11,7 @@ from training.config import TrainingConfig
 from training.loop import EVENTS, Observers, StepReport, read_evaluation
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_every_step_once(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:

@@ -114,7 +114,5 @@ def test_an_interrupt_says_how_to_go_on(
     captured = capsys.readouterr()
     assert left.value.code == 130
     assert captured.out == ""
-    assert "interrupted: the same command with --resume goes on from the last checkpoint" in captured.err.replace(
-        "\n", " "
-    )
+    assert "interrupted: --resume continues from the last checkpoint" in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err

@@ -97,6 +97,7 @@ def test_the_seed_decides(tmp_path: Path, small_config: TrainingConfig, train_sm
     assert not torch.equal(first[".embedder.head.weight"], other[".embedder.head.weight"])
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_patience_ends_the_run(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:

@@ -31,6 +31,7 @@ def trained(config: ModelConfig) -> Embedder:
     return embedder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["linear", "convolution"])
 def test_only_adapters_and_head_are_trained_and_the_restored_embedder_has_no_trace(config: ModelConfig) -> None:
     torch.manual_seed(0)
@@ -47,6 +48,7 @@ def test_only_adapters_and_head_are_trained_and_the_restored_embedder_has_no_tra
     assert not any("peft" in type(module).__module__ for module in restored.modules())
 
 
+@pytest.mark.slow
 def test_an_adapter_adds_nothing_before_it_is_trained() -> None:
     torch.manual_seed(0)
     with_adapters = create_embedder(VIT, SMALL)[0].eval()
