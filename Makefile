@@ -28,7 +28,7 @@ serve: $(VENV)/.demo ## run the search server with the settings of the environme
 test: check ## run make check, then every test on all cores
 	$(PYTEST)
 
-test-fast: $(VENV)/.dev ## run the tests that take less than a second each
+test-fast: $(VENV)/.dev ## run only the quick tests, for the inner loop
 	$(PYTEST) -m "not slow and not e2e"
 
 check: $(VENV)/.dev ## check style, types, import rules, generated code and deployment files

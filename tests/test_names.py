@@ -42,6 +42,7 @@ def test_no_module_is_hidden() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_public_classes_have_names_of_their_own() -> None:
     """No two public classes of the two packages share a name."""
     places = defaultdict(list)

@@ -152,6 +152,7 @@ def test_without_waiting_the_first_call_finds_out(closed_address: str) -> None:
         snapshots(client)
 
 
+@pytest.mark.slow
 def test_wait_reports_progress_until_the_job_ends() -> None:
     """Each look is reported; the job that succeeded comes back."""
     jobs = Jobs(
@@ -183,6 +184,7 @@ def test_wait_raises_the_error_of_a_failed_job() -> None:
         client.wait(QUEUED)
 
 
+@pytest.mark.slow
 def test_wait_outlives_a_queue_that_is_away() -> None:
     """UNAVAILABLE is waited for, and not reported as progress."""
     away = grpc.StatusCode.UNAVAILABLE

@@ -156,6 +156,7 @@ def test_parquet_round_trip_and_other_bytes(family) -> None:
 names = st.lists(st.sampled_from(["", "x", "y", "z"]), min_size=10, max_size=10)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(data=drawn, makers=names, ids=names, tile=st.integers(1, 12), threads=st.integers(1, 3))
 def test_excluded_pairs_are_not_counted(

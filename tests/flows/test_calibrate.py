@@ -88,6 +88,7 @@ def test_the_cosine_is_kept_where_the_cohort_does_not_help() -> None:
     assert {entry.kind for entry in point.compared} == {"cosine", "cohort"}
 
 
+@pytest.mark.slow
 def test_of_scores_that_accept_about_as_much_the_most_consistent_is_chosen() -> None:
     """And never one that accepts fewer true pairs than the cosine."""
     cohort = crowded(200, 3, seed=1)
@@ -117,6 +118,7 @@ def test_the_threshold_keeps_its_target_and_no_lower_one_does(far: float, score:
     assert point.choice.far <= far
 
 
+@pytest.mark.slow
 def test_probabilities_rise_with_the_score_and_follow_the_prevalence() -> None:
     data, grid = crowded(), np.linspace(-1, 1, 101)
     rare, common = (
@@ -129,6 +131,7 @@ def test_probabilities_rise_with_the_score_and_follow_the_prevalence() -> None:
     assert common[-1] > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_data_and_seed_give_the_same_operating_point(cosine: OperatingPoint) -> None:
     """Its id can be named in a report and found again; the time does not enter."""
     again = run(crowded(), [Score()])
@@ -286,6 +289,7 @@ def begin(
     return run_flow
 
 
+@pytest.mark.slow
 def test_a_point_is_stored_and_activated_only_on_request(
     begin: Calibrate, store: Store, tiny_bundle: Bundle, folders: dict[str, Path], tiny_encoder: Encoder
 ) -> None:
@@ -324,6 +328,7 @@ def test_a_cohort_gives_more_scores_and_the_chosen_one_is_stored(begin: Calibrat
     assert [failure.item_id for failure in made.failures] == ["class_5003/1.png"]
 
 
+@pytest.mark.slow
 def test_a_second_point_is_compared_with_the_active_one(begin: Calibrate) -> None:
     """The decisions on these images that change; the same threshold changes none."""
     begin(activate=True)

@@ -145,6 +145,7 @@ def test_another_index_is_another_snapshot(run: Reindex, images: Path) -> None:
 # bad images
 
 
+@pytest.mark.slow
 def test_an_unreadable_file_among_a_thousand(run: Reindex, calibrated: Store, tmp_path: Path) -> None:
     """It is named and counted, the rest is indexed and live."""
     folder = write_class_folders(tmp_path / "thousand", n_classes=200, n_images=5)

@@ -383,6 +383,7 @@ def test_a_snapshot_of_another_dimension_is_refused(live: Searcher, replaced: Sn
 # swapping under load
 
 
+@pytest.mark.slow
 def test_swapping_under_load(
     live: Searcher, index: Callable[..., SnapshotId], calibrated: Store, cosine_point: OperatingPoint, tmp_path: Path
 ) -> None:

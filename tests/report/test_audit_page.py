@@ -115,6 +115,7 @@ def test_every_part_is_there_in_order(html: str) -> None:
     assert sum(tag == "figure" for tag, _ in page.elements) == 4
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_report(report: AuditReport) -> None:
     """Each figure stands on the page as a person would round it, next to its target, promise or noise floor."""
     choice = replace(report.point.choice, threshold=0.43218, threshold_interval=Interval(0.42101, 0.44299))
@@ -150,6 +151,7 @@ def test_provenance_names_model_threshold_and_data(report: AuditReport, html: st
         assert name in text, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_verdict_is_that_of_the_findings(report: AuditReport, *, passed: bool) -> None:
     """One limit that does not hold fails the audit; each finding shows its own outcome."""
@@ -165,6 +167,7 @@ def test_the_verdict_is_that_of_the_findings(report: AuditReport, *, passed: boo
     assert ("✓ Passed" in page.text, "✗ Failed" in page.text) == (passed, not passed)
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(make_report: MakeReport) -> None:
     """Labels, groups, columns, the catalogue, image ids and reasons are shown as they are and never become markup."""
     hostile = make_report(

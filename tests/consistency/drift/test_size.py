@@ -21,6 +21,7 @@ def test_distances_agree_with_their_definitions() -> None:
     assert gaps[size.below] == pytest.approx(size.ks)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_chance_explains_no_drift() -> None:
     held, by_chance = [], []
     for seed in range(40):

@@ -68,6 +68,7 @@ def test_the_more_consistent_model_is_found_and_signs_turn_with_the_order(family
     assert result.first.value == consistency_report(first, OpisOptions(axis="log_far"), rng=rng()).value
 
 
+@pytest.mark.slow
 def test_equal_models_are_told_apart_at_about_the_level(plain) -> None:
     """Two sets of skewed, paired shares of one mean: at 0.05 about one in twenty is rejected."""
     draw = np.random.default_rng(2)

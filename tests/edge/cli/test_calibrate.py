@@ -29,6 +29,7 @@ def calibrate(folder: Path, bundle: Bundle, images: Path, *options: str) -> str:
     return CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False).stdout
 
 
+@pytest.mark.slow
 def test_another_target_is_compared_with_the_one_in_use(
     tmp_path: Path, tiny_bundle: Bundle, images: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_search_finds_the_place_of_a_new_shot(retrieval: Command, tmp_path: Path
     assert query["matches"][0]["label"] == "place 3"
 
 
+@pytest.mark.slow
 def test_search_counts_what_is_right_and_goes_on_after_a_bad_image(retrieval: Command, tmp_path: Path) -> None:
     """One unreadable image of a manifest is one failed answer; labels judge the others; the sheet is a PNG."""
     manifest = write_shots(tmp_path / "queries", places=range(3), n_shots=2)

@@ -33,6 +33,7 @@ def test_help_needs_neither_numbers_nor_a_network() -> None:
     assert not modules & (HEAVY | {"numpy", "grpc", "google", "pydantic_settings", "fsspec", "PIL"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -76,6 +77,7 @@ def test_the_client_is_light() -> None:
     assert not modules & (HEAVY | {"numpy", "PIL", "fsspec", "pydantic", "typer", "rich"})
 
 
+@pytest.mark.slow
 def test_the_check_sees_what_a_command_imports(tmp_path: Path) -> None:
     """A command that needs the engine is found to import it: the checks above are not blind."""
     options = ("--bundle", "abcd", "--data", str(tmp_path), "--store", str(tmp_path), "--state-dir", str(tmp_path))

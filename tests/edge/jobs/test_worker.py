@@ -198,6 +198,7 @@ def test_a_build_that_fails_leaves_the_old_snapshot_live(
     assert staged(calibrated, job) == []
 
 
+@pytest.mark.slow
 def test_an_unknown_error_is_tried_again_and_then_fails_the_job(
     worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +235,7 @@ def test_an_error_that_passes_does_not_count_afterwards(
     assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_step_before_its_plan_waits_for_it(worker: Worker, reindexing: Job) -> None:
     """Messages of a job whose plan was lost do not run for ever."""
     deliver(worker, Message(EMBED, (reindexing.id, 0)))
@@ -296,6 +298,7 @@ def test_a_job_that_another_delivery_ended_is_not_failed(worker: Worker, reindex
     assert (job.state, job.error) == (JobState.SUCCEEDED, "")
 
 
+@pytest.mark.slow
 def test_logs_of_a_task_carry_job_and_task(worker: Worker, reindexing: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator finds all lines of a job by its id."""
     seen = {}
@@ -344,6 +347,7 @@ def test_an_audit_stores_its_report_and_changes_nothing(
     assert (calibrated.active_id(calibrated.only_bundle()), calibrated.current(CATALOG)) == before
 
 
+@pytest.mark.slow
 def test_an_audit_that_fails_its_limits_is_an_alarm(
     calibrated: Store,
     cosine_point: OperatingPoint,

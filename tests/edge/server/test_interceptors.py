@@ -40,6 +40,7 @@ def test_unknown_names_are_not_found(running: Running) -> None:
         search(running, catalog="nowhere", image=pictures.encoded(shot(3, 0)))
 
 
+@pytest.mark.slow
 def test_unknown_errors_leak_nothing(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect is INTERNAL with a request id; its text stays in the log."""
 

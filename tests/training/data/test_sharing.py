@@ -16,6 +16,7 @@ from training.data import open_images_together
 from training.data.sharing import borrow, lend
 
 
+@pytest.mark.slow
 def test_what_is_borrowed_is_what_was_lent(items_with_damage: list[Item], tmp_path: Path) -> None:
     """All but the pixels travels; they lie in one file, which is gone with whoever lent it."""
     images = opened(items_with_damage, tmp_path, configured(data={"max_unreadable": 0.1}))

@@ -56,6 +56,7 @@ def test_impossible_splits_are_refused() -> None:
         split_drawings(drawings(15), EmojiRecipe(min_makers=2, query_makers=2))
 
 
+@pytest.mark.slow
 def test_rendering_fills_gaps_only(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     wanted = drawings(2)

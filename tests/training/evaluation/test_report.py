@@ -22,6 +22,7 @@ def drawn() -> tuple[np.ndarray, list[str]]:
     return rows, labels
 
 
+@pytest.mark.slow
 def test_files(drawn: tuple[np.ndarray, list[str]], tmp_path: Path) -> None:
     rows, labels = drawn
     found = evaluate(rows, labels)

@@ -57,6 +57,7 @@ def test_arms_times_seeds_then_nothing_left_to_do(tmp_path: Path, described: dic
     assert steps_of(tmp_path, "base", 0) == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_reported_and_the_rest_go_on(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
     described["arms"][0]["config"]["schedule"] = {"warmup_steps": 13}
     result = run_experiment(parsed(described | {"seeds": [0]}), tmp_path, program=PRETENCE)

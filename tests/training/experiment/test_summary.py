@@ -141,6 +141,7 @@ def test_plots_are_written(result: ExperimentResult, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_divided_is_no_plot_of_changes(result: ExperimentResult, tmp_path: Path) -> None:
     wide, narrow = result.arms
     unsure = {name: replace(found, relative=None, relative_interval=None) for name, found in narrow.differences.items()}

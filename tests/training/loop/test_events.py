@@ -50,6 +50,7 @@ def test_a_resumed_run_shows_every_step_once(
     assert evaluation == read_evaluation(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_events_that_cannot_be_written_do_not_end_a_run(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:

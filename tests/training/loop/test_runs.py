@@ -26,6 +26,7 @@ def test_another_configuration_or_other_items_are_not_a_continuation(
         train_small(small_config, small_run, items=training_items[1:], resume=True)
 
 
+@pytest.mark.slow
 def test_items_to_validate_on_may_change_until_they_have_chosen_weights(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, held_out_items: list[Item]
 ) -> None:
@@ -39,6 +40,7 @@ def test_items_to_validate_on_may_change_until_they_have_chosen_weights(
         train_small(choosing, tmp_path / "best", held_out=fewer, resume=True)
 
 
+@pytest.mark.slow
 def test_images_that_changed_are_not_a_continuation(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, training_items: list[Item]
 ) -> None:

@@ -34,6 +34,7 @@ from training.loop import (
 from training.provenance import DATA
 
 
+@pytest.mark.slow
 def test_training_beats_the_untrained_head_on_unseen_classes(
     tmp_path: Path, tiny_config: TrainingConfig, training_items: list[Item], held_out_items: list[Item], run: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_training_beats_the_untrained_head_on_unseen_classes(
     assert (after.n_images, after.n_classes, after.n_unreadable) == (70, 14, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, step: int, small_config: TrainingConfig, train_small: TrainSmall, small_run: Path
@@ -88,6 +90,7 @@ def test_steps_are_reported(tmp_path: Path, small_config: TrainingConfig, train_
     )
 
 
+@pytest.mark.slow
 def test_the_seed_decides(tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall) -> None:
     short = replace(small_config, schedule=replace(small_config.schedule, steps=1, head_steps=1))
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
@@ -125,6 +128,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     assert train_small(still, tmp_path / "run", resume=True) == evaluation
 
 
+@pytest.mark.slow
 def test_the_running_mean_is_what_is_evaluated_and_loaded(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:

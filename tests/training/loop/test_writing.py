@@ -61,6 +61,7 @@ def test_other_failures_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_meets_a_limit_leaves_the_one_before(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, small_run: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_checkpoint_that_meets_a_limit_leaves_the_one_before(
     assert_same_weights(run, small_run)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_checkpoint_before(
     small_disk: Path, small_config: TrainingConfig, train_small: TrainSmall
 ) -> None:

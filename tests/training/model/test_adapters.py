@@ -59,6 +59,7 @@ def test_an_adapter_adds_nothing_before_it_is_trained() -> None:
     torch.testing.assert_close(with_adapters(PIXELS), without(PIXELS))
 
 
+@pytest.mark.slow
 def test_blocks_with_adapters_can_be_computed_twice_and_learn_by_level() -> None:
     from dataclasses import replace
 

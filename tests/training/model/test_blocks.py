@@ -25,6 +25,7 @@ def gradients(embedder: Embedder) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in embedder.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "block"),
     [

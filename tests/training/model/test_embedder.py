@@ -103,6 +103,7 @@ def test_the_layout_changes_nothing_but_the_layout(channels_last: bool) -> None:
     torch.testing.assert_close(embedder(pixels), embedder_of(channels_last=not channels_last).eval()(pixels))
 
 
+@pytest.mark.slow
 def test_every_part_is_exported_for_any_size_of_batch() -> None:
     embedder = embedder_of(pooling="gem", head="bnneck").eval()
     pixels = torch.randn(5, 3, 32, 32)
