@@ -43,7 +43,7 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     catalog: Annotated[str, typer.Option(help="Catalogue to search in.")],
     image: Annotated[list[Path] | None, typer.Option(help="An image to look for; may be given several times.")] = None,
     manifest: Annotated[str, typer.Option(help="Or images of a manifest; their labels judge the matches.")] = "",
-    limit: Annotated[int, typer.Option(help="Most matches to return for each image, 1 to 10,000.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Most matches to return for each image.")] = 100,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet and in the table.")] = 12,
     address: Address = None,

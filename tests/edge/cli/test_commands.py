@@ -118,3 +118,17 @@ def test_errors_of_the_server_have_their_exit_codes(retrieval: Command) -> None:
         assert (found, out) == (code, ""), arguments
         assert err.startswith("error: ")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "10001", "99999999999"])
+def test_a_limit_that_no_message_holds_is_wrong_usage(retrieval: Command, tmp_path: Path, limit: str) -> None:
+    """Also one beyond 32 bits, which is no number for the protocol."""
+    code, out, err = retrieval("search", "--catalog", CATALOG, "--image", tmp_path / "any.png", "--limit", limit)
+    assert (code, out) == (2, "")
+    assert limit in err
+
+
+def test_an_empty_manifest_argument_is_not_the_present_folder(retrieval: Command) -> None:
+    """A script's empty variable."""
+    code, _, err = retrieval("audit", CATALOG, "")
+    assert (code, err) == (2, "error: manifest_uri: expected a path or URL, found nothing\n")
