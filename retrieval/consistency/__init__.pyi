@@ -23,9 +23,6 @@ from .drift.cohort_fit import cohort_fit as cohort_fit
 from .drift.size import DriftSize as DriftSize
 from .drift.size import drift_size as drift_size
 from .drift.state import DriftState as DriftState
-from .drift.transfer import DomainPrior as DomainPrior
-from .drift.transfer import TransferredThreshold as TransferredThreshold
-from .drift.transfer import transfer_threshold as transfer_threshold
 from .drift.watch import look_for_drift as look_for_drift
 from .drift.watch import start_drift as start_drift
 from .identification import IdentificationRates as IdentificationRates
