@@ -60,13 +60,6 @@ class Flips:
     far_clean: float
     far: float
 
-    def __str__(self) -> str:
-        return (
-            f"{self.perturbation}, {self.sides}: lost {self.lost} of accepted true pairs, gained {self.gained} of "
-            f"rejected non-matches; TAR {self.tar_clean:.4g} to {self.tar:.4g}, FAR {self.far_clean:.4g} to "
-            f"{self.far:.4g}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class DecisionFlips:
@@ -75,10 +68,6 @@ class DecisionFlips:
     threshold: float
     confidence: float
     flips: tuple[Flips, ...]
-
-    def __str__(self) -> str:
-        head = f"decisions at {self.threshold:.4f}, {100 * self.confidence:g} % intervals over classes"
-        return "\n  ".join([head, *map(str, self.flips)])
 
 
 def decision_flips(

@@ -94,14 +94,6 @@ class SampledCurves:
     far_error: Rates
     share: float
 
-    def __str__(self) -> str:
-        n = int(self.curves.negatives.sum()) // 2
-        worst = float((self.far_error / np.maximum(self.curves.pooled_far, 1e-300))[self.curves.pooled_far > 0].max())
-        return (
-            f"{n:,} negative pairs, {self.share:.2%} of all, at {len(self.curves.thresholds)} thresholds; the pooled "
-            f"FAR is known to within {worst:.1%} (one standard error) where any are accepted"
-        )
-
 
 def sampled_curves(
     vectors: LabelledVectors,

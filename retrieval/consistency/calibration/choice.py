@@ -113,20 +113,6 @@ class CalibratorComparison:
         """The kind with the lowest log loss."""
         return self.scores[0].kind
 
-    def __str__(self) -> str:
-        title = (
-            f"Calibrators on held-out classes, {self.n_folds} folds of {self.n_classes} classes, "
-            f"prevalence {self.prevalence:g} (mean +- standard error over folds)"
-        )
-        lines = [title, f"{'kind':<12}{'log loss':>22}{'above the best':>24}{'Brier':>22}{'ECE':>22}"]
-        lines += [
-            f"{score.kind:<12}{_cell(score.log_loss, score.log_loss_error):>22}"
-            f"{_cell(score.excess, score.excess_error):>24}"
-            f"{_cell(score.brier, score.brier_error):>22}{_cell(score.ece, score.ece_error):>22}"
-            for score in self.scores
-        ]
-        return "\n".join(lines)
-
 
 def cross_validate_calibrators(
     vectors: LabelledVectors,
@@ -227,7 +213,3 @@ def _score(kind: str, reports: Sequence[Reliability], best: Sequence[Reliability
     means = {name: float(np.mean(values)) for name, values in figures.items()}
     errors = {f"{n}_error": float(np.std(values, ddof=1) / math.sqrt(len(values))) for n, values in figures.items()}
     return CalibratorScore(kind=kind, reliability=mean_reliability(reports), **means, **errors)
-
-
-def _cell(value: float, error: float) -> str:
-    return f"{value:.4g} +- {error:.2g}"

@@ -32,16 +32,6 @@ class Reliability:
     ece: float
     log_loss: float
 
-    def __str__(self) -> str:
-        lines = [f"ECE {self.ece:.3g}, Brier {self.brier:.3g}, log loss {self.log_loss:.3g}"]
-        for row in np.flatnonzero(self.weight):
-            low, high = self.edges[row], self.edges[row + 1]
-            lines.append(
-                f"  {low:.2f} to {high:.2f}: forecast {self.mean_probability[row]:.3f}, "
-                f"matches {self.match_rate[row]:.3f}, weight {self.weight[row]:.2g}"
-            )
-        return "\n".join(lines)
-
 
 def reliability(
     probabilities: NDArray[np.float64],

@@ -53,12 +53,6 @@ class ConfusedPair:
     highest: float
     examples: tuple[ScoredPair, ...]
 
-    def __str__(self) -> str:
-        return (
-            f"{self.first} / {self.second}: {self.n_accepted} of {self.n_pairs} pairs accepted ({self.share:.3g}, "
-            f"interval {self.share_interval}), mean {self.mean:.4f}, highest {self.highest:.4f}"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
@@ -78,13 +72,6 @@ class Confusion:
     def concentration(self) -> float:
         """Share of all false accepts in the listed pairs of classes."""
         return sum(pair.n_accepted for pair in self.pairs) / max(self.n_false_accepts, 1)
-
-    def __str__(self) -> str:
-        head = (
-            f"{self.n_confused} of {self.n_class_pairs} pairs of classes have false accepts at {self.threshold:.4f}, "
-            f"{self.n_false_accepts} in all; the {len(self.pairs)} listed hold {100 * self.concentration:.3g} % of them"
-        )
-        return "\n  ".join([head, *map(str, self.pairs)])
 
 
 def most_confused(
@@ -109,9 +96,9 @@ def most_confused(
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> print(most_confused(labelled(rows, ["a", "b", "c"]), 0.7, n_listed=1))  # a-b 0.8, b-c 0.6, a-c 0
-    1 of 3 pairs of classes have false accepts at 0.7000, 1 in all; the 1 listed hold 100 % of them
-      a / b: 1 of 1 pairs accepted (1, interval 0.2065 to 1), mean 0.8000, highest 0.8000
+    >>> confusion = most_confused(labelled(rows, ["a", "b", "c"]), 0.7)  # a-b 0.8, b-c 0.6, a-c 0
+    >>> [(pair.first, pair.second, pair.n_accepted) for pair in confusion.pairs]
+    [('a', 'b', 1), ('b', 'c', 0), ('a', 'c', 0)]
     """
     if not np.isfinite(threshold) or order not in ORDERS or n_listed < 1 or n_examples < 0:
         raise InvalidInput(

@@ -45,18 +45,6 @@ class ScoreHistograms:
     overlap_interval: Interval | None
     confidence: float
 
-    def __str__(self) -> str:
-        figures = (
-            ("d'", self.d_prime, self.d_prime_interval),
-            ("AUC", self.auc, self.auc_interval),
-            ("overlap", self.overlap, self.overlap_interval),
-        )
-        shown = [f"{name} {value:.4g}" + (f" ({interval})" if interval else "") for name, value, interval in figures]
-        return (
-            f"{', '.join(shown)} at {100 * self.confidence:g} % confidence, from {self.within.sum()} pairs within "
-            f"and {self.between.sum()} between classes"
-        )
-
 
 def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence: float = 0.95) -> ScoreHistograms:
     """Return histograms of within- and between-class scores over equal bins, with d', AUC and the overlap.

@@ -35,12 +35,6 @@ class SuspectLabel:
     other: float
     margin: float
 
-    def __str__(self) -> str:
-        return (
-            f"row {self.row}: filed under {self.label} ({self.own:.4f}), looks like {self.likely} ({self.other:.4f}), "
-            f"margin {self.margin:.4f}"
-        )
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelMargins:
@@ -78,15 +72,6 @@ class LabelMargins:
             for row in ranked
         )
 
-    def __str__(self) -> str:
-        suspects, n_known = self.suspects, int(np.count_nonzero(self.known))
-        head = (
-            f"{len(suspects)} of {n_known} images are rejected by their own class and accepted by another at "
-            f"{self.threshold:.4f}; {np.count_nonzero(self.known & (self.margins < 0))} are nearer to another class; "
-            f"{len(self.known) - n_known} alone in their class cannot be judged"
-        )
-        return "\n  ".join([head, *map(str, suspects[:10])])
-
 
 def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = "nearest") -> LabelMargins:
     """Return the margin of every image's label, and the suspects at a threshold.
@@ -106,10 +91,9 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.28, 0.96]], dtype=np.float32)
-    >>> print(label_margins(labelled(rows, ["a", "a", "b", "b"]), 0.7))  # row 1: 0.6 to a, 0.936 to b
-    1 of 4 images are rejected by their own class and accepted by another at 0.7000; 1 are nearer to another class; 0
-    alone in their class cannot be judged
-      row 1: filed under a (0.6000), looks like b (0.9360), margin -0.3360
+    >>> (suspect,) = label_margins(labelled(rows, ["a", "a", "b", "b"]), 0.7).suspects  # 0.6 to a, 0.936 to b
+    >>> suspect.row, suspect.label, suspect.likely, round(suspect.margin, 3)
+    (1, 'a', 'b', -0.336)
     """
     if not np.isfinite(threshold) or linkage not in LINKAGES:
         raise InvalidInput(

@@ -13,7 +13,6 @@ from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
 from retrieval.consistency.subgroups.counts import GroupCounts, count_groups
 from retrieval.consistency.subgroups.differentials import (
-    GroupTest,
     RateDifferential,
     compare_rates,
     fairness_discrepancy_rate,
@@ -55,22 +54,6 @@ class GroupComparison:
     across: tuple[CrossRate, ...]
     confidence: float
     level: float
-
-    def __str__(self) -> str:
-        width = max(5, *(len(rates.name) for rates in self.groups))
-        flagged = {"far": _by_name(self.far), "frr": _by_name(self.frr)}
-        heads = ("FAR", "interval", "vs others", "FRR", "interval", "vs others")
-        lines = [f"{'group':<{width}} {'images':>7}" + "".join(map(_column, heads))]
-        for rates in self.groups:
-            far, frr = (_versus(flagged[rate].get(rates.name)) for rate in ("far", "frr"))
-            cells = (_rate(rates.far), str(rates.far_interval), far, _rate(rates.frr), str(rates.frr_interval), frr)
-            note = "  small, left out" if rates.small else ""
-            lines.append(f"{rates.name:<{width}} {rates.n_images:>7}" + "".join(map(_column, cells)) + note)
-        lines.append(f"* differs from the other groups, at level {self.level:g} over all of them (Holm)")
-        lines += [f"{name}: {value}" for name, value in (("FAR", self.far), ("FRR", self.frr)) if value is not None]
-        if self.garbe is not None and self.fdr is not None:
-            lines.append(f"GARBE {self.garbe:.3f} (0 is equitable), FDR {self.fdr:.3f} (1 is fair)")
-        return "\n".join(lines)
 
 
 def compare_groups(
@@ -150,19 +133,3 @@ def _some(estimates: RateEstimates, rows: NDArray[np.int64]) -> RateEstimates:
         variances=estimates.variances[rows],
         n_clusters=estimates.n_clusters[rows],
     )
-
-
-def _by_name(differential: RateDifferential | None) -> dict[str, GroupTest]:
-    return {test.name: test for test in differential.tests} if differential is not None else {}
-
-
-def _column(text: str) -> str:
-    return f"{text:>23}" if " to " in text or text == "interval" else f"{text:>11}"
-
-
-def _versus(test: GroupTest | None) -> str:
-    return "" if test is None else f"x {test.ratio:.2f}{'*' if test.differs else ' '}"
-
-
-def _rate(rate: float | None) -> str:
-    return "none" if rate is None else f"{rate:.3g}"

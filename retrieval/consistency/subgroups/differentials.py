@@ -59,14 +59,6 @@ class RateDifferential:
     p_equal: float | None
     tests: tuple[GroupTest, ...]
 
-    def __str__(self) -> str:
-        return (
-            f"max/min {_ratio(self.max_min_ratio)} (chance alone {self.max_min_ratio_by_chance:.3g}), "
-            f"max/geometric mean {_ratio(self.max_geometric_mean)} (chance {self.max_geometric_mean_by_chance:.3g}), "
-            f"Gini {self.gini:.3f} (chance {self.gini_by_chance:.3f}), "
-            f"all groups alike: {'not testable' if self.p_equal is None else f'p = {self.p_equal:.2g}'}"
-        )
-
 
 def max_min_ratio(rates: Values) -> float | None:
     """Return the highest rate over the lowest, [k]; None if the lowest is 0 and the highest is not.
@@ -247,7 +239,3 @@ def _group_tests(
             names, ratios.tolist(), half_widths.tolist(), p_values, holm(p_values), strict=True
         )
     )
-
-
-def _ratio(value: float | None) -> str:
-    return "none (a group has no error)" if value is None else f"{value:.3g}"

@@ -40,11 +40,6 @@ class GroupRates:
     small: bool
     n_classes: int = 1
 
-    def __str__(self) -> str:
-        far = "none" if self.far is None else f"{self.far:.3g} ({self.far_interval})"
-        frr = "none" if self.frr is None else f"{self.frr:.3g} ({self.frr_interval})"
-        return f"{self.name}: FAR {far}, FRR {frr}, {self.n_images} images{', small' if self.small else ''}"
-
 
 def class_rates(
     vectors: LabelledVectors, threshold: float, *, confidence: float = 0.95, small_below: int = 5

@@ -45,11 +45,6 @@ def test_a_group_that_stands_out_is_found_and_named(family) -> None:
     assert worst.ratio > 2
     assert comparison.far.max_min_ratio is not None
     assert comparison.far.max_min_ratio > 2 * comparison.far.max_min_ratio_by_chance
-    text = str(comparison)
-    (line,) = [line for line in text.splitlines() if line.startswith("b ")]
-    assert f"x {worst.ratio:.2f}*" in line
-    assert "GARBE" in text
-    assert "all groups alike: p =" in text
 
 
 def test_rates_are_those_of_group_rates_and_pairs_across_are_counted(family) -> None:
@@ -88,7 +83,6 @@ def test_small_groups_are_shown_and_left_out(family) -> None:
     assert comparison.far is not None
     assert [test.name for test in comparison.far.tests] == ["big", "large"]
     assert len(comparison.groups) == 3
-    assert "small, left out" in str(comparison)
 
 
 def test_one_group_has_no_differential(family) -> None:
@@ -96,7 +90,6 @@ def test_one_group_has_no_differential(family) -> None:
     comparison = compare_groups(labelled(rows, labels), ["all"] * 60, 0.3, rng=rng())
     assert (comparison.far, comparison.frr, comparison.garbe, comparison.fdr) == (None, None, None, None)
     assert comparison.across == ()
-    assert str(comparison).splitlines()[1].startswith("all")
 
 
 def test_the_order_of_images_does_not_matter(family) -> None:

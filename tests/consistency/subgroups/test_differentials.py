@@ -116,7 +116,6 @@ def test_a_group_without_errors_is_tested_all_the_same() -> None:
         ["a", "b", "c"], lucky, np.diag(lucky.variances), confidence=0.95, rng=np.random.default_rng(0)
     )
     assert report.max_min_ratio is None
-    assert "none (a group has no error)" in str(report)
     assert report.tests[0].ratio < 0.05
     assert report.p_equal is not None
 
@@ -125,7 +124,6 @@ def test_too_few_classes_for_a_test_of_all_groups() -> None:
     few = estimates([10, 20, 30, 40], n_clusters=3)
     report = compare_rates(list("abcd"), few, np.diag(few.variances), confidence=0.95, rng=np.random.default_rng(0))
     assert report.p_equal is None
-    assert "not testable" in str(report)
 
 
 def test_one_group_or_an_impossible_confidence_is_refused() -> None:
