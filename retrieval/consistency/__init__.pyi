@@ -87,7 +87,6 @@ from .subgroups.differentials import max_geometric_mean as max_geometric_mean
 from .subgroups.differentials import max_min_ratio as max_min_ratio
 from .subgroups.rates import GroupRates as GroupRates
 from .subgroups.rates import class_rates as class_rates
-from .subgroups.rates import group_rates as group_rates
 from .thresholds.certificate import Certificate as Certificate
 from .thresholds.certificate import MeanCertificate as MeanCertificate
 from .thresholds.certificate import certify as certify

@@ -80,11 +80,9 @@ def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibratorScore:
-    """How one kind of calibrator forecasts pairs of classes that it was not fitted on, at the stated prevalence.
+    """How one kind of calibrator forecasts pairs of classes that it was not fitted on; lower is better.
 
-    log_loss, brier, ece: means over folds, lower is better; ..._error: their standard errors over folds, approximate
-    because folds share training classes. excess, excess_error: mean and standard error over folds of its log loss less
-    that of the best kind in the same fold, 0 for the best. reliability: forecasts of all folds together.
+    Figures are means over folds; ..._error: their standard errors, approximate because folds share training classes.
     """
 
     kind: str
@@ -94,9 +92,9 @@ class CalibratorScore:
     brier_error: float
     ece: float
     ece_error: float
-    excess: float
+    excess: float  # log loss less that of the best kind in the same fold, 0 for the best
     excess_error: float
-    reliability: Reliability
+    reliability: Reliability  # forecasts of all folds together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

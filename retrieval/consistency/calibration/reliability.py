@@ -17,20 +17,15 @@ _Bins: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:
-    """Forecast against outcome, in bins of equal width on [0, 1].
+    """Forecast against outcome, in b bins of equal width on [0, 1], each [b] float64."""
 
-    edges: [b + 1] float64; mean_probability, match_rate: [b] float64, 0 in empty bins; weight: [b] float64, share of
-    the total weight; brier: weighted mean squared error; ece: weighted mean gap between probability and rate over bins;
-    log_loss: weighted mean of -log(probability given to what happened), infinite if that was 0.
-    """
-
-    edges: NDArray[np.float64]
-    mean_probability: NDArray[np.float64]
-    match_rate: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    brier: float
-    ece: float
-    log_loss: float
+    edges: NDArray[np.float64]  # [b + 1]
+    mean_probability: NDArray[np.float64]  # 0 in empty bins
+    match_rate: NDArray[np.float64]  # 0 in empty bins
+    weight: NDArray[np.float64]  # share of the total weight
+    brier: float  # weighted mean squared error
+    ece: float  # weighted mean gap between probability and match rate over bins
+    log_loss: float  # weighted mean of -log(probability given to what happened), infinite if that was 0
 
 
 def reliability(

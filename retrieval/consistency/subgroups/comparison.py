@@ -40,7 +40,7 @@ class GroupComparison:
 
     groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None if fewer
     than two of them have such pairs; garbe, fdr: of both rates, weight 1/2 each; frr_pairs: which pairs of one class
-    count for a group, see `group_rates`; left_out: names of the small groups; across: pairs across two groups, empty
+    count for a group, see `rates_of_groups`; left_out: names of the small groups; across: pairs across two groups, empty
     with more than 32 groups; level: significance level of the tests, over all groups of one rate.
     """
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import compare_groups, gini, group_rates, labelled
+from retrieval.consistency import compare_groups, gini, labelled
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 CROWDED = {"dimension": 16, "spread": 0.3, "crowding": 0.5}
@@ -47,11 +47,10 @@ def test_a_group_that_stands_out_is_found_and_named(family) -> None:
     assert comparison.far.max_min_ratio > 2 * comparison.far.max_min_ratio_by_chance
 
 
-def test_rates_are_those_of_group_rates_and_pairs_across_are_counted(family) -> None:
+def test_pairs_across_groups_are_counted(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=24, n_images=4, **CROWDED)
     groups = np.random.default_rng(3).choice(["x", "y", "z"], size=96).tolist()
     comparison = compare_groups(labelled(rows, labels), groups, 0.45, rng=rng(), small_below=1)
-    assert list(comparison.groups) == group_rates(labelled(rows, labels), groups, 0.45, small_below=1)
     assert comparison.frr_pairs == "within"
     assert [(pair.first, pair.second) for pair in comparison.across] == [("x", "y"), ("x", "z"), ("y", "z")]
     accepted = rows @ rows.T >= np.float32(0.45)

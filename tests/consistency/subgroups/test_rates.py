@@ -5,8 +5,23 @@ import itertools
 import numpy as np
 import pytest
 
-from retrieval.consistency import class_rates, group_rates, labelled, operating_curves, wilson_interval
-from retrieval.errors import InvalidEmbeddings, InvalidInput
+from retrieval.consistency import GroupRates, LabelledVectors, class_rates, labelled, operating_curves, wilson_interval
+from retrieval.consistency.subgroups.counts import count_groups
+from retrieval.consistency.subgroups.estimates import FrrPairs
+from retrieval.consistency.subgroups.rates import rates_of_groups
+from retrieval.errors import InvalidInput
+
+
+def group_rates(
+    vectors: LabelledVectors,
+    groups: list[str],
+    threshold: float,
+    *,
+    small_below: int = 20,
+    frr_pairs: FrrPairs = "within",
+) -> list[GroupRates]:
+    counts = count_groups(vectors, groups, threshold)
+    return rates_of_groups(counts, small_below=small_below, confidence=0.95, frr_pairs=frr_pairs)
 
 
 def test_class_rates_are_those_of_the_curves(family) -> None:
@@ -120,9 +135,7 @@ def test_group_of_one_class_has_no_far_and_group_of_one_image_no_rate(family) ->
     assert (one_image.name, one_image.far, one_image.frr, one_image.small) == ("b", None, None, True)
 
 
-def test_wrong_number_of_groups_or_threshold_is_refused(family) -> None:
+def test_a_threshold_that_is_no_number_is_refused(family) -> None:
     rows, labels = family(np.random.default_rng(4), n_classes=3, n_images=3)
-    with pytest.raises(InvalidEmbeddings, match="found 2 groups for 9 labels"):
-        group_rates(labelled(rows, labels), ["a", "b"], 0.3)
     with pytest.raises(InvalidInput, match="finite"):
         class_rates(labelled(rows, labels), float("nan"))
