@@ -84,15 +84,11 @@ def judged_curves(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledCurves:
-    """Curves from all positive and some negative pairs.
+    """Curves from all positive and some negative pairs."""
 
-    curves: with the negatives of the sample; far_error: [m] float64, standard error of the pooled FAR as an estimate of
-    that of all pairs; share: of the negative pairs that were sampled, 0 to 1.
-    """
-
-    curves: OperatingCurves
-    far_error: Rates
-    share: float
+    curves: OperatingCurves  # with the negatives of the sample
+    far_error: Rates  # [m], standard error of the pooled FAR as an estimate of that of all pairs
+    share: float  # of the negative pairs that were sampled
 
 
 def sampled_curves(

@@ -134,18 +134,15 @@ def beta_features(z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 @dataclass(frozen=True, slots=True)
 class IsotonicCalibrator(_Document):
-    """A non-decreasing, piecewise linear map from score to match probability.
-
-    scores: at most 256 ascending knots; probabilities: at the knots, non-decreasing, strictly between 0 and 1.
-    Beyond the end knots the probability is that of the end knot.
+    """A non-decreasing, piecewise linear map from score to match probability; constant beyond its end knots.
 
     Raises:
-        InvalidInput: at construction, when the knots break one of these rules.
+        InvalidInput: at construction, when the knots do not fit.
     """
 
     kind: ClassVar[str] = "isotonic"
-    scores: Knots
-    probabilities: Knots
+    scores: Knots  # at most 256, ascending
+    probabilities: Knots  # at the scores, non-decreasing, strictly between 0 and 1
     prevalence: float
     n_positives: int
     n_negatives: int
@@ -165,12 +162,10 @@ class IsotonicCalibrator(_Document):
 class VennAbersCalibrator(_Document):
     """An inductive Venn-Abers predictor: two isotonic maps, one for each possible outcome of the new pair.
 
-    scores: at most 256 ascending knots; lower, upper: at the knots, non-decreasing in [0, 1], lower <= upper, the
-    isotonic probability with the new pair counted as no match and as a match. Their distance shows how much one more
-    pair could move the probability. Linear between knots, constant beyond.
+    Their distance shows how much one more pair could move the probability. Linear between knots, constant beyond.
 
     Raises:
-        InvalidInput: at construction, when the knots break one of these rules.
+        InvalidInput: at construction, when the knots do not fit.
 
     Source: Vovk, Petej, Fedorova, "Large-scale probabilistic predictors with and without guarantees of validity",
     NeurIPS 2015.
@@ -181,9 +176,9 @@ class VennAbersCalibrator(_Document):
     """
 
     kind: ClassVar[str] = "venn-abers"
-    scores: Knots
-    lower: Knots
-    upper: Knots
+    scores: Knots  # at most 256, ascending
+    lower: Knots  # at the scores, non-decreasing in [0, 1]: the new pair counted as no match
+    upper: Knots  # at least lower: the new pair counted as a match
     prevalence: float
     n_positives: int
     n_negatives: int

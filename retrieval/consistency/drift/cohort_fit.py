@@ -23,20 +23,16 @@ _TILE = 1024  # rows of a product
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortFit:
-    """How well a cohort fits a catalogue.
+    """How well a cohort fits a catalogue; the intervals have the stated confidence."""
 
-    p_value: of the hypothesis that both are of one population; crowding: probability that a cohort image lies in a
-    denser place of the cohort than a catalogue image, 0.5 for one population, near 1 if the catalogue lies elsewhere;
-    agreement: rank correlation over the catalogue of the density in the cohort with that in the catalogue itself.
-    n_cohort, n_catalogue: independent images or groups compared.
-    """
-
-    p_value: float
+    p_value: float  # of the hypothesis that both are of one population
+    # Probability that a cohort image lies in a denser place of the cohort than a catalogue image: 0.5 for one
+    # population, near 1 if the catalogue lies elsewhere.
     crowding: float
     crowding_interval: Interval
-    agreement: float
+    agreement: float  # rank correlation, over the catalogue, of the density in the cohort with that in the catalogue
     agreement_interval: Interval
-    n_cohort: int
+    n_cohort: int  # independent images or groups compared
     n_catalogue: int
     confidence: float
 

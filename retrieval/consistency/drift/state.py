@@ -23,26 +23,21 @@ def resolutions(n_bins: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftState:
-    """What the next look needs to know of the reference and of the earlier looks; plain numbers.
-
-    edges, tie_breaks: [K - 1], upper ends of all bins but the last, and the random numbers that order equal scores;
-    gaps: [K], spaces between neighbouring reference scores in each bin; counts: [K], new scores in it;
-    memories: [3][K], counts faded at three speeds; log_wealth: the logarithm of each bettor's wealth, the idle one's
-    first; n_looks: looks so far; log_e, log_peak: logarithm of the e-value now and of its highest so far.
+    """What the next look needs to know of the reference and of the earlier looks, in K bins; plain numbers.
 
     Raises:
-        InvalidInput: at construction, when lengths or values break one of these rules.
+        InvalidInput: at construction, when lengths or values do not fit.
     """
 
-    edges: tuple[float, ...]
-    tie_breaks: tuple[float, ...]
-    gaps: tuple[int, ...]
-    counts: tuple[int, ...]
-    memories: tuple[tuple[float, ...], ...]
-    log_wealth: tuple[float, ...]
+    edges: tuple[float, ...]  # [K - 1], upper ends of all bins but the last
+    tie_breaks: tuple[float, ...]  # [K - 1], the random numbers that order scores equal to an edge
+    gaps: tuple[int, ...]  # [K], spaces between neighbouring reference scores in each bin
+    counts: tuple[int, ...]  # [K], new scores in each bin
+    memories: tuple[tuple[float, ...], ...]  # [3][K], counts faded at three speeds
+    log_wealth: tuple[float, ...]  # of each bettor, the idle one's first
     n_looks: int = 0
-    log_e: float = 0.0
-    log_peak: float = 0.0
+    log_e: float = 0.0  # logarithm of the e-value now
+    log_peak: float = 0.0  # and of its highest so far
 
     def __post_init__(self) -> None:
         k = len(self.gaps)

@@ -32,24 +32,19 @@ class LabelledVectors:
 
     Build them with `labelled` or `crossed`. If gallery_codes is codes, the pairs are the unordered ones inside one set
     of images; otherwise every query makes a pair with every gallery vector.
-
-    query: [n, D] float32; gallery: [g, D]; codes, gallery_codes: [n] and [g] int64, ascending, index into classes
-    (sorted names); order: [n] int64, the caller's row of each query; groups, gallery_groups: [n, a] and [g, a] int32,
-    two vectors with an equal group make no pair, -1 equals none; cosine: whether the score is the cosine of unit rows;
-    positives, negatives: [T] int64, pairs of each class, a negative pair belongs to both its classes.
     """
 
-    query: Vectors
-    gallery: Vectors
-    codes: Codes
-    gallery_codes: Codes
-    classes: tuple[str, ...]
-    order: NDArray[np.int64]
-    groups: Groups
-    gallery_groups: Groups
-    cosine: bool
-    positives: Codes = field(init=False)
-    negatives: Codes = field(init=False)
+    query: Vectors  # [n, D]
+    gallery: Vectors  # [g, D]
+    codes: Codes  # [n], ascending, index into classes
+    gallery_codes: Codes  # [g]
+    classes: tuple[str, ...]  # sorted names
+    order: NDArray[np.int64]  # [n], the caller's row of each query
+    groups: Groups  # [n, a]; two vectors with an equal group make no pair, -1 equals none
+    gallery_groups: Groups  # [g, a]
+    cosine: bool  # whether the score is the cosine of unit rows
+    positives: Codes = field(init=False)  # [T], pairs of each class
+    negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
     def __post_init__(self) -> None:
         totals = pair_totals(self.codes, self.gallery_codes, self.groups, self.gallery_groups, len(self.classes))

@@ -37,36 +37,28 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes and the scores of the n_pairs pairs of images across them.
-
-    n_accepted: pairs at or above the threshold; share: n_accepted / n_pairs, share_interval: Wilson's, as if pairs were
-    independent (they share images, so the true one is wider); examples: the highest-scoring pairs, best first.
-    """
+    """Two classes and the scores of the pairs of images across them."""
 
     first: str
     second: str
     n_pairs: int
-    n_accepted: int
-    share: float
-    share_interval: Interval
+    n_accepted: int  # at or above the threshold
+    share: float  # n_accepted / n_pairs
+    share_interval: Interval  # Wilson's, as if pairs were independent; they share images, so the true one is wider
     mean: float
     highest: float
-    examples: tuple[ScoredPair, ...]
+    examples: tuple[ScoredPair, ...]  # the highest-scoring pairs, best first
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """The most confused pairs of classes, worst first, and their share of all confusion.
-
-    n_class_pairs: all pairs of classes; n_confused: those with a false accept; n_false_accepts: accepted pairs of
-    images of different classes; concentration: the share of these in the listed pairs, 0 if there are none.
-    """
+    """The most confused pairs of classes, worst first, and all confusion."""
 
     threshold: float
     pairs: tuple[ConfusedPair, ...]
-    n_class_pairs: int
-    n_confused: int
-    n_false_accepts: int
+    n_class_pairs: int  # all pairs of classes
+    n_confused: int  # those with a false accept
+    n_false_accepts: int  # accepted pairs of images of different classes
 
     @property
     def concentration(self) -> float:

@@ -25,21 +25,17 @@ _FINER = 64
 class ScoreHistograms:
     """Counts of pairs by score, and how far the two kinds of pairs are apart.
 
-    edges: [b + 1] float64, from the lowest to the highest score; within, between: [b] int64, pairs inside a class and
-    across classes. d_prime: distance of the two means in units of the root mean square of the two standard deviations,
-    infinite if neither spreads. auc: probability that a pair within scores above one between, ties counted half, up to
-    auc_error. overlap: sum over the bins of the smaller of the two shares, from 0 (apart) to 1 (equal); it grows with
-    coarser bins. The intervals have the stated confidence over the draw of classes; they are None if fewer than three
-    classes have two images, or neither kind of pair spreads.
+    The intervals have the stated confidence over the draw of classes; they are None if fewer than three classes have
+    two images, or neither kind of pair spreads.
     """
 
-    edges: NDArray[np.float64]
-    within: NDArray[np.int64]
-    between: NDArray[np.int64]
-    d_prime: float
-    auc: float
+    edges: NDArray[np.float64]  # [b + 1], from the lowest to the highest score
+    within: NDArray[np.int64]  # [b], pairs inside a class
+    between: NDArray[np.int64]  # [b], pairs across classes
+    d_prime: float  # gap of the means in root mean squares of the two standard deviations; infinite if neither spreads
+    auc: float  # probability that a pair within scores above one between, ties counted half, up to auc_error
     auc_error: float
-    overlap: float
+    overlap: float  # sum over bins of the smaller share, from 0 (apart) to 1 (equal); it grows with coarser bins
     d_prime_interval: Interval | None
     auc_interval: Interval | None
     overlap_interval: Interval | None

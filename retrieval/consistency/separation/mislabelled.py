@@ -23,36 +23,28 @@ _MAX_CELLS = 1 << 22  # rows of a tile by all classes
 
 @dataclass(frozen=True, slots=True)
 class SuspectLabel:
-    """An image, as a row of the caller's arrays, that its own class rejects and another accepts.
+    """An image that its own class rejects and another accepts."""
 
-    own, other: similarity to its class and to the best other one; margin: own - other.
-    """
-
-    row: int
+    row: int  # of the caller's arrays
     label: str
     likely: str
-    own: float
-    other: float
-    margin: float
+    own: float  # similarity to its class
+    other: float  # similarity to the best other class
+    margin: float  # own - other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelMargins:
-    """How well every image fits its label.
+    """How well every image fits its label, in the caller's order."""
 
-    margins, own, other: [n] float64, in the caller's order; likely: [n] int64, index into classes of the best other
-    class. An image alone in its class cannot be judged: known is False and its own and margin are 0. threshold:
-    the one that defines suspects.
-    """
-
-    margins: NDArray[np.float64]
-    own: NDArray[np.float64]
-    other: NDArray[np.float64]
-    likely: NDArray[np.int64]
-    known: NDArray[np.bool_]
+    margins: NDArray[np.float64]  # [n], own - other
+    own: NDArray[np.float64]  # [n], similarity to its class
+    other: NDArray[np.float64]  # [n], similarity to the best other class
+    likely: NDArray[np.int64]  # [n], index into classes of the best other class
+    known: NDArray[np.bool_]  # [n], false for an image alone in its class: its own and margin are 0
     labels: tuple[str, ...]
     classes: tuple[str, ...]
-    threshold: float
+    threshold: float  # defines suspects
 
     @property
     def suspects(self) -> tuple[SuspectLabel, ...]:

@@ -19,16 +19,12 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RateEstimates:
-    """k error rates over pairs, with their variances.
+    """k error rates over pairs, with their variances; a rate without pairs is 0 with variance 0."""
 
-    errors, pairs: [k] float64, counts; variances: [k] float64, of the rates, over the draw of classes or images;
-    n_clusters: [k] int64, independent units behind each rate. A rate without pairs is 0 with variance 0.
-    """
-
-    errors: Values
-    pairs: Values
-    variances: Values
-    n_clusters: NDArray[np.int64]
+    errors: Values  # [k], counts
+    pairs: Values  # [k], counts
+    variances: Values  # [k], of the rates, over the draw of classes or images
+    n_clusters: NDArray[np.int64]  # [k], independent units behind each rate
 
     @property
     def rates(self) -> Values:

@@ -36,24 +36,18 @@ class CrossRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupComparison:
-    """Groups of images at one threshold.
+    """Groups of images at one threshold."""
 
-    groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None if fewer
-    than two of them have such pairs; garbe, fdr: of both rates, weight 1/2 each; frr_pairs: which pairs of one class
-    count for a group, see `rates_of_groups`; left_out: names of the small groups; across: pairs across two groups, empty
-    with more than 32 groups; level: significance level of the tests, over all groups of one rate.
-    """
-
-    groups: tuple[GroupRates, ...]
-    far: RateDifferential | None
+    groups: tuple[GroupRates, ...]  # all groups, by name
+    far: RateDifferential | None  # over the groups that are not small; None if fewer than two of them have such pairs
     frr: RateDifferential | None
-    garbe: float | None
+    garbe: float | None  # of both rates, weight 1/2 each
     fdr: float | None
-    frr_pairs: FrrPairs
-    left_out: tuple[str, ...]
-    across: tuple[CrossRate, ...]
+    frr_pairs: FrrPairs  # which pairs of one class count for a group, see `rates_of_groups`
+    left_out: tuple[str, ...]  # names of the small groups
+    across: tuple[CrossRate, ...]  # pairs across two groups; empty with more than 32 groups
     confidence: float
-    level: float
+    level: float  # significance level of the tests, over all groups of one rate
 
 
 def compare_groups(

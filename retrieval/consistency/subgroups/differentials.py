@@ -21,30 +21,22 @@ _N_DRAWS = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTest:
-    """One group against the others, for one rate.
-
-    ratio: its rate over the geometric mean of the others' rates, every group counting the same; interval: of that
-    ratio; p_value: of "the ratio is 1", two-sided; p_adjusted: corrected for the number of groups, see `holm`;
-    differs: whether p_adjusted is at most 1 - confidence.
-    """
+    """One group against the others, for one rate."""
 
     name: str
-    ratio: float
-    interval: Interval
-    p_value: float
-    p_adjusted: float
-    differs: bool
+    ratio: float  # its rate over the geometric mean of the others' rates, every group counting the same
+    interval: Interval  # of the ratio
+    p_value: float  # of "the ratio is 1", two-sided
+    p_adjusted: float  # corrected for the number of groups, see `holm`
+    differs: bool  # p_adjusted is at most 1 - confidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateDifferential:
     """How different the rates of the groups are, for one kind of error.
 
-    max_min_ratio, max_geometric_mean: None if a group has no error, because no ratio exists; gini: 0 for equal rates,
-    1 if one group has all errors; max_difference: largest difference of two rates. ..._by_chance: the average that
-    chance alone would give if all groups had the same rate: compare a differential with it.
-    p_equal: of "all groups have the same rate"; None with too few classes for so many groups.
-    tests: one for each group, in order of name.
+    ..._by_chance: the average that chance alone would give if all groups had the same rate: compare a differential with
+    it. max_min_ratio, max_geometric_mean: None if a group has no error, because no ratio exists.
     """
 
     n_groups: int
@@ -52,12 +44,12 @@ class RateDifferential:
     max_min_ratio_by_chance: float
     max_geometric_mean: float | None
     max_geometric_mean_by_chance: float
-    gini: float
+    gini: float  # 0 for equal rates, 1 if one group has all errors
     gini_by_chance: float
-    max_difference: float
+    max_difference: float  # largest difference of two rates
     max_difference_by_chance: float
-    p_equal: float | None
-    tests: tuple[GroupTest, ...]
+    p_equal: float | None  # of "all groups have the same rate"; None with too few classes for so many groups
+    tests: tuple[GroupTest, ...]  # one for each group, in order of name
 
 
 def max_min_ratio(rates: Values) -> float | None:

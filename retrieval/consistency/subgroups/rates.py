@@ -24,21 +24,19 @@ MIN_CLASSES = 10  # with fewer, the variance over classes is itself uncertain by
 class GroupRates:
     """False accept and false reject rate of one group (in biometrics FMR and FNMR).
 
-    positives, negatives: pairs; far, frr: None without such pairs; the intervals are about other classes and images of
-    the same population, and allow for pairs that share images; n_classes: classes with an image in the group;
-    small: the group has too few images or classes to be ranked.
+    The intervals are about other classes and images of the same population, and allow for pairs that share images.
     """
 
     name: str
     n_images: int
-    positives: int
+    positives: int  # pairs
     negatives: int
-    far: float | None
+    far: float | None  # None without such pairs
     frr: float | None
     far_interval: Interval
     frr_interval: Interval
-    small: bool
-    n_classes: int = 1
+    small: bool  # too few images or classes to be ranked
+    n_classes: int = 1  # with an image in the group
 
 
 def class_rates(

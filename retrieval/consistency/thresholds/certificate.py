@@ -32,18 +32,15 @@ Rate: TypeAlias = Literal["far", "frr"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta.
-
-    n_classes: calibration classes used; strict: see the module; far, tar: pooled rates on the calibration pairs.
-    """
+    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta."""
 
     threshold: float
     rate: Rate
     alpha: float
     delta: float
-    strict: bool
-    n_classes: int
-    far: float
+    strict: bool  # see the module
+    n_classes: int  # calibration classes used
+    far: float  # pooled rates on the calibration pairs
     tar: float
 
     def __str__(self) -> str:

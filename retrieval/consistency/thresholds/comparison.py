@@ -16,14 +16,11 @@ from retrieval.errors import InvalidInput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassDecisionChange:
-    """Pairs of one class, and how many more (negative: fewer) of them the proposed threshold accepts.
-
-    A negative pair counts for the classes of both its ends.
-    """
+    """Pairs of one class, and how many more (negative: fewer) of them the proposed threshold accepts."""
 
     name: str
     positives: int
-    negatives: int
+    negatives: int  # a negative pair counts for the classes of both its ends
     true_accepts: int
     false_accepts: int
 
@@ -32,23 +29,20 @@ class ClassDecisionChange:
 class ThresholdComparison:
     """Two thresholds on the same pairs.
 
-    active, proposed: the thresholds; active_far, proposed_far, active_tar, proposed_tar: pooled rates;
-    true_accepts, false_accepts: how many more (negative: fewer) positive and negative pairs the proposed one accepts;
-    classes: the same for every class, sorted by name. The changes are counts of these pairs, so they have no interval;
-    `ThresholdChoice` has the intervals of the rates.
+    The changes are counts of these pairs, so they have no interval; `ThresholdChoice` has the intervals of the rates.
     """
 
     active: float
     proposed: float
-    active_far: float
+    active_far: float  # pooled, as all rates here
     proposed_far: float
     active_tar: float
     proposed_tar: float
     positives: int
     negatives: int
-    true_accepts: int
-    false_accepts: int
-    classes: tuple[ClassDecisionChange, ...]
+    true_accepts: int  # how many more (negative: fewer) positive pairs the proposed one accepts
+    false_accepts: int  # and negative pairs
+    classes: tuple[ClassDecisionChange, ...]  # the same for every class, sorted by name
 
     @property
     def n_changed(self) -> int:
