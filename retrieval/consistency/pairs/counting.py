@@ -32,18 +32,7 @@ def count_tiles(
     guess = kernels.limit_guess(limits[:-1])
 
     def visit(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
-        rows, columns = tile
-        kernels.count_accepted_pairs(
-            scores,
-            vectors.codes[rows],
-            vectors.gallery_codes[columns],
-            vectors.groups[rows],
-            vectors.gallery_groups[columns],
-            is_diagonal(vectors, tile),
-            limits,
-            guess,
-            *counts,
-        )
+        kernels.count_accepted_pairs(scores, *vectors.labels_of(*tile), limits, guess, *counts)
 
     def none_yet() -> Counts:
         return np.zeros((2, len(vectors.classes), len(thresholds)), dtype=np.int64)
@@ -57,19 +46,6 @@ def count_tiles(
 def total_of_tiles(vectors: LabelledVectors, tiles: Sequence[Tile]) -> tuple[Counts, Counts]:
     """Return the positives and negatives of each class among the pairs of some tiles: two [T] int64."""
     total = np.zeros((2, len(vectors.classes)), dtype=np.int64)
-    for rows, columns in tiles:
-        codes, groups = vectors.codes[rows], vectors.groups[rows]
-        diagonal = is_diagonal(vectors, (rows, columns))
-        total += pair_totals(
-            codes,
-            codes if diagonal else vectors.gallery_codes[columns],
-            groups,
-            groups if diagonal else vectors.gallery_groups[columns],
-            len(vectors.classes),
-        )
+    for tile in tiles:
+        total += pair_totals(vectors.labels_of(*tile), len(vectors.classes))
     return total[0], total[1]
-
-
-def is_diagonal(vectors: LabelledVectors, tile: Tile) -> bool:
-    """Whether the tile pairs images with themselves, so that only the pairs above its diagonal count."""
-    return vectors.one_set and tile[0] == tile[1]

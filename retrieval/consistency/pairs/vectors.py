@@ -18,6 +18,8 @@ from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 Vectors: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = NDArray[np.int64]
 Groups: TypeAlias = NDArray[np.int32]
+# Codes and groups of rows and of columns, and whether only the pairs above the diagonal count.
+Labels: TypeAlias = tuple[Codes, Codes, Groups, Groups, bool]
 Columns: TypeAlias = Sequence[Sequence[str]]
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -47,7 +49,8 @@ class LabelledVectors:
     negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
     def __post_init__(self) -> None:
-        totals = pair_totals(self.codes, self.gallery_codes, self.groups, self.gallery_groups, len(self.classes))
+        everything = slice(None)
+        totals = pair_totals(self.labels_of(everything, everything), len(self.classes))
         for name, total in zip(("positives", "negatives"), totals, strict=True):
             object.__setattr__(self, name, total)
 
@@ -73,6 +76,12 @@ class LabelledVectors:
     def n_negatives(self) -> int:
         """Number of pairs across classes."""
         return int(self.negatives.sum()) // 2
+
+    def labels_of(self, rows: slice, columns: slice) -> Labels:
+        """Return codes and groups of a tile's rows and columns, and whether only pairs above its diagonal count."""
+        codes, gallery_codes = self.codes[rows], self.gallery_codes[columns]
+        diagonal = self.one_set and rows == columns
+        return codes, gallery_codes, self.groups[rows], self.gallery_groups[columns], diagonal
 
     def subset(self, rows: NDArray[np.int64]) -> LabelledVectors:
         """Return the vectors of one set in the given rows ([k] int64) with all class names kept."""
@@ -238,19 +247,17 @@ def check_unit_rows(rows: Vectors, name: str) -> None:
         )
 
 
-def pair_totals(
-    codes: Codes, gallery_codes: Codes, groups: Groups, gallery_groups: Groups, n_classes: int
-) -> tuple[Codes, Codes]:
+def pair_totals(labels: Labels, n_classes: int) -> tuple[Codes, Codes]:
     """Return the positives and negatives of each class: two [T] int64, see `LabelledVectors`."""
-    one_set = gallery_codes is codes
+    codes, gallery_codes, groups, _, diagonal = labels
     if groups.shape[1]:
         from retrieval.consistency.pairs import kernels
 
         counted = np.zeros((2, n_classes), dtype=np.int64)
-        kernels.count_pairs_by_class(codes, gallery_codes, groups, gallery_groups, one_set, *counted)
+        kernels.count_pairs_by_class(*labels, *counted)
         return counted[0], counted[1]
     rows, columns = (np.bincount(side, minlength=n_classes).astype(np.int64) for side in (codes, gallery_codes))
-    if one_set:
+    if diagonal:
         return rows * (rows - 1) // 2, rows * (rows.sum() - rows)
     return rows * columns, rows * (columns.sum() - columns) + columns * (rows.sum() - rows)
 
