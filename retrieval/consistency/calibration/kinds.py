@@ -8,48 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit
 
+from retrieval.consistency.documents import Document, Floats
 from retrieval.errors import InvalidInput
 
 MAX_KNOTS = 256
 
 Probabilities: TypeAlias = NDArray[np.float64]
-Knots: TypeAlias = tuple[float, ...]
 
 
-class _Document:
-    """Plain JSON of the kinds below: the word of the kind and every field."""
+class _Calibrator(Document):
+    """What the kinds below share."""
 
     __slots__ = ()
-    kind: ClassVar[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types from which `from_json` makes an equal calibrator."""
-        values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
-        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"kind": self.kind, **lists}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Undo `to_json`. Raises InvalidInput on another kind, a missing field or an impossible value."""
-        if document.get("kind") != cls.kind:
-            raise InvalidInput(f"expected a calibrator of kind {cls.kind!r}, found {document.get('kind')!r}")
-        try:
-            # Annotations are text here: the names of the types.
-            values = {field.name: _READ[str(field.type)](document[field.name]) for field in fields(cast(Any, cls))}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"the calibrator's document is incomplete or malformed: {error!r}") from error
-        return cls(**values)
+    noun: ClassVar[str] = "calibrator"
 
 
 @dataclass(frozen=True, slots=True)
-class PlattCalibrator(_Document):
+class PlattCalibrator(_Calibrator):
     """Platt scaling: probability expit(slope * score + intercept).
 
     slope: at least 0. It is 0 if matches do not score higher than other pairs; then every pair gets the prevalence.
@@ -85,7 +67,7 @@ class PlattCalibrator(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class BetaCalibrator(_Document):
+class BetaCalibrator(_Calibrator):
     """Beta calibration: probability expit(a log u - b log(1 - u) + c) of u = expit(scale * score + offset) in (0, 1).
 
     Beta calibration expects probabilities, but scores are any real numbers. So u is the Platt probability at even odds,
@@ -133,7 +115,7 @@ def beta_features(z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 @dataclass(frozen=True, slots=True)
-class IsotonicCalibrator(_Document):
+class IsotonicCalibrator(_Calibrator):
     """A non-decreasing, piecewise linear map from score to match probability; constant beyond its end knots.
 
     Raises:
@@ -141,8 +123,8 @@ class IsotonicCalibrator(_Document):
     """
 
     kind: ClassVar[str] = "isotonic"
-    scores: Knots  # at most 256, ascending
-    probabilities: Knots  # at the scores, non-decreasing, strictly between 0 and 1
+    scores: Floats  # at most 256, ascending
+    probabilities: Floats  # at the scores, non-decreasing, strictly between 0 and 1
     prevalence: float
     n_positives: int
     n_negatives: int
@@ -159,7 +141,7 @@ class IsotonicCalibrator(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class VennAbersCalibrator(_Document):
+class VennAbersCalibrator(_Calibrator):
     """An inductive Venn-Abers predictor: two isotonic maps, one for each possible outcome of the new pair.
 
     Their distance shows how much one more pair could move the probability. Linear between knots, constant beyond.
@@ -176,9 +158,9 @@ class VennAbersCalibrator(_Document):
     """
 
     kind: ClassVar[str] = "venn-abers"
-    scores: Knots  # at most 256, ascending
-    lower: Knots  # at the scores, non-decreasing in [0, 1]: the new pair counted as no match
-    upper: Knots  # at least lower: the new pair counted as a match
+    scores: Floats  # at most 256, ascending
+    lower: Floats  # at the scores, non-decreasing in [0, 1]: the new pair counted as no match
+    upper: Floats  # at least lower: the new pair counted as a match
     prevalence: float
     n_positives: int
     n_negatives: int
@@ -236,7 +218,7 @@ def calibrator_from_json(document: Mapping[str, Any]) -> Calibrator:
     return kind.from_json(document)
 
 
-def interpolate(values: NDArray[np.float64], scores: Knots, probabilities: Knots) -> Probabilities:
+def interpolate(values: NDArray[np.float64], scores: Floats, probabilities: Floats) -> Probabilities:
     """Return the piecewise linear map at values [n], constant beyond its knots, rising without a rounding error."""
     knots = np.asarray(probabilities, dtype=np.float64)
     after = np.searchsorted(np.asarray(scores), values, side="right")
@@ -258,7 +240,7 @@ def _check_prevalence(prevalence: float) -> None:
         )
 
 
-def _check_knots(scores: Knots, probabilities: Knots) -> None:
+def _check_knots(scores: Floats, probabilities: Floats) -> None:
     x, p = np.array(scores, dtype=np.float64), np.array(probabilities, dtype=np.float64)
     ordered = (
         x.shape == p.shape and 0 < len(x) <= MAX_KNOTS and bool((np.diff(x) > 0).all() and (np.diff(p) >= 0).all())
@@ -268,10 +250,3 @@ def _check_knots(scores: Knots, probabilities: Knots) -> None:
             f"a calibrator needs 1 to {MAX_KNOTS} ascending finite scores with non-decreasing probabilities between 0 "
             f"and 1, found {len(x)} scores and {len(p)} probabilities that are not"
         )
-
-
-def _knots(values: Any) -> Knots:
-    return tuple(float(value) for value in values)
-
-
-_READ: Mapping[str, Any] = {"float": float, "int": int, "Knots": _knots}
