@@ -99,7 +99,7 @@ def most_confused(
         )
     check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
-    bounds = _class_bounds(vectors.codes, n_classes)
+    bounds = np.append(0, np.cumsum(vectors.n_images))  # start of each class among the sorted codes, and the end
     limit = float32_at_least(np.array([threshold]))[0]
     worst: list[_Ranked] = []
     n_confused = n_false_accepts = 0
@@ -149,11 +149,6 @@ class _Block:
             )
             for place, row, column in zip(chosen, rows[chosen], columns[chosen], strict=True)
         ]
-
-
-def _class_bounds(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Return the start of each class among the sorted codes, and the end: [T + 1] int64."""
-    return np.searchsorted(codes, np.arange(n_classes + 1)).astype(np.int64)
 
 
 def _class_blocks(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -14,8 +14,11 @@ from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
 from retrieval.consistency.pairs.batches import scored_pairs
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
-from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
+from retrieval.consistency.separation.moments import class_moments, d_prime, pooled_moments
 from retrieval.errors import InvalidInput
+
+Reals = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 # AUC uses bins that are finer by this factor: pairs in one bin count as ties, an error below 1e-4.
 _FINER = 64
@@ -29,9 +32,9 @@ class ScoreHistograms:
     two images, or neither kind of pair spreads.
     """
 
-    edges: NDArray[np.float64]  # [b + 1], from the lowest to the highest score
-    within: NDArray[np.int64]  # [b], pairs inside a class
-    between: NDArray[np.int64]  # [b], pairs across classes
+    edges: Reals  # [b + 1], from the lowest to the highest score
+    within: Counts  # [b], pairs inside a class
+    between: Counts  # [b], pairs across classes
     d_prime: float  # gap of the means in root mean squares of the two standard deviations; infinite if neither spreads
     auc: float  # probability that a pair within scores above one between, ties counted half, up to auc_error
     auc_error: float
@@ -70,15 +73,12 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
     low, high = _score_range(vectors)
-    of_classes = class_moments(image_moments(vectors), vectors.codes, len(vectors.classes))
+    of_classes = class_moments(vectors)
     counts, fine = _class_histograms(vectors, low, high, n_bins=n_bins)
     pooled = fine.reshape(2, n_bins, _FINER).sum(axis=2)
     shares = fine / fine.sum(axis=1, keepdims=True)
-    auc, overlap, gap = (
-        float(area_under_curve(fine)),
-        float(overlap_of(pooled)),
-        float(d_prime(pooled_moments(of_classes))),
-    )
+    auc, overlap = float(area_under_curve(fine)), float(overlap_of(pooled))
+    gap = float(d_prime(pooled_moments(of_classes)))
     usable = _usable(counts, pooled)
     left, moments_left = (pooled - counts)[usable], (pooled_moments(of_classes) - of_classes)[usable]
     return ScoreHistograms(
@@ -97,18 +97,18 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     )
 
 
-def area_under_curve(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def area_under_curve(counts: Counts) -> Reals:
     """Return the share of (within, between) in which within has the higher bin, ties half: [...] of [..., 2, b]."""
     within, between = counts[..., 0, :].astype(np.float64), counts[..., 1, :].astype(np.float64)
     below = between.cumsum(axis=-1) - between / 2
-    area: NDArray[np.float64] = (within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1))
+    area: Reals = (within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1))
     return area
 
 
-def overlap_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def overlap_of(counts: Counts) -> Reals:
     """Return the sum over the bins of the smaller of the two shares: [...] of [..., 2, b]."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
-    smaller: NDArray[np.float64] = shares.min(axis=-2).sum(axis=-1)
+    smaller: Reals = shares.min(axis=-2).sum(axis=-1)
     return smaller
 
 
@@ -118,9 +118,7 @@ def _score_range(vectors: LabelledVectors) -> tuple[float, float]:
     return float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
 
 
-def _class_histograms(
-    vectors: LabelledVectors, low: float, high: float, *, n_bins: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _class_histograms(vectors: LabelledVectors, low: float, high: float, *, n_bins: int) -> tuple[Counts, Counts]:
     """Count pairs over equal bins: of each class [T, 2, n_bins], of all on finer bins [2, n_bins * 64].
 
     [:, 0]: pairs within; [:, 1]: pairs between, which count for both their classes.
@@ -143,7 +141,7 @@ def _class_histograms(
     return counts, fine
 
 
-def _add(counts: NDArray[np.int64], cells: NDArray[np.int64], n_bins: int) -> None:
+def _add(counts: Counts, cells: Counts, n_bins: int) -> None:
     """Count cells (class * n_bins + bin) into [T, n_bins]; a tile meets a short range of classes."""
     if len(cells):
         first, last = int(cells.min()) // n_bins, int(cells.max()) // n_bins + 1
@@ -151,7 +149,7 @@ def _add(counts: NDArray[np.int64], cells: NDArray[np.int64], n_bins: int) -> No
         counts[first:last] += found.reshape(-1, n_bins)
 
 
-def _usable(counts: NDArray[np.int64], pooled: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _usable(counts: Counts, pooled: Counts) -> NDArray[np.bool_]:
     """Return the classes without which pairs of both kinds are left: [T] bool; none if too few have positives."""
     left = pooled.sum(axis=1) - counts.sum(axis=2)
     enough = int(np.count_nonzero(counts[:, 0].sum(axis=1))) >= 3
@@ -159,9 +157,7 @@ def _usable(counts: NDArray[np.int64], pooled: NDArray[np.int64]) -> NDArray[np.
     return usable
 
 
-def _interval(
-    estimate: float, without: NDArray[np.float64], confidence: float, *, proportion: bool = True
-) -> Interval | None:
+def _interval(estimate: float, without: Reals, confidence: float, *, proportion: bool = True) -> Interval | None:
     """Return the interval of a figure from its values without each class and all pairs with an end in it."""
     if len(without) < 3 or not np.isfinite([estimate, *without]).all():
         return None

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.pairs.vectors import Codes, LabelledVectors, check_one_set, check_positives
 from retrieval.consistency.separation.confusion import starts_in
 from retrieval.errors import InvalidInput
+
+Reals = NDArray[np.float64]
 
 LINKAGES = ("mean", "nearest")
 _MAX_CELLS = 1 << 22  # rows of a tile by all classes
@@ -37,10 +39,10 @@ class SuspectLabel:
 class LabelMargins:
     """How well every image fits its label, in the caller's order."""
 
-    margins: NDArray[np.float64]  # [n], own - other
-    own: NDArray[np.float64]  # [n], similarity to its class
-    other: NDArray[np.float64]  # [n], similarity to the best other class
-    likely: NDArray[np.int64]  # [n], index into classes of the best other class
+    margins: Reals  # [n], own - other
+    own: Reals  # [n], similarity to its class
+    other: Reals  # [n], similarity to the best other class
+    likely: Codes  # [n], index into classes of the best other class
     known: NDArray[np.bool_]  # [n], false for an image alone in its class: its own and margin are 0
     labels: tuple[str, ...]
     classes: tuple[str, ...]
@@ -109,9 +111,7 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
     )
 
 
-def _similarities(
-    vectors: LabelledVectors, linkage: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def _similarities(vectors: LabelledVectors, linkage: str) -> tuple[Reals, Reals, Codes]:
     """Return for each image its similarity to its class and to the best other class, and that class: three [n]."""
     n, n_classes = len(vectors.codes), len(vectors.classes)
     own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
@@ -128,7 +128,7 @@ def _similarities(
     return own, other, likely
 
 
-def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> NDArray[np.float64]:
+def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> Reals:
     """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
     found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)

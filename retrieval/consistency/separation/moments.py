@@ -1,4 +1,4 @@
-"""Sum up the scores of every image with its own class and with the others: count, sum and sum of squares.
+"""Sum up the scores of every class with itself and with the others: count, sum and sum of squares.
 
 These give the means, spreads and d' of all pairs, with or without a class, in one pass.
 """
@@ -15,14 +15,13 @@ from retrieval.consistency.pairs.vectors import LabelledVectors
 Moments = NDArray[np.float64]
 
 
-def image_moments(vectors: LabelledVectors) -> Moments:
-    """Return (count, sum, sum of squares) of the scores of each image: [n, 2, 3] float64, in the order of `vectors`.
+def class_moments(vectors: LabelledVectors) -> Moments:
+    """Return (count, sum, sum of squares) of the scores of each class: [T, 2, 3] float64.
 
-    [:, 0]: with the other images of its class; [:, 1]: with those of other classes. Both ends of a pair count it.
+    [:, 0]: pairs within, counted once; [:, 1]: pairs between, counted for both their classes.
     Cost: one [n, n] / 2 matrix product; memory: a few tiles.
     """
-    n = len(vectors.codes)
-    moments = np.zeros((n, 2, 3))
+    moments = np.zeros((len(vectors.codes), 2, 3))  # of each image
     for rows, columns in tiles_of(vectors):
         scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
         within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
@@ -35,15 +34,10 @@ def image_moments(vectors: LabelledVectors) -> Moments:
                 moments[images, side, 0] += chosen.sum(axis=axis)
                 moments[images, side, 1] += kept.sum(axis=axis)
                 moments[images, side, 2] += np.square(kept).sum(axis=axis)
-    return moments
-
-
-def class_moments(moments: Moments, codes: NDArray[np.int64], n_classes: int) -> Moments:
-    """Return the moments of each class: [T, 2, 3]; a pair within counts once, a pair between for both its classes."""
-    sums = np.zeros((n_classes, 2, 3))
-    np.add.at(sums, codes, moments)
-    sums[:, 0] /= 2
-    return sums
+    of_classes = np.zeros((len(vectors.classes), 2, 3))
+    np.add.at(of_classes, vectors.codes, moments)
+    of_classes[:, 0] /= 2
+    return of_classes
 
 
 def pooled_moments(of_classes: Moments) -> Moments:
