@@ -115,16 +115,7 @@ def certify(
             + (f": with strict, that takes about {1 / alpha:.0f} classes or more" if strict else "")
             + "; add classes, raise alpha or delta"
         )
-    return Certificate(
-        threshold=float(found.thresholds[0]),
-        rate=rate,
-        alpha=alpha,
-        delta=delta,
-        strict=strict and rate == "far",
-        n_classes=n,
-        far=float(found.pooled_far[0]),
-        tar=float(found.pooled_tar[0]),
-    )
+    return Certificate(rate=rate, alpha=alpha, delta=delta, strict=strict and rate == "far", n_classes=n, **_at(found))
 
 
 def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True) -> MeanCertificate:
@@ -155,15 +146,7 @@ def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", 
             f"a mean {rate.upper()} of {alpha:g} is certified by at least {max(needed, n + 1)} classes, found {n}; add "
             "classes or raise alpha"
         )
-    return MeanCertificate(
-        threshold=float(found.thresholds[0]),
-        rate=rate,
-        alpha=alpha,
-        strict=strict,
-        n_classes=n,
-        far=float(found.pooled_far[0]),
-        tar=float(found.pooled_tar[0]),
-    )
+    return MeanCertificate(rate=rate, alpha=alpha, strict=strict, n_classes=n, **_at(found))
 
 
 def _find(
@@ -173,6 +156,12 @@ def _find(
     wanted = Wanted(achieved, "lowest" if rate == "far" else "highest", level)
     threshold = find_threshold(vectors, wanted)
     return None if threshold is None else count_accepted(vectors, np.array([threshold]))
+
+
+def _at(found: OperatingCurves) -> dict[str, float]:
+    """Return the certified threshold and its pooled rates."""
+    threshold, far, tar = found.thresholds[0], found.pooled_far[0], found.pooled_tar[0]
+    return {"threshold": float(threshold), "far": float(far), "tar": float(tar)}
 
 
 def _rates(curves: OperatingCurves, rate: Rate, strict: bool) -> Rates:

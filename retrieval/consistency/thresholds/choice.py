@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, count_accepted
-from retrieval.consistency.intervals import Interval, student_quantile
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.near_optimum import near_optimum
@@ -146,8 +146,7 @@ def choose_threshold(
     >>> choice.far <= 0.01, choice.threshold in choice.threshold_interval
     (True, True)
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie in (0, 1), found {confidence}")
+    check_confidence(confidence)
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     _check_data(vectors, target, min_classes)

@@ -73,10 +73,8 @@ def cross_fitted_rates(
             found = count_accepted(measured, np.array([threshold]))
             if found.positives.sum() == 0:
                 raise NotEnoughEvidence("half of the classes hold no class with two images; add images per class")
-            counts[0] += found.positives_accepted[:, 0]
-            counts[1] += found.positives
-            counts[2] += found.negatives_accepted[:, 0]
-            counts[3] += found.negatives
+            accepted = found.positives_accepted[:, 0], found.negatives_accepted[:, 0]
+            counts += np.stack([accepted[0], found.positives, accepted[1], found.negatives])
             thresholds.append(threshold)
             fars.append(float(found.pooled_far[0]))
     true_accepts, positives, false_accepts, negatives = counts.astype(np.float64)
