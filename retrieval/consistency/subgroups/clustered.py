@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.errors import InvalidInput
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 
 Values = NDArray[np.float64]
 
@@ -72,8 +71,7 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
     >>> print(clustered_interval(0.5, 10, 10**6, 0.95))  # many clusters: Wilson's interval of 5 in 10
     0.2366 to 0.7634
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     if n_effective <= 0 or n_clusters < 2:
         return Interval(0.0, 1.0)
     squared = student_quantile(n_clusters, confidence) ** 2
@@ -97,9 +95,7 @@ def dyadic_covariance(by_class: Values, by_pair: Values) -> Values:
     >>> dyadic_covariance(np.array([[2.0], [1.0], [1.0]]), np.array([[1.0]]))  # 3 / 2 * (4 + 1 + 1) - 1
     array([[8.]])
     """
-    n_classes = len(by_class)
-    every = by_class.T @ by_class * (n_classes / max(n_classes - 1, 1))
-    values, vectors = np.linalg.eigh(every - 2 * by_pair)
+    values, vectors = np.linalg.eigh(class_covariance(by_class) - 2 * by_pair)
     shared: Values = (vectors * np.maximum(values, 0)) @ vectors.T
     return shared + by_pair
 

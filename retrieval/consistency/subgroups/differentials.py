@@ -14,7 +14,6 @@ from scipy.special import fdtrc, stdtr, stdtrit
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
-from retrieval.errors import InvalidInput
 
 _N_DRAWS = 2000
 
@@ -137,11 +136,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     order = np.argsort(p_values, kind="stable")
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
-    return adjusted
+    adjusted = np.empty(len(p_values))
+    scaled = np.arange(len(p_values), 0, -1) * np.array(p_values)[order]
+    adjusted[order] = np.maximum.accumulate(np.minimum(scaled, 1))
+    return [float(value) for value in adjusted]
 
 
 def compare_rates(
@@ -152,14 +150,9 @@ def compare_rates(
     Tests use the logarithm of the rates, half an error added, with their covariance over classes: Hotelling's F for all
     ratios, Student's t for one group. The number of classes is that of the group with the fewest.
 
-    Raises:
-        InvalidInput: fewer than two groups, or confidence outside (0, 1).
-
     Source: Hotelling, "The generalization of Student's ratio", Annals of Mathematical Statistics 2 (1931).
     """
     k = len(names)
-    if k < 2 or not 0 < confidence < 1:
-        raise InvalidInput(f"expected at least 2 groups and confidence in (0, 1), found {k} groups and {confidence}")
     log_rates, covariance = _log_rates(estimates, covariance)
     n_clusters = int(estimates.n_clusters.min())
     rates = estimates.rates
