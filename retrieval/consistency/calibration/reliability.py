@@ -75,12 +75,7 @@ def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
 
     Brier score and log loss are the means of those of the parts. ECE is computed again, because gaps of opposite signs
     in different parts cancel.
-
-    Raises:
-        InvalidInput: no part, or bins that differ.
     """
-    if not parts or any(len(part.edges) != len(parts[0].edges) for part in parts):
-        raise InvalidInput(f"expected at least one part, all with the same bins, found {len(parts)} parts")
     weight = np.mean([part.weight for part in parts], axis=0)
     forecast = np.mean([part.weight * part.mean_probability for part in parts], axis=0)
     outcome = np.mean([part.weight * part.match_rate for part in parts], axis=0)
