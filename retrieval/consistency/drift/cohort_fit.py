@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, normal_quantile
+from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Reals = NDArray[np.float64]
 
 _MIN_UNITS = 10  # independent images or groups on either side of the test
-_TILE = 1024  # rows of a product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,8 @@ def _check_size(cohort: NDArray[np.int64], catalogue: NDArray[np.int64], k: int,
 def _densities(images: Vectors, among: Vectors, k: int, skip: int = 0) -> Reals:
     """Return the mean of the k largest similarities after the `skip` largest: [n] float64."""
     k, found = min(k, len(among) - skip), []
-    for start in range(0, len(images), _TILE):
-        similarities = images[start : start + _TILE] @ among.T
+    for rows in slices(0, len(images)):
+        similarities = images[rows] @ among.T
         cut = len(among) - k - skip
         nearest = np.sort(np.partition(similarities, cut, axis=1)[:, cut:], axis=1)
         found.append(nearest[:, :k].mean(axis=1, dtype=np.float64))

@@ -114,15 +114,11 @@ def noise_of_tar(agreement: PairAgreement) -> Rates:
     independent; with two it is 0: one pair that is accepted half of the time may belong to a class with TAR 1/2 or come
     from classes with TAR 0 and 1, which no number of such classes can separate.
     """
-    square = np.where(agreement.measurable[:, None], agreement.disjoint, agreement.sharing)
-    variance = _noise(agreement.single, agreement.sharing, square, agreement.n_images[:, None])
-    return np.where(agreement.n_images[:, None] == 2, 0.0, variance)
-
-
-def _noise(single: Rates, sharing: Rates, square: Rates, n_images: NDArray[np.int64]) -> Rates:
-    """Return the variance of a mean over all pairs; square: estimate of the squared true TAR."""
+    single, sharing, n_images = agreement.single, agreement.sharing, agreement.n_images[:, None]
+    square = np.where(agreement.measurable[:, None], agreement.disjoint, sharing)  # estimates the squared true TAR
     n_pairs = n_images * (n_images - 1) / 2
-    return np.asarray((single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs, dtype=np.float64)
+    variance = (single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs
+    return np.where(n_images == 2, 0.0, variance)
 
 
 def pair_correlation(agreement: PairAgreement, weights: Rates) -> float:
