@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
 from retrieval.consistency.pairs.selection import one_pass_grid
 from retrieval.consistency.pairs.tiles import tiles_of
-from retrieval.consistency.pairs.vectors import (
-    LabelledVectors,
-    Progress,
-    VectorsOrPair,
-    as_labelled,
-    check_positives,
-)
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, VectorsOrPair, as_labelled, check_positives
 from retrieval.errors import InvalidInput
 
 Counts = NDArray[np.int64]

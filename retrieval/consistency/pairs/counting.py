@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.products import float32_at_least
-from retrieval.consistency.pairs.tiles import Tile, sum_of, visit_tiles
+from retrieval.consistency.pairs.tiles import Counts, Tile, sum_over_tiles
 from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, pair_totals
-
-Counts = NDArray[np.int64]
 
 
 def count_tiles(
@@ -31,13 +29,11 @@ def count_tiles(
     limits = np.append(float32_at_least(thresholds), np.float32(np.inf))
     guess = kernels.limit_guess(limits[:-1])
 
-    def visit(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
+    def count(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
         kernels.count_accepted_pairs(scores, *vectors.labels_of(*tile), limits, guess, *counts)
 
-    def none_yet() -> Counts:
-        return np.zeros((2, len(vectors.classes), len(thresholds)), dtype=np.int64)
-
-    total = sum_of(visit_tiles(vectors, tiles, visit, none_yet, threads=threads, progress=progress))
+    shape = 2, len(vectors.classes), len(thresholds)
+    total = sum_over_tiles(vectors, tiles, count, shape, threads=threads, progress=progress)
     # In place, from the highest threshold down: a pair that reaches a threshold reaches all lower ones.
     np.cumsum(total[..., ::-1], axis=2, out=total[..., ::-1])
     return total[0], total[1]
