@@ -47,12 +47,7 @@ class Band:
 
 
 def find_band(
-    curves: OperatingCurves,
-    *,
-    far_low: float,
-    far_high: float,
-    axis: Axis,
-    distance_range: tuple[float, float] | None,
+    curves: OperatingCurves, *, far_low: float, far_high: float, axis: Axis, distance_range: tuple[float, float] | None
 ) -> Band:
     """Return the band between two pooled FARs, or between two distances if distance_range is given.
 
