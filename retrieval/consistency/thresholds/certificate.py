@@ -31,41 +31,45 @@ Rate: TypeAlias = Literal["far", "frr"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta."""
+class _Certified:
+    """What the two certificates share."""
 
     threshold: float
     rate: Rate
     alpha: float
-    delta: float
     strict: bool  # see the module
     n_classes: int  # calibration classes used
     far: float  # pooled rates on the calibration pairs
     tar: float
 
-    def __str__(self) -> str:
+    def _evidence(self) -> str:
         return (
-            f"at threshold {self.threshold:.4f} a new class has {self.rate.upper()} <= {self.alpha:g} with probability "
-            f">= {1 - self.delta:g} (from {self.n_classes} classes{_kind(self)}); {_cost(self)}"
+            f"(from {self.n_classes} classes{', strict' if self.strict else ''}); there TAR is {self.tar:.4g} and FAR "
+            f"{self.far:.4g} on the calibration pairs"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeanCertificate:
-    """At `threshold`, the rate (FAR or FRR) of a new class is expected to be at most alpha. Fields as `Certificate`."""
+class Certificate(_Certified):
+    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta."""
 
-    threshold: float
-    rate: Rate
-    alpha: float
-    strict: bool
-    n_classes: int
-    far: float
-    tar: float
+    delta: float
+
+    def __str__(self) -> str:
+        return (
+            f"at threshold {self.threshold:.4f} a new class has {self.rate.upper()} <= {self.alpha:g} with probability "
+            f">= {1 - self.delta:g} {self._evidence()}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanCertificate(_Certified):
+    """At `threshold`, the rate (FAR or FRR) of a new class is expected to be at most alpha."""
 
     def __str__(self) -> str:
         return (
             f"at threshold {self.threshold:.4f} the {self.rate.upper()} of a new class is <= {self.alpha:g} on average "
-            f"(from {self.n_classes} classes{_kind(self)}); {_cost(self)}"
+            f"{self._evidence()}"
         )
 
 
@@ -185,11 +189,3 @@ def _check(rate: Rate, **levels: float) -> None:
         raise InvalidInput(f"rate must be 'far' or 'frr', found {rate!r}")
     if not all(0 < level < 1 for level in levels.values()):
         raise InvalidInput(f"{' and '.join(levels)} must lie strictly between 0 and 1, found {[*levels.values()]}")
-
-
-def _kind(certificate: Certificate | MeanCertificate) -> str:
-    return ", strict" if certificate.strict else ""
-
-
-def _cost(certificate: Certificate | MeanCertificate) -> str:
-    return f"there TAR is {certificate.tar:.4g} and FAR {certificate.far:.4g} on the calibration pairs"
