@@ -79,12 +79,6 @@ from .subgroups.comparison import GroupComparison as GroupComparison
 from .subgroups.comparison import compare_groups as compare_groups
 from .subgroups.differentials import GroupTest as GroupTest
 from .subgroups.differentials import RateDifferential as RateDifferential
-from .subgroups.differentials import fairness_discrepancy_rate as fairness_discrepancy_rate
-from .subgroups.differentials import garbe as garbe
-from .subgroups.differentials import gini as gini
-from .subgroups.differentials import holm as holm
-from .subgroups.differentials import max_geometric_mean as max_geometric_mean
-from .subgroups.differentials import max_min_ratio as max_min_ratio
 from .subgroups.rates import GroupRates as GroupRates
 from .subgroups.rates import class_rates as class_rates
 from .thresholds.certificate import Certificate as Certificate

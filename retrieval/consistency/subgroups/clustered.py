@@ -65,8 +65,7 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
         InvalidInput: confidence is not strictly between 0 and 1.
 
     Source: Korn, Graubard, "Confidence intervals for proportions with small expected number of positive counts
-    estimated from survey data", Survey Methodology 24 (1998), for the effective number; Wilson, "Probable inference,
-    the law of succession, and statistical inference", JASA 22 (1927), for the interval.
+    estimated from survey data", Survey Methodology 24 (1998), for the effective number; `wilson_interval`.
 
     >>> print(clustered_interval(0.5, 10, 10**6, 0.95))  # many clusters: Wilson's interval of 5 in 10
     0.2366 to 0.7634

@@ -69,8 +69,7 @@ def max_min_ratio(rates: Values) -> float | None:
 def max_geometric_mean(rates: Values) -> float | None:
     """Return the highest rate over the geometric mean of all, [k]; None if a rate is 0 and another is not.
 
-    Source: Grother, "Face Recognition Vendor Test (FRVT) Part 8: Summarizing Demographic Differentials", NISTIR 8429
-    (2022).
+    Source: as `max_min_ratio`.
 
     >>> max_geometric_mean(np.array([0.01, 0.02, 0.04]))
     2.0
@@ -97,19 +96,17 @@ def gini(rates: Values) -> float:
     return float(np.abs(rates[:, None] - rates).sum() / (2 * (n - 1) * total))
 
 
-def garbe(far_gini: float, frr_gini: float, far_weight: float = 0.5) -> float:
-    """Return the Gini aggregation rate for biometric equitability: far_weight * Gini(FAR) + (1 - it) * Gini(FRR).
-
-    0 is equitable, 1 the opposite. Source: as `gini`.
+def garbe(far_gini: float, frr_gini: float) -> float:
+    """Return the Gini aggregation rate for biometric equitability: 0 is equitable, 1 the opposite. Source: as `gini`.
 
     >>> garbe(0.2, 0.4)
     0.3
     """
-    return far_weight * far_gini + (1 - far_weight) * frr_gini
+    return 0.5 * far_gini + 0.5 * frr_gini
 
 
-def fairness_discrepancy_rate(far_difference: float, frr_difference: float, far_weight: float = 0.5) -> float:
-    """Return 1 - (far_weight * largest difference of two FARs + (1 - far_weight) * that of two FRRs): 1 is fair.
+def fairness_discrepancy_rate(far_difference: float, frr_difference: float) -> float:
+    """Return 1 less the mean of the largest difference of two FARs and that of two FRRs: 1 is fair.
 
     It uses differences, not ratios: at a FAR of 1e-4 only FRR counts.
 
@@ -119,7 +116,7 @@ def fairness_discrepancy_rate(far_difference: float, frr_difference: float, far_
     >>> fairness_discrepancy_rate(0.01, 0.2)
     0.895
     """
-    return 1 - (far_weight * far_difference + (1 - far_weight) * frr_difference)
+    return 1 - (0.5 * far_difference + 0.5 * frr_difference)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

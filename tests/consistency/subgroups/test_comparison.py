@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import compare_groups, gini, labelled
+from retrieval.consistency import compare_groups, labelled
+from retrieval.consistency.subgroups.differentials import gini
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 CROWDED = {"dimension": 16, "spread": 0.3, "crowding": 0.5}
