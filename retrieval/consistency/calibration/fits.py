@@ -59,9 +59,8 @@ def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_], preva
 
     Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
     """
-    from sklearn.isotonic import (
-        IsotonicRegression,  # takes a second to import, and applying a calibrator does not need it
-    )
+    # Takes a second to import, and applying a calibrator does not need it.
+    from sklearn.isotonic import IsotonicRegression
 
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     # Weights near 1 keep scikit-learn's comparisons of neighbouring blocks far from rounding.

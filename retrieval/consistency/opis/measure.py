@@ -170,9 +170,8 @@ def consistency_report(
     with 4 and 5 images a class, while the covariance of halves of the images reads 0.057 and 0.053; with 0.0019, about
     0.0022 with half of their standard deviation. FAR is taken as measured: its noise is a hundredth of TAR's.
 
-    With fewer than 10 classes of four images only a bound exists, see `OpisResult`: two images a class make one pair,
-    and a pair accepted half of the time looks alike whether all classes have a TAR of 1/2 or half of them have 0 and
-    half 1. With fewer than 10 classes nothing is measured.
+    With fewer than 10 classes of four images only a bound exists, see `OpisResult` and `noise_of_tar`. With fewer than
+    10 classes nothing is measured.
 
     Cost: about 3 times that of `operating_curves` with given thresholds; the debiased estimate adds only the pairs
     inside classes.
