@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.subgroups.counts import accepted_class_pairs, check_threshold
 from retrieval.errors import InvalidInput
 
-_Number = TypeVar("_Number", np.float64, np.float32, np.int64)
 # The most numbers in a block of classes by all classes.
 _MAX_CELLS = 1 << 22
 # What pairs of classes are ordered by, and the field that holds it.
@@ -197,10 +196,9 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
 
 
 def _reduce(
-    function: np.ufunc, values: NDArray[_Number], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
-) -> NDArray[_Number]:
-    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0)
-    return reduced
+    function: np.ufunc, values: NDArray[Any], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
+) -> NDArray[Any]:
+    return np.asarray(function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0))
 
 
 def _examples(

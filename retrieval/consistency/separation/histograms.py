@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
 from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.tiles import tiles_of
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
-from retrieval.consistency.separation.moments import class_moments, d_prime, pooled_moments
 from retrieval.errors import InvalidInput
 
 Reals = NDArray[np.float64]
@@ -101,15 +102,65 @@ def area_under_curve(counts: Counts) -> Reals:
     """Return the share of (within, between) in which within has the higher bin, ties half: [...] of [..., 2, b]."""
     within, between = counts[..., 0, :].astype(np.float64), counts[..., 1, :].astype(np.float64)
     below = between.cumsum(axis=-1) - between / 2
-    area: Reals = (within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1))
-    return area
+    return np.asarray((within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1)), dtype=np.float64)
 
 
 def overlap_of(counts: Counts) -> Reals:
     """Return the sum over the bins of the smaller of the two shares: [...] of [..., 2, b]."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
-    smaller: Reals = shares.min(axis=-2).sum(axis=-1)
-    return smaller
+    return np.asarray(shares.min(axis=-2).sum(axis=-1), dtype=np.float64)
+
+
+def class_moments(vectors: LabelledVectors) -> Reals:
+    """Return (count, sum, sum of squares) of the scores of each class: [T, 2, 3] float64.
+
+    [:, 0]: pairs within, counted once; [:, 1]: pairs between, counted for both their classes.
+    Cost: one [n, n] / 2 matrix product; memory: a few tiles.
+    """
+    moments = np.zeros((len(vectors.codes), 2, 3))  # of each image
+    for rows, columns in tiles_of(vectors):
+        scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
+        within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
+        pairs = np.ones_like(within)
+        if rows == columns:
+            pairs = np.triu(pairs, k=1)
+        for side, chosen in enumerate((pairs & within, pairs & ~within)):
+            kept = np.where(chosen, scores, 0)
+            for axis, images in ((1, rows), (0, columns)):
+                moments[images, side, 0] += chosen.sum(axis=axis)
+                moments[images, side, 1] += kept.sum(axis=axis)
+                moments[images, side, 2] += np.square(kept).sum(axis=axis)
+    of_classes = np.zeros((len(vectors.classes), 2, 3))
+    np.add.at(of_classes, vectors.codes, moments)
+    of_classes[:, 0] /= 2
+    return of_classes
+
+
+def pooled_moments(of_classes: Reals) -> Reals:
+    """Return the moments of all pairs, each once: [2, 3]."""
+    pooled: Reals = of_classes.sum(axis=0)
+    pooled[1] /= 2
+    return pooled
+
+
+def d_prime(moments: Reals) -> NDArray[np.float64]:
+    """Return the distance of two means in units of the root mean square of the two standard deviations: [...].
+
+    moments: [..., 2, 3], with at least one pair on each side. If neither side spreads, it is infinite, or 0 for equal
+    means.
+
+    Source: Macmillan, Creelman, "Detection Theory: A User's Guide" (2005), the index d_a.
+    """
+    counts, sums, squares = moments[..., 0], moments[..., 1], moments[..., 2]
+    means = sums / counts
+    # A smaller difference of squares is a rounding error of float64, not a spread.
+    variances = squares / counts - means**2
+    variances = np.where(variances > 1e-13 * np.maximum(squares / counts, 1e-300), variances, 0)
+    spread = np.sqrt(variances.mean(axis=-1))
+    gap = means[..., 0] - means[..., 1]
+    values: NDArray[np.float64] = np.where(gap == 0, 0.0, np.copysign(np.inf, gap))
+    np.divide(gap, spread, out=values, where=spread > 0)
+    return values
 
 
 def _score_range(vectors: LabelledVectors) -> tuple[float, float]:
@@ -153,8 +204,7 @@ def _usable(counts: Counts, pooled: Counts) -> NDArray[np.bool_]:
     """Return the classes without which pairs of both kinds are left: [T] bool; none if too few have positives."""
     left = pooled.sum(axis=1) - counts.sum(axis=2)
     enough = int(np.count_nonzero(counts[:, 0].sum(axis=1))) >= 3
-    usable: NDArray[np.bool_] = (left > 0).all(axis=1) & enough
-    return usable
+    return np.asarray((left > 0).all(axis=1) & enough)
 
 
 def _interval(estimate: float, without: Reals, confidence: float, *, proportion: bool = True) -> Interval | None:
