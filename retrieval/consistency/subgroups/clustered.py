@@ -46,6 +46,10 @@ class RateEstimates:
         effects[~seen] = np.median(effects[seen]) if seen.any() else by_cluster[~seen]
         return np.minimum(effects, np.maximum(self.pairs, 1))
 
+    def at(self, rows: NDArray[np.int64]) -> RateEstimates:
+        """Return some of the rates."""
+        return RateEstimates(self.errors[rows], self.pairs[rows], self.variances[rows], self.n_clusters[rows])
+
     def intervals(self, confidence: float) -> list[Interval]:
         """Return an interval for each rate, 0 to 1 without pairs; see `clustered_interval`."""
         effective = self.pairs / self.design_effects
@@ -116,5 +120,4 @@ def class_covariance(by_class: Values) -> Values:
     array([[4.]])
     """
     n_classes = len(by_class)
-    covariance: Values = by_class.T @ by_class * (n_classes / max(n_classes - 1, 1))
-    return covariance
+    return np.asarray(by_class.T @ by_class * (n_classes / max(n_classes - 1, 1)), dtype=np.float64)

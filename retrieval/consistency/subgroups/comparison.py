@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.vectors import LabelledVectors
@@ -82,7 +81,7 @@ def compare_groups(
             return None
         return compare_rates(
             [table[row].name for row in kept.tolist()],
-            _some(estimates, kept),
+            estimates.at(kept),
             covariance[np.ix_(kept, kept)],
             confidence=confidence,
             rng=rng,
@@ -117,13 +116,4 @@ def _across(counts: GroupCounts, confidence: float) -> tuple[CrossRate, ...]:
             far_interval=intervals[row],
         )
         for row, (first, second) in enumerate(counts.cells[cells].tolist())
-    )
-
-
-def _some(estimates: RateEstimates, rows: NDArray[np.int64]) -> RateEstimates:
-    return RateEstimates(
-        errors=estimates.errors[rows],
-        pairs=estimates.pairs[rows],
-        variances=estimates.variances[rows],
-        n_clusters=estimates.n_clusters[rows],
     )
