@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.consistency.curves import OperatingCurves, count_accepted
+from retrieval.consistency.curves import count_accepted
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_positives
 from retrieval.errors import InvalidInput
 
@@ -86,7 +86,8 @@ TAR 0 -> 1, FAR 0 -> 0.5
     check_positives(vectors)
     curves = count_accepted(vectors, np.unique([active, proposed]))
     before, after = curves.at(active), curves.at(proposed)
-    classes = _changes(before, after)
+    true_accepts = after.positives_accepted[:, 0] - before.positives_accepted[:, 0]
+    false_accepts = after.negatives_accepted[:, 0] - before.negatives_accepted[:, 0]
     return ThresholdComparison(
         active=active,
         proposed=proposed,
@@ -96,22 +97,16 @@ TAR 0 -> 1, FAR 0 -> 0.5
         proposed_tar=float(after.pooled_tar[0]),
         positives=vectors.n_positives,
         negatives=vectors.n_negatives,
-        true_accepts=sum(change.true_accepts for change in classes),
-        false_accepts=sum(change.false_accepts for change in classes) // 2,
-        classes=classes,
-    )
-
-
-def _changes(before: OperatingCurves, after: OperatingCurves) -> tuple[ClassDecisionChange, ...]:
-    true_accepts = after.positives_accepted[:, 0] - before.positives_accepted[:, 0]
-    false_accepts = after.negatives_accepted[:, 0] - before.negatives_accepted[:, 0]
-    return tuple(
-        ClassDecisionChange(
-            name=name,
-            positives=int(before.positives[row]),
-            negatives=int(before.negatives[row]),
-            true_accepts=int(true_accepts[row]),
-            false_accepts=int(false_accepts[row]),
-        )
-        for row, name in enumerate(before.classes)
+        true_accepts=int(true_accepts.sum()),
+        false_accepts=int(false_accepts.sum()) // 2,
+        classes=tuple(
+            ClassDecisionChange(
+                name=name,
+                positives=int(before.positives[row]),
+                negatives=int(before.negatives[row]),
+                true_accepts=int(true_accepts[row]),
+                false_accepts=int(false_accepts[row]),
+            )
+            for row, name in enumerate(before.classes)
+        ),
     )
