@@ -21,6 +21,7 @@ from retrieval.consistency.calibration.kinds import (
     Probabilities,
     VennAbersCalibrator,
     beta_features,
+    check_prevalence,
 )
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -118,8 +119,7 @@ def _fit_venn_abers(scores: NDArray[np.float32], matches: NDArray[np.bool_], pre
 
 def _count(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> tuple[int, int]:
     """Check the pairs and return how many match and how many do not."""
-    if not 0 < prevalence < 1:
-        raise InvalidInput(f"prevalence is the share of matches and lies in (0, 1), found {prevalence}")
+    check_prevalence(prevalence)
     if len(scores) != len(matches) or not np.isfinite(scores).all():
         raise InvalidInput(
             f"expected finite scores, as many as matches, found {len(scores)} scores, "

@@ -54,7 +54,7 @@ class PlattCalibrator(_Calibrator):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         if not (math.isfinite(self.slope) and math.isfinite(self.intercept) and self.slope >= 0):
             raise InvalidInput(
                 f"a Platt calibrator needs a finite slope of at least 0 and a finite intercept, found {self.slope} and "
@@ -95,7 +95,7 @@ class BetaCalibrator(_Calibrator):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         values = (self.scale, self.offset, self.a, self.b, self.c)
         if not all(math.isfinite(value) for value in values) or min(self.scale, self.a, self.b) < 0:
             raise InvalidInput(
@@ -130,7 +130,7 @@ class IsotonicCalibrator(_Calibrator):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         _check_knots(self.scores, self.probabilities)
         if not 0 < self.probabilities[0] <= self.probabilities[-1] < 1:
             raise InvalidInput("a calibrator's probabilities must lie strictly between 0 and 1")
@@ -166,7 +166,7 @@ class VennAbersCalibrator(_Calibrator):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         _check_knots(self.scores, self.lower)
         _check_knots(self.scores, self.upper)
         if any(low > high for low, high in zip(self.lower, self.upper, strict=True)):
@@ -233,7 +233,8 @@ def _numbers(scores: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def _check_prevalence(prevalence: float) -> None:
+def check_prevalence(prevalence: float) -> None:
+    """Raise InvalidInput unless the share of matches lies strictly between 0 and 1."""
     if not 0 < prevalence < 1:
         raise InvalidInput(
             f"a calibrator's prevalence is the share of matches and lies strictly between 0 and 1, found {prevalence}"
