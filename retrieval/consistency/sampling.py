@@ -164,8 +164,7 @@ def _within_classes(vectors: LabelledVectors) -> list[Tile]:
 
 def _distances(vectors: LabelledVectors, tile: int, share: float, rng: np.random.Generator) -> list[list[Tile]]:
     """Return, for each of several random distances between blocks, the tiles of all blocks at that distance."""
-    starts = list(range(0, len(vectors.codes), tile))
-    blocks = [slice(start, start + tile) for start in starts]
+    blocks = [slice(start, start + tile) for start in range(0, len(vectors.codes), tile)]
     possible = np.arange(1, (len(blocks) + 1) // 2)  # the other half are the same pairs, swapped
     n_distances = min(max(_MIN_PARTS, round(share * len(blocks) / 2)), len(possible))
     if n_distances < _MIN_PARTS:

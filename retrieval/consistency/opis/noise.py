@@ -161,9 +161,8 @@ class SharedCurve:
 
     def n_independent(self, n_images: NDArray[np.int64]) -> Rates:
         """Return the number of independent pairs that vary as the pairs of a class with n_images [k] do."""
-        return np.asarray(
-            n_images * (n_images - 1) / 2 / variance_inflation(n_images, self.correlation), dtype=np.float64
-        )
+        n_pairs: Rates = n_images * (n_images - 1) / 2
+        return n_pairs / variance_inflation(n_images, self.correlation)
 
 
 def noise_floor(null: SharedCurve) -> float:

@@ -1,7 +1,4 @@
-"""The options of OPIS, as one value, and what they mean for given curves.
-
-The computation is left to `measure`.
-"""
+"""The options of OPIS, as one value, and what they mean for given curves; `measure` computes."""
 
 from __future__ import annotations
 

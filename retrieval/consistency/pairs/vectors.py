@@ -49,8 +49,7 @@ class LabelledVectors:
     negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
     def __post_init__(self) -> None:
-        everything = slice(None)
-        totals = pair_totals(self.labels_of(everything, everything), len(self.classes))
+        totals = pair_totals(self.labels_of(slice(None), slice(None)), len(self.classes))
         for name, total in zip(("positives", "negatives"), totals, strict=True):
             object.__setattr__(self, name, total)
 
