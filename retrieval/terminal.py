@@ -131,9 +131,9 @@ def run(app: Callable[[], object]) -> NoReturn:
     except (RetrievalError, OSError) as error:  # OSError: a full disk, a folder without permission; its text names it
         print_error(error)
         sys.exit(exit_code_of(error))
-    except UnicodeEncodeError as error:  # an argument, because manifests are checked; messages carry UTF-8 only
+    except UnicodeEncodeError as error:  # an argument for a message, which carries UTF-8, or text for a terminal
         near = error.object[max(0, error.start - 50) : error.end + 50]
-        print_error(f"expected UTF-8 text, found {near!a}")
+        print_error(f"{near!a} cannot be written as {error.encoding}")
         sys.exit(WRONG_USAGE)
     except KeyboardInterrupt as interrupt:
         sys.exit(exit_code_of(interrupt))

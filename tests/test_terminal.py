@@ -98,7 +98,7 @@ def test_an_error_is_one_line_whatever_names_it_holds(capsys: pytest.CaptureFixt
 def test_an_argument_that_is_no_utf_8_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     """No message to the server can hold it."""
     assert ends(raising(UnicodeEncodeError("utf-8", "m\udcff", 1, 2, "surrogates not allowed"))) == 2
-    assert capsys.readouterr().err == "error: expected UTF-8 text, found 'm\\udcff'\n"
+    assert capsys.readouterr().err == "error: 'm\\udcff' cannot be written as utf-8\n"
 
 
 def test_a_closed_stdout_is_no_failed_verdict() -> None:
