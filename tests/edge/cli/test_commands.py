@@ -82,8 +82,20 @@ def test_snapshots_are_listed_and_gone_back_to(retrieval: Command, running: Runn
     (snapshot,) = json.loads(retrieval("snapshots", "list", CATALOG, "--json")[1])
     assert (snapshot["id"], snapshot["live"]) == (live, True)
     code, out, _ = retrieval("snapshots", "rollback", CATALOG, live[:4], "--dry-run")
-    assert (code, out) == (0, f"would make snapshot {live[:4]} of {CATALOG} live\n")
+    assert (code, out) == (0, f"would make snapshot {live} of {CATALOG} live\n")
     assert retrieval("snapshots", "rollback", CATALOG, live[:4])[:2] == (0, f"snapshot {live} of {CATALOG} is live\n")
+
+
+@pytest.mark.parametrize(
+    ("catalog", "snapshot", "message"),
+    [(CATALOG, "zzzz", "no snapshot"), (CATALOG, "", "no snapshot older"), ("nowhere", "", "'nowhere' has no")],
+)
+def test_a_dry_run_of_what_cannot_be_done_fails(retrieval: Command, catalog: str, snapshot: str, message: str) -> None:
+    """It must not promise what the rollback itself refuses."""
+    for option in (["--dry-run"], []):
+        code, out, err = retrieval("snapshots", "rollback", catalog, snapshot, *option)
+        assert (code, out) == (3, "")
+        assert message in err
 
 
 @pytest.mark.slow
