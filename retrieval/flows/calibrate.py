@@ -224,7 +224,7 @@ def _changes(
 ) -> tuple[ThresholdComparison | None, str]:
     """Return the decisions that change, or None and the reason why they cannot be compared."""
     if store.active_id(point.bundle_digest) is None:
-        return None, "there was none"
+        return None, "no operating point was active"
     try:
         active = store.active_operating_point(point.bundle_digest)
     except (CorruptArtifact, UnknownOperatingPoint) as error:  # the new operating point is useful all the same

@@ -308,7 +308,7 @@ def test_a_point_is_stored_and_activated_only_on_request(
     )
     assert made.point == replace(run(data, [Score()], seed=3), bundle_digest=tiny_bundle.digest)
     again = begin(seed=3, activate=True)
-    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "there was none")
+    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "no operating point was active")
     assert store.active_id(tiny_bundle.digest) == made.point.id
 
 
