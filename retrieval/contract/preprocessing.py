@@ -1,4 +1,4 @@
-"""From the bytes of an image to the model's input, the same in training, indexing and serving.
+"""Turns the bytes of an image into the model's input, in the same way in training, indexing and serving.
 
 Decoding, orientation, resizing and normalisation are here; batching belongs to the encoder, augmentation to training.
 There is one decoder (Pillow) and one path, because two decoders of one JPEG differ by more than a threshold tolerates.

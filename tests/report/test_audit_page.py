@@ -264,7 +264,7 @@ def test_differentials_are_shown_with_what_chance_would_show(report: AuditReport
         for test in differential.tests:
             assert f"{test.ratio:.3g} times the others" in text
     assert "GARBE" in text
-    assert "most often taken for each other: group 0 and group 1, FAR" in text
+    assert "most often confused: group 0 and group 1, FAR" in text
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
     alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
     text = Page(render_report(replace(report, comparisons={"maker": alone}))).text
     assert "Fewer than two groups are large enough to be compared" in text
-    assert "most often taken for each other" not in text
+    assert "most often confused" not in text
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Store(Bundles, OperatingPoints, Snapshots, Audits):
         self.url = url
 
     def activate(self, bundle: BundleDigest, point_id: OperatingPointId) -> OperatingPoint:
-        """Put an operating point into use, after verifying it and its score.
+        """Make an operating point active, after verifying it and its score.
 
         Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch.
         """

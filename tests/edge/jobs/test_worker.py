@@ -214,7 +214,7 @@ def test_an_unknown_error_is_tried_again_and_then_fails_the_job(
     job = worker.jobs.get(reindexing.id)
     assert len(calls) == N_ATTEMPTS
     assert job.state is JobState.FAILED
-    assert f"{BUILD} was begun {N_ATTEMPTS} times and never ended" in job.error
+    assert f"{BUILD} was started {N_ATTEMPTS} times and never finished" in job.error
     assert "secret" not in job.error
 
 
