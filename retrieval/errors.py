@@ -66,7 +66,7 @@ class NotEnoughEvidence(FailedPrecondition):
 
 
 class EmptyCatalog(FailedPrecondition):
-    """A manifest or folder holds no usable item."""
+    """A manifest holds no usable item."""
 
 
 class TooManyFailures(FailedPrecondition):

@@ -80,9 +80,9 @@ class CalibrationTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What to calibrate: a bundle of the store, on the labelled images of a manifest or folder.
+    """What to calibrate: a bundle of the store, on the labelled images of a manifest.
 
-    `cohort`: manifest or folder with images of other classes, "" to try the plain cosine only; `k`: size of a
+    `cohort`: manifest with images of other classes, "" to try the plain cosine only; `k`: size of a
     neighbourhood in the cohort; `seed`: of the resampling; `activate`: also make the new operating point active.
     """
 

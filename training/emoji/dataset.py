@@ -1,7 +1,7 @@
 """Makes the data of the demonstration: renders the emoji, splits their classes, writes a manifest for each purpose.
 
-`drawings.py` fetches and joins the drawings. Classes, not images, are split: classes that are served were not used for
-training.
+`drawings.py` fetches and joins the drawings. Classes, not images, are split, so that classes in the catalogue were not
+used for training.
 """
 
 import csv
