@@ -119,7 +119,7 @@ def write_bundle(  # noqa: PLR0913  # one parameter for each thing a bundle hold
 def check_new_folder(directory: Path) -> None:
     """Raise InvalidInput if `directory` is a file or a folder that is not empty: no bundle can be written there."""
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
-        raise InvalidInput(f"{directory} is no folder: name a new one for the bundle")
+        raise InvalidInput(f"{directory} is not a folder: name a new one for the bundle")
     if directory.is_dir() and any(directory.iterdir()):
         raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
 
@@ -131,7 +131,7 @@ def open_bundle(directory: Path) -> Bundle:
         raw = contract_path.read_bytes()
         contract = json.loads(raw)
     except (OSError, ValueError) as error:
-        raise CorruptArtifact(f"{directory} is no model bundle: {CONTRACT} cannot be read ({error})") from error
+        raise CorruptArtifact(f"{directory} is not a model bundle: {CONTRACT} cannot be read ({error})") from error
     if not isinstance(contract, dict) or contract.get("format") != FORMAT:
         raise CorruptArtifact(f"{contract_path}: expected bundle format {FORMAT}, found {contract!r:.80}")
     try:

@@ -122,7 +122,7 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
             if suffix == ".jsonl":
                 rows = [json.loads(line) for line in file if line.strip()]
                 if not all(isinstance(row, dict) for row in rows):
-                    raise InvalidManifest(f"{path}: expected one JSON object a line")
+                    raise InvalidManifest(f"{path}: expected one JSON object per line")
                 return sorted({name for row in rows for name in row}), rows
     except (csv.Error, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error

@@ -40,10 +40,10 @@ class ScoreComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """A threshold (`choice.threshold`), how it was chosen and on which data.
+    """A threshold (`choice.threshold`), its evidence, and digests of the data it was chosen on.
 
     `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
-    `compared`: what each tried score achieved, the chosen one included. `data_digest`: of the labels and images.
+    `compared`: the rates of each tried score, the chosen one included. `data_digest`: of the labels and images.
     """
 
     bundle_digest: BundleDigest

@@ -26,7 +26,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a decoded image becomes the model's input; part of every bundle.
+    """The parameters that turn a decoded image into the model's input; part of every bundle.
 
     `resize`: shorter side in pixels after resizing; `crop`: side in pixels of the centre square, at most `resize`.
     `mean`, `std`: per channel (R, G, B), in units of 0..255: the input is `(pixel - mean) / std`.

@@ -51,7 +51,7 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredScore:
-    """A score, the threshold that reaches the target with it, and what it achieves there."""
+    """A score, the threshold that reaches the target with it, and the rates at this threshold."""
 
     score: Score
     choice: ThresholdChoice
@@ -105,7 +105,7 @@ def candidate_scores(
 def measure_score(
     data: LabelledEmbeddings, score: Score, target: Target, confidence: float, rng: np.random.Generator
 ) -> MeasuredScore:
-    """Choose the threshold of one score for the target and measure what the score achieves at it."""
+    """Choose the threshold of one score for the target, and measure the rates at it."""
     vectors = data.scored(score)
     choice = choose_threshold(vectors, target=target, confidence=confidence)
     consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)

@@ -62,7 +62,7 @@ class SnapshotManifest:
                 raise CorruptArtifact(f"{where}: expected snapshot format {FORMAT}")
             return cls(**{**value, "shards": tuple(value["shards"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"{where} is no snapshot manifest: {error}") from error
+            raise CorruptArtifact(f"{where} is not a snapshot manifest: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,9 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
             rows = ItemRows.of(items[start : start + SHARD_ITEMS])
         except UnicodeEncodeError as error:
             near = error.object[max(0, error.start - 100) : error.end]
-            raise InvalidManifest(f"{request.manifest_uri}: a name is no UTF-8 text, it begins {near!a}") from error
+            raise InvalidManifest(
+                f"{request.manifest_uri}: a name is not UTF-8 text, it starts with {near!a}"
+            ) from error
         staging.put_items(number, rows)
     made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
     staging.put_plan(asdict(made))

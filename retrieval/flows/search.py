@@ -36,7 +36,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """One accepted item: `similarity` its cosine, `score` what the threshold was applied to."""
+    """One accepted item: `similarity` its cosine, `score` the number that the threshold was applied to."""
 
     item: Item
     similarity: float

@@ -92,7 +92,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentationConfig:
-    """How much a training image may be changed. Every amount is drawn for each image; 0 switches a change off.
+    """Limits on the random changes of training images. Amounts are drawn for each image; 0 switches a change off.
 
     zoom, stretch: largest log-ratio of size and of aspect; rotate_degrees: largest angle; shift: largest share of the
     side; flip, grey: shares of the images that are mirrored and made grey; mix_colours: standard deviation of the

@@ -22,7 +22,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 Factors: TypeAlias = tuple[Vectors, Vectors]
 FittedScore: TypeAlias = Callable[[Vectors], Factors]
 
-# A score that is no inner product of a few columns needs n columns for n images: time grows with n^3.
+# A score that is not an inner product of a few columns needs n columns for n images: time grows with n^3.
 MAX_PAIRWISE_IMAGES = 6000
 _MIN_PAIRS = 200  # a cluster with fewer positive or negative pairs uses the map fitted on all pairs
 _TIE_BREAK = 0.1  # small against log odds of up to about 10; float32 still separates cosines 1e-5 apart

@@ -49,13 +49,13 @@ _UNUSABLE_LOSSES = {
     "WeightRegularizerMixin": "it is a base class of the library's losses",
     "CrossBatchMemory": "it wraps another loss; loss.tcm.memory pairs TCM with earlier batches",
     "MultipleLosses": "it wraps other losses; list them under loss.base",
-    "SelfSupervisedLoss": "it wraps another loss and takes two views of each image in place of labels",
+    "SelfSupervisedLoss": "it wraps another loss and takes two views of each image instead of labels",
     "ManifoldLoss": "it takes no labels",
-    "VICRegLoss": "it takes two views of each image in place of labels",
+    "VICRegLoss": "it takes two views of each image instead of labels",
 }
 _UNUSABLE_MINERS = {
     "BaseMiner": "it is a base class of the library's miners",
-    "EmbeddingsAlreadyPackagedAsTriplets": "it takes batches of triplets in place of labels",
+    "EmbeddingsAlreadyPackagedAsTriplets": "it takes batches of triplets instead of labels",
 }
 # Losses that compare all rows and ignore the selection of a miner.
 WITHOUT_MINER = frozenset(

@@ -175,7 +175,7 @@ class Jobs:
             self._redis.sadd(_done_key(job_id), number)
 
     def begin_attempt(self, job_id: JobId, task: str) -> int:
-        """Count an attempt at a task, and return how many began since the last one that succeeded."""
+        """Count an attempt at a task, and return the number of attempts since the last one that succeeded."""
         with _reachable():
             return int(str(self._redis.hincrby(_attempts_key(job_id), task, 1)))
 

@@ -40,7 +40,7 @@ from retrieval.v1 import (
 log = structlog.get_logger()
 
 _MIB = 1024 * 1024
-# How a servicer is added to a server, the servicer, the file that describes it.
+# The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
 
 

@@ -45,8 +45,8 @@ class FaissIndex:
             return cls(flat, spec)
         if len(vectors) < spec.n_lists * _POINTS_PER_LIST:
             raise InvalidInput(
-                f"index {spec}: expected at least {spec.n_lists * _POINTS_PER_LIST} items ({_POINTS_PER_LIST} a list), "
-                f"found {len(vectors)}: use Flat or fewer lists"
+                f"index {spec}: expected at least {spec.n_lists * _POINTS_PER_LIST} items "
+                f"({_POINTS_PER_LIST} per list), found {len(vectors)}: use Flat or fewer lists"
             )
         native = faiss.IndexIVFFlat(flat, dimension, spec.n_lists, faiss.METRIC_INNER_PRODUCT)
         if device == "cuda":
