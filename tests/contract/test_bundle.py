@@ -80,7 +80,7 @@ def test_the_card_belongs_to_the_bundle(tiny_bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_a_bundle_from_before_there_were_cards_opens() -> None:
-    """Its files lie beside this test; its digest, by which operating points name it, is still the same."""
+    """Its files are next to this test; its digest, which operating points contain, has not changed."""
     bundle = open_bundle(Path(__file__).parent / "bundle_without_card")
     assert bundle.digest == "9187805b7ac46ec69e4eec17d6b70ade"
     assert bundle.model_card is None

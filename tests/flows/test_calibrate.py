@@ -169,13 +169,13 @@ def test_classes_of_one_image_are_no_evidence() -> None:
 
 
 def test_a_target_too_strict_for_the_data_is_refused() -> None:
-    """With 45,000 pairs nobody can speak about one in a million."""
+    """45,000 pairs cannot support a FAR of one in a million."""
     with pytest.raises(NotEnoughEvidence, match="needs at least 10000000 negative pairs, found 44250"):
         run(crowded(), [Score()], target=CalibrationTarget(target=Target("far", 1e-6)))
 
 
 def test_a_certificate_that_the_data_cannot_support_is_refused_not_rounded(cosine: OperatingPoint) -> None:
-    """The threshold stands without it, and the operating point says why there is none."""
+    """The threshold is stored without it, and the operating point has the reason why there is none."""
     assert cosine.certificate is not None
     assert cosine.certificate_refusal == ""
     without = run(crowded(), [Score()], target=CalibrationTarget(certified_delta=0.001))

@@ -112,7 +112,7 @@ def test_plan_sends_a_task_for_each_shard(worker: Worker, reindexing: Job, clien
 
 
 def test_only_the_last_shard_starts_the_build(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
-    """In whatever order the shards end."""
+    """The shards may end in any order."""
     deliver(worker, *waiting(client))
     first, second = waiting(client)
     deliver(worker, second)

@@ -1,4 +1,4 @@
-"""The figures of one run, against the same said by the mathematics itself."""
+"""The figures of one run, compared with those computed directly by `retrieval.consistency`."""
 
 from __future__ import annotations
 
