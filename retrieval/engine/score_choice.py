@@ -74,8 +74,8 @@ def check_cohort(calibration: Sequence[Item], cohort: Sequence[Item]) -> None:
     shared = [item for item in cohort if item.uri in uris or (item.label and item.label in labels)]
     if shared:
         raise InvalidInput(
-            f"expected a cohort without calibration classes, found {len(shared)} of its {len(cohort)} "
-            f"images in them, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
+            f"expected a cohort without calibration classes, found that {len(shared)} of its {len(cohort)} "
+            f"images are of such classes, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
         )
 
 

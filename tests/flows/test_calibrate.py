@@ -368,7 +368,7 @@ def test_what_cannot_be_calibrated_is_refused_before_embedding(
     begin: Calibrate, store: Store, tiny_bundle: Bundle, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
     """Nothing is embedded and nothing is stored."""
-    with pytest.raises(InvalidInput, match="found 2 of its 4 images among them"):
+    with pytest.raises(InvalidInput, match="2 of its 4 images are of such classes"):
         begin(cohort="shared")
     manifest = tmp_path / "unlabelled.csv"
     manifest.write_text(f"id,uri\n1,{folders['images']}/class_4000/0.png\n")

@@ -239,7 +239,7 @@ def test_an_error_that_passes_does_not_count_afterwards(
 def test_a_step_before_its_plan_waits_for_it(worker: Worker, reindexing: Job) -> None:
     """Messages of a job whose plan was lost do not run for ever."""
     deliver(worker, Message(EMBED, (reindexing.id, 0)))
-    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
 
 
 def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
@@ -251,7 +251,7 @@ def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing:
     deliver(worker, second)
     assert worker.jobs.get(reindexing.id).state is JobState.RUNNING
     deliver(worker, first)
-    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
 
 
 @pytest.mark.slow
