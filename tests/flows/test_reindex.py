@@ -375,7 +375,7 @@ def test_a_name_that_is_no_text_is_refused(
     """It could be stored nowhere and shown to nobody; the message shows it escaped."""
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"uri": "a.png", **row}) + "\n")
-    with pytest.raises(InvalidManifest, match=r"manifest\.jsonl: item .* has text that is no UTF-8"):
+    with pytest.raises(InvalidManifest, match=r"manifest\.jsonl: item .* has text that is not UTF-8"):
         run(manifest)
     assert calibrated.catalogs() == []
 
