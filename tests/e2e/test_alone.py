@@ -40,7 +40,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> D
     calibration = str(folder / "calibration" / "manifest.csv")
     deployment.run("calibrate", "--bundle", str(folder / "bundle"), "--data", calibration, "--activate")
     job = deployment.run_json("reindex", CATALOG, str(manifest), "--embedded")
-    assert job["state"] == "JOB_STATE_SUCCEEDED"
+    assert job["state"] == "succeeded"
     return deployment
 
 

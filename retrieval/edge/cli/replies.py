@@ -1,21 +1,61 @@
 """Show the server's replies as JSON and as short lines."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from retrieval.terminal import out, print_json
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import Descriptor, FieldDescriptor
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from retrieval.v1.jobs_pb2 import Job
 
 
+_NOT_A_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})  # what protobuf writes where JSON has no number
+
+
 def as_dict(message: "Message") -> dict[str, Any]:
-    """Return a message as plain JSON, fields named as in the .proto files, unset ones included."""
+    """Return a message as plain JSON, fields named as in the .proto files, unset ones included.
+
+    Numbers are numbers, also those that protobuf's own JSON writes as text (64-bit integers), and null if they are not
+    finite. A value of an enum is its name in lower case without the name of the enum: `passed`, `succeeded`.
+    """
     from google.protobuf.json_format import MessageToDict
 
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+    return _plain(MessageToDict(message, **options), message.DESCRIPTOR)
+
+
+def _plain(fields: dict[str, Any], message: "Descriptor") -> dict[str, Any]:
+    """Return the fields of a message with every value as JSON has it."""
+    return {name: _plain_field(value, message.fields_by_name[name]) for name, value in fields.items()}
+
+
+def _plain_field(value: Any, field: "FieldDescriptor") -> Any:
+    if isinstance(value, dict) and field.message_type.GetOptions().map_entry:
+        return {key: _plain_value(entry, field.message_type.fields_by_name["value"]) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain_value(entry, field) for entry in value]
+    return _plain_value(value, field)
+
+
+def _plain_value(value: Any, field: "FieldDescriptor") -> Any:
+    if field.message_type is not None:
+        return _plain(value, field.message_type) if isinstance(value, dict) else value  # a time is a text
+    if field.enum_type is not None and isinstance(value, str):
+        return _without_prefix(value, field.enum_type.name)
+    if field.type in {field.TYPE_FLOAT, field.TYPE_DOUBLE}:
+        return None if value in _NOT_A_NUMBER else value
+    is_whole = field.cpp_type in {field.CPPTYPE_INT64, field.CPPTYPE_UINT64}
+    return int(value) if is_whole else value
+
+
+def _without_prefix(name: str, enum: str) -> str:
+    """Return the name of a value of an enum without that of the enum: JOB_STATE_FAILED of JobState is failed."""
+    prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", enum).upper() + "_"
+    return name.removeprefix(prefix).lower()
 
 
 def print_job(job: "Job", as_json: bool) -> None:

@@ -1,0 +1,34 @@
+"""Replies as JSON: what a program reads."""
+
+from __future__ import annotations
+
+import json
+
+from retrieval.edge.cli.replies import as_dict
+from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, search_pb2
+
+
+def test_numbers_are_numbers() -> None:
+    """64-bit integers too, which protobuf's own JSON writes as text; what is not finite is null."""
+    audit = as_dict(audits_pb2.Audit(n_classes=2**40, n_images=7, far=float("nan"), tar=0.5))
+    assert (audit["n_classes"], audit["n_images"], audit["far"], audit["tar"]) == (2**40, 7, None, 0.5)
+    assert as_dict(search_pb2.SearchResponse(total_matches=3))["total_matches"] == 3
+    listed = as_dict(catalogs_pb2.ListSnapshotsResponse(snapshots=[catalogs_pb2.Snapshot(n_items=5)]))
+    assert listed["snapshots"][0]["n_items"] == 5
+    json.dumps(audit, allow_nan=False)
+
+
+def test_an_enum_is_its_name_without_that_of_the_enum() -> None:
+    assert as_dict(audits_pb2.Audit(verdict=audits_pb2.VERDICT_PASSED))["verdict"] == "passed"
+    assert as_dict(jobs_pb2.Job(state=jobs_pb2.JOB_STATE_SUCCEEDED))["state"] == "succeeded"
+    assert as_dict(jobs_pb2.Job())["state"] == "unspecified"
+
+
+def test_texts_stay_as_they_are() -> None:
+    """Digits in a text, the entries of a map and a moment in time."""
+    job = jobs_pb2.Job(id="007", error="NaN")
+    job.created_at.FromSeconds(0)
+    plain = as_dict(job)
+    assert (plain["id"], plain["error"], plain["created_at"]) == ("007", "NaN", "1970-01-01T00:00:00Z")
+    snapshot = catalogs_pb2.Snapshot(failures={"12": "34"})
+    assert as_dict(snapshot)["failures"] == {"12": "34"}
