@@ -29,10 +29,13 @@ _MIN_CELL_PX = 80  # narrower, the figures under a match no longer fit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetMatch:
-    """One match: `image` as file bytes, None if it cannot be read; `correct` is None if it is unknown."""
+    """One match: `image` as file bytes, None if it cannot be read; `correct` is None if it is unknown.
+
+    `score` is the number that the threshold is applied to.
+    """
 
     image: bytes | None
-    similarity: float
+    score: float
     probability: float
     label: str
     correct: bool | None
@@ -40,13 +43,17 @@ class SheetMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SheetRow:
-    """One query with its matches, best first; `n_total` counts all matches, `truncated`: the reply left some out."""
+    """One query with its matches, best first; `n_total` counts all matches, `truncated`: the reply left some out.
+
+    `verdict`: a short text under the query, such as "9 of 29 right"; "" if it is unknown what is right.
+    """
 
     query: bytes
     query_label: str
     matches: tuple[SheetMatch, ...]
     n_total: int
     truncated: bool
+    verdict: str = ""
 
 
 def draw_contact_sheet(
@@ -159,7 +166,7 @@ def _draw_row(sheet: _Sheet, row: SheetRow, top: int, n_shown: int, cell_px: int
     top += _GAP
     sheet.picture(_MARGIN, top, cell_px, row.query, _LINE)
     sheet.text(_MARGIN, top + cell_px + 5, row.query_label, 11, _INK, cell_px)
-    sheet.text(_MARGIN, top + cell_px + 20, "query", 11, _QUIET, cell_px)
+    sheet.text(_MARGIN, top + cell_px + 20, row.verdict or "query", 11, _INK if row.verdict else _QUIET, cell_px)
     sheet.rule(_MARGIN + cell_px + _GAP, top, cell_px, vertical=True)
     x = _MARGIN + cell_px + 2 * _GAP
     if not row.matches:
@@ -179,7 +186,7 @@ def _draw_match(sheet: _Sheet, match: SheetMatch, x: int, top: int, cell_px: int
     sheet.picture(x, top, cell_px, match.image, frame_colour(match.correct))
     sheet.badge(x, top, match.correct)
     sheet.text(x, top + cell_px + 5, match.label or "no label", 11, _INK if match.label else _QUIET, cell_px)
-    figures = f"{match.similarity:.3f} · p {match.probability:.2f}"
+    figures = f"{match.score:.3f} · p {match.probability:.2f}"
     sheet.text(x, top + cell_px + 20, figures, 11, _QUIET, cell_px)
 
 

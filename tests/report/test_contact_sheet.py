@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,7 @@ CELL = 96
 
 
 def _match(correct: bool | None = True, *, label: str = "cup", image: bytes | None = None) -> SheetMatch:
-    return SheetMatch(
-        image=image or encoded(plain(BLUE)), similarity=0.8, probability=0.9, label=label, correct=correct
-    )
+    return SheetMatch(image=image or encoded(plain(BLUE)), score=0.8, probability=0.9, label=label, correct=correct)
 
 
 def _row(*matches: SheetMatch, n_total: int | None = None, truncated: bool = False, label: str = "cup") -> SheetRow:
@@ -145,7 +144,7 @@ def test_images_are_shown_whole_and_undistorted() -> None:
 @pytest.mark.parametrize("data", [None, b"", b"not an image"])
 def test_an_unreadable_image_is_a_grey_tile(data: bytes | None) -> None:
     """What cannot be shown is said in its place; frame, mark and figures stay."""
-    match = SheetMatch(image=data, similarity=0.8, probability=0.9, label="cup", correct=False)
+    match = SheetMatch(image=data, score=0.8, probability=0.9, label="cup", correct=False)
     pixels = _pixels(_row(match))
     inside = _inside(pixels, _frames(pixels, WRONG)[0])
     assert (inside == (242, 244, 246)).all(axis=2).mean() > 0.7
@@ -157,3 +156,19 @@ def test_impossible_sizes_are_refused(size: dict[str, int]) -> None:
     """A sheet without a column, or with cells too narrow for their text, is refused."""
     with pytest.raises(InvalidInput, match="expected n_columns"):
         draw_contact_sheet([], title="", subtitle="", **size)
+
+
+def test_the_count_of_right_matches_stands_under_the_query() -> None:
+    """With it, the row differs from one without only below the query's picture."""
+    row = _row(_match(True), _match(False))
+    counted, plain_row = _pixels(replace(row, verdict="1 of 2 right")), _pixels(row)
+    different = np.argwhere((counted != plain_row).any(axis=2))
+    assert len(different) > 50
+    assert different[:, 1].max() < (20 + CELL) * SCALE
+    assert different[:, 0].min() > (90 + CELL) * SCALE
+
+
+def test_the_caption_has_the_score() -> None:
+    """Another score is another caption under the match."""
+    low = _pixels(_row(replace(_match(), score=-0.138)))
+    assert (low != _pixels(_row(_match()))).any()

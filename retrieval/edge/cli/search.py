@@ -10,7 +10,7 @@ import typer
 from retrieval.edge.cli.options import Address, Json
 from retrieval.edge.cli.replies import as_dict
 from retrieval.errors import InvalidInput, RetrievalError
-from retrieval.terminal import out, print_json, print_table, progress_bar
+from retrieval.terminal import out, print_error, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from retrieval.client import Client
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from retrieval.report.contact_sheet import SheetRow
     from retrieval.v1.search_pb2 import SearchResponse
 
+_MAX_LIMIT = 10_000
+_SAME_PICTURE = 0.9999  # cosine of two embeddings of one file; batches differ in the last digits
 _SHOWN_MATCHES = 16  # on a row of the contact sheet, before "+ n more"
 
 
@@ -28,6 +30,16 @@ class Query:
     id: str
     uri: str
     label: str = ""
+    listed: bool = False  # print every match, not only the best
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What every query of one call asks for."""
+
+    catalog: str
+    limit: int
+    exclude_self: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +59,31 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     manifest: Annotated[
         str, typer.Option(help="Images to search with: a manifest. Its labels decide which matches are right.")
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of matches for each image.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=_MAX_LIMIT, help="Largest number of matches for each image.")] = 100,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self", help="Leave out the match that is the query's own file, if it is in the catalogue."
+        ),
+    ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Number of queries on the sheet and in the table.")] = 12,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Find everything in a catalogue that shows the same thing as the query images."""
+    """Find everything in a catalogue that shows the same thing as the query images.
+
+    Prints every match of each --image; of a --manifest one line for each query. A match has a score, which reaches the
+    threshold, and the probability that both images show the same thing.
+    """
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(address=address)
     queries = _queries(image or [], manifest)
     with connect(settings.address) as client:
-        result = Answers(catalog, _ask_all(client, catalog, queries, limit, settings.limits))
+        wanted = _Wanted(catalog, limit, exclude_self)
+        result = Answers(catalog, _ask_all(client, wanted, queries, settings.limits))
     if sheet is not None:
         result.draw(sheet, n_rows=sheet_rows, limits=settings.limits)
     print_json(result.to_json()) if as_json else result.print(n_rows=sheet_rows)
@@ -97,10 +120,17 @@ class Answers:
         }
 
     def print(self, *, n_rows: int) -> None:
-        """Print a table of the first queries and one line for all."""
-        rows = [_table_row(answer) for answer in self.answers[:n_rows]]
-        columns = ("query", "label", "matches", "right", "best match", "similarity", "probability")
-        print_table(f"Matches above the threshold in {self.catalog}", columns, rows)
+        """Print the matches of each listed query, a table of the first other ones, and one line for all."""
+        for answer in self.answers:
+            if answer.query.listed:
+                _print_matches(answer, self.catalog)
+        others = [answer for answer in self.answers if not answer.query.listed]
+        if others:
+            columns = ("query", "label", "matches", "right", "best match", "score", "probability")
+            rows = [_table_row(answer) for answer in others[:n_rows]]
+            print_table(f"Matches in {self.catalog}{_condition(others)}", columns, rows)
+            if len(others) > n_rows:
+                out.print(f"... and {len(others) - n_rows} more queries: raise --sheet-rows, or use --json")
         found = self.summary()
         line = f"{found['n_queries']} queries, {found['n_failed']} failed, {found['n_without_match']} without a match"
         if found["first_match_right"] is not None:
@@ -118,7 +148,7 @@ class Answers:
             by = answered[0][1].provenance
             subtitle = (
                 f"everything whose {by.score_kind} score reaches the one threshold {by.threshold:.4f}, best first; "
-                "below: cosine similarity and match probability p"
+                "below: this score and the match probability p"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw_contact_sheet(rows, title=f"Matches in {self.catalog}", subtitle=subtitle))
@@ -126,7 +156,8 @@ class Answers:
 
 def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
     """Return the queries for some images and for every image of a manifest. Raises InvalidInput if there are none."""
-    queries = [Query(path.name, f"file://{path.resolve()}") for path in images]  # a URL: [ and * are part of a name
+    # a URL: [ and * are part of a name
+    queries = [Query(path.name, f"file://{path.resolve()}", listed=True) for path in images]
     if manifest:
         from retrieval.contract.manifest import read_manifest
 
@@ -136,15 +167,13 @@ def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
     return queries
 
 
-def _ask_all(
-    client: "Client", catalog: str, queries: Sequence[Query], limit: int, limits: "ImageLimits"
-) -> tuple[Answer, ...]:
+def _ask_all(client: "Client", wanted: _Wanted, queries: Sequence[Query], limits: "ImageLimits") -> tuple[Answer, ...]:
     """Search for each query. An unusable image is noted in its answer, or raised if it is the only one."""
     answers = []
     with progress_bar("searching") as progress:
         for number, query in enumerate(queries, start=1):
             try:
-                answers.append(Answer(query, _ask(client, catalog, query, limit, limits), ""))
+                answers.append(Answer(query, _ask(client, wanted, query, limits), ""))
             except InvalidInput as error:
                 if len(queries) == 1:
                     raise
@@ -153,13 +182,78 @@ def _ask_all(
     return tuple(answers)
 
 
-def _ask(client: "Client", catalog: str, query: Query, limit: int, limits: "ImageLimits") -> "SearchResponse":
+def _ask(client: "Client", wanted: _Wanted, query: Query, limits: "ImageLimits") -> "SearchResponse":
     from retrieval.engine.images import read_bytes
     from retrieval.v1 import search_pb2
 
     message = search_pb2.Query(image=read_bytes(query.uri, limits))
-    request = search_pb2.SearchRequest(catalog=catalog, query=message, limit=limit)
-    return client.call(client.search.Search, request)
+    limit = min(wanted.limit + wanted.exclude_self, _MAX_LIMIT)  # one more, because one is left out
+    request = search_pb2.SearchRequest(catalog=wanted.catalog, query=message, limit=limit)
+    reply = client.call(client.search.Search, request)
+    return _without_self(reply, query, wanted.limit) if wanted.exclude_self else reply
+
+
+def _without_self(reply: "SearchResponse", query: Query, limit: int) -> "SearchResponse":
+    """Return the reply without the match that is the file of the query, with at most `limit` matches."""
+    own = _own(reply, query)
+    others = [match for number, match in enumerate(reply.matches) if number != own]
+    total = reply.total_matches - (len(reply.matches) - len(others))
+    del reply.matches[:]
+    reply.matches.extend(others[:limit])
+    reply.total_matches, reply.truncated = total, total > len(reply.matches)
+    return reply
+
+
+def _own(reply: "SearchResponse", query: Query) -> int | None:
+    """Return the number of the match that is the query's file: its path, or its name and picture in another folder."""
+    path = _path(query.uri)
+    for number, match in enumerate(reply.matches):
+        if _path(match.uri) == path:
+            return number
+    for number, match in enumerate(reply.matches):  # a worker in a container sees the same file under another path
+        same_name = match.uri.rsplit("/", 1)[-1] == path.rsplit("/", 1)[-1]
+        if same_name and match.similarity >= _SAME_PICTURE:
+            return number
+    return None
+
+
+def _path(uri: str) -> str:
+    """Return a local path as one text, however it is written; other URLs as they are."""
+    from os.path import realpath
+
+    return realpath(uri.removeprefix("file://")) if uri.startswith("file://") or "://" not in uri else uri
+
+
+def _condition(answers: Sequence[Answer]) -> str:
+    """Return what a match must reach, as the end of a title; "" if nothing was answered."""
+    for answer in answers:
+        if answer.reply is not None:
+            by = answer.reply.provenance
+            return f": {by.score_kind} score of at least {by.threshold:.4f}"
+    return ""
+
+
+def _print_matches(answer: Answer, catalog: str) -> None:
+    """Print every match of one query, best first, with the score that reaches the threshold."""
+    query, reply = answer.query, answer.reply
+    if reply is None:
+        print_error(f"{query.id}: {answer.error}")
+        return
+    plain = reply.provenance.score_kind == "cosine"
+    rows = [
+        (number, m.item_id, m.label, f"{m.score:.4f}", *(() if plain else (f"{m.similarity:.3f}",)),
+         f"{m.match_probability:.2f}")
+        for number, m in enumerate(reply.matches, start=1)
+    ]  # fmt: skip
+    columns = ("", "item", "label", "score", *(() if plain else ("cosine",)), "probability")
+    n_found = f"{reply.total_matches} matches of {query.id} in {catalog}"
+    if reply.matches:
+        print_table(f"{n_found}{_condition([answer])}", columns, rows)
+    else:
+        out.print(f"no match of {query.id} in {catalog}{_condition([answer])}", markup=False, highlight=False)
+    if reply.truncated:
+        n_more = reply.total_matches - len(reply.matches)
+        out.print(f"... and {n_more} more: raise --limit", markup=False, highlight=False)
 
 
 def _table_row(answer: Answer) -> tuple[object, ...]:
@@ -177,9 +271,16 @@ def _table_row(answer: Answer) -> tuple[object, ...]:
         total,
         right,
         best.item_id,
-        f"{best.similarity:.3f}",
+        f"{best.score:.4f}",
         f"{best.match_probability:.2f}",
     )
+
+
+def _verdict(query: Query, reply: "SearchResponse") -> str:
+    """Return how many of the returned matches have the label of the query; "" if that is unknown."""
+    if not query.label or not reply.matches:
+        return ""
+    return f"{sum(match.label == query.label for match in reply.matches)} of {len(reply.matches)} right"
 
 
 def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> "SheetRow":
@@ -189,7 +290,7 @@ def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> 
     matches = tuple(
         SheetMatch(
             image=_image_of(match.uri, limits),
-            similarity=match.similarity,
+            score=match.score,
             probability=match.match_probability,
             label=match.label,
             correct=match.label == query.label if query.label else None,
@@ -202,6 +303,7 @@ def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> 
         matches=matches,
         n_total=reply.total_matches,
         truncated=reply.truncated,
+        verdict=_verdict(query, reply),
     )
 
 

@@ -46,6 +46,43 @@ def test_search_finds_the_place_of_a_new_shot(retrieval: Command, tmp_path: Path
     assert query["matches"][0]["label"] == "place 3"
 
 
+def test_search_lists_every_match_of_an_image_with_what_decided(
+    retrieval: Command, running: Running, tmp_path: Path
+) -> None:
+    """Score, threshold and probability of each, not only of the best."""
+    shot(3, 9).save(tmp_path / "new.png")
+    options = ("search", "--catalog", CATALOG, "--image", tmp_path / "new.png")
+    reply = json.loads(retrieval(*options, "--json")[1])["queries"][0]
+    assert len(reply["matches"]) > 1
+    code, out, _ = retrieval(*options)
+    assert code == 0
+    point = running.store.active_operating_point(running.store.only_bundle())
+    assert f"{reply['total_matches']} matches of new.png in {CATALOG}" in out
+    assert f"cosine score of at least {point.threshold:.4f}" in out
+    for match in reply["matches"]:
+        for shown in (match["item_id"], f"{match['score']:.4f}", f"{match['match_probability']:.2f}"):
+            assert shown in out
+    out = retrieval(*options, "--limit", "1")[1]
+    assert f"... and {reply['total_matches'] - 1} more: raise --limit" in out
+
+
+def test_search_leaves_out_the_file_of_the_query(retrieval: Command, running: Running, tmp_path: Path) -> None:
+    """By its path; or by its name and picture, where a worker saw it in another folder. Not by its name alone."""
+    own = running.folder / "images" / "3-1.jpg"
+    options = ("search", "--catalog", CATALOG, "--json", "--image")
+    everything = json.loads(retrieval(*options, own)[1])["queries"][0]
+    for path, others in ((own, 1), (tmp_path / own.name, 1), (tmp_path / "renamed.jpg", 0)):
+        if path != own:
+            path.write_bytes(own.read_bytes())
+        found = json.loads(retrieval(*options, path, "--exclude-self")[1])["queries"][0]
+        assert found["total_matches"] == everything["total_matches"] - others
+        assert any(match["uri"].endswith("/3-1.jpg") for match in found["matches"]) == (not others)
+        assert not found["truncated"]
+    shot(3, 9).save(tmp_path / own.name)
+    found = json.loads(retrieval(*options, tmp_path / own.name, "--exclude-self")[1])["queries"][0]
+    assert any(match["uri"].endswith("/3-1.jpg") for match in found["matches"])
+
+
 @pytest.mark.slow
 def test_search_counts_what_is_right_and_goes_on_after_a_bad_image(retrieval: Command, tmp_path: Path) -> None:
     """One unreadable image of a manifest is one failed answer; labels judge the others; the sheet is a PNG."""
