@@ -159,6 +159,15 @@ class OperatingPoint(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    TARGET_DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CLASS_FAR_FIELD_NUMBER: _builtins.int
+    CLASS_FAR_INTERVAL_FIELD_NUMBER: _builtins.int
+    FAR_PROMISED_FIELD_NUMBER: _builtins.int
+    TAR_PROMISED_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    MEAN_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    MEAN_CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bundle_digest: _builtins.str
     score_digest: _builtins.str
@@ -182,6 +191,18 @@ class OperatingPoint(_message.Message):
     """True for the operating point that the bundle's catalogues use."""
     target: _builtins.str
     """The requested target, as `retrieval calibrate --target` reads it, for instance far=0.01 or precision=0.9@0.01."""
+    target_description: _builtins.str
+    """The target in words."""
+    class_far: _builtins.float
+    """Mean of the classes' FARs on the calibration data, with its interval at `confidence`."""
+    certificate: _builtins.str
+    """Certificate for a new class and certificate on average, as sentences; or the reasons why there is none."""
+    mean_certificate: _builtins.str
+    certificate_threshold: _builtins.float
+    """Thresholds of the two certificates. A certificate holds at every higher threshold, and not at a lower one. Unset if
+    there is no certificate.
+    """
+    mean_certificate_threshold: _builtins.float
     @_builtins.property
     def threshold_interval(self) -> Global___Interval:
         """Interval of the threshold for exactly the target, over the draw of classes, at `confidence`."""
@@ -192,6 +213,16 @@ class OperatingPoint(_message.Message):
     def tar_interval(self) -> Global___Interval: ...
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def class_far_interval(self) -> Global___Interval: ...
+    @_builtins.property
+    def far_promised(self) -> Global___Interval:
+        """The promise: where the rates of `n_classes` other classes of the same kind are expected, at `confidence`. Unset if
+        it cannot be computed.
+        """
+
+    @_builtins.property
+    def tar_promised(self) -> Global___Interval: ...
     def __init__(
         self,
         *,
@@ -213,11 +244,27 @@ class OperatingPoint(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         active: _builtins.bool = ...,
         target: _builtins.str = ...,
+        target_description: _builtins.str = ...,
+        class_far: _builtins.float = ...,
+        class_far_interval: Global___Interval | None = ...,
+        far_promised: Global___Interval | None = ...,
+        tar_promised: Global___Interval | None = ...,
+        certificate: _builtins.str = ...,
+        mean_certificate: _builtins.str = ...,
+        certificate_threshold: _builtins.float | None = ...,
+        mean_certificate_threshold: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "far_interval", b"far_interval", "tar_interval", b"tar_interval", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bundle_digest", b"bundle_digest", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_target", b"far_target", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "target", b"target", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_images", b"n_images", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__certificate_threshold: _TypeAlias = _typing.Literal["certificate_threshold"]  # noqa: Y015
+    _WhichOneofArgType__certificate_threshold: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__mean_certificate_threshold: _TypeAlias = _typing.Literal["mean_certificate_threshold"]  # noqa: Y015
+    _WhichOneofArgType__mean_certificate_threshold: _TypeAlias = _typing.Literal["_mean_certificate_threshold", b"_mean_certificate_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__certificate_threshold) -> _WhichOneofReturnType__certificate_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_certificate_threshold) -> _WhichOneofReturnType__mean_certificate_threshold | None: ...
 
 Global___OperatingPoint: _TypeAlias = OperatingPoint  # noqa: Y015

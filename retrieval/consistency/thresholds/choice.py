@@ -17,6 +17,7 @@ from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
+from retrieval.consistency.thresholds.enough import enough_data, least_target
 from retrieval.consistency.thresholds.near_optimum import near_optimum
 from retrieval.consistency.thresholds.rate_variances import RateVariances, log_interval, logit_interval, rate_variances
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
@@ -221,10 +222,15 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
     share = target.value if target.kind in {"class-far", "frr"} else target.far
     sign, found = ("positive", vectors.n_positives) if target.kind == "frr" else ("negative", vectors.n_negatives)
     if share is not None and share * found < _MIN_ERRORS:
-        name = "FRR" if target.kind == "frr" else "FAR"
+        name = (
+            f"target {target}"
+            if target.kind == "false-matches"
+            else f"{'FRR' if target.kind == 'frr' else 'FAR'} target of {share:g}"
+        )
+        enough = enough_data(vectors, _MIN_ERRORS / share, positive=target.kind == "frr")
         raise NotEnoughEvidence(
-            f"a {name} target of {share:g} needs at least {_MIN_ERRORS / share:.0f} {sign} pairs, "
-            f"found {found}; add images or raise the target"
+            f"a {name} needs at least {_MIN_ERRORS / share:.0f} {sign} pairs, found {found}; that takes "
+            f"{enough}. Add classes, or ask for {least_target(target, _MIN_ERRORS / max(found, 1))} or more"
         )
 
 
@@ -236,10 +242,11 @@ def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Tar
             "threshold accepts any of them; look for images filed under several classes"
         )
     if false_accepts < _MIN_ERRORS:
-        enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)
+        n_enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)
         raise NotEnoughEvidence(
             f"the threshold {curves.thresholds[0]:.4f} for {target.describe()} accepts {false_accepts} of "
             f"{vectors.n_negatives} negative pairs, and a FAR needs {_MIN_ERRORS} or more; "
-            f"{'more than ' if false_accepts == 0 else 'about '}{enough:.2g} pairs would do, or ask for a FAR of at "
-            f"least {_MIN_ERRORS / vectors.n_negatives:.2g}, which these pairs can measure"
+            f"{'more than ' if false_accepts == 0 else 'about '}{n_enough:.2g} pairs would do, that is "
+            f"{enough_data(vectors, n_enough)}. Add classes, or ask for "
+            f"{least_target(target, _MIN_ERRORS / vectors.n_negatives)} or more, which these pairs can measure"
         )

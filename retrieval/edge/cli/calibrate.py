@@ -123,25 +123,27 @@ def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
 
     if Path(bundle).is_dir():
         return store.add_bundle(Path(bundle)).digest
-    return BundleDigest(resolve_prefix(bundle, store.bundles(), kind="bundle in the store", unknown=UnknownBundle))
+    digests = store.bundles()
+    if not any(digest.startswith(bundle) for digest in digests) or not bundle:
+        known = f"it holds {', '.join(digests)}" if digests else "it holds no bundle yet"
+        raise UnknownBundle(
+            f"--bundle {bundle!r} is neither a folder nor an id in the store {store.url}: name the folder that "
+            f"`training export` wrote, or a bundle of the store ({known})"
+        )
+    return BundleDigest(resolve_prefix(bundle, digests, kind="bundle in the store", unknown=UnknownBundle))
 
 
 def _print_calibration(found: "Calibration") -> None:
-    """Print the scores that were compared, the chosen threshold with its rates, and what it changes."""
+    """Print the scores that were compared, the chosen threshold with its evidence, and what it changes."""
+    from retrieval.edge.cli.evidence import evidence
+    from retrieval.edge.server.messages import operating_point_message
+
     point, choice = found.point, found.point.choice
     columns = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
     title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
     rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
     print_table(title, columns, rows)
-    level, far, tar = f"{choice.confidence:.0%}", choice.far_interval, choice.tar_interval
-    out.print(
-        f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
-        f"FAR {choice.far:.4g} ({level}: {far}), mean over classes {choice.class_far:.4g} "
-        f"({level}: {choice.class_far_interval})\n"
-        f"TAR {choice.tar:.3f} ({level}: {tar}): the threshold rejects {choice.cost:.1%} of the true pairs"
-    )
-    out.print(f"certificate: {point.certificate or point.certificate_refusal}")
-    out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
+    out.print(evidence(operating_point_message(point, active=found.active)), markup=False)
     before = "compared with the operating point that was active"
     out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")
     state = (

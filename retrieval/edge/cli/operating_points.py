@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from retrieval.edge.cli.evidence import evidence, origin
 from retrieval.edge.cli.options import Address, Bundle, DryRun, Json, connected
 from retrieval.edge.cli.replies import as_dict, moment
 from retrieval.terminal import out, print_json, print_table
@@ -42,8 +43,16 @@ def show_point(
     with connected(address) as client:
         request = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
         reply = client.call(client.operating_points.GetOperatingPoint, request)
-    fields = as_dict(reply)
-    print_json(fields) if as_json else print_table("Operating point", ("field", "value"), list(fields.items()))
+    if as_json:
+        print_json(as_dict(reply))
+        return
+    state = "active" if reply.active else "stored, not active"
+    for line in (
+        f"operating point {reply.id} of bundle {reply.bundle_digest}: {state}",
+        evidence(reply),
+        origin(reply),
+    ):
+        out.print(line, markup=False)
 
 
 def activate_point(

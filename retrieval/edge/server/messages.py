@@ -123,7 +123,7 @@ def audit_request(message: audits_pb2.StartAuditRequest) -> AuditRequest:
 
 def operating_point_message(point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:
     """Convert an operating point."""
-    choice = point.choice
+    choice, certificate, mean = point.choice, point.certificate, point.mean_certificate
     return operating_points_pb2.OperatingPoint(
         id=point.id,
         bundle_digest=point.bundle_digest,
@@ -143,6 +143,15 @@ def operating_point_message(point: OperatingPoint, *, active: bool) -> operating
         created_at=_timestamp(point.created_at),
         active=active,
         target=str(choice.target),
+        target_description=choice.target.describe(),
+        class_far=choice.class_far,
+        class_far_interval=_interval(choice.class_far_interval),
+        far_promised=_interval(choice.predicted_far(choice.n_classes)),
+        tar_promised=_interval(choice.predicted_tar(choice.n_classes_with_positives)),
+        certificate=str(certificate or point.certificate_refusal),
+        mean_certificate=str(mean or point.mean_certificate_refusal),
+        certificate_threshold=None if certificate is None else certificate.threshold,
+        mean_certificate_threshold=None if mean is None else mean.threshold,
     )
 
 

@@ -193,7 +193,9 @@ def test_thin_evidence_for_other_targets_is_refused(family) -> None:
     rows, labels = family(np.random.default_rng(11), n_classes=20, n_images=3)
     with pytest.raises(NotEnoughEvidence, match=r"a FRR target of 0.05 needs at least 200 positive pairs, found 60"):
         choose_threshold(labelled(rows, labels), target=parse_target("frr=0.05"))
-    with pytest.raises(NotEnoughEvidence, match="a FAR target of 1e-06 needs at least 10000000 negative pairs"):
+    with pytest.raises(
+        NotEnoughEvidence, match="a target false-matches=1@1000000 needs at least 10000000 negative pairs"
+    ):
         choose_threshold(labelled(rows, labels), target=parse_target("false-matches=1@1000000"))
     apart = np.repeat(np.eye(20, dtype=np.float32), 3, axis=0)
     with pytest.raises(NotEnoughEvidence, match=r"accepts 0 of 1710 negative pairs.*more than 1.7e.04 pairs would do"):

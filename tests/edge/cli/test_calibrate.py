@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from retrieval.contract.bundle import Bundle
 from retrieval.edge.cli.app import app
 from retrieval.engine.store import Store
-from retrieval.errors import InvalidInput
+from retrieval.errors import InvalidInput, UnknownBundle
 from tests.photos import write_shots
 
 
@@ -66,6 +66,16 @@ def test_an_operating_point_of_an_older_format_does_not_stop_it(
     )
     assert "expected operating point format 2, found 1" in again["no_changes"]
     assert again["active"]
+
+
+def test_a_bundle_that_is_nowhere_is_named_so(tmp_path: Path, tiny_bundle: Bundle, images: Path) -> None:
+    """A misspelt folder is the usual reason, so the message speaks of folders too, and of what the store holds."""
+    store = Store(str(tmp_path / "store"))
+    arguments = ["calibrate", "--bundle", "nothere", "--data", str(images), "--store", str(tmp_path / "store")]
+    for known in ("it holds no bundle yet", tiny_bundle.digest):
+        with pytest.raises(UnknownBundle, match=f"'nothere' is neither a folder nor an id in the store .*{known}"):
+            CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+        store.add_bundle(tiny_bundle.directory)
 
 
 def test_far_and_target_together_are_refused(tmp_path: Path, tiny_bundle: Bundle, images: Path) -> None:

@@ -144,6 +144,9 @@ def test_operating_points_are_listed_shown_and_activated(retrieval: Command, run
     assert active in retrieval("operating-points", "list")[1]
     assert json.loads(retrieval("operating-points", "show", "--json")[1]) == listed
     threshold = f"threshold {listed['threshold']:.4f}"
+    shown = retrieval("operating-points", "show")[1]
+    for expected in (f"operating point {active} of bundle", ": active", threshold, "promise for", "certificate", "TAR"):
+        assert expected in shown
     code, out, _ = retrieval("operating-points", "activate", active[:6], "--dry-run")
     assert (code, out) == (0, f"would activate operating point {active}: {threshold}\n")
     code, out, _ = retrieval("operating-points", "activate", active[:6])
