@@ -5,7 +5,6 @@ The statistics are in `consistency`, the page is made by the caller's `render`. 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,12 +38,10 @@ from retrieval.consistency import (
     score_histograms,
 )
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
-from retrieval.engine.encoder import Encoder
+from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import InvalidInput
@@ -167,10 +164,8 @@ def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     *,
     audit_id: str,
     created_at: str,
-    encoder_of: Callable[[str], Encoder],
-    image_limits: ImageLimits,
+    embedder: ImageEmbedder,
     limits: AuditLimits,
-    pool: Executor,
     progress: Callable[[int, int], None],
     render: Callable[[AuditReport], str],
 ) -> AuditReport:
@@ -184,10 +179,9 @@ def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
-        encoder_of(manifest.bundle_digest),
+        embedder,
+        manifest.bundle_digest,
         items,
-        limits=image_limits,
-        pool=pool,
         max_failed_share=limits.max_failed_share,
         progress=progress,
     )

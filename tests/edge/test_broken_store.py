@@ -18,7 +18,7 @@ from retrieval.flows.search import SearchResult
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running, index
 from tests.photos import shot, write_shots
-from tests.stores import CREATED_AT
+from tests.stores import CREATED_AT, embedder_of
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere", b"two words"])
@@ -60,7 +60,7 @@ def test_late_build_does_not_undo_what_was_published_since(
     old = index(calibrated, first, tiny_encoder, settings, pool)
     request = reindex.ReindexRequest(catalog=CATALOG, manifest_uri=first)
     planned = reindex.plan(calibrated, "late", request)
-    reindex.embed_planned_shard(calibrated, "late", 0, encoder=tiny_encoder, limits=settings.limits, pool=pool)
+    reindex.embed_planned_shard(calibrated, "late", planned, 0, embedder=embedder_of(tiny_encoder, pool))
     calibrated.objects.delete("staging/late/plan.json")  # what the first delivery does when it is done
     second = str(write_shots(tmp_path / "new", places=range(3), n_shots=2))
     new = index(calibrated, second, tiny_encoder, settings, pool)

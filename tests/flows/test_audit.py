@@ -16,7 +16,6 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import OperatingCurves
-from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
@@ -33,7 +32,7 @@ from retrieval.errors import (
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, audits, run_audit
 from retrieval.flows.reindex import ReindexRequest
 from tests.pictures import class_picture, encoded, write_class_folders
-from tests.stores import CREATED_AT, activate, reindex
+from tests.stores import CREATED_AT, activate, embedder_of, reindex
 
 Audit = Callable[..., AuditReport]
 N_CLASSES, N_IMAGES = 30, 4
@@ -77,10 +76,8 @@ def audit(audited: Store, tiny_encoder: Encoder, pool: Executor, manifest: Path)
             replace(AuditRequest(catalog="shop", manifest_uri=str(uri)), **options),
             audit_id=audit_id,
             created_at=created_at,
-            encoder_of=lambda digest: tiny_encoder,
-            image_limits=DEFAULT_LIMITS,
+            embedder=embedder_of(tiny_encoder, pool),
             limits=limits or AuditLimits(),
-            pool=pool,
             progress=lambda done, total: None,
             render=lambda report: f"<h1>{report.id}</h1>",
         )

@@ -78,10 +78,7 @@ class Worker:
         """Embed one shard; send the build if it was the last one."""
         store = self.parts.store
         planned = _planned(reindex.load_plan(store, job.id), job)
-        encoder = self.parts.encoder(planned.request.bundle_digest)
-        reindex.embed_planned_shard(
-            store, job.id, number, encoder=encoder, limits=self._settings.limits, pool=self.parts.pool
-        )
+        reindex.embed_planned_shard(store, job.id, planned, number, embedder=self.parts.embedder)
         self.jobs.mark_done(job.id, number)
         if not reindex.missing_shards(store, job.id, planned):
             send(self.app, BUILD, job.id)
@@ -103,10 +100,8 @@ class Worker:
             request,
             audit_id=job.id,
             created_at=job.created_at,
-            encoder_of=self.parts.encoder,
-            image_limits=self._settings.limits,
+            embedder=self.parts.embedder,
             limits=audit.AuditLimits(),
-            pool=self.parts.pool,
             progress=lambda done, total: self.jobs.mark_progress(job.id, done, total),
             render=render_report,
         )
