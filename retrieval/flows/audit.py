@@ -43,6 +43,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
+from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import InvalidInput
 
@@ -171,22 +172,21 @@ def run_audit(  # noqa: PLR0913  # its dependencies are arguments
 ) -> AuditReport:
     """Embed the images with the catalogue's model, measure, judge, and store report.json, report.html, curves.parquet.
 
-    Raises UnknownCatalog, UnknownOperatingPoint, InvalidManifest, EmptyCatalog, TooManyFailures, NotEnoughEvidence.
+    Raises UnknownCatalog, UnknownOperatingPoint, BundleMismatch, InvalidManifest, EmptyCatalog, TooManyFailures,
+    NotEnoughEvidence.
     """
-    manifest = store.snapshot_manifest(request.catalog, store.current(request.catalog))
-    point = store.active_operating_point(manifest.bundle_digest)
+    parts = live_parts(store, request.catalog)
     items = read_manifest(request.manifest_uri)
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
         embedder,
-        manifest.bundle_digest,
+        parts.bundle.digest,
         items,
         max_failed_share=limits.max_failed_share,
         progress=progress,
     )
-    score = store.score(point.bundle_digest, point.score_digest)
-    report = measure(request, embedded, point, score, limits, audit_id=audit_id, created_at=created_at)
+    report = measure(request, embedded, parts.point, parts.score, limits, audit_id=audit_id, created_at=created_at)
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),
