@@ -2,6 +2,7 @@
 
 import asyncio
 
+from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
@@ -25,7 +26,7 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
         wanted = messages.audit_request(request)
         wanted.check()
         await asyncio.to_thread(live_parts, self._store, wanted.catalog)
-        return messages.job_message(await self._queue.submit("audit", wanted))
+        return job_message(await self._queue.submit("audit", wanted))
 
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
         """Return a finished audit."""
