@@ -325,6 +325,31 @@ def test_a_score_activated_meanwhile_is_not_published_over(
     assert calibrated.catalogs() == []
 
 
+def test_late_build_does_not_undo_what_was_published_since(
+    run: Reindex, calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path
+) -> None:
+    """A build that was delivered twice and ends after another job publishes nothing."""
+    old = run(few)
+    planned = plan(calibrated, "late", ReindexRequest(catalog="shop", manifest_uri=str(few)))
+    embed_planned_shard(calibrated, "late", planned, 0, embedder=embedder_of(tiny_encoder, pool))
+    calibrated.objects.delete("staging/late/plan.json")  # what the first delivery does when it is done
+    (few / "class_000" / "0.png").unlink()
+    new = run(few)
+    with pytest.raises(ValidationFailed, match="nothing was published"):
+        build_and_publish(calibrated, "late", planned, created_at=CREATED_AT)
+    assert calibrated.current("shop") == new != old
+
+
+def test_image_names_may_hold_what_means_something_to_fsspec(run: Reindex, calibrated: Store, tmp_path: Path) -> None:
+    """A file is found by its name, whatever is in it."""
+    folder = tmp_path / "images" / "class [1]"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(["a::b.png", "100% *.png", "q?#.png", "new\nline.png", "ü.png"]):
+        (folder / name).write_bytes(encoded(class_picture(number, 0)))
+    manifest = calibrated.snapshot_manifest("shop", run(folder.parent))
+    assert (manifest.n_items, manifest.n_failed) == (5, 0)
+
+
 def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few: Path) -> None:
     """`reindex the catalogue`, as the message of a damaged snapshot says, mends it."""
     first = run(few)
