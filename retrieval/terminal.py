@@ -17,7 +17,7 @@ from rich.console import Console
 from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
 
 
-class Progress(Protocol):
+class MoveBar(Protocol):
     """Moves the bar of a description to `done` of `total`, 0 if unknown, with a note behind it."""
 
     def __call__(self, description: str, done: int, total: int, note: str = "") -> None: ...  # noqa: D102
@@ -70,7 +70,7 @@ def print_error(error: object) -> None:
 
 
 @contextlib.contextmanager
-def progress_bars(*, keep: bool = False) -> Iterator[Progress]:
+def progress_bars(*, keep: bool = False) -> Iterator[MoveBar]:
     """Show bars on stderr during the block, one for each description that the yielded function is called with.
 
     Without `keep` they vanish at the end and are not shown at all if stderr is no terminal.
