@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -158,8 +158,9 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
 @pytest.mark.parametrize("active", [True, False])
 def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, active: bool) -> None:
     """Each field of the message comes from the field of the same name; no field stays at its default."""
+    choice = replace(cosine_point.choice, confidence=0.9)  # not the default
+    cosine_point = replace(cosine_point, choice=choice)
     message = messages.operating_point_message(cosine_point, active=active)
-    choice = cosine_point.choice
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
     for name in ("far", "tar", "confidence", "n_classes", "n_images"):
