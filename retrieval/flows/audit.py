@@ -159,7 +159,7 @@ class AuditReport:
         }
 
 
-def run_audit(  # noqa: PLR0913  # its dependencies are arguments
+def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     store: Store,
     request: AuditRequest,
     *,

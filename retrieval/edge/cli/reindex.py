@@ -42,7 +42,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     as_json: Json = False,
 ) -> None:
     """Embed the images of a manifest, build an index and make it live."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "catalog": catalog,
         "manifest_uri": absolute(manifest),
         "bundle_digest": bundle,

@@ -216,5 +216,5 @@ def run_beat(settings: Settings) -> None:
         )
     telemetry.setup(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    app = Worker(settings).app
+    app = make_app(settings)
     app.Beat(schedule=str(settings.state_dir / "beat-schedule"), loglevel=settings.log_level).run()
