@@ -1,4 +1,4 @@
-# Everything below needs Python 3.11 or newer with pip, and make; nothing else.
+# Everything below needs only make and Python 3.11 or newer with pip.
 
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -19,7 +19,7 @@ help: ## list what can be made
 
 setup: $(VENV)/.dev ## create .venv with everything that development needs
 
-demo: $(VENV)/.demo ## run the whole line on real images: train, calibrate, index, serve, audit
+demo: $(VENV)/.demo ## run all steps on real images: train, calibrate, index, serve, audit
 	$(BIN)/retrieval demo
 
 serve: $(VENV)/.demo ## run the search server with the settings of the environment
@@ -93,7 +93,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(call install,cpu$(,)train$(,)embedded$(,)demo$(,)dev)
 	@touch $@ $(VENV)/.demo
 
-# Debian keeps ensurepip in a package of its own; without it the system's pip installs one into the environment.
+# Debian has ensurepip in a separate package; without it, the system's pip installs pip into the environment.
 $(BIN)/pip:
 	@$(or $(PYTHON),false) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer with its module venv is needed, found: $(or $(PYTHON),none)." \

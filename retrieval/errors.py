@@ -1,7 +1,7 @@
 """The one family of exceptions, named by what is wrong.
 
 Every message states what was expected, what was found, in which object, and what to do. The edge maps the classes to
-gRPC statuses and exit codes by walking the MRO. It reports any other exception as a bare internal error.
+gRPC statuses and exit codes along the MRO. It reports any other exception as an internal error without details.
 """
 
 
@@ -10,7 +10,7 @@ class RetrievalError(Exception):
 
 
 class InvalidInput(RetrievalError):
-    """The caller sent something that can never work, so it is useless to send it again."""
+    """The caller sent something that can never work; sending it again is useless."""
 
 
 class InvalidImage(InvalidInput):
@@ -18,7 +18,7 @@ class InvalidImage(InvalidInput):
 
 
 class ImageTooLarge(InvalidInput):
-    """The image exceeds the limit on bytes or on pixels; found before decoding."""
+    """The image exceeds the limit on bytes or on pixels; this is checked before decoding."""
 
 
 class InvalidManifest(InvalidInput):
@@ -66,7 +66,7 @@ class NotEnoughEvidence(FailedPrecondition):
 
 
 class EmptyCatalog(FailedPrecondition):
-    """A manifest or folder holds no usable item."""
+    """A manifest holds no usable item."""
 
 
 class TooManyFailures(FailedPrecondition):
@@ -78,7 +78,7 @@ class ValidationFailed(FailedPrecondition):
 
 
 class DeviceUnavailable(FailedPrecondition):
-    """An accelerator was asked for and is missing; there is no silent fallback."""
+    """A requested accelerator is missing; the CPU is not used in its place."""
 
 
 class InvalidSettings(FailedPrecondition):

@@ -1,6 +1,6 @@
-"""The look of every plot: colours, axes, legends, and what the report of an audit and training draw alike.
+"""The style of every plot: colours, axes, legends, and the drawings that audits and training share.
 
-Every figure is its own: matplotlib's shared state is not used, so threads may draw at the same time.
+Matplotlib's shared state is not used, so threads may draw at the same time.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 INK, QUIET, GRID = "#1c2128", "#5f6873", "#e2e5e9"
 WITHIN, BETWEEN = "#0072b2", "#c85200"  # pairs of one class and of two; safe for colour-blind readers
-# Okabe and Ito's colours, which colour-blind readers can tell apart; markers for more series than colours.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; markers for more series than colours.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#1c2128")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MAX_LINES = 60  # more classes than this become bands
@@ -37,7 +37,7 @@ def new_figure(
 
 
 def name_axes(axes: Axes, x: str, y: str) -> None:
-    """Write what is on the axes."""
+    """Label the axes."""
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
 

@@ -1,7 +1,7 @@
-"""What people and machines read on a terminal, and how a command ends: shared by `retrieval` and `training`.
+"""Output, progress bars and exit codes of the commands `retrieval` and `training`.
 
-Results go to stdout, everything else to stderr. Tables and bars are imported at first use, because most commands end
-without them. Hides rich.
+Results go to stdout, everything else to stderr. Tables and bars are imported at first use, because most commands do not
+use them. Only this module imports rich.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
 
 
 class MoveBar(Protocol):
-    """Moves the bar of a description to `done` of `total`, 0 if unknown, with a note behind it."""
+    """Moves the bar of a description to `done` of `total` (0 if unknown), followed by a note."""
 
     def __call__(self, description: str, done: int, total: int, note: str = "") -> None: ...  # noqa: D102
 
 
 OK, VERDICT_FAILED, WRONG_USAGE, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
-_FILE_WIDTH = 140  # of tables that go to a file or another program, where rich would assume 80 columns
+_FILE_WIDTH = 140  # of tables that go to a file or another program; rich would assume 80 columns
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -50,7 +50,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table on stdout. Text of users is shown as it is, without markup or control characters."""
+    """Print a table on stdout. Text of users is printed literally, without markup or control characters."""
     from rich.table import Table
     from rich.text import Text
 
@@ -73,7 +73,7 @@ def print_error(error: object) -> None:
 def progress_bars(*, keep: bool = False) -> Iterator[MoveBar]:
     """Show bars on stderr during the block, one for each description that the yielded function is called with.
 
-    Without `keep` they vanish at the end and are not shown at all if stderr is no terminal.
+    Without `keep` they vanish at the end and are not shown if stderr is not a terminal.
     """
     from rich import progress as rich_progress
 

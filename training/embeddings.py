@@ -18,7 +18,7 @@ from training.writing import write_whole
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """embeddings: [n, d] float32, unit rows; labels, ids: [n] str."""
+    """Embedded images. embeddings: [n, d] float32, unit rows; labels, ids: [n] str."""
 
     embeddings: NDArray[np.float32]
     labels: NDArray[np.str_]
@@ -28,7 +28,7 @@ class Embedded:
 def embed_parts(
     run: Path, parts: Mapping[str, str], out: Path, *, device: str, progress: Callable[[int, int], None]
 ) -> dict[str, int]:
-    """Write the embeddings of every part (name -> folder or manifest) into `out`, an .npz file; return their numbers.
+    """Write the embeddings of every part (name -> manifest) into `out`, an .npz file; return the number of each.
 
     Uses the production preprocessing. The file is written completely or not at all. Raises InvalidInput if its folder
     is missing or `out` is a folder, FailedPrecondition if the run is not finished, TooManyFailures if too many images
@@ -86,5 +86,5 @@ def parse_parts(arguments: list[str]) -> dict[str, str]:
     pairs = [argument.partition("=") for argument in arguments]
     parts = {name: source for name, _, source in pairs}
     if len(parts) < len(pairs) or not all(name.isidentifier() and source for name, _, source in pairs):
-        raise InvalidInput(f"expected NAME=FOLDER or NAME=MANIFEST, each name once, found {', '.join(arguments)}")
+        raise InvalidInput(f"expected NAME=FOLDER or NAME=TABLE, each name once, found {', '.join(arguments)}")
     return parts

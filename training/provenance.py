@@ -56,7 +56,7 @@ class RunData:
 
     @property
     def shared_classes(self) -> tuple[str, ...]:
-        """Return the classes on both sides, sorted: results on them do not hold for new classes."""
+        """Return the classes in both parts, sorted: results on them do not hold for new classes."""
         return tuple(sorted(set(self.training.classes) & set(self.validation.classes)))
 
     def to_json(self) -> dict[str, Any]:

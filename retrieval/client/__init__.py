@@ -1,4 +1,4 @@
-"""The public client: calls of a server, with errors in place of gRPC statuses. Imports grpc and the messages only."""
+"""The public client: calls a server and raises `retrieval.errors`. Imports only gRPC and the messages."""
 
 from retrieval.client.client import Client, connect
 

@@ -1,4 +1,4 @@
-"""The client of a server: typed stubs for every service, and errors of the family in place of gRPC statuses."""
+"""The client of a server: typed stubs for every service; gRPC statuses become errors of `retrieval.errors`."""
 
 import contextlib
 import queue
@@ -31,7 +31,7 @@ _Reply = TypeVar("_Reply")
 
 
 class Client:
-    """The services of one server. Make it with `connect`; safe for threads.
+    """The services of one server. Create it with `connect`; safe for threads.
 
     Each attribute below is the stub of one service: `client.call(client.search.Search, SearchRequest(...))`.
     """
@@ -47,14 +47,14 @@ class Client:
         self.jobs = jobs_pb2_grpc.JobServiceStub(channel)
 
     def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request) -> _Reply:
-        """Return the reply to a request. Raises the error of the family that the status stands for."""
+        """Return the reply to a request. Raises the error of `retrieval.errors` that the status stands for."""
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise error_of(error.code(), error.details() or "") from error
 
     def wait(self, job: jobs_pb2.Job, progress: Callable[[jobs_pb2.Job], None] = lambda _: None) -> jobs_pb2.Job:
-        """Wait until the job succeeds and return it. `progress` gets the job each time it was looked at.
+        """Wait until the job succeeds and return it. Each time its state was read, `progress` gets the job.
 
         A server or queue may restart meanwhile. Raises RetrievalError with the job's error if it failed, Unavailable if
         nothing answers for a minute.
@@ -75,8 +75,8 @@ class Client:
         return job
 
     def check_health(self) -> None:
-        """Raise Unavailable unless the server answers and serves."""
-        from grpc_health.v1 import health_pb2, health_pb2_grpc  # few callers ask
+        """Raise Unavailable unless the server answers and its status is SERVING."""
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # few callers need it
 
         try:
             reply = health_pb2_grpc.HealthStub(self._channel).Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_S)
@@ -104,7 +104,7 @@ def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) ->
 
 
 def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
-    """Return True once the connection stands; False if it is refused or takes too long."""
+    """Return True once the connection is open; False if it is refused or takes too long."""
     states: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
     channel.subscribe(states.put, try_to_connect=True)
     deadline = time.monotonic() + wait_s

@@ -1,4 +1,4 @@
-"""Errors to gRPC statuses and back: one table. A new error takes the status of its nearest ancestor in the table."""
+"""Convert errors to gRPC statuses and back, by one table. An error takes the status of its nearest ancestor in it."""
 
 from grpc import StatusCode
 
@@ -15,7 +15,7 @@ STATUSES: dict[type[errors.RetrievalError], StatusCode] = {
 
 
 def status_of(error: errors.RetrievalError) -> StatusCode:
-    """Return the gRPC status of an error of the family; INTERNAL if no ancestor of it has one."""
+    """Return the gRPC status of an error; INTERNAL if no ancestor of it has one."""
     for kind in type(error).__mro__:
         if kind in STATUSES:
             return STATUSES[kind]
@@ -23,7 +23,7 @@ def status_of(error: errors.RetrievalError) -> StatusCode:
 
 
 def error_of(status: StatusCode, message: str) -> errors.RetrievalError:
-    """Return the error that a client raises for a status; a status without one becomes a bare RetrievalError."""
+    """Return the error that a client raises for a status; RetrievalError for a status that is not in the table."""
     for kind, known in STATUSES.items():
         if known is status:
             return kind(message)

@@ -23,9 +23,6 @@ from .drift.cohort_fit import cohort_fit as cohort_fit
 from .drift.size import DriftSize as DriftSize
 from .drift.size import drift_size as drift_size
 from .drift.state import DriftState as DriftState
-from .drift.transfer import DomainPrior as DomainPrior
-from .drift.transfer import TransferredThreshold as TransferredThreshold
-from .drift.transfer import transfer_threshold as transfer_threshold
 from .drift.watch import look_for_drift as look_for_drift
 from .drift.watch import start_drift as start_drift
 from .identification import IdentificationRates as IdentificationRates
@@ -82,15 +79,8 @@ from .subgroups.comparison import GroupComparison as GroupComparison
 from .subgroups.comparison import compare_groups as compare_groups
 from .subgroups.differentials import GroupTest as GroupTest
 from .subgroups.differentials import RateDifferential as RateDifferential
-from .subgroups.differentials import fairness_discrepancy_rate as fairness_discrepancy_rate
-from .subgroups.differentials import garbe as garbe
-from .subgroups.differentials import gini as gini
-from .subgroups.differentials import holm as holm
-from .subgroups.differentials import max_geometric_mean as max_geometric_mean
-from .subgroups.differentials import max_min_ratio as max_min_ratio
 from .subgroups.rates import GroupRates as GroupRates
 from .subgroups.rates import class_rates as class_rates
-from .subgroups.rates import group_rates as group_rates
 from .thresholds.certificate import Certificate as Certificate
 from .thresholds.certificate import MeanCertificate as MeanCertificate
 from .thresholds.certificate import certify as certify

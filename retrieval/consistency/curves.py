@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
 from retrieval.consistency.pairs.selection import one_pass_grid
 from retrieval.consistency.pairs.tiles import tiles_of
-from retrieval.consistency.pairs.vectors import (
-    LabelledVectors,
-    Progress,
-    VectorsOrPair,
-    as_labelled,
-    check_positives,
-)
+from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, VectorsOrPair, as_labelled, check_positives
 from retrieval.errors import InvalidInput
 
 Counts = NDArray[np.int64]
@@ -31,24 +25,20 @@ Rates = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OperatingCurves:
-    """Accepted pairs per class and threshold.
-
-    classes: T sorted names; n_images: [T] int64; thresholds: [m] float64, strictly ascending;
-    positives_accepted, negatives_accepted: [T, m] int64; positives, negatives: [T] int64, pairs in all;
-    cosine: whether scores are cosines of unit vectors, so that a distance exists.
+    """Accepted pairs per class and threshold, for T classes and m thresholds.
 
     Positives of a class are the unordered pairs inside it, negatives the pairs with exactly one end in it. Two classes
     count a negative pair, but the pooled rates are those of unordered pairs.
     """
 
-    classes: tuple[str, ...]
-    n_images: Counts
-    thresholds: Rates
-    positives_accepted: Counts
-    negatives_accepted: Counts
-    positives: Counts
-    negatives: Counts
-    cosine: bool
+    classes: tuple[str, ...]  # sorted names
+    n_images: Counts  # [T]
+    thresholds: Rates  # [m], strictly ascending
+    positives_accepted: Counts  # [T, m]
+    negatives_accepted: Counts  # [T, m]
+    positives: Counts  # [T], pairs in all
+    negatives: Counts  # [T]
+    cosine: bool  # scores are cosines of unit vectors, so that a distance exists
 
     @property
     def with_positives(self) -> NDArray[np.bool_]:

@@ -26,35 +26,29 @@ _MIN_ERRORS = 5  # strangers with an answer, in the gallery that fixes a thresho
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingRates:
-    """Open-set rates at one kind of threshold, means over repetitions with the range of their central 95 %.
+    """Open-set rates at one kind of threshold: means over repetitions, and the range of their central 95 %.
 
-    fpir: share of searches without a mate (an image of the same class) in the gallery that get an answer; fnir: share
-    of searches with mates in the gallery that find none of them. The ranges show how much the draws of classes,
-    galleries and searches from these images differ; other images would differ more.
+    The ranges show how much the draws of classes, galleries and searches from these images differ; other images would
+    differ more.
     """
 
-    fpir: float
-    fnir: float
+    fpir: float  # share of the searches without a mate (an image of the same class) in the gallery that get an answer
+    fnir: float  # share of the searches with mates in the gallery that find none of them
     fpir_range: Interval
     fnir_range: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentificationRates:
-    """Open-set identification in galleries of one size.
-
-    n_mated, n_strangers: mean number of searches with and without a mate in a repetition; at_far: at the threshold for
-    the pair FAR target_far; at_fpir: at the threshold for target_fpir in a gallery of this size, None if there are too
-    few strangers to fix it.
-    """
+    """Open-set identification in galleries of one size."""
 
     gallery_size: int
     target_far: float
     target_fpir: float
-    n_mated: float
-    n_strangers: float
-    at_far: OperatingRates
-    at_fpir: OperatingRates | None
+    n_mated: float  # mean number of searches with a mate in a repetition
+    n_strangers: float  # and without
+    at_far: OperatingRates  # at the threshold for the pair FAR target_far
+    at_fpir: OperatingRates | None  # at that for target_fpir in a gallery of this size; None with too few strangers
     n_repeats: int
 
 

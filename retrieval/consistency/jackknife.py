@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, check_confidence, student_quantile, wilson_interval
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.errors import InvalidInput
 
 
 def jackknife_error(replicates: NDArray[np.float64]) -> float:
     """Return the standard error of a figure from its values without each of n units: [n] float64, n >= 2.
-
-    Raises:
-        NotEnoughEvidence: fewer than two values.
 
     Source: Tukey, "Bias and confidence in not quite large samples", Annals of Mathematical Statistics 29 (1958).
 
@@ -27,8 +24,6 @@ def jackknife_error(replicates: NDArray[np.float64]) -> float:
     1.1547
     """
     n = len(replicates)
-    if n < 2:
-        raise NotEnoughEvidence(f"leaving one out needs at least 2 units, found {n}; add classes or images")
     return float(np.sqrt((n - 1) / n * np.square(replicates - replicates.mean()).sum()))
 
 
@@ -42,12 +37,11 @@ def jackknife_interval(
 
     Raises:
         InvalidInput: confidence not strictly between 0 and 1, or a value that is not finite.
-        NotEnoughEvidence: fewer than two values.
     """
     check_confidence(confidence)
     if not (math.isfinite(estimate) and np.isfinite(replicates).all()):
         raise InvalidInput(f"an interval needs finite values, found an estimate of {estimate} and its replicates")
-    quantile = student_quantile(max(len(replicates), 2), confidence)
+    quantile = student_quantile(len(replicates), confidence)
     if not proportion:
         half_width = quantile * jackknife_error(replicates)
         return Interval(estimate - half_width, estimate + half_width)
@@ -70,7 +64,7 @@ def rate_interval(
     trials at all give 0 to 1.
 
     Raises:
-        InvalidInput, NotEnoughEvidence: see `jackknife_interval`.
+        InvalidInput: see `jackknife_interval`.
 
     >>> # without each 5, 4, 3 of 20: error 0.0577; logit(0.2) -+ 4.303 * 0.0577 / 0.16
     >>> print(rate_interval(np.array([1, 2, 3]), np.array([10, 10, 10]), 6, 30, 0.95))

@@ -51,11 +51,7 @@ def map_at_r(vectors: LabelledVectors) -> float:
 
     R is the number of other images of the query's class. Ties go to the image with the lower index.
 
-    Raises:
-        InvalidInput: vectors of two sets, or with excluded pairs.
-        NotEnoughEvidence: no class has two images.
-
-    Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, section 3.2.
+    Raises, Source: as `recall_at_k`; section 3.2.
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)

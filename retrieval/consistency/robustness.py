@@ -41,31 +41,18 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Flips:
-    """What one perturbation does to the decisions at the threshold.
-
-    sides: `query`, every image as a perturbed query against every other clean image, or `both`, the two images of each
-    pair perturbed alike. lost: true pairs accepted clean and rejected now; won: rejected clean and accepted now;
-    gained: non-matches rejected clean and accepted now; dropped: accepted clean and rejected now. Each is a share of
-    the pairs that could flip in this way. tar, far: shares of true pairs and non-matches accepted, clean and now.
-    """
+    """What one perturbation does to the decisions at the threshold; each share is of the pairs that could flip so."""
 
     perturbation: str
-    sides: str
-    lost: Share
-    won: Share
-    gained: Share
-    dropped: Share
-    tar_clean: float
+    sides: str  # "query": perturbed queries against clean images; "both": the two images of each pair perturbed alike
+    lost: Share  # true pairs accepted clean and rejected now
+    won: Share  # true pairs rejected clean and accepted now
+    gained: Share  # non-matches rejected clean and accepted now
+    dropped: Share  # non-matches accepted clean and rejected now
+    tar_clean: float  # share of true pairs accepted
     tar: float
-    far_clean: float
+    far_clean: float  # share of non-matches accepted
     far: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.perturbation}, {self.sides}: lost {self.lost} of accepted true pairs, gained {self.gained} of "
-            f"rejected non-matches; TAR {self.tar_clean:.4g} to {self.tar:.4g}, FAR {self.far_clean:.4g} to "
-            f"{self.far:.4g}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +62,6 @@ class DecisionFlips:
     threshold: float
     confidence: float
     flips: tuple[Flips, ...]
-
-    def __str__(self) -> str:
-        head = f"decisions at {self.threshold:.4f}, {100 * self.confidence:g} % intervals over classes"
-        return "\n  ".join([head, *map(str, self.flips)])
 
 
 def decision_flips(

@@ -84,23 +84,11 @@ def judged_curves(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampledCurves:
-    """Curves from all positive and some negative pairs.
+    """Curves from all positive and some negative pairs."""
 
-    curves: with the negatives of the sample; far_error: [m] float64, standard error of the pooled FAR as an estimate of
-    that of all pairs; share: of the negative pairs that were sampled, 0 to 1.
-    """
-
-    curves: OperatingCurves
-    far_error: Rates
-    share: float
-
-    def __str__(self) -> str:
-        n = int(self.curves.negatives.sum()) // 2
-        worst = float((self.far_error / np.maximum(self.curves.pooled_far, 1e-300))[self.curves.pooled_far > 0].max())
-        return (
-            f"{n:,} negative pairs, {self.share:.2%} of all, at {len(self.curves.thresholds)} thresholds; the pooled "
-            f"FAR is known to within {worst:.1%} (one standard error) where any are accepted"
-        )
+    curves: OperatingCurves  # with the negatives of the sample
+    far_error: Rates  # [m], standard error of the pooled FAR as an estimate of that of all pairs
+    share: float  # of the negative pairs that were sampled
 
 
 def sampled_curves(
@@ -176,8 +164,7 @@ def _within_classes(vectors: LabelledVectors) -> list[Tile]:
 
 def _distances(vectors: LabelledVectors, tile: int, share: float, rng: np.random.Generator) -> list[list[Tile]]:
     """Return, for each of several random distances between blocks, the tiles of all blocks at that distance."""
-    starts = list(range(0, len(vectors.codes), tile))
-    blocks = [slice(start, start + tile) for start in starts]
+    blocks = [slice(start, start + tile) for start in range(0, len(vectors.codes), tile)]
     possible = np.arange(1, (len(blocks) + 1) // 2)  # the other half are the same pairs, swapped
     n_distances = min(max(_MIN_PARTS, round(share * len(blocks) / 2)), len(possible))
     if n_distances < _MIN_PARTS:

@@ -14,12 +14,9 @@ from retrieval.consistency.subgroups.rates import GroupRates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictLimits:
-    """What must hold apart from the promises of calibration.
+    """What must hold apart from the promises of calibration."""
 
-    group_far_factor: how many times the target the FAR of a group may be; small groups are not judged.
-    """
-
-    group_far_factor: float = 3.0
+    group_far_factor: float = 3.0  # how many times the target the FAR of a group may be; small groups are not judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What training and serving must do identically: pixels, bundles, scores, operating points, manifests."""
+"""Code that training and serving share: preprocessing, bundles, scores, operating points, manifests."""

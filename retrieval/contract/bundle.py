@@ -1,11 +1,11 @@
-"""The model bundle: an ONNX model with everything that must never be separated from it.
+"""The model bundle: an ONNX model with everything that belongs to it.
 
-This file decides what a bundle holds and when it is intact. `engine/encoder.py` runs the model, `engine/store/` keeps
+This file defines the content of a bundle and verifies it. `engine/encoder.py` runs the model, `engine/store/` stores
 bundles.
 
     model.onnx        pixels [n, 3, h, w] float32 -> embeddings [n, d] float32, unit rows
     contract.json     format, dimension, preprocessing, input and output names, opset, checksums of the other files
-    evaluation.json   what training measured; free form
+    evaluation.json   measurements of training; free form
     probe.npz         a few inputs with their expected embeddings, to verify a bundle without data
     MODEL_CARD.md     for people: data, metrics, limits, licence; optional
 
@@ -123,9 +123,9 @@ def write_bundle(
 
 
 def check_new_folder(directory: Path) -> None:
-    """Raise InvalidInput if a bundle cannot be written to `directory`: a file, or a folder that is not empty."""
+    """Raise InvalidInput if `directory` is a file or a folder that is not empty: no bundle can be written there."""
     if (directory.exists() or directory.is_symlink()) and not directory.is_dir():
-        raise InvalidInput(f"{directory} is no folder: name a new one for the bundle")
+        raise InvalidInput(f"{directory} is not a folder: name a new one for the bundle")
     if directory.is_dir() and any(directory.iterdir()):
         raise InvalidInput(f"{directory} is not empty: name a new folder for the bundle")
 
@@ -137,7 +137,7 @@ def open_bundle(directory: Path) -> Bundle:
         raw = contract_path.read_bytes()
         contract = json.loads(raw)
     except (OSError, ValueError) as error:
-        raise CorruptArtifact(f"{directory} is no model bundle: {CONTRACT} cannot be read ({error})") from error
+        raise CorruptArtifact(f"{directory} is not a model bundle: {CONTRACT} cannot be read ({error})") from error
     if not isinstance(contract, dict) or contract.get("format") != FORMAT:
         raise CorruptArtifact(f"{contract_path}: expected bundle format {FORMAT}, found {contract!r:.80}")
     try:
@@ -169,6 +169,6 @@ def _verify_checksums(directory: Path, checksums: Mapping[str, str]) -> None:
             raise CorruptArtifact(f"bundle {directory}: {name} is missing; export or copy the bundle again")
         if (found := digest_file(path)) != checksums[name]:
             raise CorruptArtifact(
-                f"bundle {directory}: {name} has checksum {found}, its contract says {checksums[name]}; "
+                f"bundle {directory}: {name} has checksum {found}, its contract states {checksums[name]}; "
                 "the file was changed or truncated: export or copy the bundle again"
             )

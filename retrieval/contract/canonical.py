@@ -1,6 +1,6 @@
-"""Content addresses: one way to write a value as bytes, one way to name bytes.
+"""Content addresses: one canonical form of a value as bytes, and digests of bytes.
 
-Every digest in the system is formed here. Each artefact decides what goes into its digest.
+Every digest in the system is computed here. Each artefact decides which values its digest covers.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Manifests: which items there are, where their images lie, what they show.
+"""Manifests: lists of items with the paths or URLs of their images and, usually, their labels.
 
 A manifest is a folder with one sub-folder for each class, or a CSV, Parquet or JSON-lines table. `engine/images.py`
 reads the images.
@@ -24,7 +24,7 @@ _SURPLUS = "(surplus)"  # the CSV reader puts values beyond the last column unde
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One image: `uri` is its place (any fsspec URL), `label` its class ("" if unknown)."""
+    """One image: `uri` is its path or fsspec URL, `label` its class ("" if unknown)."""
 
     id: str
     uri: str
@@ -107,7 +107,7 @@ def _read_table(filesystem: Any, path: str) -> list[Item]:
 
 
 def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return column names and rows. The standard library reads CSV, because there every value stays text (007)."""
+    """Return column names and rows. The standard library reads CSV, because it keeps every value as text (007)."""
     suffix = PurePosixPath(path).suffix.lower()
     try:
         with filesystem.open(path, "rb") as file:
@@ -122,7 +122,7 @@ def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, An
             if suffix == ".jsonl":
                 rows = [json.loads(line) for line in file if line.strip()]
                 if not all(isinstance(row, dict) for row in rows):
-                    raise InvalidManifest(f"{path}: expected one JSON object a line")
+                    raise InvalidManifest(f"{path}: expected one JSON object per line")
                 return sorted({name for row in rows for name in row}), rows
     except (csv.Error, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
         raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error

@@ -1,6 +1,6 @@
-"""The operating point: the one threshold with its evidence, tied to one bundle and one score.
+"""The operating point: one threshold with its evidence, for one bundle and one score.
 
-This file decides what is recorded about a threshold and how it is named. `flows/calibrate.py` chooses the threshold.
+This file defines the record of a threshold and its id. `flows/calibrate.py` chooses the threshold.
 """
 
 import json
@@ -20,7 +20,7 @@ FORMAT = 2  # in format 1 pooled FAR was the only target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
-    """What one score achieved on the calibration data, at the target and by its consistency over classes.
+    """The rates of one score on the calibration data, at the target, and its consistency over classes.
 
     `achieved`: the value that the target limits, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the
     log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it.
@@ -40,10 +40,10 @@ class ScoreComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """A threshold (`choice.threshold`), how it was chosen and on which data.
+    """A threshold (`choice.threshold`), its evidence, and digests of the data it was chosen on.
 
     `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
-    `compared`: what each tried score achieved, the chosen one included. `data_digest`: of the labels and images.
+    `compared`: the rates of each tried score, the chosen one included. `data_digest`: of the labels and images.
     """
 
     bundle_digest: BundleDigest
@@ -61,7 +61,7 @@ class OperatingPoint:
 
     @property
     def threshold(self) -> float:
-        """A pair is accepted when its score is at least this."""
+        """A pair is accepted if its score is at least this."""
         return self.choice.threshold
 
     @property

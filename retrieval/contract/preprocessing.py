@@ -1,4 +1,4 @@
-"""From the bytes of an image to the model's input, the same in training, indexing and serving.
+"""Turns the bytes of an image into the model's input, in the same way in training, indexing and serving.
 
 Decoding, orientation, resizing and normalisation are here; batching belongs to the encoder, augmentation to training.
 There is one decoder (Pillow) and one path, because two decoders of one JPEG differ by more than a threshold tolerates.
@@ -26,7 +26,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How a decoded image becomes the model's input; part of every bundle.
+    """The parameters that turn a decoded image into the model's input; part of every bundle.
 
     `resize`: shorter side in pixels after resizing; `crop`: side in pixels of the centre square, at most `resize`.
     `mean`, `std`: per channel (R, G, B), in units of 0..255: the input is `(pixel - mean) / std`.

@@ -1,15 +1,15 @@
-"""The score, which the threshold is applied to: the cosine, or the cosine corrected for the density around each image.
+"""The score that the threshold is applied to: the cosine, or the cosine corrected for the density around each image.
 
 The score of a pair is an inner product of two vectors, so every index and every statistic works on it unchanged.
 `engine/score_choice.py` chooses between scores, `consistency/normalisation.py` fits the whitening.
 
     cosine            s(a, b) = <a, b>
     cohort            s(a, b) - w (r(a) + r(b)) = <[a, -w r(a), 1], [b, 1, -w r(b)]>
-    whitened cohort   the same of a' = P (a - c) / |P (a - c)| and b'
+    whitened cohort   the cohort score of a' = P (a - c) / |P (a - c)| and b'
 
-where the density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference
-embeddings. An image among many look-alikes has a high r and needs a higher similarity to be accepted. A whitening
-makes the classes spread alike first. The vectors have two more columns, for any size of the cohort.
+The density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference embeddings. An
+image with many look-alikes has a high r and needs a higher similarity to be accepted. A whitening first makes the
+spread of all classes similar. The vectors have two more columns than the embeddings, for any size of the cohort.
 """
 
 import io

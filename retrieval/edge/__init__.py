@@ -1,1 +1,1 @@
-"""Translation only: settings, wiring, gRPC, Celery, command line, reports."""
+"""The edge translates between the flows and the outside: settings, gRPC, Celery, command line."""

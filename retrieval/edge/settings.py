@@ -1,7 +1,7 @@
-"""The settings: every one with its bounds, its default and its meaning.
+"""The settings, each with its bounds, its default and its meaning.
 
-Only this module reads the environment. An option of the command line wins over the environment, the environment over
-the default. Values that belong to a model are part of its bundle and are no settings. Imports nothing heavy: every
+Only this module reads the environment. A command-line option overrides the environment, the environment overrides the
+default. Values that belong to a model are part of its bundle and are not settings. Imports nothing heavy, because every
 command loads this module.
 """
 
@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RETRIEVAL_", frozen=True, extra="ignore")
 
     store_url: str = Field(
-        default="", description="Where artefacts live, an fsspec URL or a path; empty: the folder `store` in state_dir."
+        default="", description="Store of artefacts: an fsspec URL or a path; empty: the folder `store` in state_dir."
     )
     state_dir: Path = Field(
         default=Path(".retrieval"), description="Folder of this machine's own state: embedded Valkey, default store."
@@ -31,19 +31,24 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         default=SecretStr(""), description="Redis or Valkey for jobs; empty: the embedded one that `worker` starts."
     )
-    address: str = Field(default="127.0.0.1:50051", description="host:port the server listens on and clients call.")
+    address: str = Field(
+        default="127.0.0.1:50051", description="host:port that the server listens on and clients call."
+    )
     catalogs: str = Field(default="", description="Catalogues to serve, separated by commas; empty: all in the store.")
     device: Literal["cpu", "cuda", "auto"] = Field(
-        default="cpu", description="Where models run; cuda refuses to start without a GPU, auto uses one if present."
+        default="cpu",
+        description="Device of the models: cpu, cuda (refuses to start without a GPU) or auto (a GPU if present).",
     )
     threads: int = Field(default=0, ge=0, le=256, description="CPU threads of a process; 0: the machine's cores.")
-    max_batch: int = Field(default=16, ge=1, le=1024, description="Most images in one forward pass.")
+    max_batch: int = Field(default=16, ge=1, le=1024, description="Largest number of images in one forward pass.")
     max_waiting: int = Field(
         default=256, ge=1, le=100_000, description="Queries that may wait for the model before others are refused."
     )
     image_bytes: int = Field(default=20 * 1024 * 1024, ge=1, description="Largest accepted image file, in bytes.")
     image_pixels: int = Field(default=50_000_000, ge=1, description="Largest accepted image, in pixels.")
-    refresh_s: float = Field(default=2.0, gt=0, le=3600, description="Seconds between looks for a new snapshot.")
+    refresh_s: float = Field(
+        default=2.0, gt=0, le=3600, description="Seconds between checks for a new snapshot or operating point."
+    )
     worker_processes: int = Field(
         default=0, ge=0, le=256, description="Worker processes; 0: the machine's cores, one with a GPU."
     )
@@ -53,14 +58,20 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the server's Prometheus metrics on its host; 0: none."
     )
-    shutdown_grace_s: float = Field(default=10.0, ge=0, le=600, description="Seconds a stopping server finishes calls.")
+    shutdown_grace_s: float = Field(
+        default=10.0, ge=0, le=600, description="Seconds that a stopping server waits for running calls."
+    )
     audit_every_h: float = Field(
         default=0.0, ge=0, description="Hours between scheduled audits of audit_catalog; 0: none."
     )
-    audit_catalog: str = Field(default="", description="Catalogue that scheduled audits look at.")
+    audit_catalog: str = Field(default="", description="Catalogue of the scheduled audits.")
     audit_manifest: str = Field(default="", description="Labelled images for scheduled audits: a path or URL.")
-    audit_group_by: str = Field(default="", description="Columns that name groups, separated by commas.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    audit_group_by: str = Field(
+        default="", description="Columns that name groups in scheduled audits, separated by commas."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
 
     @property
     def store(self) -> str:
@@ -90,7 +101,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Read the settings of this process; an override that is not None wins over the environment.
+    """Read the settings of this process; an override that is not None replaces the value of the environment.
 
     Raises InvalidSettings with all problems at once.
     """

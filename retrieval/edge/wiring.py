@@ -14,7 +14,7 @@ from retrieval.flows.search import Searcher
 
 
 def check_device(settings: Settings) -> None:
-    """Raise DeviceUnavailable if the settings require a GPU and there is none: a service on the CPU would be slow."""
+    """Raise DeviceUnavailable if the settings require a GPU and there is none."""
     providers_of(settings.device)
 
 

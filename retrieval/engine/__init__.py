@@ -1,1 +1,1 @@
-"""Stateful native parts: models, indexes, storage. Each file hides one library."""
+"""Parts with state: models, indexes, storage. Each library is imported by one file only."""

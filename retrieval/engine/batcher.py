@@ -1,7 +1,6 @@
-"""Many callers, one forward pass.
+"""Collects the inputs of many callers into one forward pass.
 
-A batch takes everything that waits, up to its size, so that a single caller never waits for others. `encoder.py` runs
-the model.
+A batch takes all inputs that wait, up to its size; a single caller never waits for others. `encoder.py` runs the model.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ class Batcher:
 
     async def embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed one input [3, h, w] into [d]. Raises Overloaded immediately if too many inputs wait already."""
-        if len(self._waiting) >= self._max_waiting:  # cancelled callers must not keep others out
+        if len(self._waiting) >= self._max_waiting:  # cancelled callers must not count as waiting
             self._waiting = deque(entry for entry in self._waiting if not entry[1].done())
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} images wait for the model already: try again later")
@@ -54,7 +53,7 @@ class Batcher:
                 inputs = np.stack([pixels for pixels, _ in batch])
                 embeddings = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, inputs)
                 if len(embeddings) != len(batch):
-                    raise RuntimeError(f"the model answered {len(embeddings)} embeddings for {len(batch)} inputs")
+                    raise RuntimeError(f"the model returned {len(embeddings)} embeddings for {len(batch)} inputs")
             except Exception as error:  # noqa: BLE001 - every caller of the batch must get the error, none may hang
                 for future in futures:
                     if not future.done():

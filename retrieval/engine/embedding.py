@@ -1,6 +1,6 @@
-"""Images of items to stored embeddings, made once for each content.
+"""Embeds the images of items and stores the embeddings, once for each content.
 
-An embedding is reused if the bundle and the bytes of the images are the same; ids, labels and places may differ.
+An embedding is reused if the bundle and the bytes of the images are the same; ids, labels and uris may differ.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from retrieval.engine.store import Store
 from retrieval.engine.store.bundles import embeddings_key
 from retrieval.errors import CorruptArtifact, InvalidInput, TooManyFailures
 
-MAX_FAILED_SHARE = 0.01  # of the images of a job may be unreadable, unless the caller sets another limit
+MAX_FAILED_SHARE = 0.01  # share of the images of a job that may be unreadable, unless the caller sets another limit
 SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB at 224 x 224
 
 
@@ -135,7 +135,7 @@ def embed_items(
 
 
 def check_failures(failures: Sequence[Failure], n_items: int, max_failed_share: float) -> None:
-    """Raise TooManyFailures if more than `max_failed_share` of all items failed; one always may, all never."""
+    """Raise TooManyFailures if too many items failed: more than one and more than `max_failed_share`, or all."""
     allowed = max(1, int(max_failed_share * n_items + 1e-9))  # 0.29 * 100 is 28.999...
     if len(failures) <= allowed and len(failures) < n_items:
         return

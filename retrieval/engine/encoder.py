@@ -1,7 +1,7 @@
 """The production encoder: a model bundle's ONNX graph on one device.
 
-This file chooses providers and threads, and verifies that this machine computes what the bundle promises. It hides
-ONNX Runtime; `contract/preprocessing.py` decodes the images.
+This file chooses providers and threads, and verifies that this machine computes the embeddings that the bundle expects.
+Only this file imports ONNX Runtime; `contract/preprocessing.py` decodes the images.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Encoder:
         """Load the model and check it against the bundle's probe.
 
         `device`: cpu, cuda, or auto (cuda if present). `threads`: 0 lets ONNX Runtime choose. Raises DeviceUnavailable
-        if cuda was asked for and is missing (ONNX Runtime itself would fall back silently), BundleMismatch if the
+        if cuda is requested and missing (ONNX Runtime itself would fall back silently), BundleMismatch if the
         embeddings of this machine differ from the exported ones, CorruptArtifact if the file is no model or lacks the
         declared input or output.
         """
@@ -48,7 +48,7 @@ class Encoder:
             raise CorruptArtifact(f"{bundle.model_path} cannot be opened as an ONNX model: {error}") from error
         _check_names(bundle, session)
         if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-            raise DeviceUnavailable("device=cuda was asked for, but ONNX Runtime could not start its CUDA provider")
+            raise DeviceUnavailable("device=cuda was requested, but ONNX Runtime could not start its CUDA provider")
         encoder = cls(bundle, session, max_batch=max_batch)
         encoder._verify_probe()
         return encoder
@@ -110,14 +110,14 @@ def _check_names(bundle: Bundle, session: onnxruntime.InferenceSession) -> None:
 def providers_of(device: str) -> list[str]:
     """Return the providers of ONNX Runtime for `cpu`, `cuda` or `auto`, best first.
 
-    Raises InvalidInput for another device, DeviceUnavailable if cuda was asked for and this build cannot run it.
+    Raises InvalidInput for another device, DeviceUnavailable if cuda is requested and this build cannot run it.
     """
     if device not in DEVICES:
         raise InvalidInput(f"device: expected one of {', '.join(DEVICES)}, found {device!r}")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
         raise DeviceUnavailable(
-            "device=cuda was asked for, but this ONNX Runtime has no CUDA provider: install the `gpu` extra "
+            "device=cuda was requested, but this ONNX Runtime has no CUDA provider: install the `gpu` extra "
             "in place of `cpu`, or set RETRIEVAL_DEVICE=cpu"
         )
     return (

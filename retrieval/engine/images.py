@@ -1,4 +1,4 @@
-"""Reading the bytes of an image from a path or URL. It loads nothing heavy, because client commands use it too."""
+"""Reads the bytes of an image from a path or URL. Imports nothing slow, because client commands use it too."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def read_bytes(uri: str, limits: ImageLimits) -> bytes:
 
 
 def _opened(uri: str) -> AbstractContextManager[IO[Any]]:
-    """Open a local file as it is named, because fsspec would interpret `::`, [ and *; anything else with fsspec."""
+    """Open a local file by its literal name, because fsspec would interpret `::`, [ and *; use fsspec for URLs."""
     if uri.startswith("file:///") or not ("://" in uri or "::" in uri):
         return Path(uri.removeprefix("file://")).open("rb")
     import fsspec  # slow to import

@@ -1,6 +1,6 @@
-"""Items as rows of a table: those of a shard of a job, and those of a snapshot, where row order is vector order.
+"""Tables of items, stored as Parquet: of a shard of a job, and of a snapshot, whose row order is its vector order.
 
-The table lies on disk as Parquet. This file hides pyarrow.
+pyarrow is used here only, apart from reading manifests.
 """
 
 import io

@@ -27,7 +27,7 @@ class MatchingParts:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What answers the queries of one catalogue; replaced as a whole, never changed."""
+    """The parts that answer the queries of one catalogue; replaced as a whole, never changed."""
 
     batcher: Batcher
     bundle: Bundle
@@ -43,7 +43,7 @@ class Live:
 
 
 def matching_parts(store: Store, catalog: str, snapshot_id: SnapshotId) -> MatchingParts:
-    """Return what belongs to a snapshot, verified. The index and the items are not opened.
+    """Return the verified parts that belong to a snapshot. The index and the items are not opened.
 
     Raises UnknownSnapshot, UnknownBundle, UnknownOperatingPoint, CorruptArtifact, and BundleMismatch if the active
     operating point uses another score than the snapshot.

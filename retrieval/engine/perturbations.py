@@ -19,7 +19,7 @@ from retrieval.errors import InvalidInput
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# One value a severity, from hardly visible to barely recognisable.
+# One value per severity, from almost invisible to almost unrecognisable.
 _JPEG_QUALITY = (80, 50, 30, 15, 7)
 _RESIZE_SHARE = (0.75, 0.5, 0.35, 0.25, 0.15)  # of width and height, before being resized back
 _BLUR_SIGMA = (0.004, 0.008, 0.015, 0.025, 0.04)  # of the shorter side
@@ -31,7 +31,7 @@ _OCCLUDED_SHARE = (0.02, 0.05, 0.1, 0.2, 0.35)  # of the area
 
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """One kind of change, of KINDS, at one severity, 1 (hardly visible) to 5 (barely recognisable)."""
+    """One kind of change, of KINDS, at one severity, 1 (almost invisible) to 5 (almost unrecognisable)."""
 
     kind: str
     severity: int

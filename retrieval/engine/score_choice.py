@@ -1,4 +1,4 @@
-"""Which score to use: the candidates that a cohort supports, what each one achieves, and the best of them.
+"""The choice of the score: makes the candidates that a cohort supports, measures each, and chooses the best.
 
 Every candidate is measured at the same target, on the same labelled embeddings. `retrieval.consistency` computes the
 statistics.
@@ -26,7 +26,7 @@ from retrieval.contract.operating_point import ScoreComparison
 from retrieval.contract.score import Score, cohort_score
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
-COHORT_K = 20  # a smaller k gives noisier densities, a larger one blurs the differences between places
+COHORT_K = 20  # a smaller k gives noisier densities, a larger one blurs the differences between regions
 # Pretrained embeddings spread classes over broad places: a broad density with a small weight fits them (emoji pilots).
 _BROAD, _BROAD_WEIGHT = 5, 0.3
 # Scores whose TARs differ by less are compared by consistency. It is about one standard error at 200 classes.
@@ -51,7 +51,7 @@ class LabelledEmbeddings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeasuredScore:
-    """A score, the threshold that reaches the target with it, and what it achieves there."""
+    """A score, the threshold that reaches the target with it, and the rates at this threshold."""
 
     score: Score
     choice: ThresholdChoice
@@ -65,17 +65,17 @@ class MeasuredScore:
 
 
 def check_cohort(calibration: Sequence[Item], cohort: Sequence[Item]) -> None:
-    """Raise InvalidInput if the cohort holds images or classes that are also calibrated on.
+    """Raise InvalidInput if the cohort holds calibration images or calibration classes.
 
-    Such classes have higher densities than classes that the cohort lacks, so the threshold is too low for the latter:
-    on emoji their FAR was 1.3 to 1.7 times the target.
+    Such classes have higher densities than other classes, so the threshold would be too low for the others: on emoji
+    their FAR was 1.3 to 1.7 times the target.
     """
     uris, labels = {item.uri for item in calibration}, {item.label for item in calibration}
     shared = [item for item in cohort if item.uri in uris or (item.label and item.label in labels)]
     if shared:
         raise InvalidInput(
-            f"expected a cohort of other classes than those calibrated on, found {len(shared)} of its {len(cohort)} "
-            f"images among them, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
+            f"expected a cohort without calibration classes, found that {len(shared)} of its {len(cohort)} "
+            f"images are of such classes, the first is {shared[0].id!r} of class {shared[0].label!r}: leave them out"
         )
 
 
@@ -105,7 +105,7 @@ def candidate_scores(
 def measure_score(
     data: LabelledEmbeddings, score: Score, target: Target, confidence: float, rng: np.random.Generator
 ) -> MeasuredScore:
-    """Choose the threshold of one score for the target and measure what the score achieves at it."""
+    """Choose the threshold of one score for the target, and measure the rates at it."""
     vectors = data.scored(score)
     choice = choose_threshold(vectors, target=target, confidence=confidence)
     consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
@@ -125,7 +125,7 @@ def measure_score(
 
 
 def best_score(measured: Sequence[MeasuredScore]) -> MeasuredScore:
-    """Return the most consistent score among those that are about as good as any at the target.
+    """Return the most consistent score among those that are about as good as the best at the target.
 
     Consistency is OPIS over log FAR. If the target limits the FAR, a score is eligible if its TAR is within 0.02 of
     the largest one and not below that of the cosine. For any other target only the largest merit is eligible.

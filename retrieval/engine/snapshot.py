@@ -1,4 +1,4 @@
-"""A snapshot: an index, its items and what they were made from, written once and verified when opened.
+"""A snapshot: an index, its items and a record of their origin, written once and verified when opened.
 
 This file decides the format and the identity of a searchable catalogue. `engine/store/snapshots.py` decides where it
 lies and which one is live.
@@ -27,7 +27,7 @@ MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotManifest:
-    """What a snapshot was made from and what it holds.
+    """The origin and the content of a snapshot.
 
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
@@ -62,7 +62,7 @@ class SnapshotManifest:
                 raise CorruptArtifact(f"{where}: expected snapshot format {FORMAT}")
             return cls(**{**value, "shards": tuple(value["shards"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"{where} is no snapshot manifest: {error}") from error
+            raise CorruptArtifact(f"{where} is not a snapshot manifest: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
 
 
 def _named(manifest: SnapshotManifest, kind: str) -> str:
-    """File names carry a checksum, so that two builders of one snapshot never overwrite each other's files."""
+    """Return the file names, which contain checksums: two builders of one snapshot never overwrite each other."""
     for name in manifest.files:
         if name.endswith(kind):
             return name

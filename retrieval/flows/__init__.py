@@ -1,1 +1,1 @@
-"""One file, one user story: calibrate, reindex, search, audit. No gRPC, no Celery."""
+"""User stories, one per file: calibrate, reindex, search, audit. They import neither gRPC nor Celery."""

@@ -1,6 +1,6 @@
-"""Check whether the threshold in use still treats all classes alike, on new labelled images.
+"""Audits: measure the active threshold on new labelled images and compare it with the promises of calibration.
 
-The statistics are in `consistency`, the page is made by the caller's `render`. An audit never changes a threshold.
+`retrieval.consistency` computes the statistics, the caller's `render` makes the page. An audit changes no threshold.
 """
 
 import json
@@ -69,7 +69,7 @@ class AuditRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLimits:
-    """What must hold: the limits of the verdict, and the share of images that may be unreadable."""
+    """The limits of the verdict, and the share of images that may be unreadable."""
 
     verdict: VerdictLimits = DEFAULT_LIMITS
     max_failed_share: float = MAX_FAILED_SHARE
@@ -77,10 +77,10 @@ class AuditLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AuditReport:
-    """What an audit found. `opis` is of the score in use; `opis_cosine` of the plain cosine on the paper's axis.
+    """The results of an audit. `opis` is of the active score; `opis_cosine` of the plain cosine on the paper's axis.
 
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
-    `n_single`: images alone in their class, which have no pair to accept; `item_ids`: ids of the images, by the rows in
+    `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `margins`: how well every image fits its label.
     """
 
@@ -170,7 +170,7 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     progress: Callable[[int, int], None],
     render: Callable[[AuditReport], str],
 ) -> AuditReport:
-    """Embed the images with the catalogue's model, measure, judge, and store report.json, report.html, curves.parquet.
+    """Embed the images with the catalogue's model, measure, judge; store report.json, report.html, curves.parquet.
 
     Raises UnknownCatalog, UnknownOperatingPoint, BundleMismatch, InvalidManifest, EmptyCatalog, TooManyFailures,
     NotEnoughEvidence.

@@ -1,4 +1,4 @@
-"""From labelled images of classes that the model was not trained on to a stored threshold for a stated error target.
+"""Calibration: chooses and stores a threshold for an error target, on labelled images of calibration classes.
 
 The flow embeds the images, lets `engine/score_choice.py` choose the score, and records the threshold with its evidence
 as an operating point. `retrieval.consistency` computes the statistics.
@@ -54,7 +54,7 @@ _DEFAULT_TARGET = Target("far", 0.01)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationTarget:
-    """What the threshold must achieve, and what else the operating point states about it.
+    """The target of the threshold, and the parameters of its intervals, certificates and probabilities.
 
     `prevalence`: share of matches among the pairs that the match probabilities assume; `confidence`: level of the
     intervals. Certificates state a FAR of at most `certified_far` for a new class with probability
@@ -77,10 +77,10 @@ class CalibrationTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What to calibrate: a bundle of the store, on the labelled images of a manifest or folder.
+    """What to calibrate: a bundle of the store, on the labelled images of a manifest.
 
-    `cohort`: manifest or folder with images of other classes, "" to try the plain cosine only; `k`: size of a
-    neighbourhood in the cohort; `seed`: of the resampling; `activate`: also put the new operating point into use.
+    `cohort`: manifest with images of other classes, "" to try the plain cosine only; `k`: size of a
+    neighbourhood in the cohort; `seed`: of the resampling; `activate`: also make the new operating point active.
     """
 
     bundle: BundleDigest
@@ -96,8 +96,8 @@ class CalibrationRequest:
 class Calibration:
     """A stored operating point and what it changes.
 
-    `active`: whether it is in use now; `changes`: the decisions that differ from those of the operating point that was
-    in use before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
+    `active`: whether it is active now; `changes`: the decisions that differ from those of the operating point that was
+    active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
     were left out, of the calibration images and of the cohort.
     """
 
@@ -218,7 +218,7 @@ def _changes(
 ) -> tuple[ThresholdComparison | None, str]:
     """Return the decisions that change, or None and the reason why they cannot be compared."""
     if store.active_id(point.bundle_digest) is None:
-        return None, "there was none"
+        return None, "no operating point was active"
     try:
         active = store.active_operating_point(point.bundle_digest)
     except (CorruptArtifact, UnknownOperatingPoint) as error:  # the new operating point is useful all the same

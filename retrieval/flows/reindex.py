@@ -1,8 +1,8 @@
-"""From a manifest of images to a live snapshot: plan, embed the shards, build, validate, publish.
+"""Reindexing: makes a live snapshot from a manifest of images. Plans, embeds shards, builds, validates, publishes.
 
 The edge decides whether the steps run one after another or on many workers. Every step finds its own earlier work in
-the store, so a step that is killed or delivered twice costs only its time, and what was live stays live until the one
-write at the end.
+the store, so a step that is killed or delivered twice costs only time. The old snapshot stays live until the one write
+at the end.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -63,7 +63,7 @@ class ReindexRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A planned reindex: the request with its bundle settled, and the number of items and shards of its manifest."""
+    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
 
     request: ReindexRequest
     n_items: int
@@ -81,7 +81,7 @@ class _Catalog:
 
 
 def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
-    """Return the request with its bundle named. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
+    """Return the request with the digest of its bundle. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
     if digest:
         hint = "add one with `retrieval calibrate`"
@@ -112,7 +112,9 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
             rows = ItemRows.of(items[start : start + SHARD_ITEMS])
         except UnicodeEncodeError as error:
             near = error.object[max(0, error.start - 100) : error.end]
-            raise InvalidManifest(f"{request.manifest_uri}: a name is no UTF-8 text, it begins {near!a}") from error
+            raise InvalidManifest(
+                f"{request.manifest_uri}: a name is not UTF-8 text, it starts with {near!a}"
+            ) from error
         staging.put_items(number, rows)
     made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
     staging.put_plan(asdict(made))
@@ -158,8 +160,8 @@ def build_and_publish(store: Store, job_id: str, planned: Plan, *, created_at: s
     if not _is_intact(store, request.catalog, new_id):
         _build(store, new_id, request, point, catalog, created_at=created_at, device=device)
     matching_parts(store, request.catalog, new_id)
-    store.open_snapshot(request.catalog, new_id)  # what was written is what will be read
-    if load_plan(store, job_id) is None:  # a build delivered twice must not undo what was published since
+    store.open_snapshot(request.catalog, new_id)  # check the stored files, not those in memory
+    if load_plan(store, job_id) is None:  # a build that is delivered twice must not undo a later publication
         raise ValidationFailed(f"job {job_id} was finished by another worker meanwhile: nothing was published")
     store.publish(request.catalog, new_id)
     return new_id
@@ -235,7 +237,7 @@ def _build(
 def measure_recall(
     index: Index, vectors: NDArray[np.float32], embeddings: NDArray[np.float32], score: Score, threshold: float
 ) -> float:
-    """Return the share of the matches above the threshold that the index finds, with evenly spaced items as queries.
+    """Return the share of the matches above the threshold that the index finds; queries are evenly spaced items.
 
     Raises ValidationFailed if it is below 0.9.
     """

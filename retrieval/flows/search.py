@@ -1,7 +1,7 @@
-"""A query: which items of a catalogue show the same thing?
+"""Search: finds the items of a catalogue that show the same thing as a query.
 
 Everything in a reply comes from one snapshot and one operating point. `Searcher.refresh` decides when a new pair of
-them goes live. The protocol belongs to the edge.
+them goes live.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """One accepted item: `similarity` its cosine, `score` what the threshold was applied to."""
+    """One accepted item: `similarity` its cosine, `score` the number that the threshold was applied to."""
 
     item: Item
     similarity: float
@@ -112,7 +112,7 @@ class Searcher:
     def refresh(self) -> list["CatalogChange"]:
         """Read the pointers, open every new pair while the old one serves, then swap them; return the changes.
 
-        If a pair cannot be served, the old one goes on serving; the same problem is reported once.
+        If a pair cannot be served, the old one stays live; the same problem is reported once.
         """
         changes = []
         for catalog in self._catalogs or self._store.catalogs():
@@ -180,7 +180,7 @@ class CatalogChange:
 
 
 def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> SearchResult:
-    """Search the live index with one embedding [d] float32 and describe the best `limit` of what it accepts."""
+    """Search the live index with one embedding [d] float32, and describe the best `limit` matches."""
     vectors, (density,) = live.score.query_vectors_and_densities(embedding[None, :])
     (hits,) = live.snapshot.index.above(vectors, live.point.threshold)
     positions, scores = hits.positions[:limit], hits.scores[:limit]

@@ -1,1 +1,1 @@
-"""Measured values become pages and pictures: the page of an audit and the contact sheet of a search."""
+"""Pages and pictures of measured values: the page of an audit and the contact sheet of a search."""

@@ -1,7 +1,7 @@
-"""An audit as one HTML page that needs nothing else: no network, no script, no other file.
+"""An audit as one HTML page, without network, scripts or other files.
 
-Chooses the figures and their order. The drawings are in `plots.py`, the words and the layout in
-`audit_page.html.jinja`, which escapes all text of users.
+Chooses the figures and their order. `plots.py` makes the plots. `audit_page.html.jinja` has the text and the layout and
+escapes all text of users.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _N_CONFUSED = 15
 _N_FAILURES = 50
 _N_GROUPS = 40
 _N_ACROSS = 3
-_HEADROOM = 1.15  # of a drawn line beyond the highest value on it
+_HEADROOM = 1.15  # length of a drawn line, relative to the highest value on it
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("retrieval.report", "."),
@@ -135,7 +135,7 @@ def _tests(differential: RateDifferential | None) -> dict[str, GroupTest]:
 
 
 def _highest_across(comparison: GroupComparison) -> list[CrossRate]:
-    """Return the pairs of large groups whose images are most often taken for each other."""
+    """Return the pairs of large groups whose images are most often confused."""
     pairs = [pair for pair in comparison.across if not {pair.first, pair.second} & set(comparison.left_out)]
     return sorted((pair for pair in pairs if pair.far), key=lambda pair: (-(pair.far or 0), pair.first))[:_N_ACROSS]
 

@@ -1,6 +1,6 @@
-"""A contact sheet: queries with everything that was found for them, right and wrong matches marked.
+"""A contact sheet: queries with all their matches, marked as right or wrong.
 
-Draws the picture only. The caller decides which matches are shown and whether they are right.
+Only draws the picture. The caller decides which matches are shown and whether they are right.
 """
 
 import io
@@ -52,7 +52,7 @@ class SheetRow:
 def draw_contact_sheet(
     rows: Sequence[SheetRow], *, title: str, subtitle: str, n_columns: int = 8, cell_px: int = 96
 ) -> bytes:
-    """Draw a PNG with one line per query: the query, then at most `n_columns` matches, then how many more there are.
+    """Draw a PNG with one line per query: the query, at most `n_columns` matches, then the number of further ones.
 
     cell_px: side of a picture in logical pixels, at least 80; the file has twice as many. No rows give the head alone.
     An image that cannot be decoded becomes a grey tile with the text "no image".
@@ -172,7 +172,7 @@ def _draw_row(sheet: _Sheet, row: SheetRow, top: int, n_shown: int, cell_px: int
     if n_more > 0:
         sheet.text(x, top + cell_px // 2 - 14, f"+ {n_more:,} more", 13, _INK, _MORE)
         if row.truncated:
-            sheet.text(x, top + cell_px // 2 + 4, "reply was cut", 10, _QUIET, _MORE)
+            sheet.text(x, top + cell_px // 2 + 4, "list was cut", 10, _QUIET, _MORE)
 
 
 def _draw_match(sheet: _Sheet, match: SheetMatch, x: int, top: int, cell_px: int) -> None:

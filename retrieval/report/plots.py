@@ -1,6 +1,6 @@
 """The plots of an audit as inline SVG.
 
-Words and tables are in `audit_page.py`. No name enters a plot: classes are numbered and the page explains the numbers,
+Text and tables are in `audit_page.py`. Plots contain no names: classes are numbered and the page explains the numbers,
 so that only the page has to handle names of any script, length or markup.
 """
 
@@ -44,7 +44,7 @@ _VARIABLES = {
 }
 
 _WIDTH, _HEIGHT = 4.2, 3.1  # inches; small, so that the text stays readable if a phone shrinks the plot
-_N_THRESHOLDS = 200  # a plot this wide shows no more
+_N_THRESHOLDS = 200  # a plot of this width shows no more
 
 
 def draw_histograms(histograms: ScoreHistograms, threshold: float, score_name: str) -> str:
@@ -126,7 +126,7 @@ def draw_class_scatter(classes: Sequence[GroupRates], named: Sequence[GroupRates
 
 
 def _figure(x_name: str, y_name: str) -> tuple[Figure, Axes]:
-    """Make a figure with one panel and without a background of its own."""
+    """Make a figure with one panel and a transparent background."""
     figure, (axes,) = new_figure(width=_WIDTH, height=_HEIGHT, background="none")
     name_axes(axes, x_name, y_name)
     axes.xaxis.set_minor_formatter(NullFormatter())

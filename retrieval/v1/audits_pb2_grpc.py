@@ -56,8 +56,8 @@ class AuditServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def StartAudit(self, request, context):
-        """Measure the active threshold on labelled images. An audit never changes a threshold. Started twice with the same
-        request while one runs, the same job is returned.
+        """Measure the active threshold on labelled images. An audit never changes a threshold. A second call with the same
+        request, while the first audit runs, returns the same job.
 
         Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
         its bundle has no active operating point.

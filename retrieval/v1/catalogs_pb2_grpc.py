@@ -56,8 +56,8 @@ class CatalogServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def StartReindex(self, request, context):
-        """Embed the images of a manifest, build an index and make it live. The old snapshot serves until then, and goes on
-        serving if anything fails. Started twice with the same request while one runs, the same job is returned.
+        """Embed the images of a manifest, build an index and make it live. The old snapshot stays live until then, and also
+        if anything fails. A second call with the same request, while the first reindex runs, returns the same job.
 
         Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
         start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
@@ -81,8 +81,8 @@ class CatalogServiceServicer:
         """Make an older snapshot live again; it is verified first.
 
         Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
-        or its bundle or the active operating point is missing. FAILED_PRECONDITION: its score is not the active operating
-        point's. DATA_LOSS: its files are damaged.
+        or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
+        another score. DATA_LOSS: its files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,10 +55,10 @@ class OperatingPointServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetOperatingPoint(self, request, context):
-        """One operating point; the active one where no id is given.
+        """One operating point; the active one if no id is given.
 
-        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id, or none is
-        active.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id, or
+        none is active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,11 +74,11 @@ class OperatingPointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ActivateOperatingPoint(self, request, context):
-        """Use another operating point for every catalogue of its bundle. Going back is activating the older one. Where the
-        score differs from a live snapshot's, servers keep the old pair until the catalogue is reindexed.
+        """Make an operating point active for every catalogue of its bundle. To go back, activate the older one. If its score
+        differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed.
 
-        Statuses: OK. INVALID_ARGUMENT: several ids start with what is given. NOT_FOUND: unknown bundle or id. DATA_LOSS:
-        its file is damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id.
+        DATA_LOSS: its file is damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -52,7 +52,7 @@ class SearchServiceServicer:
     def Search(self, request, context):
         """All items whose score against the query reaches the threshold of the live operating point.
 
-        Statuses: OK, also where nothing matches. INVALID_ARGUMENT: no image, an undecodable or too large image, a limit
+        Statuses: OK, also if nothing matches. INVALID_ARGUMENT: no image, an undecodable or too large image, a limit
         outside its range, a vector of the wrong dimension or with NaN. NOT_FOUND: the server does not serve this catalogue.
         RESOURCE_EXHAUSTED: too many images wait already, try again later. UNAVAILABLE: nothing is live yet.
         DEADLINE_EXCEEDED, CANCELLED: as usual. INTERNAL: a defect; the text holds a request id for the server's log.
@@ -62,9 +62,9 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchSearch(self, request, context):
-        """The same for several queries; each is answered on its own, so that one bad image does not spoil the others.
+        """The same for several queries. Each is answered separately, so that one bad image does not affect the others.
 
-        Statuses: as Search for what concerns the whole call; what concerns one query is in its result.
+        Statuses: as Search, for errors of the whole call; the result of a query has its own error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,6 +24,8 @@ from retrieval.consistency import (
 )
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 
+_FIGURES = ("log_loss", "excess", "brier", "ece")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,7 +44,10 @@ def main() -> None:
             result = measure(parts["calibration"], parts["audit"], prevalence, options.seed)
             results.append({"model": model, "prevalence": prevalence, **result})
             if not options.json:
-                print(f"\n{model}: {result['table']}")
+                print(f"\n{model}, prevalence {prevalence:g}: mean over folds of classes, +- standard error")
+                for kind, row in result["folds"].items():
+                    cells = (f"  {name} {row[name]:.4g} +- {row[f'{name}_error']:.2g}" for name in _FIGURES)
+                    print(f"{kind:<12} on held-out folds:" + "".join(cells))
                 for kind, row in result["audit"].items():
                     print(f"{kind:<12} on audit classes:" + "".join(f"  {k} {v:.5g}" for k, v in row.items()))
     if options.json:
@@ -68,7 +73,7 @@ def measure(calibration: Embedded, audit: Embedded, prevalence: float, seed: int
     for row in judged.values():
         row["excess"] = row["log_loss"] - lowest
     folds = {score.kind: {k: v for k, v in asdict(score).items() if k != "reliability"} for score in comparison.scores}
-    return {"table": str(comparison), "folds": folds, "audit": judged}
+    return {"folds": folds, "audit": judged}
 
 
 if __name__ == "__main__":

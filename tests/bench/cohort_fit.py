@@ -1,4 +1,4 @@
-"""Does `cohort_fit` tell beforehand whether a cohort helps or harms, and how often does it turn a good one down?
+"""Does `cohort_fit` predict whether a cohort helps or harms, and how often does it reject a good one?
 
 Each cohort (emoji, brand logos, food photographs) is tried on each catalogue (also Fashion-MNIST), all embedded by the
 model that was trained on emoji; where both are of one set its classes are halved. What a cohort does is the change of

@@ -1,4 +1,4 @@
-"""What do operating curves and OPIS cost beside the similarity matrix product alone, and beside scikit-learn?
+"""What do operating curves and OPIS cost, compared with the similarity matrix product alone and with scikit-learn?
 
 CPU time on one thread; for several threads the clock. The product is of all n x n pairs in blocks of rows; curves need
 each unordered pair once. scikit-learn's roc_curve is called for each class at a smaller n, and its rates must equal the
@@ -47,10 +47,10 @@ def make_data(n: int, d: int, n_classes: int) -> Data:
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--n", type=int, help="images (default 50000, quick 12000)")
-    parser.add_argument("--n-roc", type=int, help="images beside roc_curve (default 10000, quick 500)")
+    parser.add_argument("--n-roc", type=int, help="images to compare with roc_curve (default 10000, quick 500)")
     parser.add_argument("--d", type=int, default=128, help="dimension")
     parser.add_argument("--classes", type=int, help="classes (default 1000, quick 240)")
-    parser.add_argument("--threads", type=int, default=2, help="threads beside one")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads to compare with one")
     options = parser.parse_args()
     n, n_roc = options.n or (12_000 if options.quick else 50_000), options.n_roc or (500 if options.quick else 10_000)
     n_classes = options.classes or (240 if options.quick else 1000)

@@ -37,7 +37,7 @@ _TIMED_IMAGES = 64
 def main() -> None:
     parser = option_parser(__doc__)
     parser.add_argument("--run", type=Path, help="a finished run of `training train`; given with both kinds of images")
-    parser.add_argument("--images", help="labelled images, folder or manifest, not trained on")
+    parser.add_argument("--images", help="labelled images, folder or table, not used for training")
     parser.add_argument("--calibration-images", help="images that show the ranges of activations")
     parser.add_argument("--n-calibration", type=int, default=256, help="how many of them")
     parser.add_argument("--far", type=float, nargs="+", default=[1e-2], help="targets of the threshold")

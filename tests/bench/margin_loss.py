@@ -1,4 +1,4 @@
-"""What does TCM cost, forward and backward, beside the similarity product alone and beside pytorch-metric-learning?
+"""What does TCM cost, forward and backward, compared with the similarity product and with pytorch-metric-learning?
 
 CPU time on one thread. The product is of all B x B similarities, forward only, and beside it with its backward pass.
 Rows are spread around class centres, four of a class, so that nearly all positive pairs are active and about one

@@ -1,4 +1,4 @@
-"""What does a threshold query cost beside the top-k queries that it replaces?
+"""What does a threshold query cost, compared with the top-k queries that it replaces?
 
 One thread, CPU time per query. `above` finds everything that reaches a threshold which few vectors reach; beside it
 FAISS's own search of the same index for the best 10, and for the best 1000 cut at the threshold, which must find the

@@ -1,4 +1,4 @@
-"""What does a query cost through the gRPC server, beside the same searcher called in process?
+"""What does a query cost through the gRPC server, compared with the same searcher in this process?
 
 A real `retrieval serve` process answers callers over loopback; each sends its next query when the last is answered.
 Callers and server share the machine, so the CPU time that the server itself spends on a query is shown as well (in

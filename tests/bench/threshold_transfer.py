@@ -8,10 +8,10 @@ measured.
     source threshold      kept as it is
     aligned scores        moved and scaled as the 50 % and 10 % levels of all pairs are
     all pairs = target    the score that a share of all unlabelled pairs equal to the target reaches
-    transfer, k = 0       retrieval.consistency.drift.transfer without labels
+    transfer, k = 0       measuring/transfer.py without labels
     classes alone         pairs among the images of the k labelled classes
     classes against all   pairs of those images with all others at hand
-    transfer              retrieval.consistency.drift.transfer with k labelled classes
+    transfer              measuring/transfer.py with k labelled classes
 
 The stated prevalence is wrong by up to a factor of 1.5 and given as an interval of a factor of 2 either way; the stated
 TAR is the source's, plus and minus 1.1 in its logit.
@@ -30,10 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from retrieval.consistency import DomainPrior, Interval, transfer_threshold
+from retrieval.consistency import Interval
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.domains import domain
 from tests.bench.measuring.emoji import Embedded, emoji
+from tests.bench.measuring.transfer import DomainPrior, transfer_threshold
 
 Scores = NDArray[np.float32]
 _N_LABELLED = (2, 5, 10, 20)

@@ -20,7 +20,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
         vectors, target_far=0.1, rng=np.random.default_rng(0)
     ),
     "class_rates": lambda vectors: consistency.class_rates(vectors, 0.5),
-    "group_rates": lambda vectors: consistency.group_rates(vectors, ["x"] * 80, 0.5),
     "compare_groups": lambda vectors: consistency.compare_groups(
         vectors, ["x"] * 80, 0.5, rng=np.random.default_rng(0)
     ),

@@ -87,7 +87,6 @@ def test_identical_copies_flip_nothing_and_more_noise_loses_more(family) -> None
     assert none.lost.count == none.won.count == none.gained.count == none.dropped.count == 0
     assert (none.tar, none.far) == (none.tar_clean, none.far_clean)
     assert 0 < little.lost.rate < much.lost.rate
-    assert "much, query: lost" in str(result)
 
 
 @settings(deadline=None, max_examples=20)

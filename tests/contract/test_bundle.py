@@ -77,7 +77,7 @@ def test_the_card_belongs_to_the_bundle(tiny_bundle: Bundle, tmp_path: Path) -> 
 
 
 def test_a_bundle_from_before_there_were_cards_opens() -> None:
-    """Its files lie beside this test; its digest, by which operating points name it, is still the same."""
+    """Its files are next to this test; its digest, which operating points contain, has not changed."""
     bundle = open_bundle(Path(__file__).parent / "bundle_without_card")
     assert bundle.digest == "9187805b7ac46ec69e4eec17d6b70ade"
     assert bundle.model_card is None
@@ -145,7 +145,7 @@ def test_json_that_is_no_contract_is_refused(bundle: Bundle, content: str) -> No
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifact, match="is no model bundle"):
+    with pytest.raises(CorruptArtifact, match="is not a model bundle"):
         open_bundle(tmp_path / "missing")
 
 
@@ -155,7 +155,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="is not empty"):
         write_tiny_bundle(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with pytest.raises(InvalidInput, match="is no folder"):
+    with pytest.raises(InvalidInput, match="is not a folder"):
         write_tiny_bundle(tmp_path / "mine.txt")
     (tmp_path / "empty").mkdir()
     assert write_tiny_bundle(tmp_path / "empty").directory == tmp_path / "empty"

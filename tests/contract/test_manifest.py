@@ -160,7 +160,7 @@ def test_a_row_with_too_many_values_is_refused(tmp_path: Path) -> None:
         ("items.parquet", b"PAR1 truncated", "cannot be read as .parquet"),
         ("items.parquet", b"", "cannot be read as .parquet"),
         ("items.jsonl", b'{"id": 1, "uri"', "cannot be read as .jsonl"),
-        ("items.jsonl", b"[1, 2]\n", "one JSON object a line"),
+        ("items.jsonl", b"[1, 2]\n", "one JSON object per line"),
         ("items.txt", b"id,uri\n", "found .txt"),
         ("items", b"id,uri\n", "found no suffix"),
     ],

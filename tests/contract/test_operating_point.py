@@ -35,7 +35,7 @@ def test_without_a_certificate(point: OperatingPoint) -> None:
 
 
 def test_an_older_format_is_refused_by_name(point: OperatingPoint) -> None:
-    """Nothing of it is guessed; the message says what to do."""
+    """No value is guessed; the message names the remedy."""
     with pytest.raises(CorruptArtifact, match="expected operating point format 2, found 1: calibrate again"):
         OperatingPoint.from_json(json_bytes(point.to_json() | {"format": 1}), "here")
 

@@ -162,7 +162,7 @@ def test_vectors_and_densities_together_are_those_computed_apart(score: Score, n
 
 @pytest.mark.parametrize("score", [Score(), Score(cohort=unit_rows(9, 4), k=2), extended_score()])
 def test_the_similarity_behind_a_score_can_be_had_again(score: Score) -> None:
-    """What is told to users beside the score is the cosine, after the whitening."""
+    """The similarity that users see next to the score is the cosine, after the whitening."""
     embeddings = unit_rows(6, 4, 3)
     densities = score.density(embeddings)
     rows = score.whitening.apply(embeddings) if score.whitening else embeddings

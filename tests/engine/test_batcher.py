@@ -142,7 +142,7 @@ def test_inputs_of_different_shapes_fail_instead_of_hanging() -> None:
 
 
 def test_a_full_queue_refuses_at_once() -> None:
-    """Nobody waits for a queue to empty, and whoever was in it is served."""
+    """New callers are refused while the queue is full, and all waiting callers are served."""
 
     async def test(batcher: Batcher, model: Model) -> None:
         first = await held_up(batcher, model)

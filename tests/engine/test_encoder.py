@@ -129,7 +129,7 @@ def test_unknown_device(tiny_bundle: Bundle) -> None:
 
 @pytest.mark.skipif(n_gpus() > 0, reason="this machine has a GPU")
 def test_a_missing_gpu_stops_the_start(tiny_bundle: Bundle) -> None:
-    """A GPU that was asked for is never replaced silently; auto takes what is there."""
-    with pytest.raises(DeviceUnavailable, match="device=cuda was asked for"):
+    """If a GPU is requested, the CPU never replaces it; auto uses a GPU if there is one."""
+    with pytest.raises(DeviceUnavailable, match="device=cuda was requested"):
         Encoder.open(tiny_bundle, device="cuda")
     assert Encoder.open(tiny_bundle, device="auto").device == "cpu"

@@ -48,7 +48,7 @@ def test_a_cohort_of_calibrated_classes_is_refused() -> None:
     calibration = [item("1", "cup"), item("2", "")]
     check_cohort(calibration, [item("3", "tree"), item("4", "")])
     for shared in (item("5", "cup"), item("1", "")):
-        with pytest.raises(InvalidInput, match="found 1 of its 2 images among them"):
+        with pytest.raises(InvalidInput, match="1 of its 2 images are of such classes"):
             check_cohort(calibration, [item("3", "tree"), shared])
 
 

@@ -168,13 +168,13 @@ def test_classes_of_one_image_are_no_evidence() -> None:
 
 
 def test_a_target_too_strict_for_the_data_is_refused() -> None:
-    """With 45,000 pairs nobody can speak about one in a million."""
+    """45,000 pairs cannot support a FAR of one in a million."""
     with pytest.raises(NotEnoughEvidence, match="needs at least 10000000 negative pairs, found 44250"):
         run(crowded(), [Score()], target=CalibrationTarget(target=Target("far", 1e-6)))
 
 
 def test_a_certificate_that_the_data_cannot_support_is_refused_not_rounded(cosine: OperatingPoint) -> None:
-    """The threshold stands without it, and the operating point says why there is none."""
+    """The threshold is stored without it, and the operating point has the reason why there is none."""
     assert cosine.certificate is not None
     assert cosine.certificate_refusal == ""
     without = run(crowded(), [Score()], target=CalibrationTarget(certified_delta=0.001))
@@ -305,7 +305,7 @@ def test_a_point_is_stored_and_activated_only_on_request(
     )
     assert made.point == replace(run(data, [Score()], seed=3), bundle_digest=tiny_bundle.digest)
     again = begin(seed=3, activate=True)
-    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "there was none")
+    assert (again.point.id, again.active, again.no_changes) == (made.point.id, True, "no operating point was active")
     assert store.active_id(tiny_bundle.digest) == made.point.id
 
 
@@ -365,7 +365,7 @@ def test_what_cannot_be_calibrated_is_refused_before_embedding(
     begin: Calibrate, store: Store, tiny_bundle: Bundle, tmp_path: Path, folders: dict[str, Path]
 ) -> None:
     """Nothing is embedded and nothing is stored."""
-    with pytest.raises(InvalidInput, match="found 2 of its 4 images among them"):
+    with pytest.raises(InvalidInput, match="2 of its 4 images are of such classes"):
         begin(cohort="shared")
     manifest = tmp_path / "unlabelled.csv"
     manifest.write_text(f"id,uri\n1,{folders['images']}/class_4000/0.png\n")

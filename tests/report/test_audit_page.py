@@ -230,7 +230,7 @@ def test_a_repeated_report_is_the_same(report: AuditReport, html: str) -> None:
 @pytest.mark.slow
 def test_no_groups_is_said(make_report: MakeReport) -> None:
     """Without a column to group by, the section says so instead of being empty."""
-    assert "No column was named to group by" in Page(render_report(make_report(group_by=()))).text
+    assert "No column was named with --group-by" in Page(render_report(make_report(group_by=()))).text
 
 
 def test_groups_are_drawn_with_their_intervals(report: AuditReport, html: str) -> None:
@@ -274,7 +274,7 @@ def test_differentials_are_shown_with_what_chance_would_show(report: AuditReport
         for test in differential.tests:
             assert f"{test.ratio:.3g} times the others" in text
     assert "GARBE" in text
-    assert "most often taken for each other: group 0 and group 1, FAR" in text
+    assert "most often confused: group 0 and group 1, FAR" in text
 
 
 @pytest.mark.slow
@@ -297,7 +297,7 @@ def test_groups_too_small_to_compare_are_said(make_report: MakeReport) -> None:
     alone = replace(report.comparisons["maker"], far=None, frr=None, garbe=None, fdr=None, across=())
     text = Page(render_report(replace(report, comparisons={"maker": alone}))).text
     assert "Fewer than two groups are large enough to be compared" in text
-    assert "most often taken for each other" not in text
+    assert "most often confused" not in text
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_classes_with_few_images_are_not_ranked_before_others(make_report: MakeR
     small = replace(report.classes[0], name="small one", far=1.0, frr=1.0, small=True)
     text = Page(render_report(replace(report, classes=[small, *report.classes[1:]]))).text
     assert "small one" not in text
-    assert "Classes with few images are not ranked, chance would put them first: 1." in text
+    assert "Classes with few images are not ranked, because chance would put them first: 1." in text
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_opis_without_a_debiased_value_is_read_against_its_floor(make_report: Ma
     assert report.opis.debiased is None
     assert report.opis.debiased_interval is not None
     text = Page(render_report(report)).text
-    assert "read the value only against its noise floor" in text
+    assert "compare the value only with its noise floor" in text
     assert f"at most {report.opis.debiased_interval.high:.3g}" in text
 
 

@@ -72,7 +72,7 @@ def test_errors_are_one_line_without_a_trace(
         (("train", *options[:2], "--validation", folders[0], *options[4:]), 2, "must not share a class, 8 are in both"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle"), 3, "holds no checkpoint"),
         (("export", tmp_path / "none", "--out", tmp_path / "bundle", "--precision", "fp16"), 2, "--images"),
-        (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is no model bundle"),
+        (("evaluate", "--bundle", tmp_path / "none", "--data", folders[1]), 3, "is not a model bundle"),
         (("embed", tmp_path / "none", "--out", tmp_path / "e.npz", "--data", "here"), 2, "expected NAME=FOLDER"),
         (("experiment", "emoji_tmc", "--out", tmp_path / "out"), 2, "did you mean emoji_tcm?"),
     ):

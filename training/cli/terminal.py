@@ -1,4 +1,4 @@
-"""What the commands of training share: the option for JSON, and the bars that show a run."""
+"""The option for JSON and the progress bars that the commands of training share."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class Bars:
         self._progress("training", report.step, report.steps, note)
 
     def run(self, news: "RunNews") -> None:
-        """Show what became of a run of an experiment."""
+        """Show the new state of a run of an experiment."""
         note = f"{news.arm}, seed {news.seed}: {news.what}"
         err.print(note, markup=False)
         self._progress("runs", news.done, news.total, note)
@@ -50,5 +50,5 @@ def bars() -> Iterator[Bars]:
 
 
 def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the result for a machine, or its text for people."""
+    """Print the result as JSON or as text."""
     print_json(result) if as_json else typer.echo(text)

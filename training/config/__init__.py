@@ -1,4 +1,4 @@
-"""The options of a training run, and how they are read from a file."""
+"""The options of a training run, and the function that reads them from a file."""
 
 from training.config.reading import CONFIGS, find_named, load_config, parse_config, suggestion, to_json
 from training.config.sections import (

@@ -32,7 +32,7 @@ class InputConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """How images are read and drawn.
+    """Reading and drawing of images.
 
     max_unreadable: share of the training or validation images that may be unreadable before the run is rejected.
     cache: "decoded" decodes every image once, into one file per machine with resize x resize x 3 bytes per image;
@@ -92,7 +92,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentationConfig:
-    """How much a training image may be changed. Every amount is drawn for each image; 0 switches a change off.
+    """Limits on the random changes of training images. Amounts are drawn for each image; 0 switches a change off.
 
     zoom, stretch: largest log-ratio of size and of aspect; rotate_degrees: largest angle; shift: largest share of the
     side; flip, grey: shares of the images that are mirrored and made grey; mix_colours: standard deviation of the
@@ -166,7 +166,7 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleConfig:
-    """How long and how fast to train. A run ends after a number of steps, not seconds, so that it can be repeated.
+    """Length and learning rates of training. A run ends after a number of steps, not seconds, so it can be repeated.
 
     classes: classes of one batch, over all processes; images: images per class. head_steps: steps that come first and
     train the head alone, on features of the unchanged backbone, at full learning rates and with TCM as in the first
@@ -195,7 +195,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
-    """How steps are computed, evaluated and saved.
+    """Computing, evaluating and saving of steps.
 
     precision: of the forward pass; losses are float32. chunk_images: images per process that are embedded at a time;
     a batch is then embedded twice, which gives its exact gradient in less memory; 0 embeds all at once. accumulate:

@@ -42,7 +42,7 @@ class Change:
 
 
 def draw_changes(config: AugmentationConfig, n: int, rng: np.random.Generator) -> list[Change]:
-    """Draw the changes of the n images of a batch; switched-off ones draw numbers, too, to keep the others."""
+    """Draw the changes of the n images of a batch; switched-off ones also draw, so that the others stay equal."""
     zoom, stretch, angle, brightness = rng.uniform(-1, 1, (4, n))
     shift = rng.uniform(-1, 1, (n, 2)) * config.shift
     is_flipped, is_grey = rng.uniform(size=(2, n)) < np.array([[config.flip], [config.grey]])

@@ -31,7 +31,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreprocessedItems:
-    """pixels: [m, 3, crop, crop] float32, of `items`; unreadable: the items of the same chunk that were skipped."""
+    """A chunk of images. pixels: [m, 3, crop, crop] float32, of `items`; unreadable: the skipped items of the chunk."""
 
     pixels: NDArray[np.float32]
     items: tuple[Item, ...]

@@ -23,7 +23,7 @@ from retrieval.errors import RetrievalError
 from training.data.decoding import Progress, Unreadable, fetch
 
 # Measured on photographs: nine of ten copies that are compressed to JPEG 75, scaled by a half or by two, or both with
-# WEBP, differ by less. Of 31 million pairs of emoji with different labels 7 differ by less; people confuse them, too.
+# WEBP, differ by less. Of 31 million pairs of emoji with different labels, 7 differ by less; people also confuse these.
 DEFAULT_TOLERANCE = 3.0
 
 _SIDE = 16  # of the thumbnails that are compared
@@ -48,7 +48,7 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuplicateReport:
-    """harmful: pairs in two parts or under two labels, the most similar first; n_harmless: the other pairs."""
+    """The duplicates. harmful: pairs in two parts or under two labels, most similar first; n_harmless: the others."""
 
     n_images: int
     harmful: tuple[Duplicate, ...]

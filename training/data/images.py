@@ -145,15 +145,15 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def remarks(images: TrainingImages, schedule: ScheduleConfig) -> list[str]:
-    """Return sentences that a person should read about the images before training."""
+    """Return notes about the images, for people to read before training."""
     lines = [f"{len(images.labels):,} images of {len(images.classes):,} classes to train on"]
     lines += [f"skipped {failure.item.uri}: {failure.reason}" for failure in images.unreadable]
     if single := images.single_image_classes:
         lines.append(f"{len(single)} classes have only one image and no true positive pair, for instance {single[0]!r}")
     if len(images.classes) < schedule.classes:
         lines.append(
-            f"a batch holds all {len(images.classes)} classes: schedule.classes is {schedule.classes}, "
-            "more than there are"
+            f"schedule.classes is {schedule.classes}, but there are only {len(images.classes)} classes: "
+            "a batch holds all of them"
         )
     return lines
 

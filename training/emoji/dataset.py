@@ -1,7 +1,7 @@
 """Makes the data of the demonstration: renders the emoji, splits their classes, writes a manifest for each purpose.
 
-`drawings.py` fetches and joins the drawings. Classes, not images, are split: classes that are served were not used for
-training.
+`drawings.py` fetches and joins the drawings. Classes, not images, are split, so that classes in the catalogue were not
+used for training.
 """
 
 import csv
@@ -36,7 +36,7 @@ class EmojiRecipe:
 
     size: int = 96
     min_makers: int = 6
-    cohort_classes: int = 120
+    validation_classes: int = 120
     calibration_classes: int = 200
     new_classes: int = 220
     query_makers: int = 2
@@ -61,7 +61,7 @@ def prepare_emoji(
     processes: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmojiSummary:
-    """Fill `directory` with rendered emoji and the manifests train, cohort, calibration, catalog, queries, audit.
+    """Fill `directory` with rendered emoji and their manifests.
 
     Existing files are kept; every file is written completely or not at all. `progress` gets the numbers of rendered and
     of all images. Raises Unavailable without npm, network or resvg-py, NotEnoughEvidence if there are too few classes.
@@ -86,7 +86,7 @@ def prepare_emoji(
 
 
 def split_drawings(drawings: Sequence[Drawing], recipe: EmojiRecipe) -> dict[str, list[Drawing]]:
-    """Split drawings into manifests. train, cohort, calibration and audit share no class; audit = catalog + queries.
+    """Split drawings into manifests: four parts that share no class, and the last, audit, again as catalog and queries.
 
     Raises NotEnoughEvidence if no class is left for training, InvalidInput if a catalogue would be empty.
     """
@@ -104,7 +104,7 @@ def split_drawings(drawings: Sequence[Drawing], recipe: EmojiRecipe) -> dict[str
     for name, count in (
         ("audit", recipe.new_classes),
         ("calibration", recipe.calibration_classes),
-        ("cohort", recipe.cohort_classes),
+        ("validation", recipe.validation_classes),
     ):
         splits[name] = [drawing for label in sorted(labels[:count]) for drawing in classes[label]]
         labels = labels[count:]

@@ -18,7 +18,7 @@ Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageEmbeddings:
-    """embeddings: [n, d] float32, unit rows, of the items that could be read; unreadable: the other items."""
+    """Embedded items. embeddings: [n, d] float32, unit rows, of the readable items; unreadable: the others."""
 
     embeddings: NDArray[np.float32]
     items: tuple[Item, ...]

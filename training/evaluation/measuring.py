@@ -84,7 +84,7 @@ def evaluate(
     recall = recall_at_k(vectors, k=(1, 2, 4, 8))
     missing: dict[str, str] = {}
     if paper.debiased is None:
-        missing["opis_debiased"] = "OPIS without noise needs 10 classes of 4 images or more"
+        missing["opis_debiased"] = "debiased OPIS needs 10 classes of 4 images or more"
     extended = _in_full(vectors, far_target, paper, missing) if in_full else {}
     return Evaluation(
         n_images=len(labels),

@@ -88,7 +88,7 @@ def to_markdown(evaluation: Evaluation) -> str:
     blocks = [
         str(evaluation),
         _table(("ranking", ""), _ranking(evaluation)),
-        _table(("OPIS", "value", "noise floor", "without noise", "eps-OPIS", "its floor"), _consistency(evaluation)),
+        _table(("OPIS", "value", "noise floor", "debiased", "eps-OPIS", "its floor"), _consistency(evaluation)),
         _table(("TAR at FAR", "threshold", "TAR"), _tar_at_far(evaluation)),
         _other_classes(evaluation),
         _table(
@@ -138,8 +138,9 @@ def _other_classes(evaluation: Evaluation) -> str:
         return ""
     return (
         f"At a threshold for FAR {evaluation.far_target:g} that was chosen on other classes ({found.n_splits} splits "
-        f"into halves): FAR {found.far:.4g} (halves {found.far_range}), TAR {found.tar:.4f}; the tenth of the classes "
-        f"with the lowest TAR has {found.worst_tar:.4f}, the tenth with the highest FAR {found.worst_far:.4g}."
+        f"into halves), FAR is {found.far:.4g} (halves {found.far_range}) and TAR is {found.tar:.4f}. The tenth of the "
+        f"classes with the lowest TAR has TAR {found.worst_tar:.4f}; the tenth with the highest FAR has FAR "
+        f"{found.worst_far:.4g}."
     )
 
 

@@ -18,7 +18,7 @@ class Consistency:
     """OPIS over the pooled FARs far_low to far_high, on the axis of distance or of log FAR.
 
     opis, eps_opis: measured values, with their expected values for equal classes of these sizes (floor, eps_floor) and
-    95 % intervals over the draw of classes. debiased: OPIS without noise, None if classes have too few images.
+    95 % intervals over the draw of classes. debiased: OPIS without the part by chance, None with too few images.
     """
 
     axis: Axis
@@ -65,8 +65,8 @@ class Evaluation:
 
     n_single: classes with one image, which have no positive pair. r_at_1, 2, 4, 8, map_at_r: of the ranking.
     threshold: the lowest with a pooled pair FAR of at most far_target on these images; tar: pooled TAR at it. opis:
-    over FAR 1e-2 to 1e-1 on the axis of distance, with its noise floor and, if the images allow it, the estimate
-    without noise. consistency: the same with intervals, also on the axis of log FAR and over the decade around
+    over FAR 1e-2 to 1e-1 on the axis of distance, with its noise floor and, if the images allow it, the debiased
+    estimate. consistency: the same with intervals, also on the axis of log FAR and over the decade around
     far_target. tar_at_far: at each FAR that the number of pairs allows. other_classes, identification: at thresholds
     chosen on other classes. missing: why a figure is missing, by its name. Fields with a default are measured only by
     a full evaluation.

@@ -133,7 +133,7 @@ def _consistency(
         values[name] = found.debiased
         of_classes = found.shares
         if found.debiased is None or of_classes is None:
-            missing[name] = "OPIS without noise needs 10 classes of 4 images or more"
+            missing[name] = "debiased OPIS needs 10 classes of 4 images or more"
             continue
         if _is_above_zero(of_classes):
             above_zero.add(name)

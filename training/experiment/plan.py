@@ -25,7 +25,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentData:
-    """Folders or manifests. Only validation and cohort may share classes; "{seed}" in a path stands for the seed.
+    """The manifests of the parts. Only validation and cohort may share classes; "{seed}" in a path stands for the seed.
 
     validation: for the evaluations of training; cohort: to fit scores; calibration: to choose thresholds; test: for the
     reported figures.

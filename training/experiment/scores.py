@@ -22,7 +22,7 @@ Vectors: TypeAlias = NDArray[np.float32]
 Factors: TypeAlias = tuple[Vectors, Vectors]
 FittedScore: TypeAlias = Callable[[Vectors], Factors]
 
-# A score that is no inner product of a few columns needs n columns for n images: time grows with n^3.
+# A score that is not an inner product of a few columns needs n columns for n images: time grows with n^3.
 MAX_PAIRWISE_IMAGES = 6000
 _MIN_PAIRS = 200  # a cluster with fewer positive or negative pairs uses the map fitted on all pairs
 _TIE_BREAK = 0.1  # small against log odds of up to about 10; float32 still separates cosines 1e-5 apart
@@ -79,7 +79,7 @@ def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Clusters:
-    """centres: [c, d] float32, unit rows; a row belongs to the nearest centre."""
+    """Clusters of embeddings. centres: [c, d] float32, unit rows; a row belongs to the nearest centre."""
 
     centres: Vectors
 
@@ -146,7 +146,7 @@ def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_]) -> Ca
 
 
 def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log odds of cosines, any shape; they increase in flat parts of the map, too, to avoid ties."""
+    """Return log odds of cosines, any shape; they also increase in flat parts of the map, to avoid ties."""
     log_odds = logit(calibrator.probability(cosines.ravel()).reshape(cosines.shape))
     return np.asarray(log_odds + _TIE_BREAK * cosines, dtype=np.float64)
 

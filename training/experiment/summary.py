@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """figures: by name, if a seed has them; differences: from the arm `against`, by name; missing: reasons, by name."""
+    """One arm over its seeds. figures: by name; differences: from the arm `against`; missing: reasons, by name."""
 
     name: str
     against: str | None

@@ -1,4 +1,4 @@
-"""The model card, which describes a bundle for people. Every figure in it is in evaluation.json, too.
+"""The model card, which describes a bundle for people. Every figure in it is also in evaluation.json.
 
 Decides the content and explains the metrics; `model_card.md.jinja` holds the text.
 """
@@ -22,9 +22,9 @@ _MEANINGS = {
     "far_target": "false accept rate for which the threshold was chosen: share of accepted pairs of two classes",
     "threshold": "lowest cosine similarity with at most this rate on these images",
     "tar": "share of pairs of one class that are accepted at the threshold",
-    "opis": "how differently one threshold acts on the classes, 0 if it acts equally on all",
-    "opis_floor": "expected OPIS of equal classes with this number of images",
-    "opis_debiased": "estimate of OPIS without this noise",
+    "opis": "how differently classes behave at one threshold, 0 if all behave in the same way",
+    "opis_floor": "OPIS by chance alone, of equal classes with this number of images (noise floor)",
+    "opis_debiased": "estimate of OPIS without the part that is caused by chance (debiased)",
     "n_images": "images",
     "n_classes": "classes",
     "n_single": "classes with one image, which have no pair",

@@ -32,7 +32,7 @@ _CALIBRATION_SEED = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """content: the model's bytes; embed: computes the embeddings expected of it; evidence: results of the checks."""
+    """A converted model. content: its bytes; embed: computes the expected embeddings; evidence: results of checks."""
 
     content: bytes
     embed: Embed

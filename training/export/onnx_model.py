@@ -16,12 +16,12 @@ OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "pixels", "embeddings"
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter stores the names of the modules around a node
+_SCOPES = "pkg.torch.onnx.name_scopes"  # key under which the exporter stores the names of the modules around a node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """graph: opset 20, float32, weights inside.
+    """An exported embedder. graph: opset 20, float32, weights inside.
 
     weighted: names of the convolutions and matrix products of the backbone, in order. tail: names of the nodes behind
     them, which pool, project and normalise. A small loss of precision in the tail changes every similarity.

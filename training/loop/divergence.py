@@ -1,7 +1,7 @@
 """Ends a run whose loss or gradient is no longer finite.
 
-Reading a value from a GPU stalls it. Therefore values are read every few steps, and always before anything is written
-or evaluated; on a CPU they are read before each step is taken.
+Reading a value makes a GPU wait, so values are read every few steps, and always before anything is written or
+evaluated. On a CPU they are read before each step.
 """
 
 import math
@@ -25,7 +25,7 @@ _N_NAMED = 5  # items in the message; the file has all
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakenStep:
-    """step: from 1; learning_rates: the highest of each part; ids: of the items of this process."""
+    """A step. step: from 1; learning_rates: the highest of each part; ids: of the items of this process."""
 
     step: int
     learning_rates: Mapping[str, float]

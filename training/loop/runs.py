@@ -58,7 +58,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run on disk: its folder, its configuration, and the items that it is about."""
+    """A run on disk: its folder, its configuration, and its items."""
 
     folder: Path
     config: TrainingConfig

@@ -23,7 +23,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
-    """step: number of steps taken. scaler: for float16 gradients; average: running mean of the weights; may be None."""
+    """The state of a run. step: steps taken; scaler: for float16 gradients; average: running mean of the weights."""
 
     embedder: Embedder
     loss: TrainingLoss
@@ -71,7 +71,7 @@ def average_weights(embedder: Embedder, *, decay: float) -> AveragedModel:
     """Create the exponential running mean of the embedder's weights, with this decay per update.
 
     Update n (from 1) uses the decay min(decay, (1 + n) / (10 + n)); otherwise the mean of a short run would stay close
-    to the initial weights. Running statistics of batch norms are averaged, too.
+    to the initial weights. Running statistics of batch norms are also averaged.
 
     Source: the schedule of TensorFlow's ExponentialMovingAverage with num_updates.
     """

@@ -1,6 +1,6 @@
 """The values of a training step, by name: scalar tensors on the device, and numbers once the host has read them.
 
-Decides how they are averaged over batches and read from all processes. Reading a GPU makes it wait, so that the values
+Decides how they are averaged over batches and read from all processes. Reading a value makes a GPU wait, so the values
 of several steps and processes are read in one transfer.
 """
 

@@ -4,7 +4,7 @@ Decides which pairs a block holds, which of them are on the wrong side of their 
 `margin.py` decides the divisors of the sums.
 
 Every pair has two ends, and each end belongs to the group of its row: one group for all rows, or one for each class.
-Sums and counts are over ends, so that a negative pair counts in both of its classes.
+Sums and counts are over ends, so a negative pair counts in both of its classes.
 """
 
 from __future__ import annotations

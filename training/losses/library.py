@@ -22,7 +22,7 @@ from training.losses.ranking import RecallAtKSurrogateLoss, SmoothAPLoss
 class DynamicSoftMarginLoss(library_losses.DynamicSoftMarginLoss):  # type: ignore[misc]  # the library is untyped
     """Weights triplets by the share of earlier triplets that were easier: the library's loss with a lasting histogram.
 
-    In the library (2.9) gradients flow through the histogram of earlier steps, so that the second step fails, and the
+    In the library (2.9) gradients flow through the histogram of earlier steps, so the second step fails, and the
     histogram is not in `state_dict`. Here the weights are constants within a step, as in the source.
 
     Source: Zhang and Rusinkiewicz, "Learning Local Descriptors With a CDF-Based Dynamic Soft Margin", ICCV 2019,
@@ -40,22 +40,22 @@ class DynamicSoftMarginLoss(library_losses.DynamicSoftMarginLoss):  # type: igno
         super().update_histogram(data.detach())
 
 
-# Names of the library that are no base losses of labelled batches, with the reason or the alternative.
+# Classes of the library that cannot be used as base losses of labelled batches, with the reason or the alternative.
 _UNUSABLE_LOSSES = {
-    "BaseLossWrapper": "it is what the library's wrappers are made of",
-    "BaseMetricLossFunction": "it is what the library's losses are made of",
-    "GenericPairLoss": "it is what the library's pair losses are made of",
-    "EmbeddingRegularizerMixin": "it is what the library's losses are made of",
-    "WeightRegularizerMixin": "it is what the library's losses are made of",
+    "BaseLossWrapper": "it is a base class of the library's wrappers",
+    "BaseMetricLossFunction": "it is a base class of the library's losses",
+    "GenericPairLoss": "it is a base class of the library's pair losses",
+    "EmbeddingRegularizerMixin": "it is a base class of the library's losses",
+    "WeightRegularizerMixin": "it is a base class of the library's losses",
     "CrossBatchMemory": "it wraps another loss; loss.tcm.memory pairs TCM with earlier batches",
     "MultipleLosses": "it wraps other losses; list them under loss.base",
-    "SelfSupervisedLoss": "it wraps another loss and takes two views of each image in place of labels",
+    "SelfSupervisedLoss": "it wraps another loss and takes two views of each image instead of labels",
     "ManifoldLoss": "it takes no labels",
-    "VICRegLoss": "it takes two views of each image in place of labels",
+    "VICRegLoss": "it takes two views of each image instead of labels",
 }
 _UNUSABLE_MINERS = {
-    "BaseMiner": "it is what the library's miners are made of",
-    "EmbeddingsAlreadyPackagedAsTriplets": "it takes batches of triplets in place of labels",
+    "BaseMiner": "it is a base class of the library's miners",
+    "EmbeddingsAlreadyPackagedAsTriplets": "it takes batches of triplets instead of labels",
 }
 # Losses that compare all rows and ignore the selection of a miner.
 WITHOUT_MINER = frozenset(

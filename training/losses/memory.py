@@ -27,7 +27,7 @@ class CrossBatchMemory(nn.Module):
 
     The whole state is in `state_dict`. Every process holds the same rows if each adds the batch of all processes.
 
-    Source: Wang et al., "Cross-GatheredBatch Memory for Embedding Learning", CVPR 2020.
+    Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020.
     """
 
     def __init__(self, size: int, dimension: int) -> None:

@@ -54,7 +54,7 @@ class RecallAtKSurrogateLoss(nn.Module):
     """1 - recall at k, made smooth, averaged over queries and over several k.
 
     Recall at k of a query is the number of its positives among the first k, over min(k, its positives), as in the
-    published code of the source. A row is not part of its own ranking. Rows without a positive are no queries.
+    published code of the source. A row is not part of its own ranking. Rows without a positive are not queries.
 
     k: values separated by commas or spaces. rank_temperature: of the sigmoid that stands for "is ranked before";
     cut_temperature: of the one that stands for "has a rank of at most k".

@@ -80,11 +80,9 @@ def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibratorScore:
-    """How one kind of calibrator forecasts pairs of classes that it was not fitted on, at the stated prevalence.
+    """How one kind of calibrator forecasts pairs of classes that it was not fitted on; lower is better.
 
-    log_loss, brier, ece: means over folds, lower is better; ..._error: their standard errors over folds, approximate
-    because folds share training classes. excess, excess_error: mean and standard error over folds of its log loss less
-    that of the best kind in the same fold, 0 for the best. reliability: forecasts of all folds together.
+    Figures are means over folds; ..._error: their standard errors, approximate because folds share training classes.
     """
 
     kind: str
@@ -94,9 +92,9 @@ class CalibratorScore:
     brier_error: float
     ece: float
     ece_error: float
-    excess: float
+    excess: float  # log loss less that of the best kind in the same fold, 0 for the best
     excess_error: float
-    reliability: Reliability
+    reliability: Reliability  # forecasts of all folds together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,20 +110,6 @@ class CalibratorComparison:
     def best(self) -> str:
         """The kind with the lowest log loss."""
         return self.scores[0].kind
-
-    def __str__(self) -> str:
-        title = (
-            f"Calibrators on held-out classes, {self.n_folds} folds of {self.n_classes} classes, "
-            f"prevalence {self.prevalence:g} (mean +- standard error over folds)"
-        )
-        lines = [title, f"{'kind':<12}{'log loss':>22}{'above the best':>24}{'Brier':>22}{'ECE':>22}"]
-        lines += [
-            f"{score.kind:<12}{_cell(score.log_loss, score.log_loss_error):>22}"
-            f"{_cell(score.excess, score.excess_error):>24}"
-            f"{_cell(score.brier, score.brier_error):>22}{_cell(score.ece, score.ece_error):>22}"
-            for score in self.scores
-        ]
-        return "\n".join(lines)
 
 
 def cross_validate_calibrators(
@@ -227,7 +211,3 @@ def _score(kind: str, reports: Sequence[Reliability], best: Sequence[Reliability
     means = {name: float(np.mean(values)) for name, values in figures.items()}
     errors = {f"{n}_error": float(np.std(values, ddof=1) / math.sqrt(len(values))) for n, values in figures.items()}
     return CalibratorScore(kind=kind, reliability=mean_reliability(reports), **means, **errors)
-
-
-def _cell(value: float, error: float) -> str:
-    return f"{value:.4g} +- {error:.2g}"

@@ -21,8 +21,11 @@ from retrieval.consistency.calibration.kinds import (
     Probabilities,
     VennAbersCalibrator,
     beta_features,
+    check_prevalence,
 )
 from retrieval.errors import InvalidInput, NotEnoughEvidence
+
+Reals = NDArray[np.float64]
 
 # Parametric fits put more pairs than this into as many bins, far narrower than any bend of the curve.
 _MAX_ROWS = 1 << 15
@@ -57,9 +60,8 @@ def _fit_isotonic(scores: NDArray[np.float32], matches: NDArray[np.bool_], preva
 
     Source: Zadrozny, Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002.
     """
-    from sklearn.isotonic import (
-        IsotonicRegression,  # takes a second to import, and applying a calibrator does not need it
-    )
+    # Takes a second to import, and applying a calibrator does not need it.
+    from sklearn.isotonic import IsotonicRegression
 
     x, y, weights, n_positives, n_negatives = _with_ends(scores, matches, prevalence)
     # Weights near 1 keep scikit-learn's comparisons of neighbouring blocks far from rounding.
@@ -117,8 +119,7 @@ def _fit_venn_abers(scores: NDArray[np.float32], matches: NDArray[np.bool_], pre
 
 def _count(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float) -> tuple[int, int]:
     """Check the pairs and return how many match and how many do not."""
-    if not 0 < prevalence < 1:
-        raise InvalidInput(f"prevalence is the share of matches and lies in (0, 1), found {prevalence}")
+    check_prevalence(prevalence)
     if len(scores) != len(matches) or not np.isfinite(scores).all():
         raise InvalidInput(
             f"expected finite scores, as many as matches, found {len(scores)} scores, "
@@ -135,7 +136,7 @@ def _count(scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: 
 
 def _with_ends(
     scores: NDArray[np.float32], matches: NDArray[np.bool_], prevalence: float
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], int, int]:
+) -> tuple[Reals, NDArray[np.bool_], Reals, int, int]:
     """Return scores, matches and weights with Laplace's two pairs added, and the numbers of pairs without them."""
     n_positives, n_negatives = _count(scores, matches, prevalence)
     x = np.concatenate([scores, [scores.min(), scores.max()]]).astype(np.float64)
@@ -144,9 +145,7 @@ def _with_ends(
     return x, y, weights, n_positives, n_negatives
 
 
-def _binned(
-    x: NDArray[np.float64], y: NDArray[np.bool_], weights: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+def _binned(x: Reals, y: NDArray[np.bool_], weights: Reals) -> tuple[Reals, NDArray[np.bool_], Reals]:
     """Return many pairs as few: mean score and total weight of each kind in narrow bins; few pairs as they are."""
     low, high = float(x.min()), float(x.max())
     if len(x) <= _MAX_ROWS or low == high:
@@ -158,9 +157,7 @@ def _binned(
     return means, np.equal(filled % 2, 1), total[filled].astype(np.float64)
 
 
-def _logistic(
-    features: NDArray[np.float64], y: NDArray[np.bool_], weights: NDArray[np.float64]
-) -> tuple[list[float], float]:
+def _logistic(features: Reals, y: NDArray[np.bool_], weights: Reals) -> tuple[list[float], float]:
     """Return the coefficients of at least 0 and the intercept that minimise the weighted log loss; features: [n, k].
 
     scikit-learn's logistic regression has no bounds, and its solvers fail at extreme prevalences.
@@ -172,7 +169,7 @@ def _logistic(
     sign, share = np.where(y, 1.0, -1.0), weights / weights.sum()
     log_odds = float(logit(share[y].sum()))
 
-    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def loss(parameters: Reals) -> tuple[float, Reals]:
         margin = sign * (unit @ parameters[:-1] + parameters[-1])
         slope = -sign * share * expit(-margin)
         return float(-(share * log_expit(margin)).sum()), np.append(slope @ unit, slope.sum())
@@ -180,7 +177,7 @@ def _logistic(
     n_features = features.shape[1]
     # The loss of rare matches is small, so the tolerance is relative to their share.
     gradient = 1e-7 * float(expit(-abs(log_odds)))
-    found: NDArray[np.float64] = minimize(
+    found: Reals = minimize(
         loss,
         np.append(np.zeros(n_features), log_odds),
         jac=True,
@@ -213,7 +210,7 @@ def _levels(
     )
 
 
-def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thin(x: Reals, y: Reals) -> tuple[Reals, Reals]:
     """Keep at most 256 knots, evenly spaced by number: they are dense where the map rises."""
     kept = np.unique(np.linspace(0, len(x) - 1, MAX_KNOTS).round().astype(np.int64))
     return x[kept].astype(np.float64), y[kept].astype(np.float64)

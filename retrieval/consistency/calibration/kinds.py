@@ -8,48 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self, TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit
 
+from retrieval.consistency.documents import Document, Floats
 from retrieval.errors import InvalidInput
 
 MAX_KNOTS = 256
 
 Probabilities: TypeAlias = NDArray[np.float64]
-Knots: TypeAlias = tuple[float, ...]
 
 
-class _Document:
-    """Plain JSON of the kinds below: the word of the kind and every field."""
+class _Calibrator(Document):
+    """What the kinds below share."""
 
     __slots__ = ()
-    kind: ClassVar[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types from which `from_json` makes an equal calibrator."""
-        values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
-        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {"kind": self.kind, **lists}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Undo `to_json`. Raises InvalidInput on another kind, a missing field or an impossible value."""
-        if document.get("kind") != cls.kind:
-            raise InvalidInput(f"expected a calibrator of kind {cls.kind!r}, found {document.get('kind')!r}")
-        try:
-            # Annotations are text here: the names of the types.
-            values = {field.name: _READ[str(field.type)](document[field.name]) for field in fields(cast(Any, cls))}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"the calibrator's document is incomplete or malformed: {error!r}") from error
-        return cls(**values)
+    noun: ClassVar[str] = "calibrator"
 
 
 @dataclass(frozen=True, slots=True)
-class PlattCalibrator(_Document):
+class PlattCalibrator(_Calibrator):
     """Platt scaling: probability expit(slope * score + intercept).
 
     slope: at least 0. It is 0 if matches do not score higher than other pairs; then every pair gets the prevalence.
@@ -72,7 +54,7 @@ class PlattCalibrator(_Document):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         if not (math.isfinite(self.slope) and math.isfinite(self.intercept) and self.slope >= 0):
             raise InvalidInput(
                 f"a Platt calibrator needs a finite slope of at least 0 and a finite intercept, found {self.slope} and "
@@ -85,7 +67,7 @@ class PlattCalibrator(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class BetaCalibrator(_Document):
+class BetaCalibrator(_Calibrator):
     """Beta calibration: probability expit(a log u - b log(1 - u) + c) of u = expit(scale * score + offset) in (0, 1).
 
     Beta calibration expects probabilities, but scores are any real numbers. So u is the Platt probability at even odds,
@@ -113,7 +95,7 @@ class BetaCalibrator(_Document):
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         values = (self.scale, self.offset, self.a, self.b, self.c)
         if not all(math.isfinite(value) for value in values) or min(self.scale, self.a, self.b) < 0:
             raise InvalidInput(
@@ -133,25 +115,22 @@ def beta_features(z: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 @dataclass(frozen=True, slots=True)
-class IsotonicCalibrator(_Document):
-    """A non-decreasing, piecewise linear map from score to match probability.
-
-    scores: at most 256 ascending knots; probabilities: at the knots, non-decreasing, strictly between 0 and 1.
-    Beyond the end knots the probability is that of the end knot.
+class IsotonicCalibrator(_Calibrator):
+    """A non-decreasing, piecewise linear map from score to match probability; constant beyond its end knots.
 
     Raises:
-        InvalidInput: at construction, when the knots break one of these rules.
+        InvalidInput: at construction, when the knots do not fit.
     """
 
     kind: ClassVar[str] = "isotonic"
-    scores: Knots
-    probabilities: Knots
+    scores: Floats  # at most 256, ascending
+    probabilities: Floats  # at the scores, non-decreasing, strictly between 0 and 1
     prevalence: float
     n_positives: int
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         _check_knots(self.scores, self.probabilities)
         if not 0 < self.probabilities[0] <= self.probabilities[-1] < 1:
             raise InvalidInput("a calibrator's probabilities must lie strictly between 0 and 1")
@@ -162,15 +141,13 @@ class IsotonicCalibrator(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class VennAbersCalibrator(_Document):
+class VennAbersCalibrator(_Calibrator):
     """An inductive Venn-Abers predictor: two isotonic maps, one for each possible outcome of the new pair.
 
-    scores: at most 256 ascending knots; lower, upper: at the knots, non-decreasing in [0, 1], lower <= upper, the
-    isotonic probability with the new pair counted as no match and as a match. Their distance shows how much one more
-    pair could move the probability. Linear between knots, constant beyond.
+    Their distance shows how much one more pair could move the probability. Linear between knots, constant beyond.
 
     Raises:
-        InvalidInput: at construction, when the knots break one of these rules.
+        InvalidInput: at construction, when the knots do not fit.
 
     Source: Vovk, Petej, Fedorova, "Large-scale probabilistic predictors with and without guarantees of validity",
     NeurIPS 2015.
@@ -181,15 +158,15 @@ class VennAbersCalibrator(_Document):
     """
 
     kind: ClassVar[str] = "venn-abers"
-    scores: Knots
-    lower: Knots
-    upper: Knots
+    scores: Floats  # at most 256, ascending
+    lower: Floats  # at the scores, non-decreasing in [0, 1]: the new pair counted as no match
+    upper: Floats  # at least lower: the new pair counted as a match
     prevalence: float
     n_positives: int
     n_negatives: int
 
     def __post_init__(self) -> None:
-        _check_prevalence(self.prevalence)
+        check_prevalence(self.prevalence)
         _check_knots(self.scores, self.lower)
         _check_knots(self.scores, self.upper)
         if any(low > high for low, high in zip(self.lower, self.upper, strict=True)):
@@ -241,7 +218,7 @@ def calibrator_from_json(document: Mapping[str, Any]) -> Calibrator:
     return kind.from_json(document)
 
 
-def interpolate(values: NDArray[np.float64], scores: Knots, probabilities: Knots) -> Probabilities:
+def interpolate(values: NDArray[np.float64], scores: Floats, probabilities: Floats) -> Probabilities:
     """Return the piecewise linear map at values [n], constant beyond its knots, rising without a rounding error."""
     knots = np.asarray(probabilities, dtype=np.float64)
     after = np.searchsorted(np.asarray(scores), values, side="right")
@@ -256,14 +233,15 @@ def _numbers(scores: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-def _check_prevalence(prevalence: float) -> None:
+def check_prevalence(prevalence: float) -> None:
+    """Raise InvalidInput unless the share of matches lies strictly between 0 and 1."""
     if not 0 < prevalence < 1:
         raise InvalidInput(
             f"a calibrator's prevalence is the share of matches and lies strictly between 0 and 1, found {prevalence}"
         )
 
 
-def _check_knots(scores: Knots, probabilities: Knots) -> None:
+def _check_knots(scores: Floats, probabilities: Floats) -> None:
     x, p = np.array(scores, dtype=np.float64), np.array(probabilities, dtype=np.float64)
     ordered = (
         x.shape == p.shape and 0 < len(x) <= MAX_KNOTS and bool((np.diff(x) > 0).all() and (np.diff(p) >= 0).all())
@@ -273,10 +251,3 @@ def _check_knots(scores: Knots, probabilities: Knots) -> None:
             f"a calibrator needs 1 to {MAX_KNOTS} ascending finite scores with non-decreasing probabilities between 0 "
             f"and 1, found {len(x)} scores and {len(p)} probabilities that are not"
         )
-
-
-def _knots(values: Any) -> Knots:
-    return tuple(float(value) for value in values)
-
-
-_READ: Mapping[str, Any] = {"float": float, "int": int, "Knots": _knots}

@@ -17,30 +17,15 @@ _Bins: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:
-    """Forecast against outcome, in bins of equal width on [0, 1].
+    """Forecast against outcome, in b bins of equal width on [0, 1], each [b] float64."""
 
-    edges: [b + 1] float64; mean_probability, match_rate: [b] float64, 0 in empty bins; weight: [b] float64, share of
-    the total weight; brier: weighted mean squared error; ece: weighted mean gap between probability and rate over bins;
-    log_loss: weighted mean of -log(probability given to what happened), infinite if that was 0.
-    """
-
-    edges: NDArray[np.float64]
-    mean_probability: NDArray[np.float64]
-    match_rate: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    brier: float
-    ece: float
-    log_loss: float
-
-    def __str__(self) -> str:
-        lines = [f"ECE {self.ece:.3g}, Brier {self.brier:.3g}, log loss {self.log_loss:.3g}"]
-        for row in np.flatnonzero(self.weight):
-            low, high = self.edges[row], self.edges[row + 1]
-            lines.append(
-                f"  {low:.2f} to {high:.2f}: forecast {self.mean_probability[row]:.3f}, "
-                f"matches {self.match_rate[row]:.3f}, weight {self.weight[row]:.2g}"
-            )
-        return "\n".join(lines)
+    edges: NDArray[np.float64]  # [b + 1]
+    mean_probability: NDArray[np.float64]  # 0 in empty bins
+    match_rate: NDArray[np.float64]  # 0 in empty bins
+    weight: NDArray[np.float64]  # share of the total weight
+    brier: float  # weighted mean squared error
+    ece: float  # weighted mean gap between probability and match rate over bins
+    log_loss: float  # weighted mean of -log(probability given to what happened), infinite if that was 0
 
 
 def reliability(
@@ -90,12 +75,7 @@ def mean_reliability(parts: Sequence[Reliability]) -> Reliability:
 
     Brier score and log loss are the means of those of the parts. ECE is computed again, because gaps of opposite signs
     in different parts cancel.
-
-    Raises:
-        InvalidInput: no part, or bins that differ.
     """
-    if not parts or any(len(part.edges) != len(parts[0].edges) for part in parts):
-        raise InvalidInput(f"expected at least one part, all with the same bins, found {len(parts)} parts")
     weight = np.mean([part.weight for part in parts], axis=0)
     forecast = np.mean([part.weight * part.mean_probability for part in parts], axis=0)
     outcome = np.mean([part.weight * part.match_rate for part in parts], axis=0)

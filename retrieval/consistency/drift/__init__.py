@@ -1,1 +1,1 @@
-"""Look for changes without labels: drifting scores, thresholds for another domain, cohorts that do not fit."""
+"""Look for changes without labels: drifting scores, and cohorts that do not fit."""

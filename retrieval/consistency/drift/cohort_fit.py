@@ -12,31 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval, normal_quantile
+from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Reals = NDArray[np.float64]
 
 _MIN_UNITS = 10  # independent images or groups on either side of the test
-_TILE = 1024  # rows of a product
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CohortFit:
-    """How well a cohort fits a catalogue.
+    """How well a cohort fits a catalogue; the intervals have the stated confidence."""
 
-    p_value: of the hypothesis that both are of one population; crowding: probability that a cohort image lies in a
-    denser place of the cohort than a catalogue image, 0.5 for one population, near 1 if the catalogue lies elsewhere;
-    agreement: rank correlation over the catalogue of the density in the cohort with that in the catalogue itself.
-    n_cohort, n_catalogue: independent images or groups compared.
-    """
-
-    p_value: float
+    p_value: float  # of the hypothesis that both are of one population
+    # Probability that a cohort image lies in a denser place of the cohort than a catalogue image: 0.5 for one
+    # population, near 1 if the catalogue lies elsewhere.
     crowding: float
     crowding_interval: Interval
-    agreement: float
+    agreement: float  # rank correlation, over the catalogue, of the density in the cohort with that in the catalogue
     agreement_interval: Interval
-    n_cohort: int
+    n_cohort: int  # independent images or groups compared
     n_catalogue: int
     confidence: float
 
@@ -173,8 +169,8 @@ def _check_size(cohort: NDArray[np.int64], catalogue: NDArray[np.int64], k: int,
 def _densities(images: Vectors, among: Vectors, k: int, skip: int = 0) -> Reals:
     """Return the mean of the k largest similarities after the `skip` largest: [n] float64."""
     k, found = min(k, len(among) - skip), []
-    for start in range(0, len(images), _TILE):
-        similarities = images[start : start + _TILE] @ among.T
+    for rows in slices(0, len(images)):
+        similarities = images[rows] @ among.T
         cut = len(among) - k - skip
         nearest = np.sort(np.partition(similarities, cut, axis=1)[:, cut:], axis=1)
         found.append(nearest[:, :k].mean(axis=1, dtype=np.float64))

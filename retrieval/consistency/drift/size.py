@@ -24,23 +24,17 @@ _N_RESAMPLES = 400  # resolves the ends of a 95 % interval to about a percent of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftSize:
-    """The difference between two samples of scores.
+    """The difference between two samples of scores; ..._by_chance: the median if both come from one distribution."""
 
-    median_shift: median of the new scores less that of the reference; wasserstein: the average move of a score that
-    turns one distribution into the other, in units of the score; ks: largest difference between the shares of scores up
-    to any value, 0 to 1, found at the score `below`. ..._interval: of the stated confidence; ..._by_chance: the median
-    if both samples come from one distribution; interquartile_range: of the reference, as a scale for the others.
-    """
-
-    median_shift: float
+    median_shift: float  # median of the new scores less that of the reference
     median_shift_interval: Interval
-    wasserstein: float
+    wasserstein: float  # the average move of a score that turns one distribution into the other
     wasserstein_interval: Interval
     wasserstein_by_chance: float
-    ks: float
+    ks: float  # largest difference between the shares of scores up to any value, 0 to 1
     ks_by_chance: float
-    below: float
-    interquartile_range: float
+    below: float  # the score at which `ks` is found
+    interquartile_range: float  # of the reference, as a scale for the others
     n_reference: int
     n_scores: int
     confidence: float

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.documents import Document, FloatRows, Floats, Ints
 from retrieval.errors import InvalidInput
 
 # One bettor for each resolution and each memory; what it learnt fades by this factor at every later look.
@@ -22,27 +22,24 @@ def resolutions(n_bins: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DriftState:
-    """What the next look needs to know of the reference and of the earlier looks; plain numbers.
-
-    edges, tie_breaks: [K - 1], upper ends of all bins but the last, and the random numbers that order equal scores;
-    gaps: [K], spaces between neighbouring reference scores in each bin; counts: [K], new scores in it;
-    memories: [3][K], counts faded at three speeds; log_wealth: the logarithm of each bettor's wealth, the idle one's
-    first; n_looks: looks so far; log_e, log_peak: logarithm of the e-value now and of its highest so far.
+class DriftState(Document):
+    """What the next look needs to know of the reference and of the earlier looks, in K bins; plain numbers.
 
     Raises:
-        InvalidInput: at construction, when lengths or values break one of these rules.
+        InvalidInput: at construction, when lengths or values do not fit.
     """
 
-    edges: tuple[float, ...]
-    tie_breaks: tuple[float, ...]
-    gaps: tuple[int, ...]
-    counts: tuple[int, ...]
-    memories: tuple[tuple[float, ...], ...]
-    log_wealth: tuple[float, ...]
+    noun: ClassVar[str] = "drift state"
+    kind: ClassVar[str] = "drift"
+    edges: Floats  # [K - 1], upper ends of all bins but the last
+    tie_breaks: Floats  # [K - 1], the random numbers that order scores equal to an edge
+    gaps: Ints  # [K], spaces between neighbouring reference scores in each bin
+    counts: Ints  # [K], new scores in each bin
+    memories: FloatRows  # [3][K], counts faded at three speeds
+    log_wealth: Floats  # of each bettor, the idle one's first
     n_looks: int = 0
-    log_e: float = 0.0
-    log_peak: float = 0.0
+    log_e: float = 0.0  # logarithm of the e-value now
+    log_peak: float = 0.0  # and of its highest so far
 
     def __post_init__(self) -> None:
         k = len(self.gaps)
@@ -92,40 +89,6 @@ class DriftState:
             f"against a reference of {self.n_reference}: anytime-valid p {self.p_value:.3g}, e-value now "
             f"{math.exp(min(self.log_e, 700.0)):.3g}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types from which `from_json` makes an equal state."""
-        document: dict[str, Any] = {"kind": "drift"}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            document[field.name] = list(value) if isinstance(value, tuple) else value
-        document["memories"] = [list(memory) for memory in self.memories]
-        return document
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> DriftState:
-        """Undo `to_json`.
-
-        Raises:
-            InvalidInput: another kind, a missing field or values that are no state.
-        """
-        if document.get("kind") != "drift":
-            raise InvalidInput(f"expected a document of kind 'drift', found {document.get('kind')!r}")
-        try:
-            values: dict[str, Any] = {
-                **{name: _floats(document[name]) for name in ("edges", "tie_breaks", "log_wealth")},
-                **{name: tuple(int(value) for value in document[name]) for name in ("gaps", "counts")},
-                "memories": tuple(_floats(memory) for memory in document["memories"]),
-                "n_looks": int(document["n_looks"]),
-                **{name: float(document[name]) for name in ("log_e", "log_peak")},
-            }
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidInput(f"the drift state's document is incomplete or malformed: {error!r}") from error
-
-
-def _floats(values: Iterable[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
 
 
 def checked_scores(name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,22 +22,16 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpisComparison:
-    """Two models or scores on the same images.
-
-    first, second: the result of each; difference: debiased OPIS of the first minus that of the second, below 0 if the
-    first is more consistent; p_value: two-sided, of the hypothesis that the true difference is 0; ratio: first over
-    second, None with its interval if the second may be 0; n_classes: those with four images; confidence: of the
-    intervals.
-    """
+    """Two models or scores on the same images; the intervals have the stated confidence."""
 
     first: OpisResult
     second: OpisResult
-    difference: float
+    difference: float  # debiased OPIS of the first less that of the second: below 0 if the first is more consistent
     difference_interval: Interval
-    ratio: float | None
+    ratio: float | None  # first over second; None if the second may be 0
     ratio_interval: Interval | None
-    p_value: float
-    n_classes: int
+    p_value: float  # two-sided, of the hypothesis that the true difference is 0
+    n_classes: int  # with four images
     confidence: float
 
     def __str__(self) -> str:

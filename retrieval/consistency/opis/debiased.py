@@ -27,15 +27,11 @@ _STEP = 1.05
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DebiasedShares:
-    """The share of each class in OPIS without noise.
+    """The share of each of k classes in OPIS without noise."""
 
-    shares: [k] float64, their mean weighted by weights [k], sum 1, is the estimate or its upper bound; rows: [k] int64,
-    which of the classes with positives.
-    """
-
-    shares: Rates
-    weights: Rates
-    rows: NDArray[np.int64]
+    shares: Rates  # [k], their weighted mean is the estimate or its upper bound
+    weights: Rates  # [k], sum 1
+    rows: NDArray[np.int64]  # [k], which of the classes with positives
     method: DebiasedMethod
 
     @property

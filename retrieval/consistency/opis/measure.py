@@ -30,37 +30,28 @@ _THIN_NODES = 65
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpisResult:
-    """OPIS with what is needed to read it.
+    """OPIS with what is needed to read it; the intervals have the stated confidence."""
 
-    value: plain OPIS; floor: the OPIS expected of as many classes and images if all classes shared one curve;
-    interval: bootstrap over classes of the plain value; debiased, debiased_interval: the estimate without noise, which
-    may fall slightly below 0; debiased_method: "pairs" if it was estimated, from classes of four images or more;
-    "bound" if all classes are smaller: then no estimate exists, debiased is None and debiased_interval reaches from
-    0 to the most that the data allow; None if nothing was measured. eps_opis, eps_floor, eps_interval: the gap between
-    the worst and the best classes; far_low, far_high: pooled FAR at the ends of the band; weighting: "equal", "images"
-    or "given"; n_classes: classes counted; n_excluded: classes left out because they have no positive pair;
-    pair_correlation: of positive pairs that share an image, as the floors take it; confidence: of all intervals;
-    shares: of the classes, behind the debiased estimate, None if nothing was measured.
-    """
-
-    value: float
-    floor: float
-    interval: Interval
-    debiased: float | None
-    debiased_interval: Interval | None
+    value: float  # plain OPIS
+    floor: float  # the OPIS expected of as many classes and images if all classes shared one curve
+    interval: Interval  # bootstrap over classes of the plain value
+    debiased: float | None  # the estimate without noise, which may fall slightly below 0
+    debiased_interval: Interval | None  # from 0 to the most that the data allow if the method is "bound"
+    # "pairs": estimated from classes of four images or more; "bound": all classes are smaller, so no estimate exists;
+    # None: nothing was measured.
     debiased_method: DebiasedMethod | None
-    eps_opis: float
+    eps_opis: float  # the gap between the worst and the best classes
     eps_floor: float
     eps_interval: Interval
-    far_low: float
+    far_low: float  # pooled FAR at the ends of the band
     far_high: float
     axis: Axis
-    weighting: str
-    n_classes: int
-    n_excluded: int
-    pair_correlation: float
+    weighting: str  # "equal", "images" or "given"
+    n_classes: int  # counted
+    n_excluded: int  # left out because they have no positive pair
+    pair_correlation: float  # of positive pairs that share an image, as the floors take it
     confidence: float
-    shares: DebiasedShares | None = field(default=None, repr=False, compare=False)
+    shares: DebiasedShares | None = field(default=None, repr=False, compare=False)  # behind the debiased estimate
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields except shares, which are arrays."""
@@ -179,9 +170,8 @@ def consistency_report(
     with 4 and 5 images a class, while the covariance of halves of the images reads 0.057 and 0.053; with 0.0019, about
     0.0022 with half of their standard deviation. FAR is taken as measured: its noise is a hundredth of TAR's.
 
-    With fewer than 10 classes of four images only a bound exists, see `OpisResult`: two images a class make one pair,
-    and a pair accepted half of the time looks alike whether all classes have a TAR of 1/2 or half of them have 0 and
-    half 1. With fewer than 10 classes nothing is measured.
+    With fewer than 10 classes of four images only a bound exists, see `OpisResult` and `noise_of_tar`. With fewer than
+    10 classes nothing is measured.
 
     Cost: about 3 times that of `operating_curves` with given thresholds; the debiased estimate adds only the pairs
     inside classes.

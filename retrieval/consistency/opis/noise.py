@@ -30,25 +30,21 @@ _NORMAL_POINTS, _NORMAL_MASSES = np.polynomial.hermite_e.hermegauss(9)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairAgreement:
-    """How often pairs of a class are accepted together, [T', L] float64 each for classes with positives and L levels.
+    """How often pairs of a class are accepted together, for T' classes with positives at L levels.
 
-    Assumes that the images of a class are independent and identically distributed. If the same sources made every
-    class, the effect of a source on all classes counts as noise too: with emoji of eight makers the remaining spread
-    was 2 to 10 % too small.
-
-    single: share of pairs accepted; sharing: share of the pairs of pairs with a common image of which both are
-    accepted, NaN below three images; disjoint: the same without a common image, NaN below four; n_images: [T'] int64.
-
-    Given the class, single is unbiased for its TAR t, disjoint for t^2, and sharing for t^2 or more.
+    Given the class, single is unbiased for its TAR t, disjoint for t^2, and sharing for t^2 or more. This assumes that
+    the images of a class are independent and identically distributed. If the same sources made every class, the effect
+    of a source on all classes counts as noise too: with emoji of eight makers the remaining spread was 2 to 10 % too
+    small.
 
     Source: Hoeffding, "A class of statistics with asymptotically normal distribution", Annals of Mathematical
     Statistics 19 (1948): U-statistics and their variance.
     """
 
-    single: Rates
-    sharing: Rates
-    disjoint: Rates
-    n_images: NDArray[np.int64]
+    single: Rates  # [T', L], share of the pairs that are accepted
+    sharing: Rates  # [T', L], share of the pairs of pairs with a common image of which both are; NaN below three images
+    disjoint: Rates  # [T', L], the same without a common image; NaN below four images
+    n_images: NDArray[np.int64]  # [T']
 
     @property
     def measurable(self) -> NDArray[np.bool_]:
@@ -118,15 +114,11 @@ def noise_of_tar(agreement: PairAgreement) -> Rates:
     independent; with two it is 0: one pair that is accepted half of the time may belong to a class with TAR 1/2 or come
     from classes with TAR 0 and 1, which no number of such classes can separate.
     """
-    square = np.where(agreement.measurable[:, None], agreement.disjoint, agreement.sharing)
-    variance = _noise(agreement.single, agreement.sharing, square, agreement.n_images[:, None])
-    return np.where(agreement.n_images[:, None] == 2, 0.0, variance)
-
-
-def _noise(single: Rates, sharing: Rates, square: Rates, n_images: NDArray[np.int64]) -> Rates:
-    """Return the variance of a mean over all pairs; square: estimate of the squared true TAR."""
+    single, sharing, n_images = agreement.single, agreement.sharing, agreement.n_images[:, None]
+    square = np.where(agreement.measurable[:, None], agreement.disjoint, sharing)  # estimates the squared true TAR
     n_pairs = n_images * (n_images - 1) / 2
-    return np.asarray((single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs, dtype=np.float64)
+    variance = (single - square + 2 * (n_images - 2) * (sharing - square)) / n_pairs
+    return np.where(n_images == 2, 0.0, variance)
 
 
 def pair_correlation(agreement: PairAgreement, weights: Rates) -> float:
@@ -156,23 +148,21 @@ def variance_inflation(n_images: NDArray[np.int64], correlation: float) -> Rates
 class SharedCurve:
     """The null hypothesis that all classes share one curve.
 
-    Every class has the mean TAR [p] and the pooled FAR at the nodes of the band, and its measured TAR varies as a share
-    of independent pairs, its pairs over `variance_inflation` in number. n_images, weights: [T']; correlation: see
-    `pair_correlation`; c: see `utility`.
+    Every class has the mean TAR and the pooled FAR at the nodes of the band, and its measured TAR varies as a share of
+    independent pairs, its pairs over `variance_inflation` in number.
     """
 
     band: Band
-    mean_tar: Rates
-    n_images: NDArray[np.int64]
-    weights: Rates
-    correlation: float
-    c: float
+    mean_tar: Rates  # [p]
+    n_images: NDArray[np.int64]  # [T']
+    weights: Rates  # [T']
+    correlation: float  # see `pair_correlation`
+    c: float  # see `utility`
 
     def n_independent(self, n_images: NDArray[np.int64]) -> Rates:
         """Return the number of independent pairs that vary as the pairs of a class with n_images [k] do."""
-        return np.asarray(
-            n_images * (n_images - 1) / 2 / variance_inflation(n_images, self.correlation), dtype=np.float64
-        )
+        n_pairs: Rates = n_images * (n_images - 1) / 2
+        return n_pairs / variance_inflation(n_images, self.correlation)
 
 
 def noise_floor(null: SharedCurve) -> float:

@@ -1,7 +1,4 @@
-"""The options of OPIS, as one value, and what they mean for given curves.
-
-The computation is left to `measure`.
-"""
+"""The options of OPIS, as one value, and what they mean for given curves; `measure` computes."""
 
 from __future__ import annotations
 
@@ -16,28 +13,21 @@ from retrieval.consistency.opis.weighting import Weighting, weigh_classes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpisOptions:
-    """The options of OPIS; impossible values are refused when they are used.
+    """The options of OPIS; impossible values are refused when they are used."""
 
-    far_low, far_high: the band holds the thresholds at which the pooled FAR lies between them.
-    axis: "distance" integrates over d = sqrt(2 - 2 s), as in the paper, and needs cosine scores; "log_far" integrates
-    over the logarithm of the pooled FAR, so that scores and models can be compared.
-    distance_range: (d_min, d_max), replaces far_low and far_high as the ends of the band.
-    c: weight of TAR against TRR in the utility; above 1, TAR counts more.
-    eps: percentage of the classes that eps-OPIS takes at either end, in (0, 50].
-    weighting: of the classes in every mean over classes: "equal" as in the paper, "images" in proportion to their
-    images, or a weight for each class by name.
-    n_bootstrap: replicates of the bootstrap over classes.
-    confidence: level of all intervals, in (0, 1).
-    """
-
+    # The band holds the thresholds at which the pooled FAR lies between these two.
     far_low: float = 1e-2
     far_high: float = 1e-1
+    # "distance" integrates over d = sqrt(2 - 2 s), as in the paper, and needs cosine scores; "log_far" integrates over
+    # the logarithm of the pooled FAR, so that scores and models can be compared.
     axis: Axis = "distance"
-    distance_range: tuple[float, float] | None = None
-    c: float = 1.0
-    eps: float = 10.0
+    distance_range: tuple[float, float] | None = None  # (d_min, d_max), replaces the two FARs as the ends of the band
+    c: float = 1.0  # weight of TAR against TRR in the utility; above 1, TAR counts more
+    eps: float = 10.0  # percentage of the classes that eps-OPIS takes at either end, in (0, 50]
+    # Of the classes in every mean over classes: "equal" as in the paper, "images" in proportion to their images, or a
+    # weight for each class by name.
     weighting: Weighting = "equal"
-    n_bootstrap: int = 1000
+    n_bootstrap: int = 1000  # replicates of the bootstrap over classes
     confidence: float = 0.95
 
     def band_of(self, curves: OperatingCurves) -> Band:

@@ -24,15 +24,11 @@ _BLOCK_CLASSES = 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Band:
-    """The thresholds over which OPIS integrates.
+    """The p thresholds over which OPIS integrates."""
 
-    nodes: [p] float64, thresholds, ascending; positions: [p] float64, the nodes on the chosen axis, monotone;
-    pooled_far: [p] float64, at the nodes.
-    """
-
-    nodes: Rates
-    positions: Rates
-    pooled_far: Rates
+    nodes: Rates  # [p], thresholds, ascending
+    positions: Rates  # [p], the nodes on the chosen axis, monotone
+    pooled_far: Rates  # [p], at the nodes
 
     @property
     def weights(self) -> Rates:
@@ -51,12 +47,7 @@ class Band:
 
 
 def find_band(
-    curves: OperatingCurves,
-    *,
-    far_low: float,
-    far_high: float,
-    axis: Axis,
-    distance_range: tuple[float, float] | None,
+    curves: OperatingCurves, *, far_low: float, far_high: float, axis: Axis, distance_range: tuple[float, float] | None
 ) -> Band:
     """Return the band between two pooled FARs, or between two distances if distance_range is given.
 

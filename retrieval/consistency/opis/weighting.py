@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.curves import Rates
 from retrieval.consistency.intervals import Interval, check_confidence
 from retrieval.errors import InvalidInput
 
@@ -21,7 +22,7 @@ Weighting: TypeAlias = Literal["equal", "images"] | Mapping[str, float]
 _BLOCK_ENTRIES = 1 << 22
 
 
-def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDArray[np.int64]) -> NDArray[np.float64]:
+def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDArray[np.int64]) -> Rates:
     """Return the weight of each class, sum 1: [T] float64.
 
     weighting: see `OpisOptions`; names that are not among the classes, such as classes without a positive pair, are
@@ -50,9 +51,7 @@ def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDAr
     return np.asarray(weights / total, dtype=np.float64)
 
 
-def resampled_weights(
-    weights: NDArray[np.float64], n_bootstrap: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.float64]]:
+def resampled_weights(weights: Rates, n_bootstrap: int, rng: np.random.Generator) -> Iterator[Rates]:
     """Yield bootstrap replicates of the weights of classes, sum 1 each, in blocks: [b, T] float64.
 
     Classes are drawn uniformly with replacement and keep their weights; a replicate without any weight is drawn again.
@@ -72,7 +71,7 @@ def resampled_weights(
         yield drawn
 
 
-def _draw(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw(weights: Rates, rng: np.random.Generator) -> Rates:
     n_classes = len(weights)
     while True:
         drawn = np.bincount(rng.integers(n_classes, size=n_classes), minlength=n_classes) * weights
@@ -91,12 +90,7 @@ class ClassMean:
 
 
 def mean_over_classes(
-    values: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    *,
-    n_bootstrap: int,
-    confidence: float,
-    rng: np.random.Generator,
+    values: Rates, weights: Rates, *, n_bootstrap: int, confidence: float, rng: np.random.Generator
 ) -> ClassMean:
     """Return the mean of values [k] by weights [k], positive, sum 1, with a symmetric studentised bootstrap interval.
 
@@ -121,9 +115,7 @@ def mean_over_classes(
     return ClassMean(mean, Interval(mean - reach, mean + reach), p_value)
 
 
-def _standard_errors(
-    drawn: NDArray[np.float64], weights: NDArray[np.float64], values: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _standard_errors(drawn: Rates, weights: Rates, values: Rates) -> Rates:
     """Return standard errors [...] of the mean of values [k] by drawn [..., k], which are replicates of weights [k]."""
     per_draw = (drawn / weights).mean(axis=-1)  # weight of a single draw of a class of weight 1
     mean, own = drawn @ values, drawn * weights

@@ -18,16 +18,13 @@ from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairBatch:
-    """Pairs of one tile: scores [p] float32, never -0.0; class codes and rows, [p] int64 each, of both ends.
+    """The p pairs of one tile; inside one set of images first <= second."""
 
-    Rows are those of the sorted query and gallery. Inside one set of images first <= second.
-    """
-
-    scores: NDArray[np.float32]
-    first: Codes
-    second: Codes
-    first_rows: NDArray[np.int64]
-    second_rows: NDArray[np.int64]
+    scores: NDArray[np.float32]  # [p], never -0.0
+    first: Codes  # [p], class of one end
+    second: Codes  # [p], class of the other
+    first_rows: NDArray[np.int64]  # [p], row of the sorted query
+    second_rows: NDArray[np.int64]  # [p], row of the sorted gallery
 
     @property
     def matches(self) -> NDArray[np.bool_]:

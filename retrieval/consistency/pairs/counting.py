@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.pairs.products import float32_at_least
-from retrieval.consistency.pairs.tiles import Tile, sum_of, visit_tiles
+from retrieval.consistency.pairs.tiles import Counts, Tile, sum_over_tiles
 from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, pair_totals
-
-Counts = NDArray[np.int64]
 
 
 def count_tiles(
@@ -31,24 +29,11 @@ def count_tiles(
     limits = np.append(float32_at_least(thresholds), np.float32(np.inf))
     guess = kernels.limit_guess(limits[:-1])
 
-    def visit(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
-        rows, columns = tile
-        kernels.count_accepted_pairs(
-            scores,
-            vectors.codes[rows],
-            vectors.gallery_codes[columns],
-            vectors.groups[rows],
-            vectors.gallery_groups[columns],
-            is_diagonal(vectors, tile),
-            limits,
-            guess,
-            *counts,
-        )
+    def count(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
+        kernels.count_accepted_pairs(scores, *vectors.labels_of(*tile), limits, guess, *counts)
 
-    def none_yet() -> Counts:
-        return np.zeros((2, len(vectors.classes), len(thresholds)), dtype=np.int64)
-
-    total = sum_of(visit_tiles(vectors, tiles, visit, none_yet, threads=threads, progress=progress))
+    shape = 2, len(vectors.classes), len(thresholds)
+    total = sum_over_tiles(vectors, tiles, count, shape, threads=threads, progress=progress)
     # In place, from the highest threshold down: a pair that reaches a threshold reaches all lower ones.
     np.cumsum(total[..., ::-1], axis=2, out=total[..., ::-1])
     return total[0], total[1]
@@ -57,19 +42,6 @@ def count_tiles(
 def total_of_tiles(vectors: LabelledVectors, tiles: Sequence[Tile]) -> tuple[Counts, Counts]:
     """Return the positives and negatives of each class among the pairs of some tiles: two [T] int64."""
     total = np.zeros((2, len(vectors.classes)), dtype=np.int64)
-    for rows, columns in tiles:
-        codes, groups = vectors.codes[rows], vectors.groups[rows]
-        diagonal = is_diagonal(vectors, (rows, columns))
-        total += pair_totals(
-            codes,
-            codes if diagonal else vectors.gallery_codes[columns],
-            groups,
-            groups if diagonal else vectors.gallery_groups[columns],
-            len(vectors.classes),
-        )
+    for tile in tiles:
+        total += pair_totals(vectors.labels_of(*tile), len(vectors.classes))
     return total[0], total[1]
-
-
-def is_diagonal(vectors: LabelledVectors, tile: Tile) -> bool:
-    """Whether the tile pairs images with themselves, so that only the pairs above its diagonal count."""
-    return vectors.one_set and tile[0] == tile[1]

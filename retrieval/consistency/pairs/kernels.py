@@ -66,9 +66,8 @@ def count_accepted_pairs(  # noqa: PLR0913  # compiled code takes arrays, not va
         own = first_codes[i] * m
         row = scores[i]
         n_reached = 0
-        for j in range(
-            i + 1 if above_diagonal else 0, len(row)
-        ):  # without a branch: most pairs are below the first limit
+        for j in range(i + 1 if above_diagonal else 0, len(row)):
+            # Without a branch: most pairs are below the first limit.
             reached[n_reached] = j
             n_reached += row[j] >= lowest
         for position in range(n_reached):

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.pairs.counting import is_diagonal
-from retrieval.consistency.pairs.tiles import Tile, sum_of, tiles_of, visit_tiles
-from retrieval.consistency.pairs.vectors import Codes, Groups, LabelledVectors
+from retrieval.consistency.pairs.tiles import Counts, Tile, sum_over_tiles, tiles_of
+from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _SIGN = np.uint32(0x80000000)
@@ -118,48 +117,29 @@ def _check_band(far_low: float, far_high: float, n_band: int) -> None:
         )
 
 
-def _high_counts(vectors: LabelledVectors, threads: int | None) -> NDArray[np.int64]:
+def _high_counts(vectors: LabelledVectors, threads: int | None) -> Counts:
     from retrieval.consistency.pairs import kernels
 
-    def visit(counts: NDArray[np.int64], scores: NDArray[np.float32], bounds: Tile) -> None:
-        kernels.count_high_bits(*_labelled_bits(vectors, scores, bounds), counts)
+    def count(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
+        kernels.count_high_bits(scores.view(np.uint32), *vectors.labels_of(*tile), counts)
 
-    def none_yet() -> NDArray[np.int64]:
-        return np.zeros(1 << (32 - kernels.LOW_BITS), dtype=np.int64)
-
-    return sum_of(visit_tiles(vectors, tiles_of(vectors), visit, none_yet, threads=threads))
+    return sum_over_tiles(vectors, tiles_of(vectors), count, (1 << (32 - kernels.LOW_BITS),), threads=threads)
 
 
-def _low_counts(vectors: LabelledVectors, selected: NDArray[np.int64], threads: int | None) -> NDArray[np.int64]:
+def _low_counts(vectors: LabelledVectors, selected: NDArray[np.int64], threads: int | None) -> Counts:
     from retrieval.consistency.pairs import kernels
 
     row_of = np.full(1 << (32 - kernels.LOW_BITS), -1, dtype=np.int16)
     row_of[selected] = np.arange(len(selected))
 
-    def visit(counts: NDArray[np.int64], scores: NDArray[np.float32], bounds: Tile) -> None:
-        kernels.count_low_bits(*_labelled_bits(vectors, scores, bounds), row_of, counts)
+    def count(counts: Counts, scores: NDArray[np.float32], tile: Tile) -> None:
+        kernels.count_low_bits(scores.view(np.uint32), *vectors.labels_of(*tile), row_of, counts)
 
-    def none_yet() -> NDArray[np.int64]:
-        return np.zeros((len(selected), 1 << kernels.LOW_BITS), dtype=np.int64)
-
-    return sum_of(visit_tiles(vectors, tiles_of(vectors), visit, none_yet, threads=threads))
+    shape = len(selected), 1 << kernels.LOW_BITS
+    return sum_over_tiles(vectors, tiles_of(vectors), count, shape, threads=threads)
 
 
-def _labelled_bits(
-    vectors: LabelledVectors, scores: NDArray[np.float32], bounds: Tile
-) -> tuple[NDArray[np.uint32], Codes, Codes, Groups, Groups, bool]:
-    rows, columns = bounds
-    return (
-        scores.view(np.uint32),
-        vectors.codes[rows],
-        vectors.gallery_codes[columns],
-        vectors.groups[rows],
-        vectors.gallery_groups[columns],
-        is_diagonal(vectors, bounds),
-    )
-
-
-def _locate(counts: NDArray[np.int64], ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _locate(counts: Counts, ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the bin of each rank and the rank inside that bin."""
     filled = np.flatnonzero(counts)
     cumulative = np.cumsum(counts[filled])

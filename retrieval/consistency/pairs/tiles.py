@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from retrieval.consistency.pairs.vectors import LabelledVectors, Progress
 from retrieval.errors import InvalidInput
 
 Tile = tuple[slice, slice]
-_State = TypeVar("_State")
+Counts = NDArray[np.int64]
 
 # Rows and columns of a tile, whose scores take 4 MiB.
 TILE = 1024
@@ -51,19 +50,19 @@ def tiles_of(vectors: LabelledVectors, shard: tuple[int, int] = (0, 1)) -> list[
     return every[index::count]
 
 
-def visit_tiles(
+def sum_over_tiles(
     vectors: LabelledVectors,
     tiles: Sequence[Tile],
-    visit: Callable[[_State, NDArray[np.float32], Tile], None],
-    new_state: Callable[[], _State],
+    count: Callable[[Counts, NDArray[np.float32], Tile], None],
+    shape: tuple[int, ...],
     *,
     threads: int | None,
     progress: Progress | None = None,
-) -> list[_State]:
-    """Call visit(state, scores [p, q] float32, tile) for each tile and return the states, one per thread.
+) -> Counts:
+    """Call count(counts, scores [p, q] float32, tile) for each tile, which adds to the counts, and return their sum.
 
-    threads: None for as many as this process may use. The scores are reused for the next tile. The products do not
-    depend on the number of threads: the matrix library gets one for each of ours.
+    Each thread has counts of its own; threads: None for as many as this process may use. The scores are reused for the
+    next tile. The products do not depend on the number of threads: the matrix library gets one for each of ours.
 
     Raises:
         InvalidInput: threads below 1.
@@ -73,22 +72,22 @@ def visit_tiles(
     n_threads = max(1, min(threads or len(os.sched_getaffinity(0)), len(tiles)))
     waiting, lock, done = iter(tiles), threading.Lock(), 0
 
-    def work(_: int) -> _State:
+    def work(_: int) -> Counts:
         nonlocal done
-        state = new_state()
+        counts = np.zeros(shape, dtype=np.int64)
         buffer = np.empty(0, dtype=np.float32)
         while True:
             with lock:
                 tile = next(waiting, None)
             if tile is None:
-                return state
+                return counts
             query, gallery = vectors.query[tile[0]], vectors.gallery[tile[1]]
             size = len(query) * len(gallery)
             if len(buffer) < size:
                 buffer = np.empty(size, dtype=np.float32)
             scores = buffer[:size].reshape(len(query), len(gallery))
             np.matmul(query, gallery.T, out=scores)
-            visit(state, scores, tile)
+            count(counts, scores, tile)
             with lock:
                 done += 1
                 if progress is not None:
@@ -96,14 +95,9 @@ def visit_tiles(
 
     with one_thread_a_product:
         if n_threads == 1:
-            return [work(0)]
+            return work(0)
         with ThreadPoolExecutor(n_threads) as pool:
-            return list(pool.map(work, range(n_threads)))
-
-
-def sum_of(counts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Add the counts of all threads into those of the first."""
-    total = counts[0]
-    for other in counts[1:]:
+            total, *others = pool.map(work, range(n_threads))
+    for other in others:
         total += other
     return total

@@ -18,6 +18,8 @@ from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 Vectors: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = NDArray[np.int64]
 Groups: TypeAlias = NDArray[np.int32]
+# Codes and groups of rows and of columns, and whether only the pairs above the diagonal count.
+Labels: TypeAlias = tuple[Codes, Codes, Groups, Groups, bool]
 Columns: TypeAlias = Sequence[Sequence[str]]
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -32,27 +34,22 @@ class LabelledVectors:
 
     Build them with `labelled` or `crossed`. If gallery_codes is codes, the pairs are the unordered ones inside one set
     of images; otherwise every query makes a pair with every gallery vector.
-
-    query: [n, D] float32; gallery: [g, D]; codes, gallery_codes: [n] and [g] int64, ascending, index into classes
-    (sorted names); order: [n] int64, the caller's row of each query; groups, gallery_groups: [n, a] and [g, a] int32,
-    two vectors with an equal group make no pair, -1 equals none; cosine: whether the score is the cosine of unit rows;
-    positives, negatives: [T] int64, pairs of each class, a negative pair belongs to both its classes.
     """
 
-    query: Vectors
-    gallery: Vectors
-    codes: Codes
-    gallery_codes: Codes
-    classes: tuple[str, ...]
-    order: NDArray[np.int64]
-    groups: Groups
-    gallery_groups: Groups
-    cosine: bool
-    positives: Codes = field(init=False)
-    negatives: Codes = field(init=False)
+    query: Vectors  # [n, D]
+    gallery: Vectors  # [g, D]
+    codes: Codes  # [n], ascending, index into classes
+    gallery_codes: Codes  # [g]
+    classes: tuple[str, ...]  # sorted names
+    order: NDArray[np.int64]  # [n], the caller's row of each query
+    groups: Groups  # [n, a]; two vectors with an equal group make no pair, -1 equals none
+    gallery_groups: Groups  # [g, a]
+    cosine: bool  # whether the score is the cosine of unit rows
+    positives: Codes = field(init=False)  # [T], pairs of each class
+    negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
     def __post_init__(self) -> None:
-        totals = pair_totals(self.codes, self.gallery_codes, self.groups, self.gallery_groups, len(self.classes))
+        totals = pair_totals(self.labels_of(slice(None), slice(None)), len(self.classes))
         for name, total in zip(("positives", "negatives"), totals, strict=True):
             object.__setattr__(self, name, total)
 
@@ -78,6 +75,12 @@ class LabelledVectors:
     def n_negatives(self) -> int:
         """Number of pairs across classes."""
         return int(self.negatives.sum()) // 2
+
+    def labels_of(self, rows: slice, columns: slice) -> Labels:
+        """Return codes and groups of a tile's rows and columns, and whether only pairs above its diagonal count."""
+        codes, gallery_codes = self.codes[rows], self.gallery_codes[columns]
+        diagonal = self.one_set and rows == columns
+        return codes, gallery_codes, self.groups[rows], self.gallery_groups[columns], diagonal
 
     def subset(self, rows: NDArray[np.int64]) -> LabelledVectors:
         """Return the vectors of one set in the given rows ([k] int64) with all class names kept."""
@@ -243,19 +246,17 @@ def check_unit_rows(rows: Vectors, name: str) -> None:
         )
 
 
-def pair_totals(
-    codes: Codes, gallery_codes: Codes, groups: Groups, gallery_groups: Groups, n_classes: int
-) -> tuple[Codes, Codes]:
+def pair_totals(labels: Labels, n_classes: int) -> tuple[Codes, Codes]:
     """Return the positives and negatives of each class: two [T] int64, see `LabelledVectors`."""
-    one_set = gallery_codes is codes
+    codes, gallery_codes, groups, _, diagonal = labels
     if groups.shape[1]:
         from retrieval.consistency.pairs import kernels
 
         counted = np.zeros((2, n_classes), dtype=np.int64)
-        kernels.count_pairs_by_class(codes, gallery_codes, groups, gallery_groups, one_set, *counted)
+        kernels.count_pairs_by_class(*labels, *counted)
         return counted[0], counted[1]
     rows, columns = (np.bincount(side, minlength=n_classes).astype(np.int64) for side in (codes, gallery_codes))
-    if one_set:
+    if diagonal:
         return rows * (rows - 1) // 2, rows * (rows.sum() - rows)
     return rows * columns, rows * (columns.sum() - columns) + columns * (rows.sum() - rows)
 

@@ -6,9 +6,9 @@ The images show whether two classes are look-alikes or one class under two names
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.subgroups.counts import accepted_class_pairs, check_threshold
 from retrieval.errors import InvalidInput
 
-_Number = TypeVar("_Number", np.float64, np.float32, np.int64)
 # The most numbers in a block of classes by all classes.
 _MAX_CELLS = 1 << 22
-ORDERS = ("accepted", "share", "mean", "highest")
+# What pairs of classes are ordered by, and the field that holds it.
+_FIGURES = {"accepted": "n_accepted", "share": "share", "mean": "mean", "highest": "highest"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,54 +37,33 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class ConfusedPair:
-    """Two classes and the scores of the n_pairs pairs of images across them.
-
-    n_accepted: pairs at or above the threshold; share: n_accepted / n_pairs, share_interval: Wilson's, as if pairs were
-    independent (they share images, so the true one is wider); examples: the highest-scoring pairs, best first.
-    """
+    """Two classes and the scores of the pairs of images across them."""
 
     first: str
     second: str
     n_pairs: int
-    n_accepted: int
-    share: float
-    share_interval: Interval
+    n_accepted: int  # at or above the threshold
+    share: float  # n_accepted / n_pairs
+    share_interval: Interval  # Wilson's, as if pairs were independent; they share images, so the true one is wider
     mean: float
     highest: float
-    examples: tuple[ScoredPair, ...]
-
-    def __str__(self) -> str:
-        return (
-            f"{self.first} / {self.second}: {self.n_accepted} of {self.n_pairs} pairs accepted ({self.share:.3g}, "
-            f"interval {self.share_interval}), mean {self.mean:.4f}, highest {self.highest:.4f}"
-        )
+    examples: tuple[ScoredPair, ...]  # the highest-scoring pairs, best first
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """The most confused pairs of classes, worst first, and their share of all confusion.
-
-    n_class_pairs: all pairs of classes; n_confused: those with a false accept; n_false_accepts: accepted pairs of
-    images of different classes; concentration: the share of these in the listed pairs, 0 if there are none.
-    """
+    """The most confused pairs of classes, worst first, and all confusion."""
 
     threshold: float
     pairs: tuple[ConfusedPair, ...]
-    n_class_pairs: int
-    n_confused: int
-    n_false_accepts: int
+    n_class_pairs: int  # all pairs of classes
+    n_confused: int  # those with a false accept
+    n_false_accepts: int  # accepted pairs of images of different classes
 
     @property
     def concentration(self) -> float:
         """Share of all false accepts in the listed pairs of classes."""
         return sum(pair.n_accepted for pair in self.pairs) / max(self.n_false_accepts, 1)
-
-    def __str__(self) -> str:
-        head = (
-            f"{self.n_confused} of {self.n_class_pairs} pairs of classes have false accepts at {self.threshold:.4f}, "
-            f"{self.n_false_accepts} in all; the {len(self.pairs)} listed hold {100 * self.concentration:.3g} % of them"
-        )
-        return "\n  ".join([head, *map(str, self.pairs)])
 
 
 def most_confused(
@@ -109,32 +88,32 @@ def most_confused(
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1]], dtype=np.float32)
-    >>> print(most_confused(labelled(rows, ["a", "b", "c"]), 0.7, n_listed=1))  # a-b 0.8, b-c 0.6, a-c 0
-    1 of 3 pairs of classes have false accepts at 0.7000, 1 in all; the 1 listed hold 100 % of them
-      a / b: 1 of 1 pairs accepted (1, interval 0.2065 to 1), mean 0.8000, highest 0.8000
+    >>> confusion = most_confused(labelled(rows, ["a", "b", "c"]), 0.7)  # a-b 0.8, b-c 0.6, a-c 0
+    >>> [(pair.first, pair.second, pair.n_accepted) for pair in confusion.pairs]
+    [('a', 'b', 1), ('b', 'c', 0), ('a', 'c', 0)]
     """
-    if not np.isfinite(threshold) or order not in ORDERS or n_listed < 1 or n_examples < 0:
+    if not np.isfinite(threshold) or order not in _FIGURES or n_listed < 1 or n_examples < 0:
         raise InvalidInput(
-            f"expected a finite threshold, an order among {', '.join(ORDERS)}, n_listed >= 1 and n_examples >= 0, "
+            f"expected a finite threshold, an order among {', '.join(_FIGURES)}, n_listed >= 1 and n_examples >= 0, "
             f"found {threshold}, {order!r}, {n_listed} and {n_examples}"
         )
     check_one_set(vectors, all_pairs=True)
     n_classes = len(vectors.classes)
-    bounds = _class_bounds(vectors.codes, n_classes)
+    bounds = np.append(0, np.cumsum(vectors.n_images))  # start of each class among the sorted codes, and the end
     limit = float32_at_least(np.array([threshold]))[0]
-    worst: list[_Ranked] = []
+    worst: list[ConfusedPair] = []
+
+    def rank(pair: ConfusedPair) -> tuple[float, float, str, str]:
+        return -getattr(pair, _FIGURES[order]), -pair.mean, pair.first, pair.second
+
     n_confused = n_false_accepts = 0
     for first, end in _class_blocks(bounds):
         block = _scan(vectors, bounds, first, end, limit)
         n_confused += int(np.count_nonzero(block.accepted))
         n_false_accepts += int(block.accepted.sum())
-        worst = heapq.nlargest(n_listed, [*worst, *block.worst(order, n_listed)])
-    pairs = tuple(_listed(vectors, bounds, ranked, n_examples, confidence) for ranked in worst)
+        worst = sorted([*worst, *block.worst(vectors.classes, order, n_listed, confidence)], key=rank)[:n_listed]
+    pairs = tuple(replace(pair, examples=_examples(vectors, bounds, pair, n_examples)) for pair in worst)
     return Confusion(threshold, pairs, n_classes * (n_classes - 1) // 2, n_confused, n_false_accepts)
-
-
-# What a pair of classes is ranked by, its mean, both codes negated, n_pairs, n_accepted and the highest score.
-_Ranked: TypeAlias = tuple[float, float, int, int, int, int, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,8 +126,8 @@ class _Block:
     means: NDArray[np.float64]
     highest: NDArray[np.float32]
 
-    def worst(self, order: str, n_listed: int) -> list[_Ranked]:
-        """Return the worst pairs of the block."""
+    def worst(self, classes: Sequence[str], order: str, n_listed: int, confidence: float) -> list[ConfusedPair]:
+        """Return the worst pairs of the block, without examples."""
         figures: dict[str, NDArray[np.float64]] = {
             "accepted": self.accepted.astype(np.float64),
             "share": self.accepted / np.maximum(self.n_pairs, 1),
@@ -156,25 +135,21 @@ class _Block:
             "highest": self.highest.astype(np.float64),
         }
         rows, columns = np.nonzero(self.n_pairs)
-        keys = figures[order][rows, columns]
-        chosen = np.lexsort([columns, rows, -self.means[rows, columns], -keys])[:n_listed]
+        chosen = np.lexsort([columns, rows, -self.means[rows, columns], -figures[order][rows, columns]])[:n_listed]
         return [
-            (
-                float(keys[place]),
-                float(self.means[row, column]),
-                -int(self.first + row),
-                -int(column),
-                int(self.n_pairs[row, column]),
-                int(self.accepted[row, column]),
-                float(self.highest[row, column]),
+            ConfusedPair(
+                first=classes[self.first + cell[0]],
+                second=classes[cell[1]],
+                n_pairs=int(self.n_pairs[cell]),
+                n_accepted=int(self.accepted[cell]),
+                share=float(figures["share"][cell]),
+                share_interval=wilson_interval(int(self.accepted[cell]), int(self.n_pairs[cell]), confidence),
+                mean=float(self.means[cell]),
+                highest=float(self.highest[cell]),
+                examples=(),
             )
-            for place, row, column in zip(chosen, rows[chosen], columns[chosen], strict=True)
+            for cell in zip(rows[chosen], columns[chosen], strict=True)
         ]
-
-
-def _class_bounds(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Return the start of each class among the sorted codes, and the end: [T + 1] int64."""
-    return np.searchsorted(codes, np.arange(n_classes + 1)).astype(np.int64)
 
 
 def _class_blocks(bounds: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -221,35 +196,25 @@ def _scan(vectors: LabelledVectors, bounds: NDArray[np.int64], first: int, end: 
 
 
 def _reduce(
-    function: np.ufunc, values: NDArray[_Number], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
-) -> NDArray[_Number]:
-    reduced: NDArray[_Number] = function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0)
-    return reduced
+    function: np.ufunc, values: NDArray[Any], row_starts: NDArray[np.int64], column_starts: NDArray[np.int64]
+) -> NDArray[Any]:
+    return np.asarray(function.reduceat(function.reduceat(values, column_starts, axis=1), row_starts, axis=0))
 
 
-def _listed(
-    vectors: LabelledVectors, bounds: NDArray[np.int64], ranked: _Ranked, n_examples: int, confidence: float
-) -> ConfusedPair:
-    _, mean, first, second, n_pairs, n_accepted, highest = ranked
+def _examples(
+    vectors: LabelledVectors, bounds: NDArray[np.int64], pair: ConfusedPair, n_examples: int
+) -> tuple[ScoredPair, ...]:
+    """Return the highest-scoring pairs of images across two classes, best first."""
+    first, second = vectors.classes.index(pair.first), vectors.classes.index(pair.second)
     best: list[tuple[float, int, int]] = []
-    for rows in tiles.slices(int(bounds[-first]), int(bounds[1 - first])):
-        for columns in tiles.slices(int(bounds[-second]), int(bounds[1 - second])):
+    for rows in tiles.slices(int(bounds[first]), int(bounds[first + 1])):
+        for columns in tiles.slices(int(bounds[second]), int(bounds[second + 1])):
             scores = scores_of(vectors.query[rows], vectors.gallery[columns])
             top = np.argsort(-scores, axis=None, kind="stable")[:n_examples]
             i, j = np.unravel_index(top, scores.shape)
             new = zip(scores[i, j], vectors.order[rows][i], vectors.order[columns][j], strict=True)
             best = heapq.nlargest(n_examples, [*best, *((float(s), int(a), int(b)) for s, a, b in new)])
-    return ConfusedPair(
-        first=vectors.classes[-first],
-        second=vectors.classes[-second],
-        n_pairs=n_pairs,
-        n_accepted=n_accepted,
-        share=n_accepted / n_pairs,
-        share_interval=wilson_interval(n_accepted, n_pairs, confidence),
-        mean=mean,
-        highest=highest,
-        examples=tuple(ScoredPair(a, b, s) for s, a, b in best),
-    )
+    return tuple(ScoredPair(a, b, s) for s, a, b in best)
 
 
 @dataclass(frozen=True, slots=True)

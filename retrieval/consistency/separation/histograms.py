@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
 from retrieval.consistency.pairs.batches import scored_pairs
+from retrieval.consistency.pairs.products import scores_of
+from retrieval.consistency.pairs.tiles import tiles_of
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
-from retrieval.consistency.separation.moments import class_moments, d_prime, image_moments, pooled_moments
 from retrieval.errors import InvalidInput
+
+Reals = NDArray[np.float64]
+Counts = NDArray[np.int64]
 
 # AUC uses bins that are finer by this factor: pairs in one bin count as ties, an error below 1e-4.
 _FINER = 64
@@ -25,37 +29,21 @@ _FINER = 64
 class ScoreHistograms:
     """Counts of pairs by score, and how far the two kinds of pairs are apart.
 
-    edges: [b + 1] float64, from the lowest to the highest score; within, between: [b] int64, pairs inside a class and
-    across classes. d_prime: distance of the two means in units of the root mean square of the two standard deviations,
-    infinite if neither spreads. auc: probability that a pair within scores above one between, ties counted half, up to
-    auc_error. overlap: sum over the bins of the smaller of the two shares, from 0 (apart) to 1 (equal); it grows with
-    coarser bins. The intervals have the stated confidence over the draw of classes; they are None if fewer than three
-    classes have two images, or neither kind of pair spreads.
+    The intervals have the stated confidence over the draw of classes; they are None if fewer than three classes have
+    two images, or neither kind of pair spreads.
     """
 
-    edges: NDArray[np.float64]
-    within: NDArray[np.int64]
-    between: NDArray[np.int64]
-    d_prime: float
-    auc: float
+    edges: Reals  # [b + 1], from the lowest to the highest score
+    within: Counts  # [b], pairs inside a class
+    between: Counts  # [b], pairs across classes
+    d_prime: float  # gap of the means in root mean squares of the two standard deviations; infinite if neither spreads
+    auc: float  # probability that a pair within scores above one between, ties counted half, up to auc_error
     auc_error: float
-    overlap: float
+    overlap: float  # sum over bins of the smaller share, from 0 (apart) to 1 (equal); it grows with coarser bins
     d_prime_interval: Interval | None
     auc_interval: Interval | None
     overlap_interval: Interval | None
     confidence: float
-
-    def __str__(self) -> str:
-        figures = (
-            ("d'", self.d_prime, self.d_prime_interval),
-            ("AUC", self.auc, self.auc_interval),
-            ("overlap", self.overlap, self.overlap_interval),
-        )
-        shown = [f"{name} {value:.4g}" + (f" ({interval})" if interval else "") for name, value, interval in figures]
-        return (
-            f"{', '.join(shown)} at {100 * self.confidence:g} % confidence, from {self.within.sum()} pairs within "
-            f"and {self.between.sum()} between classes"
-        )
 
 
 def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence: float = 0.95) -> ScoreHistograms:
@@ -86,15 +74,12 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     check_one_set(vectors, all_pairs=True)
     check_positives(vectors)
     low, high = _score_range(vectors)
-    of_classes = class_moments(image_moments(vectors), vectors.codes, len(vectors.classes))
+    of_classes = class_moments(vectors)
     counts, fine = _class_histograms(vectors, low, high, n_bins=n_bins)
     pooled = fine.reshape(2, n_bins, _FINER).sum(axis=2)
     shares = fine / fine.sum(axis=1, keepdims=True)
-    auc, overlap, gap = (
-        float(area_under_curve(fine)),
-        float(overlap_of(pooled)),
-        float(d_prime(pooled_moments(of_classes))),
-    )
+    auc, overlap = float(area_under_curve(fine)), float(overlap_of(pooled))
+    gap = float(d_prime(pooled_moments(of_classes)))
     usable = _usable(counts, pooled)
     left, moments_left = (pooled - counts)[usable], (pooled_moments(of_classes) - of_classes)[usable]
     return ScoreHistograms(
@@ -113,19 +98,69 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     )
 
 
-def area_under_curve(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def area_under_curve(counts: Counts) -> Reals:
     """Return the share of (within, between) in which within has the higher bin, ties half: [...] of [..., 2, b]."""
     within, between = counts[..., 0, :].astype(np.float64), counts[..., 1, :].astype(np.float64)
     below = between.cumsum(axis=-1) - between / 2
-    area: NDArray[np.float64] = (within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1))
-    return area
+    return np.asarray((within * below).sum(axis=-1) / (within.sum(axis=-1) * between.sum(axis=-1)), dtype=np.float64)
 
 
-def overlap_of(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def overlap_of(counts: Counts) -> Reals:
     """Return the sum over the bins of the smaller of the two shares: [...] of [..., 2, b]."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
-    smaller: NDArray[np.float64] = shares.min(axis=-2).sum(axis=-1)
-    return smaller
+    return np.asarray(shares.min(axis=-2).sum(axis=-1), dtype=np.float64)
+
+
+def class_moments(vectors: LabelledVectors) -> Reals:
+    """Return (count, sum, sum of squares) of the scores of each class: [T, 2, 3] float64.
+
+    [:, 0]: pairs within, counted once; [:, 1]: pairs between, counted for both their classes.
+    Cost: one [n, n] / 2 matrix product; memory: a few tiles.
+    """
+    moments = np.zeros((len(vectors.codes), 2, 3))  # of each image
+    for rows, columns in tiles_of(vectors):
+        scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
+        within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
+        pairs = np.ones_like(within)
+        if rows == columns:
+            pairs = np.triu(pairs, k=1)
+        for side, chosen in enumerate((pairs & within, pairs & ~within)):
+            kept = np.where(chosen, scores, 0)
+            for axis, images in ((1, rows), (0, columns)):
+                moments[images, side, 0] += chosen.sum(axis=axis)
+                moments[images, side, 1] += kept.sum(axis=axis)
+                moments[images, side, 2] += np.square(kept).sum(axis=axis)
+    of_classes = np.zeros((len(vectors.classes), 2, 3))
+    np.add.at(of_classes, vectors.codes, moments)
+    of_classes[:, 0] /= 2
+    return of_classes
+
+
+def pooled_moments(of_classes: Reals) -> Reals:
+    """Return the moments of all pairs, each once: [2, 3]."""
+    pooled: Reals = of_classes.sum(axis=0)
+    pooled[1] /= 2
+    return pooled
+
+
+def d_prime(moments: Reals) -> NDArray[np.float64]:
+    """Return the distance of two means in units of the root mean square of the two standard deviations: [...].
+
+    moments: [..., 2, 3], with at least one pair on each side. If neither side spreads, it is infinite, or 0 for equal
+    means.
+
+    Source: Macmillan, Creelman, "Detection Theory: A User's Guide" (2005), the index d_a.
+    """
+    counts, sums, squares = moments[..., 0], moments[..., 1], moments[..., 2]
+    means = sums / counts
+    # A smaller difference of squares is a rounding error of float64, not a spread.
+    variances = squares / counts - means**2
+    variances = np.where(variances > 1e-13 * np.maximum(squares / counts, 1e-300), variances, 0)
+    spread = np.sqrt(variances.mean(axis=-1))
+    gap = means[..., 0] - means[..., 1]
+    values: NDArray[np.float64] = np.where(gap == 0, 0.0, np.copysign(np.inf, gap))
+    np.divide(gap, spread, out=values, where=spread > 0)
+    return values
 
 
 def _score_range(vectors: LabelledVectors) -> tuple[float, float]:
@@ -134,9 +169,7 @@ def _score_range(vectors: LabelledVectors) -> tuple[float, float]:
     return float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
 
 
-def _class_histograms(
-    vectors: LabelledVectors, low: float, high: float, *, n_bins: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _class_histograms(vectors: LabelledVectors, low: float, high: float, *, n_bins: int) -> tuple[Counts, Counts]:
     """Count pairs over equal bins: of each class [T, 2, n_bins], of all on finer bins [2, n_bins * 64].
 
     [:, 0]: pairs within; [:, 1]: pairs between, which count for both their classes.
@@ -159,7 +192,7 @@ def _class_histograms(
     return counts, fine
 
 
-def _add(counts: NDArray[np.int64], cells: NDArray[np.int64], n_bins: int) -> None:
+def _add(counts: Counts, cells: Counts, n_bins: int) -> None:
     """Count cells (class * n_bins + bin) into [T, n_bins]; a tile meets a short range of classes."""
     if len(cells):
         first, last = int(cells.min()) // n_bins, int(cells.max()) // n_bins + 1
@@ -167,17 +200,14 @@ def _add(counts: NDArray[np.int64], cells: NDArray[np.int64], n_bins: int) -> No
         counts[first:last] += found.reshape(-1, n_bins)
 
 
-def _usable(counts: NDArray[np.int64], pooled: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _usable(counts: Counts, pooled: Counts) -> NDArray[np.bool_]:
     """Return the classes without which pairs of both kinds are left: [T] bool; none if too few have positives."""
     left = pooled.sum(axis=1) - counts.sum(axis=2)
     enough = int(np.count_nonzero(counts[:, 0].sum(axis=1))) >= 3
-    usable: NDArray[np.bool_] = (left > 0).all(axis=1) & enough
-    return usable
+    return np.asarray((left > 0).all(axis=1) & enough)
 
 
-def _interval(
-    estimate: float, without: NDArray[np.float64], confidence: float, *, proportion: bool = True
-) -> Interval | None:
+def _interval(estimate: float, without: Reals, confidence: float, *, proportion: bool = True) -> Interval | None:
     """Return the interval of a figure from its values without each class and all pairs with an end in it."""
     if len(without) < 3 or not np.isfinite([estimate, *without]).all():
         return None

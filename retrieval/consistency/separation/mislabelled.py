@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.pairs.vectors import Codes, LabelledVectors, check_one_set, check_positives
 from retrieval.consistency.separation.confusion import starts_in
 from retrieval.errors import InvalidInput
+
+Reals = NDArray[np.float64]
 
 LINKAGES = ("mean", "nearest")
 _MAX_CELLS = 1 << 22  # rows of a tile by all classes
@@ -23,42 +25,28 @@ _MAX_CELLS = 1 << 22  # rows of a tile by all classes
 
 @dataclass(frozen=True, slots=True)
 class SuspectLabel:
-    """An image, as a row of the caller's arrays, that its own class rejects and another accepts.
+    """An image that its own class rejects and another accepts."""
 
-    own, other: similarity to its class and to the best other one; margin: own - other.
-    """
-
-    row: int
+    row: int  # of the caller's arrays
     label: str
     likely: str
-    own: float
-    other: float
-    margin: float
-
-    def __str__(self) -> str:
-        return (
-            f"row {self.row}: filed under {self.label} ({self.own:.4f}), looks like {self.likely} ({self.other:.4f}), "
-            f"margin {self.margin:.4f}"
-        )
+    own: float  # similarity to its class
+    other: float  # similarity to the best other class
+    margin: float  # own - other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelMargins:
-    """How well every image fits its label.
+    """How well every image fits its label, in the caller's order."""
 
-    margins, own, other: [n] float64, in the caller's order; likely: [n] int64, index into classes of the best other
-    class. An image alone in its class cannot be judged: known is False and its own and margin are 0. threshold:
-    the one that defines suspects.
-    """
-
-    margins: NDArray[np.float64]
-    own: NDArray[np.float64]
-    other: NDArray[np.float64]
-    likely: NDArray[np.int64]
-    known: NDArray[np.bool_]
+    margins: Reals  # [n], own - other
+    own: Reals  # [n], similarity to its class
+    other: Reals  # [n], similarity to the best other class
+    likely: Codes  # [n], index into classes of the best other class
+    known: NDArray[np.bool_]  # [n], false for an image alone in its class: its own and margin are 0
     labels: tuple[str, ...]
     classes: tuple[str, ...]
-    threshold: float
+    threshold: float  # defines suspects
 
     @property
     def suspects(self) -> tuple[SuspectLabel, ...]:
@@ -77,15 +65,6 @@ class LabelMargins:
             )
             for row in ranked
         )
-
-    def __str__(self) -> str:
-        suspects, n_known = self.suspects, int(np.count_nonzero(self.known))
-        head = (
-            f"{len(suspects)} of {n_known} images are rejected by their own class and accepted by another at "
-            f"{self.threshold:.4f}; {np.count_nonzero(self.known & (self.margins < 0))} are nearer to another class; "
-            f"{len(self.known) - n_known} alone in their class cannot be judged"
-        )
-        return "\n  ".join([head, *map(str, suspects[:10])])
 
 
 def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = "nearest") -> LabelMargins:
@@ -106,10 +85,9 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.28, 0.96]], dtype=np.float32)
-    >>> print(label_margins(labelled(rows, ["a", "a", "b", "b"]), 0.7))  # row 1: 0.6 to a, 0.936 to b
-    1 of 4 images are rejected by their own class and accepted by another at 0.7000; 1 are nearer to another class; 0
-    alone in their class cannot be judged
-      row 1: filed under a (0.6000), looks like b (0.9360), margin -0.3360
+    >>> (suspect,) = label_margins(labelled(rows, ["a", "a", "b", "b"]), 0.7).suspects  # 0.6 to a, 0.936 to b
+    >>> suspect.row, suspect.label, suspect.likely, round(suspect.margin, 3)
+    (1, 'a', 'b', -0.336)
     """
     if not np.isfinite(threshold) or linkage not in LINKAGES:
         raise InvalidInput(
@@ -133,9 +111,7 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
     )
 
 
-def _similarities(
-    vectors: LabelledVectors, linkage: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def _similarities(vectors: LabelledVectors, linkage: str) -> tuple[Reals, Reals, Codes]:
     """Return for each image its similarity to its class and to the best other class, and that class: three [n]."""
     n, n_classes = len(vectors.codes), len(vectors.classes)
     own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
@@ -152,7 +128,7 @@ def _similarities(
     return own, other, likely
 
 
-def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> NDArray[np.float64]:
+def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> Reals:
     """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
     found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)

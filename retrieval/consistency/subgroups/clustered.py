@@ -11,24 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.errors import InvalidInput
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RateEstimates:
-    """k error rates over pairs, with their variances.
+    """k error rates over pairs, with their variances; a rate without pairs is 0 with variance 0."""
 
-    errors, pairs: [k] float64, counts; variances: [k] float64, of the rates, over the draw of classes or images;
-    n_clusters: [k] int64, independent units behind each rate. A rate without pairs is 0 with variance 0.
-    """
-
-    errors: Values
-    pairs: Values
-    variances: Values
-    n_clusters: NDArray[np.int64]
+    errors: Values  # [k], counts
+    pairs: Values  # [k], counts
+    variances: Values  # [k], of the rates, over the draw of classes or images
+    n_clusters: NDArray[np.int64]  # [k], independent units behind each rate
 
     @property
     def rates(self) -> Values:
@@ -51,6 +46,10 @@ class RateEstimates:
         effects[~seen] = np.median(effects[seen]) if seen.any() else by_cluster[~seen]
         return np.minimum(effects, np.maximum(self.pairs, 1))
 
+    def at(self, rows: NDArray[np.int64]) -> RateEstimates:
+        """Return some of the rates."""
+        return RateEstimates(self.errors[rows], self.pairs[rows], self.variances[rows], self.n_clusters[rows])
+
     def intervals(self, confidence: float) -> list[Interval]:
         """Return an interval for each rate, 0 to 1 without pairs; see `clustered_interval`."""
         effective = self.pairs / self.design_effects
@@ -70,14 +69,12 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
         InvalidInput: confidence is not strictly between 0 and 1.
 
     Source: Korn, Graubard, "Confidence intervals for proportions with small expected number of positive counts
-    estimated from survey data", Survey Methodology 24 (1998), for the effective number; Wilson, "Probable inference,
-    the law of succession, and statistical inference", JASA 22 (1927), for the interval.
+    estimated from survey data", Survey Methodology 24 (1998), for the effective number; `wilson_interval`.
 
     >>> print(clustered_interval(0.5, 10, 10**6, 0.95))  # many clusters: Wilson's interval of 5 in 10
     0.2366 to 0.7634
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie strictly between 0 and 1, found {confidence}")
+    check_confidence(confidence)
     if n_effective <= 0 or n_clusters < 2:
         return Interval(0.0, 1.0)
     squared = student_quantile(n_clusters, confidence) ** 2
@@ -101,9 +98,7 @@ def dyadic_covariance(by_class: Values, by_pair: Values) -> Values:
     >>> dyadic_covariance(np.array([[2.0], [1.0], [1.0]]), np.array([[1.0]]))  # 3 / 2 * (4 + 1 + 1) - 1
     array([[8.]])
     """
-    n_classes = len(by_class)
-    every = by_class.T @ by_class * (n_classes / max(n_classes - 1, 1))
-    values, vectors = np.linalg.eigh(every - 2 * by_pair)
+    values, vectors = np.linalg.eigh(class_covariance(by_class) - 2 * by_pair)
     shared: Values = (vectors * np.maximum(values, 0)) @ vectors.T
     return shared + by_pair
 
@@ -125,5 +120,4 @@ def class_covariance(by_class: Values) -> Values:
     array([[4.]])
     """
     n_classes = len(by_class)
-    covariance: Values = by_class.T @ by_class * (n_classes / max(n_classes - 1, 1))
-    return covariance
+    return np.asarray(by_class.T @ by_class * (n_classes / max(n_classes - 1, 1)), dtype=np.float64)

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
 from retrieval.consistency.subgroups.counts import GroupCounts, count_groups
 from retrieval.consistency.subgroups.differentials import (
-    GroupTest,
     RateDifferential,
     compare_rates,
     fairness_discrepancy_rate,
@@ -37,40 +35,18 @@ class CrossRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupComparison:
-    """Groups of images at one threshold.
+    """Groups of images at one threshold."""
 
-    groups: rates of every group, by name; far, frr: differentials over the groups that are not small, None if fewer
-    than two of them have such pairs; garbe, fdr: of both rates, weight 1/2 each; frr_pairs: which pairs of one class
-    count for a group, see `group_rates`; left_out: names of the small groups; across: pairs across two groups, empty
-    with more than 32 groups; level: significance level of the tests, over all groups of one rate.
-    """
-
-    groups: tuple[GroupRates, ...]
-    far: RateDifferential | None
+    groups: tuple[GroupRates, ...]  # all groups, by name
+    far: RateDifferential | None  # over the groups that are not small; None if fewer than two of them have such pairs
     frr: RateDifferential | None
-    garbe: float | None
+    garbe: float | None  # of both rates, weight 1/2 each
     fdr: float | None
-    frr_pairs: FrrPairs
-    left_out: tuple[str, ...]
-    across: tuple[CrossRate, ...]
+    frr_pairs: FrrPairs  # which pairs of one class count for a group, see `rates_of_groups`
+    left_out: tuple[str, ...]  # names of the small groups
+    across: tuple[CrossRate, ...]  # pairs across two groups; empty with more than 32 groups
     confidence: float
-    level: float
-
-    def __str__(self) -> str:
-        width = max(5, *(len(rates.name) for rates in self.groups))
-        flagged = {"far": _by_name(self.far), "frr": _by_name(self.frr)}
-        heads = ("FAR", "interval", "vs others", "FRR", "interval", "vs others")
-        lines = [f"{'group':<{width}} {'images':>7}" + "".join(map(_column, heads))]
-        for rates in self.groups:
-            far, frr = (_versus(flagged[rate].get(rates.name)) for rate in ("far", "frr"))
-            cells = (_rate(rates.far), str(rates.far_interval), far, _rate(rates.frr), str(rates.frr_interval), frr)
-            note = "  small, left out" if rates.small else ""
-            lines.append(f"{rates.name:<{width}} {rates.n_images:>7}" + "".join(map(_column, cells)) + note)
-        lines.append(f"* differs from the other groups, at level {self.level:g} over all of them (Holm)")
-        lines += [f"{name}: {value}" for name, value in (("FAR", self.far), ("FRR", self.frr)) if value is not None]
-        if self.garbe is not None and self.fdr is not None:
-            lines.append(f"GARBE {self.garbe:.3f} (0 is equitable), FDR {self.fdr:.3f} (1 is fair)")
-        return "\n".join(lines)
+    level: float  # significance level of the tests, over all groups of one rate
 
 
 def compare_groups(
@@ -105,7 +81,7 @@ def compare_groups(
             return None
         return compare_rates(
             [table[row].name for row in kept.tolist()],
-            _some(estimates, kept),
+            estimates.at(kept),
             covariance[np.ix_(kept, kept)],
             confidence=confidence,
             rng=rng,
@@ -141,28 +117,3 @@ def _across(counts: GroupCounts, confidence: float) -> tuple[CrossRate, ...]:
         )
         for row, (first, second) in enumerate(counts.cells[cells].tolist())
     )
-
-
-def _some(estimates: RateEstimates, rows: NDArray[np.int64]) -> RateEstimates:
-    return RateEstimates(
-        errors=estimates.errors[rows],
-        pairs=estimates.pairs[rows],
-        variances=estimates.variances[rows],
-        n_clusters=estimates.n_clusters[rows],
-    )
-
-
-def _by_name(differential: RateDifferential | None) -> dict[str, GroupTest]:
-    return {test.name: test for test in differential.tests} if differential is not None else {}
-
-
-def _column(text: str) -> str:
-    return f"{text:>23}" if " to " in text or text == "interval" else f"{text:>11}"
-
-
-def _versus(test: GroupTest | None) -> str:
-    return "" if test is None else f"x {test.ratio:.2f}{'*' if test.differs else ' '}"
-
-
-def _rate(rate: float | None) -> str:
-    return "none" if rate is None else f"{rate:.3g}"

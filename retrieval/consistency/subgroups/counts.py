@@ -20,13 +20,10 @@ _MAX_CROSSED = 32  # groups; nobody reads a larger matrix
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassPairCounts:
-    """Accepted negative pairs by pair of classes and by cell; cells without any are left out.
+    """Accepted negative pairs by pair of classes and by cell, [e] int64 each; cells without any are left out."""
 
-    first, second: [e] int64 class codes, first < second; cell: [e] int64; accepted: [e] int64.
-    """
-
-    first: Counts
-    second: Counts
+    first: Counts  # class code
+    second: Counts  # class code, above first
     cell: Counts
     accepted: Counts
 
@@ -39,19 +36,15 @@ class ClassPairCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupCounts:
-    """Accepted pairs at one threshold among images of T classes and G groups.
+    """Accepted pairs at one threshold among images of T classes and G groups."""
 
-    groups: sorted names; n_images: [T, G] int64; cells: [c, 2] int64, the pairs of groups (g <= h) that are counted:
-    all of them up to 32 groups, with more groups only those of a group with itself; positives, positives_accepted:
-    [T, c] int64, pairs inside a class with one end in g and the other in h;
-    negatives_accepted: those across classes.
-    """
-
-    groups: tuple[str, ...]
-    n_images: Counts
+    groups: tuple[str, ...]  # sorted names
+    n_images: Counts  # [T, G]
+    # [c, 2], the pairs of groups (g <= h) that are counted: all of them up to 32 groups, with more groups only those of
+    # a group with itself.
     cells: Counts
-    positives: Counts
-    positives_accepted: Counts
+    positives: Counts  # [T, c], pairs inside a class with one end in g and the other in h
+    positives_accepted: Counts  # [T, c]
     negatives_accepted: ClassPairCounts
 
     @property

@@ -123,11 +123,6 @@ def false_reject_rates(counts: GroupCounts, frr_pairs: FrrPairs) -> tuple[RateEs
         rows, g, h = rows[g == h], g[g == h], h[g == h]
     belongs[rows, g] = belongs[rows, h] = 1
     errors_by_class, pairs_by_class = (part.astype(np.float64) @ belongs for part in (rejected, counts.positives))
-    return class_ratio(errors_by_class, pairs_by_class)
-
-
-def class_ratio(errors_by_class: Values, pairs_by_class: Values) -> tuple[RateEstimates, Values]:
-    """Estimate k rates that are ratios of class totals, from [T, k] errors and pairs, and their covariance [k, k]."""
     errors, pairs = errors_by_class.sum(axis=0), pairs_by_class.sum(axis=0)
     residuals = errors_by_class - errors / np.maximum(pairs, 1) * pairs_by_class
     covariance = class_covariance(residuals) / np.maximum(np.outer(pairs, pairs), 1)

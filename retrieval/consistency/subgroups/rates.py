@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.subgroups.clustered import RateEstimates
-from retrieval.consistency.subgroups.counts import GroupCounts, check_threshold, count_groups
+from retrieval.consistency.subgroups.counts import GroupCounts, check_threshold
 from retrieval.consistency.subgroups.estimates import FrrPairs, class_estimates, false_accept_rates, false_reject_rates
 
 MIN_CLASSES = 10  # with fewer, the variance over classes is itself uncertain by half
@@ -24,26 +24,19 @@ MIN_CLASSES = 10  # with fewer, the variance over classes is itself uncertain by
 class GroupRates:
     """False accept and false reject rate of one group (in biometrics FMR and FNMR).
 
-    positives, negatives: pairs; far, frr: None without such pairs; the intervals are about other classes and images of
-    the same population, and allow for pairs that share images; n_classes: classes with an image in the group;
-    small: the group has too few images or classes to be ranked.
+    The intervals are about other classes and images of the same population, and allow for pairs that share images.
     """
 
     name: str
     n_images: int
-    positives: int
+    positives: int  # pairs
     negatives: int
-    far: float | None
+    far: float | None  # None without such pairs
     frr: float | None
     far_interval: Interval
     frr_interval: Interval
-    small: bool
-    n_classes: int = 1
-
-    def __str__(self) -> str:
-        far = "none" if self.far is None else f"{self.far:.3g} ({self.far_interval})"
-        frr = "none" if self.frr is None else f"{self.frr:.3g} ({self.frr_interval})"
-        return f"{self.name}: FAR {far}, FRR {frr}, {self.n_images} images{', small' if self.small else ''}"
+    small: bool  # too few images or classes to be ranked
+    n_classes: int = 1  # with an image in the group
 
 
 def class_rates(
@@ -67,40 +60,14 @@ def class_rates(
     return _rate_table(vectors.classes, (n, np.ones_like(n)), far, frr, n < small_below, confidence)
 
 
-def group_rates(
-    vectors: LabelledVectors,
-    groups: Sequence[str],
-    threshold: float,
-    *,
-    confidence: float = 0.95,
-    small_below: int = 20,
-    frr_pairs: FrrPairs = "within",
-) -> list[GroupRates]:
-    """Return the rates of every group, sorted by name; groups: n strings, one per image, classes may span groups.
-
-    A pair counts for a group if both its ends are in it: an impostor is most dangerous inside a group. frr_pairs =
-    "touching" counts pairs of one class for the group of either end, for groups that contain one image of each class.
-    small: fewer images than small_below, or than 10 classes.
-
-    Raises:
-        InvalidInput: threshold is not finite, confidence outside (0, 1), two sets of images or excluded pairs.
-        InvalidEmbeddings: groups of another length.
-
-    >>> from retrieval.consistency import labelled
-    >>> rows = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], dtype=np.float32)
-    >>> for rates in group_rates(labelled(rows, ["a", "a", "b", "b"]), ["day", "night", "day", "day"], 0.7):
-    ...     print(rates.name, rates.positives, rates.negatives, rates.far, rates.frr)
-    day 1 2 0.0 0.0
-    night 0 0 None None
-    """
-    counts = count_groups(vectors, groups, threshold)
-    return rates_of_groups(counts, small_below=small_below, confidence=confidence, frr_pairs=frr_pairs)
-
-
 def rates_of_groups(
     counts: GroupCounts, *, small_below: int, confidence: float, frr_pairs: FrrPairs
 ) -> list[GroupRates]:
-    """Return the rates of the counted groups, see `group_rates`."""
+    """Return the rates of the counted groups, sorted by name; a class may span groups.
+
+    A pair counts for a group if both its ends are in it: an impostor is most dangerous inside a group. frr_pairs =
+    "touching" counts pairs of one class for the group of either end, for groups that contain one image of each class.
+    """
     n_images = counts.n_images.sum(axis=0)
     n_classes = np.count_nonzero(counts.n_images, axis=0)
     far, frr = false_accept_rates(counts, counts.within)[0], false_reject_rates(counts, frr_pairs)[0]

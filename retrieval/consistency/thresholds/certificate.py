@@ -31,44 +31,45 @@ Rate: TypeAlias = Literal["far", "frr"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta.
-
-    n_classes: calibration classes used; strict: see the module; far, tar: pooled rates on the calibration pairs.
-    """
+class _Certified:
+    """What the two certificates share."""
 
     threshold: float
     rate: Rate
     alpha: float
-    delta: float
-    strict: bool
-    n_classes: int
-    far: float
+    strict: bool  # see the module
+    n_classes: int  # calibration classes used
+    far: float  # pooled rates on the calibration pairs
     tar: float
 
-    def __str__(self) -> str:
+    def _evidence(self) -> str:
         return (
-            f"at threshold {self.threshold:.4f} a new class has {self.rate.upper()} <= {self.alpha:g} with probability "
-            f">= {1 - self.delta:g} (from {self.n_classes} classes{_kind(self)}); {_cost(self)}"
+            f"(from {self.n_classes} classes{', strict' if self.strict else ''}); there TAR is {self.tar:.4g} and FAR "
+            f"{self.far:.4g} on the calibration pairs"
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeanCertificate:
-    """At `threshold`, the rate (FAR or FRR) of a new class is expected to be at most alpha. Fields as `Certificate`."""
+class Certificate(_Certified):
+    """At `threshold`, a new class has a rate (FAR or FRR) of at most alpha with probability at least 1 - delta."""
 
-    threshold: float
-    rate: Rate
-    alpha: float
-    strict: bool
-    n_classes: int
-    far: float
-    tar: float
+    delta: float
+
+    def __str__(self) -> str:
+        return (
+            f"at threshold {self.threshold:.4f} a new class has {self.rate.upper()} <= {self.alpha:g} with probability "
+            f">= {1 - self.delta:g} {self._evidence()}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanCertificate(_Certified):
+    """At `threshold`, the rate (FAR or FRR) of a new class is expected to be at most alpha."""
 
     def __str__(self) -> str:
         return (
             f"at threshold {self.threshold:.4f} the {self.rate.upper()} of a new class is <= {self.alpha:g} on average "
-            f"(from {self.n_classes} classes{_kind(self)}); {_cost(self)}"
+            f"{self._evidence()}"
         )
 
 
@@ -118,16 +119,7 @@ def certify(
             + (f": with strict, that takes about {1 / alpha:.0f} classes or more" if strict else "")
             + "; add classes, raise alpha or delta"
         )
-    return Certificate(
-        threshold=float(found.thresholds[0]),
-        rate=rate,
-        alpha=alpha,
-        delta=delta,
-        strict=strict and rate == "far",
-        n_classes=n,
-        far=float(found.pooled_far[0]),
-        tar=float(found.pooled_tar[0]),
-    )
+    return Certificate(rate=rate, alpha=alpha, delta=delta, strict=strict and rate == "far", n_classes=n, **_at(found))
 
 
 def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True) -> MeanCertificate:
@@ -158,15 +150,7 @@ def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", 
             f"a mean {rate.upper()} of {alpha:g} is certified by at least {max(needed, n + 1)} classes, found {n}; add "
             "classes or raise alpha"
         )
-    return MeanCertificate(
-        threshold=float(found.thresholds[0]),
-        rate=rate,
-        alpha=alpha,
-        strict=strict,
-        n_classes=n,
-        far=float(found.pooled_far[0]),
-        tar=float(found.pooled_tar[0]),
-    )
+    return MeanCertificate(rate=rate, alpha=alpha, strict=strict, n_classes=n, **_at(found))
 
 
 def _find(
@@ -176,6 +160,12 @@ def _find(
     wanted = Wanted(achieved, "lowest" if rate == "far" else "highest", level)
     threshold = find_threshold(vectors, wanted)
     return None if threshold is None else count_accepted(vectors, np.array([threshold]))
+
+
+def _at(found: OperatingCurves) -> dict[str, float]:
+    """Return the certified threshold and its pooled rates."""
+    threshold, far, tar = found.thresholds[0], found.pooled_far[0], found.pooled_tar[0]
+    return {"threshold": float(threshold), "far": float(far), "tar": float(tar)}
 
 
 def _rates(curves: OperatingCurves, rate: Rate, strict: bool) -> Rates:
@@ -199,11 +189,3 @@ def _check(rate: Rate, **levels: float) -> None:
         raise InvalidInput(f"rate must be 'far' or 'frr', found {rate!r}")
     if not all(0 < level < 1 for level in levels.values()):
         raise InvalidInput(f"{' and '.join(levels)} must lie strictly between 0 and 1, found {[*levels.values()]}")
-
-
-def _kind(certificate: Certificate | MeanCertificate) -> str:
-    return ", strict" if certificate.strict else ""
-
-
-def _cost(certificate: Certificate | MeanCertificate) -> str:
-    return f"there TAR is {certificate.tar:.4g} and FAR {certificate.far:.4g} on the calibration pairs"

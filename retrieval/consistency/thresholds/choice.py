@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, count_accepted
-from retrieval.consistency.intervals import Interval, student_quantile
+from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.near_optimum import near_optimum
@@ -32,31 +32,27 @@ _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_i
 class ThresholdChoice:
     """A threshold for a target, with its evidence.
 
-    threshold: the float32 value that `target` asks for on the given pairs; achieved: the rate, precision, F-beta or
-    utility that the target is about; far, class_far, tar: pooled FAR, class mean of FAR and pooled TAR on these pairs.
     Intervals have the stated confidence and are about the population of the classes: threshold_interval contains the
-    threshold that the target asks for there, the others contain the rates of `threshold` there. n_classes: all classes;
-    n_classes_with_positives: those in TAR. class_variance, pair_variance: the parts of the variance of log FAR that
-    fall with 1 / n_classes and with 1 / n_classes^2; tar_variance: variance of logit TAR.
+    threshold that the target asks for there, the others contain the rates of `threshold` there.
     """
 
     target: Target
-    threshold: float
-    achieved: float
-    far: float
-    class_far: float
-    tar: float
+    threshold: float  # the float32 value that the target asks for on the given pairs
+    achieved: float  # the rate, precision, F-beta or utility that the target is about
+    far: float  # pooled
+    class_far: float  # mean over classes
+    tar: float  # pooled
     threshold_interval: Interval
     far_interval: Interval
     class_far_interval: Interval
     tar_interval: Interval
     n_classes: int
-    n_classes_with_positives: int
+    n_classes_with_positives: int  # those in TAR
     n_images: int
     confidence: float
-    class_variance: float
-    pair_variance: float
-    tar_variance: float
+    class_variance: float  # the part of the variance of log FAR that falls with 1 / n_classes
+    pair_variance: float  # the part that falls with 1 / n_classes^2
+    tar_variance: float  # of logit TAR
 
     @property
     def target_far(self) -> float:
@@ -150,8 +146,7 @@ def choose_threshold(
     >>> choice.far <= 0.01, choice.threshold in choice.threshold_interval
     (True, True)
     """
-    if not 0 < confidence < 1:
-        raise InvalidInput(f"confidence must lie in (0, 1), found {confidence}")
+    check_confidence(confidence)
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     _check_data(vectors, target, min_classes)

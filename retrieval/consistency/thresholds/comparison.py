@@ -9,21 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.consistency.curves import OperatingCurves, count_accepted
+from retrieval.consistency.curves import count_accepted
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_positives
 from retrieval.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassDecisionChange:
-    """Pairs of one class, and how many more (negative: fewer) of them the proposed threshold accepts.
-
-    A negative pair counts for the classes of both its ends.
-    """
+    """Pairs of one class, and how many more (negative: fewer) of them the proposed threshold accepts."""
 
     name: str
     positives: int
-    negatives: int
+    negatives: int  # a negative pair counts for the classes of both its ends
     true_accepts: int
     false_accepts: int
 
@@ -32,23 +29,20 @@ class ClassDecisionChange:
 class ThresholdComparison:
     """Two thresholds on the same pairs.
 
-    active, proposed: the thresholds; active_far, proposed_far, active_tar, proposed_tar: pooled rates;
-    true_accepts, false_accepts: how many more (negative: fewer) positive and negative pairs the proposed one accepts;
-    classes: the same for every class, sorted by name. The changes are counts of these pairs, so they have no interval;
-    `ThresholdChoice` has the intervals of the rates.
+    The changes are counts of these pairs, so they have no interval; `ThresholdChoice` has the intervals of the rates.
     """
 
     active: float
     proposed: float
-    active_far: float
+    active_far: float  # pooled, as all rates here
     proposed_far: float
     active_tar: float
     proposed_tar: float
     positives: int
     negatives: int
-    true_accepts: int
-    false_accepts: int
-    classes: tuple[ClassDecisionChange, ...]
+    true_accepts: int  # how many more (negative: fewer) positive pairs the proposed one accepts
+    false_accepts: int  # and negative pairs
+    classes: tuple[ClassDecisionChange, ...]  # the same for every class, sorted by name
 
     @property
     def n_changed(self) -> int:
@@ -92,7 +86,8 @@ TAR 0 -> 1, FAR 0 -> 0.5
     check_positives(vectors)
     curves = count_accepted(vectors, np.unique([active, proposed]))
     before, after = curves.at(active), curves.at(proposed)
-    classes = _changes(before, after)
+    true_accepts = after.positives_accepted[:, 0] - before.positives_accepted[:, 0]
+    false_accepts = after.negatives_accepted[:, 0] - before.negatives_accepted[:, 0]
     return ThresholdComparison(
         active=active,
         proposed=proposed,
@@ -102,22 +97,16 @@ TAR 0 -> 1, FAR 0 -> 0.5
         proposed_tar=float(after.pooled_tar[0]),
         positives=vectors.n_positives,
         negatives=vectors.n_negatives,
-        true_accepts=sum(change.true_accepts for change in classes),
-        false_accepts=sum(change.false_accepts for change in classes) // 2,
-        classes=classes,
-    )
-
-
-def _changes(before: OperatingCurves, after: OperatingCurves) -> tuple[ClassDecisionChange, ...]:
-    true_accepts = after.positives_accepted[:, 0] - before.positives_accepted[:, 0]
-    false_accepts = after.negatives_accepted[:, 0] - before.negatives_accepted[:, 0]
-    return tuple(
-        ClassDecisionChange(
-            name=name,
-            positives=int(before.positives[row]),
-            negatives=int(before.negatives[row]),
-            true_accepts=int(true_accepts[row]),
-            false_accepts=int(false_accepts[row]),
-        )
-        for row, name in enumerate(before.classes)
+        true_accepts=int(true_accepts.sum()),
+        false_accepts=int(false_accepts.sum()) // 2,
+        classes=tuple(
+            ClassDecisionChange(
+                name=name,
+                positives=int(before.positives[row]),
+                negatives=int(before.negatives[row]),
+                true_accepts=int(true_accepts[row]),
+                false_accepts=int(false_accepts[row]),
+            )
+            for row, name in enumerate(before.classes)
+        ),
     )

@@ -22,19 +22,14 @@ MIN_FALSE_ACCEPTS = 10  # as for a threshold chosen on all classes
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CrossFittedRates:
-    """Rates at thresholds fixed on other classes.
+    """Rates of T classes at thresholds fixed on other classes, in s splits."""
 
-    thresholds: [2 s] float64, of the two halves of each split in turn; fars: [2 s] float64, the pooled FAR of each in
-    the other half; classes: T sorted names; class_tars, class_fars: [T] float64, means over the splits, NaN for the TAR
-    of a class with one image; tar, far: of all measured pairs of all splits.
-    """
-
-    thresholds: Rates
-    fars: Rates
-    classes: tuple[str, ...]
-    class_tars: Rates
-    class_fars: Rates
-    tar: float
+    thresholds: Rates  # [2 s], of the two halves of each split in turn
+    fars: Rates  # [2 s], the pooled FAR of each in the other half
+    classes: tuple[str, ...]  # sorted names
+    class_tars: Rates  # [T], means over the splits; NaN for a class with one image
+    class_fars: Rates  # [T]
+    tar: float  # of all measured pairs of all splits
     far: float
 
     @property
@@ -78,10 +73,8 @@ def cross_fitted_rates(
             found = count_accepted(measured, np.array([threshold]))
             if found.positives.sum() == 0:
                 raise NotEnoughEvidence("half of the classes hold no class with two images; add images per class")
-            counts[0] += found.positives_accepted[:, 0]
-            counts[1] += found.positives
-            counts[2] += found.negatives_accepted[:, 0]
-            counts[3] += found.negatives
+            accepted = found.positives_accepted[:, 0], found.negatives_accepted[:, 0]
+            counts += np.stack([accepted[0], found.positives, accepted[1], found.negatives])
             thresholds.append(threshold)
             fars.append(float(found.pooled_far[0]))
     true_accepts, positives, false_accepts, negatives = counts.astype(np.float64)

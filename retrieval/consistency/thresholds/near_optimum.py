@@ -7,7 +7,6 @@ error, or from plain resampling, would be too narrow. So all thresholds that are
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
@@ -97,13 +96,9 @@ def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates) 
     for batch in scored_pairs(vectors, lowest=limits[0]):
         differs = ~batch.matches
         first, second = batch.first[differs], batch.second[differs]
-        columns = np.searchsorted(limits, batch.scores[differs], side="right") - 1
+        own, others = np.append(first, second), np.append(second, first)
+        columns = np.tile(np.searchsorted(limits, batch.scores[differs], side="right") - 1, 2)
         for column in range(m):
             accepted = columns >= column
-            sums[:, column] += _weighted(first[accepted], second[accepted], weights[:, column], n_classes)
+            sums[:, column] += np.bincount(own[accepted], weights[others[accepted], column], minlength=n_classes)
     return sums
-
-
-def _weighted(first: NDArray[np.int64], second: NDArray[np.int64], weights: Rates, n_classes: int) -> Rates:
-    ends, others = np.append(first, second), np.append(second, first)
-    return np.bincount(ends, weights[others], minlength=n_classes).astype(np.float64)

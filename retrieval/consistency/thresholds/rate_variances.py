@@ -20,18 +20,13 @@ from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
 
 @dataclass(frozen=True, slots=True)
 class RateVariances:
-    """Variances at one threshold.
+    """Variances at one threshold."""
 
-    class_variance, pair_variance: of log pooled FAR, the first part falling with 1 / n_classes, the second with
-    1 / n_classes^2; mean_far: of log class-mean FAR; tar: of logit pooled TAR; precision: of logit precision, which is
-    log TAR - log FAR and a constant.
-    """
-
-    class_variance: float
-    pair_variance: float
-    mean_far: float
-    tar: float
-    precision: float
+    class_variance: float  # of log pooled FAR, the part that falls with 1 / n_classes
+    pair_variance: float  # of log pooled FAR, the part that falls with 1 / n_classes^2
+    mean_far: float  # of log class-mean FAR
+    tar: float  # of logit pooled TAR
+    precision: float  # of logit precision, which is log TAR - log FAR and a constant
 
 
 def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVariances:

@@ -27,12 +27,9 @@ _SIGN = 0x80000000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The aim of a search: `achieved` must be at least `level` (lowest, highest), or largest (best).
+    """The aim of a search: `achieved` must be at least `level` (lowest, highest), or largest (best)."""
 
-    achieved: curves [m] -> [m] float64; it must not fall as accepted positives grow, nor grow as accepted negatives do.
-    """
-
-    achieved: Achieved
+    achieved: Achieved  # must not fall as accepted positives grow, nor grow as accepted negatives do
     choice: Choice
     level: float
 

@@ -126,8 +126,6 @@ class Target:
 
         Precision is 0 if nothing is accepted.
         """
-        if self.kind == "frr":
-            return tar - 1
         if self.kind in {"far", "false-matches"}:
             return -far
         matches, others = self._at * tar, (1 - self._at) * far

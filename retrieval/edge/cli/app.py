@@ -13,8 +13,8 @@ from retrieval.edge.cli.snapshots import list_snapshots, roll_back
 from retrieval.terminal import Version, run
 
 app = typer.Typer(
-    help="Image retrieval with one calibrated threshold. Settings are environment variables RETRIEVAL_*, see the "
-    "README.",
+    help="Image retrieval with one calibrated threshold. Settings are environment variables RETRIEVAL_*, see "
+    "docs/settings.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -29,12 +29,14 @@ def _options(version: Version = False) -> None:
 for command in (calibrate, reindex, search, audit, serve, worker, beat, health, demo):
     app.command()(command)
 
-snapshots = typer.Typer(help="The states of a catalogue: list them, go back to an older one.", no_args_is_help=True)
+snapshots = typer.Typer(help="List the snapshots of a catalogue, or go back to an older one.", no_args_is_help=True)
 snapshots.command("list")(list_snapshots)
 snapshots.command("rollback")(roll_back)
 app.add_typer(snapshots, name="snapshots")
 
-points = typer.Typer(help="Thresholds with their evidence: list, show, activate.", no_args_is_help=True)
+points = typer.Typer(
+    help="List, show or activate operating points: thresholds with their evidence.", no_args_is_help=True
+)
 points.command("list")(list_points)
 points.command("show")(show_point)
 points.command("activate")(activate_point)

@@ -1,4 +1,4 @@
-"""`retrieval audit`: measure the threshold in use on new labelled images."""
+"""`retrieval audit`: measure the active threshold on new labelled images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ def audit(
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the threshold in use on new labelled images. Exit code 1 if the verdict is failed."""
+    """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
     request = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [])

@@ -17,45 +17,53 @@ if TYPE_CHECKING:
 
 
 def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
-    bundle: Annotated[str, typer.Option(help="A folder that `training export` wrote, or a digest in the store.")],
-    data: Annotated[str, typer.Option(help="Labelled images of classes that were never trained on.")],
+    bundle: Annotated[
+        str, typer.Option(help="A folder that `training export` wrote, or the id of a bundle in the store.")
+    ],
+    data: Annotated[str, typer.Option(help="Labelled images of classes that were not used for training.")],
     cohort: Annotated[
-        str, typer.Option(help="Images of further classes of the same kind: also tries the cohort score.")
+        str, typer.Option(help="Images of other classes of the same kind; with them, cohort scores are tried too.")
     ] = "",
-    k: Annotated[int, typer.Option(min=1, help="Number of nearest cohort images that the density averages.")] = 20,
+    k: Annotated[
+        int, typer.Option(min=1, help="Number of nearest cohort images over which the cohort score averages.")
+    ] = 20,
     far: Annotated[
-        float | None, typer.Option(help="Target: pooled pairwise false accept rate, short for --target far=... [0.01]")
+        float | None, typer.Option(help="Target: pooled false accept rate; the same as --target far=... [0.01]")
     ] = None,
     target: Annotated[
         str,
         typer.Option(
             help="Another target: class-far=0.01 (mean of the FAR over the classes), frr=0.1 (share of the true pairs "
-            "that are rejected), precision=0.9@0.01 (if a share 0.01 of the compared pairs match), f1@0.01 (the "
-            "largest F1 there), utility (the largest mean over the classes of the utility of OPIS), "
-            "false-matches=1@1000000 (expected for a query in a gallery of a million)."
+            "that are rejected), precision=0.9@0.01 (if a share of 0.01 of the compared pairs match), f1@0.01 (the "
+            "largest F1 at that share), utility (the largest mean over the classes of the utility of OPIS), "
+            "false-matches=1@1000000 (expected number for a query in a gallery of a million)."
         ),
     ] = "",
-    prevalence: Annotated[float, typer.Option(help="Share of matches that probabilities assume.")] = 0.01,
-    confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    certified_far: Annotated[float, typer.Option(help="Certificate: FAR that a new class will not exceed ...")] = 0.1,
-    certified_delta: Annotated[float, typer.Option(help="... except with this probability.")] = 0.05,
+    prevalence: Annotated[
+        float, typer.Option(help="Share of matches among compared pairs that match probabilities assume.")
+    ] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
+    certified_far: Annotated[float, typer.Option(help="Certificate: limit on the FAR of a new class.")] = 0.1,
+    certified_delta: Annotated[
+        float, typer.Option(help="Certificate: largest probability that a new class exceeds this limit.")
+    ] = 0.05,
     certified_mean_far: Annotated[
-        float, typer.Option(help="Certificate: FAR that a new class will not exceed on average.")
+        float, typer.Option(help="Second certificate: limit on the FAR of a new class on average.")
     ] = 0.05,
     certified_strict: Annotated[
         bool,
-        typer.Option(help="Certificates that hold exactly. Without it, they may fall short by about 1 / classes."),
+        typer.Option(help="Make certificates that hold exactly. Others may fall short by about 1 / classes."),
     ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
-    activate: Annotated[bool, typer.Option("--activate", help="Also put the new threshold into use.")] = False,
+    activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Choose one threshold for an error target, on labelled images, with its uncertainty.
+    """Choose one threshold for an error target on labelled images, and measure its uncertainty.
 
-    Prints the share of true pairs that the target costs. If a threshold is in use for the bundle and score, also prints
-    which decisions on these images would change.
+    Also prints the share of true pairs that the threshold rejects. If an operating point of this bundle with the same
+    score is active, also prints which decisions on these images change.
     """
     from retrieval.edge.jobs.records import now
     from retrieval.edge.settings import load_settings
@@ -105,7 +113,7 @@ def _target(far: float | None, target: str) -> "Target":
 
 
 def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
-    """Return the digest of a bundle: of a folder, which is added to the store, or of one whose digest starts so."""
+    """Return the digest of a bundle: a folder, which is added to the store, or the start of a digest in the store."""
     from retrieval.contract.bundle import BundleDigest
     from retrieval.engine.prefixes import resolve_prefix
     from retrieval.errors import UnknownBundle
@@ -127,13 +135,15 @@ def _print_calibration(found: "Calibration") -> None:
         f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
         f"FAR {choice.far:.4g} ({level}: {far}), mean over classes {choice.class_far:.4g} "
         f"({level}: {choice.class_far_interval})\n"
-        f"TAR {choice.tar:.3f} ({level}: {tar}): it costs {choice.cost:.1%} of the true pairs"
+        f"TAR {choice.tar:.3f} ({level}: {tar}): the threshold rejects {choice.cost:.1%} of the true pairs"
     )
     out.print(f"certificate: {point.certificate or point.certificate_refusal}")
     out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
-    before = "compared with the operating point in use before"
+    before = "compared with the operating point that was active"
     out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")
-    state = "in use" if found.active else "stored, not in use: `retrieval operating-points activate`"
+    state = (
+        "active" if found.active else f"stored; to activate it: `retrieval operating-points activate {point.id[:8]}`"
+    )
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
 
 

@@ -25,15 +25,16 @@ CATALOG = "emoji"
 _FAR = 0.01
 _START_S = 60.0
 _STOP_S = 20.0
-_GO_ON = """
-Go on with your own images, a folder with one sub-folder per class or a table with the columns id, uri, label:
+_NEXT_STEPS = """
+Continue with your own images: a folder with one sub-folder per class, or a table with the columns id, uri, label:
   training split MY_IMAGES --out my
-  training train --data my/train.csv --validation my/validation.csv --out run && training export run --out bundle
+  training train --config emoji --data my/train.csv --validation my/validation.csv --out run
+  training export run --out bundle
   retrieval calibrate --bundle bundle --data my/calibration.csv --cohort my/train.csv --far 0.01 --activate
-  retrieval worker &  retrieval serve &
-  retrieval reindex my_catalog my/new.csv
+  retrieval reindex my_catalog my/new.csv --embedded
+  retrieval serve                                             # in a second terminal; then, in the first one:
   retrieval search --catalog my_catalog --image PICTURE.jpg
-  retrieval audit my_catalog my/new.csv --report report
+`--config emoji` trains small images for a few minutes. The README explains each step.
 """
 
 
@@ -107,7 +108,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the training and the resampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the whole line on real images: train, calibrate, index, search, audit. Every command is a public one."""
+    """Run all steps on real images with public commands: train, export, calibrate, index, search, audit."""
     from retrieval.edge.settings import load_settings
 
     folder = folder.resolve()
@@ -125,23 +126,23 @@ def demo(
 
 def _train(demo: Demo, seed: int) -> None:
     data = str(demo.data)
-    why = "the same emoji as drawn by eight makers, rendered, split by class"
+    why = "fetch the same emoji drawn by eight makers, render them, split them by class"
     demo.run("data", why, "training", "emoji", data, "--seed", str(seed))
     demo.run(
         "train",
         "fine-tune EfficientNet-Lite0 on the train classes: softmax over proxies plus the threshold-consistent margin",
         *("training", "train", "--config", "emoji", "--data", f"{data}/train.csv"),
-        *("--validation", f"{data}/cohort.csv", "--out", str(demo.folder / "run"), "--seed", str(seed), "--resume"),
+        *("--validation", f"{data}/validation.csv", "--out", str(demo.folder / "run"), "--seed", str(seed), "--resume"),
     )
     if not (demo.folder / "bundle").exists():
-        why = "the model as ONNX with its preprocessing, checked against the production encoder"
+        why = "write the model as ONNX with its preprocessing, and check it with the production encoder"
         demo.run("export", why, "training", "export", str(demo.folder / "run"), "--out", str(demo.folder / "bundle"))
 
 
 def _calibrate(demo: Demo, seed: int) -> str:
     return demo.run(
         "calibrate",
-        f"one threshold for a pair FAR of {_FAR:g}, on classes that were never trained on",
+        f"choose one threshold for a pooled FAR of {_FAR:g}, on classes that were not used for training",
         *("retrieval", "calibrate", "--bundle", str(demo.folder / "bundle")),
         *("--data", f"{demo.data}/calibration.csv", "--cohort", f"{demo.data}/train.csv"),
         *("--far", str(_FAR), "--seed", str(seed), "--activate", "--json"),
@@ -149,29 +150,44 @@ def _calibrate(demo: Demo, seed: int) -> str:
 
 
 def _serve(demo: Demo) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Index, query and audit with a worker and a server; return the report of the audit and the answers."""
+    """Index, search and audit with a worker and a server; return the report of the audit and the answers."""
     with (
-        demo.background("worker", "an embedded Valkey and the processes that embed and index", "retrieval", "worker"),
-        demo.background("serve", "the gRPC server", "retrieval", "serve") as server,
+        demo.background(
+            "worker", "start an embedded Valkey, and processes that do jobs", "retrieval", "worker"
+        ) as worker,
+        demo.background("serve", "start the gRPC server", "retrieval", "serve") as server,
     ):
+        _await_queue(demo, worker)
         _await_server(demo, server)
-        why = "embed and index the catalogue of new classes through Celery"
+        why = "embed and index the catalogue of new classes"
         demo.run("reindex", why, "retrieval", "reindex", CATALOG, f"{demo.data}/catalog.csv", "--json")
         searched = demo.run(
             "search",
-            "every query image over gRPC; the contact sheet shows the first",
+            "search with every query image over gRPC; the contact sheet shows the first ones",
             *("retrieval", "search", "--catalog", CATALOG, "--manifest", f"{demo.data}/queries.csv"),
             *("--sheet", str(demo.folder / "contact_sheet.png"), "--json"),
         )
         demo.run(
             "audit",
-            "does the threshold treat the new classes as calibration promised?",
+            "check that the threshold keeps the promises of calibration on the new classes",
             *("retrieval", "audit", CATALOG, f"{demo.data}/audit.csv", "--group-by", "maker"),
             *("--report", str(demo.folder / "report"), "--json"),
             accept=(0, 1),
         )
     report: dict[str, Any] = json.loads((demo.folder / "report" / "report.json").read_text())
     return report, json.loads(searched)
+
+
+def _await_queue(demo: Demo, worker: "subprocess.Popen[bytes]") -> None:
+    """Wait until the Valkey of the worker answers. The server may be ready before it, and refuses jobs until then."""
+    from retrieval.edge.jobs.embedded import is_running
+
+    deadline = time.monotonic() + _START_S
+    while worker.poll() is None and time.monotonic() < deadline:
+        if is_running(demo.settings.state_dir):
+            return
+        time.sleep(0.2)
+    raise Unavailable(f"the worker did not start: see {demo.folder / 'worker.log'}")
 
 
 def _await_server(demo: Demo, server: "subprocess.Popen[bytes]") -> None:
@@ -225,14 +241,14 @@ def _print_result(result: dict[str, Any]) -> None:
         ("FAR, new classes", far),
         ("TAR, new classes", f"{result['tar_new']:.3f}"),
         ("OPIS", f"{result['opis']:.3g}, noise floor {result['opis_floor']:.3g}, {result['opis_axis']} axis"),
-        ("queries", f"{queries['n_queries']}, first right {first_right}, none found {queries['n_without_match']}"),
+        ("queries", f"{queries['n_queries']}, first match right {first_right}, {queries['n_without_match']} no match"),
         ("verdict", result["verdict"]),
         ("contact sheet", result["contact_sheet"]),
         ("report", result["report"]),
         ("seconds", ", ".join(f"{step} {value:g}" for step, value in result["seconds"].items())),
     ]
-    print_table("What the demonstration found", ("", ""), rows)
-    out.print(_GO_ON, markup=False, highlight=False)
+    print_table("Results of the demonstration", ("", ""), rows)
+    out.print(_NEXT_STEPS, markup=False, highlight=False)
 
 
 def _console_command(name: str) -> str:

@@ -30,7 +30,7 @@ def list_points(bundle: Bundle = "", address: Address = None, as_json: Json = Fa
 
 def show_point(
     point: Annotated[
-        str, typer.Argument(help="Id of an operating point, or its start. If left out, the active one.")
+        str, typer.Argument(help="Id of an operating point, or its start; the active one by default.")
     ] = "",
     bundle: Bundle = "",
     address: Address = None,
@@ -47,13 +47,13 @@ def show_point(
 
 
 def activate_point(
-    point: Annotated[str, typer.Argument(help="Id of the operating point to put into use, or its start.")],
+    point: Annotated[str, typer.Argument(help="Id of the operating point to activate, or its start.")],
     bundle: Bundle = "",
     address: Address = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Put an operating point into use for every catalogue of its bundle. To go back, activate the older one."""
+    """Make an operating point active for every catalogue of its bundle. To go back, activate the older one."""
     from retrieval.v1 import operating_points_pb2
 
     with connected(address) as client:
@@ -61,11 +61,11 @@ def activate_point(
         if dry_run:
             wanted = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
             reply = client.call(service.GetOperatingPoint, wanted)
-            would = f"would put operating point {reply.id} (threshold {reply.threshold:.4f}) into use"
+            would = f"would activate operating point {reply.id}: threshold {reply.threshold:.4f}"
             print_json({"dry_run": would}) if as_json else out.print(would)
             return
         request = operating_points_pb2.ActivateOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
         reply = client.call(service.ActivateOperatingPoint, request)
     print_json(as_dict(reply)) if as_json else out.print(
-        f"operating point {reply.id} is in use: threshold {reply.threshold:.4f}"
+        f"operating point {reply.id} is active: threshold {reply.threshold:.4f}"
     )

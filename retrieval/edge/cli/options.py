@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and what follows from them."""
+"""Options and arguments that several commands share, and functions that use their values."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ import typer
 if TYPE_CHECKING:
     from retrieval.client import Client
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Store = Annotated[
-    str | None, typer.Option("--store", help="Path or URL of the store of artefacts. [RETRIEVAL_STORE_URL]")
+    str | None,
+    typer.Option("--store", help="Path or URL of the store. [RETRIEVAL_STORE_URL, the folder store in --state-dir]"),
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="host:port of the server. [RETRIEVAL_ADDRESS, 127.0.0.1:50051]")
@@ -25,9 +26,9 @@ Catalog = Annotated[str, typer.Argument(help="Name of the catalogue.")]
 Manifest = Annotated[
     str, typer.Argument(help="A folder (one sub-folder per class) or a .csv, .parquet or .jsonl with id, uri, label.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would change and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")]
 Bundle = Annotated[
-    str, typer.Option("--bundle", help="Digest of the bundle, or its start; needed if the store holds several.")
+    str, typer.Option("--bundle", help="Id of the bundle, or its start; needed if the store holds several.")
 ]
 Wait = Annotated[bool, typer.Option(help="Wait until the job ends.")]
 

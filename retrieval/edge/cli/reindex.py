@@ -1,4 +1,4 @@
-"""`retrieval reindex`: make a catalogue of a manifest, on the server or, with --embedded, on this machine."""
+"""`retrieval reindex`: index a manifest as a catalogue, on the server or, with --embedded, on this machine."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,12 +28,14 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     catalog: Catalog,
     manifest: Manifest,
     index: Annotated[
-        str, typer.Option(help="Flat (exact), or IVF with its lists and those searched: IVF1024,nprobe=16.")
+        str,
+        typer.Option(help="Flat (exact), or IVF with the numbers of lists and of lists searched: IVF1024,nprobe=16."),
     ] = "Flat",
     bundle: Bundle = "",
-    max_failed_share: Annotated[float, typer.Option(help="Largest share of unreadable images.")] = 0.01,
+    max_failed_share: Annotated[float, typer.Option(help="Largest share of images that may be unreadable.")] = 0.01,
     embedded: Annotated[
-        bool, typer.Option("--embedded", help="Needs no server: starts Valkey and a worker, and ends them.")
+        bool,
+        typer.Option("--embedded", help="Run without a server: start Valkey and a worker, and stop them at the end."),
     ] = False,
     wait: Wait = True,
     address: Address = None,

@@ -1,4 +1,4 @@
-"""How the server's replies are shown: as JSON, and as short lines."""
+"""Show the server's replies as JSON and as short lines."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ def as_dict(message: "Message") -> dict[str, Any]:
 
 
 def print_job(job: "Job", as_json: bool) -> None:
-    """Print a job that was accepted or that is done."""
+    """Print a job that was accepted or is done."""
     if as_json:
         print_json(as_dict(job))
     elif job.result_id:

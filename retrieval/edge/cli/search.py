@@ -1,4 +1,4 @@
-"""`retrieval search`: look up images on the server and show what was found: table, contact sheet, JSON."""
+"""`retrieval search`: search with images on the server, and show the matches as table, contact sheet or JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _SHOWN_MATCHES = 16  # on a row of the contact sheet, before "+ n more"
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One image to look for; `label` is "" if unknown."""
+    """One image to search with; `label` is "" if unknown."""
 
     id: str
     uri: str
@@ -41,15 +41,19 @@ class Answer:
 
 def search(  # noqa: PLR0913  # the options of a command are its parameters
     catalog: Annotated[str, typer.Option(help="Catalogue to search in.")],
-    image: Annotated[list[Path] | None, typer.Option(help="An image to look for; may be given several times.")] = None,
-    manifest: Annotated[str, typer.Option(help="Or images of a manifest; their labels judge the matches.")] = "",
-    limit: Annotated[int, typer.Option(help="Most matches to return for each image, 1 to 10,000.")] = 100,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image to search with; may be given several times.")
+    ] = None,
+    manifest: Annotated[
+        str, typer.Option(help="Images to search with: a manifest. Its labels decide which matches are right.")
+    ] = "",
+    limit: Annotated[int, typer.Option(help="Largest number of matches for each image, 1 to 10,000.")] = 100,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
-    sheet_rows: Annotated[int, typer.Option(min=1, help="Queries on the sheet and in the table.")] = 12,
+    sheet_rows: Annotated[int, typer.Option(min=1, help="Number of queries on the sheet and in the table.")] = 12,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
-    """Find everything in a catalogue that shows the same thing as an image."""
+    """Find everything in a catalogue that shows the same thing as the query images."""
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
 
@@ -78,7 +82,7 @@ class Answers:
         return {"catalog": self.catalog, "summary": self.summary(), "queries": queries}
 
     def summary(self) -> dict[str, Any]:
-        """Count over all queries; shares of right matches if the queries have labels."""
+        """Count over all queries; compute shares of right matches if the queries have labels."""
         replies = [(a.query.label, a.reply) for a in self.answers if a.reply is not None]
         labelled = [(label, reply) for label, reply in replies if label]
         matches = [m.label == label for label, reply in labelled for m in reply.matches]
@@ -128,7 +132,7 @@ def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
 
         queries += [Query(item.id, item.uri, item.label) for item in read_manifest(manifest)]
     if not queries:
-        raise InvalidInput("nothing to look for: name an --image or a --manifest")
+        raise InvalidInput("nothing to search with: name an --image or a --manifest")
     return queries
 
 
@@ -202,7 +206,7 @@ def _sheet_row(query: Query, reply: "SearchResponse", limits: "ImageLimits") -> 
 
 
 def _image_of(uri: str, limits: "ImageLimits") -> bytes | None:
-    """Return the image of a match; None if it cannot be read from here, as images of a remote catalogue may not be."""
+    """Return the image of a match; None if this machine cannot read it."""
     from retrieval.engine.images import read_bytes
 
     try:

@@ -1,4 +1,4 @@
-"""`retrieval serve`, `worker` and `beat`, which run until stopped, and `retrieval health`, which asks the server."""
+"""`retrieval serve`, `worker` and `beat`, which run until stopped, and `retrieval health`, which checks the server."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(address=address, store_url=store, state_dir=state_dir)
-    from retrieval.edge.server.serve import serve as run_server  # heavy: wrong settings are reported before it
+    from retrieval.edge.server.serve import serve as run_server  # slow to import: wrong settings are reported first
 
     run_server(settings)
 
 
 def worker(store: Store = None, state_dir: StateDir = None) -> None:
-    """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, an embedded Valkey is started too."""
+    """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, also start an embedded Valkey."""
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(store_url=store, state_dir=state_dir)
@@ -33,7 +33,7 @@ def worker(store: Store = None, state_dir: StateDir = None) -> None:
 
 
 def beat(store: Store = None, state_dir: StateDir = None) -> None:
-    """Start the scheduled audits (RETRIEVAL_AUDIT_*) until stopped. Run exactly one of these."""
+    """Start the scheduled audits (RETRIEVAL_AUDIT_*) until stopped. Run exactly one `beat`."""
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(store_url=store, state_dir=state_dir)

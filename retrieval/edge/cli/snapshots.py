@@ -1,4 +1,4 @@
-"""`retrieval snapshots`: the states of a catalogue."""
+"""`retrieval snapshots`: list the snapshots of a catalogue, go back to an older one."""
 
 from typing import Annotated
 
@@ -36,7 +36,7 @@ def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = Fa
 def roll_back(
     catalog: Catalog,
     snapshot: Annotated[
-        str, typer.Argument(help="Id of a snapshot, or its start. If left out, the one before the live one.")
+        str, typer.Argument(help="Id of a snapshot, or its start; the one before the live one by default.")
     ] = "",
     address: Address = None,
     dry_run: DryRun = False,

@@ -34,7 +34,7 @@ def die_with_parent() -> None:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Return the socket of a state folder's Valkey: the same in every process, and within the system's 107 bytes."""
+    """Return the socket of a state folder's Valkey: equal in every process, within the system's limit of 107 bytes."""
     digest = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}-{digest}.sock"
 
@@ -67,7 +67,7 @@ def embedded_valkey(state_dir: Path) -> Iterator[None]:
 def _start_once(state_dir: Path) -> "subprocess.Popen[bytes] | None":
     """Start a Valkey and wait until it answers; return None if one runs already.
 
-    A lock admits one starter at a time: two servers would write to one file.
+    A lock lets only one process start it at a time: two servers would write to one file.
     """
     folder = state_dir.resolve() / "valkey"
     try:

@@ -1,6 +1,6 @@
-"""A reindex on this machine: an embedded Valkey and one worker, both ended with the job.
+"""A reindex on this machine, with an embedded Valkey and one worker that end with the job.
 
-Needs no server and no Redis. It uses the queue and the worker of every other deployment.
+It needs no server and no Redis, and uses the same queue and worker as any other deployment.
 """
 
 import contextlib

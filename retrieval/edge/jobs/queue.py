@@ -1,6 +1,6 @@
-"""The job queue: the Celery application, and how a job gets onto it.
+"""The job queue: sets up the Celery application and puts jobs on it.
 
-Sets up Celery and names the first task of each kind of job. The tasks themselves are in `worker.py`.
+Names the first task of each kind of job. The tasks themselves are in `worker.py`.
 """
 
 import json

@@ -125,7 +125,7 @@ class Jobs:
         if digest_json(running.request) == digest_json(request):
             return running
         raise FailedPrecondition(
-            f"catalogue {catalog!r}: {kind} job {running.id} with other settings is at work, wait for it to end"
+            f"catalogue {catalog!r}: {kind} job {running.id} with other settings is running: wait for it to end"
         )
 
     def get(self, job_id: JobId) -> Job:
@@ -146,7 +146,7 @@ class Jobs:
         return Job(**{**record, "state": JobState(record["state"])})
 
     def ids_starting(self, prefix: str) -> list[JobId]:
-        """List the ids that start with letters and digits; nothing for other characters, which may be patterns."""
+        """List the ids that start with `start`; none if it has characters other than letters and digits."""
         if not prefix.isalnum():
             return []
         start = _key("")
@@ -175,7 +175,7 @@ class Jobs:
             self._redis.sadd(_done_key(job_id), number)
 
     def begin_attempt(self, job_id: JobId, task: str) -> int:
-        """Count an attempt at a task, and return how many began since the last one that succeeded."""
+        """Count an attempt at a task, and return the number of attempts since the last one that succeeded."""
         with _reachable():
             return int(str(self._redis.hincrby(_attempts_key(job_id), task, 1)))
 

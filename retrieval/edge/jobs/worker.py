@@ -1,7 +1,7 @@
 """The worker: the steps of each job as Celery tasks.
 
 A task is acknowledged after it is done, so it may be delivered twice; it then finds its earlier work in the store. The
-task that embeds the last shard starts the build. A worker that starts, or reaches its queue again, resumes every
+task that embeds the last shard starts the build. A worker that starts, or connects to its queue again, resumes every
 unfinished job.
 """
 
@@ -36,11 +36,11 @@ from retrieval.report.audit_page import render_report
 log = structlog.get_logger()
 
 _MAX_COUNTDOWN_S = 64
-_MAX_ATTEMPTS = 6  # a task that kills its worker, or fails for an unknown reason, this often fails the job
+_MAX_ATTEMPTS = 6  # number of times that a task may kill its worker or fail for an unknown reason before the job fails
 
 
 class Worker:
-    """The tasks of one Celery application. Each process builds its own parts at first use: they survive no fork."""
+    """The tasks of one Celery application. Each process builds its parts at first use, because they survive no fork."""
 
     def __init__(self, settings: Settings) -> None:
         self.app = make_app(settings)
@@ -48,7 +48,7 @@ class Worker:
         self._parts: OfflineParts | None = None
         self.jobs = Jobs(redis_url(settings))
         for name, step in ((PLAN, self.plan), (EMBED, self.embed), (BUILD, self.build), (AUDIT, self.audit)):
-            # no limit here: Celery's own, 3, would leave a job running for ever; `_attempt` counts
+            # no limit here: with Celery's default of 3 a job would never end; `_attempt` counts
             self.app.task(name=name, bind=True, shared=False, max_retries=None)(self._guarded(name, step))
 
         @self.app.task(name=SCHEDULED_AUDIT, shared=False)
@@ -116,7 +116,7 @@ class Worker:
         )
 
     def start_scheduled_audit(self) -> None:
-        """Start the audit of the settings; if the last one still runs, start nothing."""
+        """Start the audit of the settings unless the last one still runs."""
         request = audit.AuditRequest(
             catalog=self._settings.audit_catalog,
             manifest_uri=self._settings.audit_manifest,
@@ -161,7 +161,7 @@ class Worker:
             reindex.clear_staging(self.parts.store, job.id)  # a kill after the end of the job left files
             return
         if self.jobs.begin_attempt(job.id, label) > _MAX_ATTEMPTS:
-            self._give_up(job, f"{label} was begun {_MAX_ATTEMPTS} times and never ended: see the worker's log")
+            self._give_up(job, f"{label} was started {_MAX_ATTEMPTS} times and never finished: see the worker's log")
             return
         try:
             step(job, *arguments)
@@ -191,7 +191,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def _resuming(worker: Worker) -> type[StartStopStep]:
-    """Build a step for Celery's consumer that resumes jobs at every connection: a broken one loses messages."""
+    """Build a step for Celery's consumer that resumes jobs at every new connection: a broken one loses messages."""
 
     class Resume(StartStopStep):
         requires = ("celery.worker.consumer:Tasks",)
@@ -199,7 +199,7 @@ def _resuming(worker: Worker) -> type[StartStopStep]:
         def start(self, consumer: Any) -> None:
             try:
                 worker.resume()
-            except JobsUnavailable:  # the consumer notices too, connects again and returns here
+            except JobsUnavailable:  # the consumer sees this too, connects again and returns here
                 log.exception("resume_failed")
 
     return Resume

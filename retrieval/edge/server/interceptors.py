@@ -1,6 +1,6 @@
-"""Errors become gRPC statuses here, and every call is counted and timed.
+"""Turns errors into gRPC statuses, and counts and times every call.
 
-A known error keeps its message. An unknown error shows a request id and nothing else: the log has the rest.
+A known error keeps its message. For an unknown error the client gets only a request id; the log has the rest.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _MESSAGE_BYTES = 2000
 
 
 class ErrorsToStatuses(grpc.aio.ServerInterceptor):
-    """Answers the errors of unary calls with statuses."""
+    """Turns the errors of unary calls into statuses."""
 
     async def intercept_service(
         self,

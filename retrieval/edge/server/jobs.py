@@ -1,4 +1,4 @@
-"""The service of protos/retrieval/v1/jobs.proto, and the job queue as every servicer uses it."""
+"""The service of protos/retrieval/v1/jobs.proto, and the job queue that all servicers share."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class JobQueue:
-    """The job queue for an event loop: calls of Redis and Celery run on threads."""
+    """The job queue for an event loop: calls to Redis and Celery run on threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._jobs = Jobs(redis_url(settings))
@@ -33,13 +33,13 @@ class JobQueue:
         return job
 
     async def get(self, job_id: str) -> Job:
-        """Return the record of the job with this id, or with the only id that starts so."""
+        """Return the record of the job with this id, or with the only id that starts with it."""
         return await asyncio.to_thread(self._find, job_id)
 
     def _find(self, job_id: str) -> Job:
         try:
             return self._jobs.get(JobId(job_id))
-        except UnknownJob:  # Redis looks an id up, but must search for the start of one
+        except UnknownJob:  # fast for a whole id; Redis must search all keys for a prefix
             ids, hint = self._jobs.ids_starting(job_id), "finished jobs are kept for 30 days"
             return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=hint)))
 

@@ -58,7 +58,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
     async def ActivateOperatingPoint(  # noqa: N802
         self, request: operating_points_pb2.ActivateOperatingPointRequest, context: Context
     ) -> operating_points_pb2.OperatingPoint:
-        """Use another operating point from now on."""
+        """Make another operating point active."""
 
         def activate() -> operating_points_pb2.OperatingPoint:
             bundle = self._bundle(request.bundle_digest)
@@ -71,13 +71,13 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
         return message
 
     def _bundle(self, digest: str) -> BundleDigest:
-        """Return the bundle whose digest starts so, the only one for ""."""
+        """Return the bundle whose digest starts with the prefix; the only bundle for ""."""
         if not digest:
             return self._store.only_bundle()
         return BundleDigest(resolve_prefix(digest, self._store.bundles(), kind="bundle", unknown=UnknownBundle))
 
     def _point_id(self, bundle: BundleDigest, start: str) -> OperatingPointId:
-        """Return the id of the operating point that starts so."""
+        """Return the id of the operating point that starts with the prefix."""
         ids = self._store.operating_point_ids(bundle)
         hint = "see `retrieval operating-points list`"
         point = resolve_prefix(start, ids, kind="operating point", unknown=UnknownOperatingPoint, hint=hint)

@@ -31,7 +31,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
     async def BatchSearch(  # noqa: N802
         self, request: search_pb2.BatchSearchRequest, context: Context
     ) -> search_pb2.BatchSearchResponse:
-        """Answer each query on its own: the error of one does not touch the others."""
+        """Answer each query separately: the error of one does not affect the others."""
         if not 1 <= len(request.queries) <= MAX_BATCH_QUERIES:
             raise InvalidInput(f"queries: expected 1 to {MAX_BATCH_QUERIES}, found {len(request.queries)}")
         limit = messages.limit_from(request)

@@ -40,7 +40,7 @@ from retrieval.v1 import (
 log = structlog.get_logger()
 
 _MIB = 1024 * 1024
-# How a servicer is added to a server, the servicer, the file that describes it.
+# The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
 
 
@@ -60,13 +60,13 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
 
 @contextlib.asynccontextmanager
 async def running_server(settings: Settings) -> AsyncIterator[int]:
-    """Run a server while the block runs and yield its port; calls in progress then get the grace period."""
+    """Run a server while the block runs and yield its port; at the end, running calls get the grace period."""
     searcher = make_searcher(settings)
     server = grpc.aio.server(
         interceptors=[ErrorsToStatuses()],
         options=[
             ("grpc.max_receive_message_length", max(4 * settings.image_bytes, 64 * _MIB)),
-            ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it
+            ("grpc.so_reuseport", 0),  # a second server on the same port must fail and not share it
         ],
     )
     health_servicer = health.aio.HealthServicer()

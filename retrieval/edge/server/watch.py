@@ -1,4 +1,4 @@
-"""Keeps the searcher at what the store's pointers name: the live snapshot and the active operating point."""
+"""Keeps the searcher up to date with the store's pointers: the live snapshot and the active operating point."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ class Watch:
             await asyncio.sleep(every_s)
             try:
                 await self.look()
-            except Exception:  # the store may be unreachable for a while: the watch must survive that
+            except Exception:  # the store may be unreachable for a while, and the watch must continue
                 log.exception("refresh_failed")
 
     async def look(self) -> None:

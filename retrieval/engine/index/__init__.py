@@ -1,1 +1,1 @@
-"""The vector index: `index.py` states what an index does, `spec.py` declares one, `open.py` builds or opens one."""
+"""The vector index: `index.py` is its interface, `spec.py` parses its declaration, `open.py` builds or opens it."""

@@ -1,7 +1,7 @@
-"""Indexes that FAISS holds: `Flat` (every vector) and `IVF` (inverted lists). The only file that imports faiss.
+"""The indexes of FAISS: `Flat` (every vector) and `IVF` (inverted lists). Only this file imports faiss.
 
-FAISS returns the inner products strictly above its radius, and we accept `score >= threshold`. The radius is chosen so
-that both mean the same for float32 scores.
+FAISS returns the inner products strictly above its radius, but a pair is accepted if `score >= threshold`. The radius
+is chosen so that both give the same result for float32 scores.
 """
 
 import itertools
@@ -32,11 +32,11 @@ class FaissIndex:
 
     @classmethod
     def build(cls, vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> "FaissIndex":
-        """Build as `build_index` does."""
+        """Build an index, see `build_index`."""
         _check(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
         if device == "cuda" and not n_gpus():
             raise DeviceUnavailable(
-                "device=cuda was asked for, but FAISS sees no GPU: install the `gpu` extra or use cpu"
+                "device=cuda was requested, but FAISS sees no GPU: install the `gpu` extra or use cpu"
             )
         dimension = vectors.shape[1]
         flat = faiss.IndexFlatIP(dimension)
@@ -45,8 +45,8 @@ class FaissIndex:
             return cls(flat, spec)
         if len(vectors) < spec.n_lists * _POINTS_PER_LIST:
             raise InvalidInput(
-                f"index {spec}: expected at least {spec.n_lists * _POINTS_PER_LIST} items ({_POINTS_PER_LIST} a list), "
-                f"found {len(vectors)}: use Flat or fewer lists"
+                f"index {spec}: expected at least {spec.n_lists * _POINTS_PER_LIST} items "
+                f"({_POINTS_PER_LIST} per list), found {len(vectors)}: use Flat or fewer lists"
             )
         native = faiss.IndexIVFFlat(flat, dimension, spec.n_lists, faiss.METRIC_INNER_PRODUCT)
         if device == "cuda":
@@ -58,10 +58,10 @@ class FaissIndex:
 
     @classmethod
     def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
-        """Open as `load_index` does."""
+        """Open an index, see `load_index`."""
         try:
             native = faiss.read_index(str(path))
-        except RuntimeError as error:  # FAISS reports a truncated file this way
+        except RuntimeError as error:  # raised by FAISS for a truncated file
             raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index") from error
         n_lists = native.nlist if isinstance(native, faiss.IndexIVF) else 0
         if (native.d, native.ntotal, n_lists) != (dimension, n_items, spec.n_lists):

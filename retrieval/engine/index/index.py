@@ -1,6 +1,6 @@
-"""What every vector index does: it finds everything whose score reaches a threshold.
+"""The interface of every vector index: it finds everything whose score reaches a threshold.
 
-The meaning of the vectors belongs to `contract/score.py`, the arrangement of the vectors to each kind of index.
+`contract/score.py` defines the meaning of the vectors; each kind of index decides how they are stored.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""From vectors or from a file to an index of the declared kind.
+"""Builds an index of the declared kind from vectors, or opens one from a file.
 
-A kind is imported when it is used, because each brings its own library.
+Each kind is imported when it is used, because it needs its own library.
 """
 
 from pathlib import Path
@@ -31,5 +31,5 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> 
 
 
 def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:
-    """Return what a complete search must find, to judge approximate indexes by. Costs q * n * D."""
+    """Return the hits of a complete search, with which approximate indexes are compared. Costs q * n * D."""
     return build_index(vectors, IndexSpec()).above(queries, threshold)

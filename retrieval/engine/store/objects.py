@@ -1,7 +1,7 @@
 """Objects on any file system (local, S3, GCS, memory), which appear whole or not at all.
 
-This file decides how one object is written atomically and read locally; the other files of the folder decide which
-objects there are. It hides fsspec, except for images, which `engine/images.py` reads.
+This file writes one object atomically and reads it locally; the other files of the folder decide which objects there
+are. It uses fsspec; only `engine/images.py`, which reads images, does so too.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ class Objects:
                 self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
 
     def _cached(self, key: str) -> Path:
-        # one flat name for each key: if they were nested, a fetched score would make its bundle look fetched
+        # one flat name for each key: in nested folders, a fetched score would make its bundle look fetched
         return self._cache / digest_bytes(self._fs.unstrip_protocol(self._path(key)).encode())
 
     def _path(self, key: str) -> str:

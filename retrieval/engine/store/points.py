@@ -1,4 +1,4 @@
-"""Operating points in the store, and the pointer to the one in use for each bundle."""
+"""Operating points in the store, and the pointer to the active one of each bundle."""
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
@@ -42,12 +42,12 @@ class OperatingPoints:
         return sorted(points, key=lambda point: point.created_at, reverse=True)
 
     def active_id(self, bundle: BundleDigest) -> OperatingPointId | None:
-        """Return the id of the operating point in use; None if there is none."""
+        """Return the id of the active operating point; None if there is none."""
         name = self.objects.pointer(active_key(bundle))
         return None if name is None else OperatingPointId(name)
 
     def active_operating_point(self, bundle: BundleDigest) -> OperatingPoint:
-        """Return the operating point in use. Raises UnknownOperatingPoint if there is none."""
+        """Return the active operating point. Raises UnknownOperatingPoint if there is none."""
         point_id = self.active_id(bundle)
         if point_id is None:
             raise UnknownOperatingPoint(
@@ -58,7 +58,7 @@ class OperatingPoints:
 
 
 def active_key(bundle: BundleDigest) -> str:
-    """Return the key of the pointer to the operating point in use."""
+    """Return the key of the pointer to the active operating point."""
     return f"{bundle_prefix(bundle)}/operating_points/ACTIVE"
 
 

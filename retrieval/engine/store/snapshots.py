@@ -78,7 +78,7 @@ class Snapshots:
 
     def catalogs(self) -> list[str]:
         """Return the names of all catalogues with a live snapshot."""
-        names = self.objects.names("catalogs")  # strange folders may be among them
+        names = self.objects.names("catalogs")  # other folders may be among them
         return [name for name in names if self.objects.exists(f"catalogs/{name}/{CURRENT}")]
 
 

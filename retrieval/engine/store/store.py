@@ -1,7 +1,7 @@
-"""The store: where every artefact lies, and the two pointers that decide what is live.
+"""The store: all artefacts, and the pointers to the active operating points and the live snapshots.
 
-Artefacts are immutable and content-addressed. Each is present once its marker file, written last, is present, so a kill
-between any two writes leaves what was live before live.
+Artefacts are immutable and content-addressed. Each has a marker file that is written last; without it the artefact does
+not exist. So a kill between any two writes changes nothing that is active or live.
 
     bundles/<digest>/...                               marker contract.json
     bundles/<digest>/scores/<digest>/...               marker score.json
@@ -31,7 +31,7 @@ class Store(Bundles, OperatingPoints, Snapshots, Audits):
         self.url = url
 
     def activate(self, bundle: BundleDigest, point_id: OperatingPointId) -> OperatingPoint:
-        """Put an operating point into use, after verifying it and its score.
+        """Make an operating point active, after verifying it and its score.
 
         Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch.
         """

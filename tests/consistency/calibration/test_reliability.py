@@ -18,11 +18,7 @@ def test_reliability_by_hand() -> None:
     assert report.brier == pytest.approx((0.04 + 0.36) / 4)
     assert report.log_loss == pytest.approx(-(np.log(0.8) + np.log(0.4)) / 4)
     assert report.ece == pytest.approx(0.1)
-    assert str(report).splitlines() == [
-        "ECE 0.1, Brier 0.1, log loss 0.285",
-        "  0.00 to 0.50: forecast 0.300, matches 0.500, weight 0.5",
-        "  0.50 to 1.00: forecast 1.000, matches 1.000, weight 0.5",
-    ]
+    assert report.edges.tolist() == [0, 0.5, 1]
     empty = reliability(np.array([0.9]), np.array([True]), weights=np.array([3.0]), n_bins=2)
     assert empty.match_rate.tolist() == [0, 1]
 
@@ -53,9 +49,6 @@ def test_parts_of_equal_weight_give_the_whole() -> None:
     for name in ("mean_probability", "match_rate", "weight", "brier", "ece", "log_loss"):
         np.testing.assert_allclose(getattr(mean, name), getattr(whole, name))
     assert mean.ece < (parts[0].ece + parts[1].ece) / 2
-    for unusable in ([], [parts[0], reliability(probabilities, matches, n_bins=3)]):
-        with pytest.raises(InvalidInput, match="same bins"):
-            mean_reliability(unusable)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from retrieval.consistency import class_confusions, labelled, most_confused
 from retrieval.consistency.pairs import tiles
-from retrieval.consistency.separation.confusion import ORDERS
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -49,7 +48,7 @@ def test_every_pair_of_classes_agrees_with_its_definition_whatever_the_tile(
     assert result.concentration == pytest.approx(1)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["accepted", "share", "mean", "highest"])
 @pytest.mark.parametrize("n_listed", [1, 4])
 def test_the_list_holds_the_worst_in_order_however_many_blocks_there_are(family, order: str, n_listed: int) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=9, n_images=4, crowding=1.0)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from retrieval.consistency import labelled, score_histograms
-from retrieval.consistency.separation.histograms import area_under_curve, overlap_of
+from retrieval.consistency.pairs import tiles
+from retrieval.consistency.separation.histograms import (
+    area_under_curve,
+    class_moments,
+    d_prime,
+    overlap_of,
+    pooled_moments,
+)
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -44,7 +51,6 @@ def test_auc_and_overlap_agree_with_their_definitions(family) -> None:
     shares = [np.histogram(scores[kind], result.edges)[0] / len(scores[kind]) for kind in (True, False)]
     assert result.overlap == pytest.approx(np.minimum(*shares).sum(), abs=2 / 36)
     assert result.auc in result.auc_interval
-    assert "AUC" in str(result)
 
 
 def test_intervals_leave_out_a_class_as_if_it_had_never_been_there(family) -> None:
@@ -122,3 +128,25 @@ def test_no_bins_or_no_positive_pair_is_refused() -> None:
         score_histograms(labelled(rows, ["a", "b"]), n_bins=0)
     with pytest.raises(NotEnoughEvidence, match="no class has two images"):
         score_histograms(labelled(rows, ["a", "b"]))
+
+
+def test_moments_agree_with_one_pair_at_a_time_whatever_the_tile(family, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = family(np.random.default_rng(0), n_classes=5, n_images=4)
+    vectors = labelled(rows, labels)
+    expected = np.zeros((5, 2, 3))
+    for i, j in itertools.combinations(range(20), 2):
+        score, first, second = float(vectors.query[i] @ vectors.gallery[j]), vectors.codes[i], vectors.codes[j]
+        for code in {first, second}:
+            expected[code, int(first != second)] += 1, score, score**2
+    for tile in (3, 7, 100):
+        monkeypatch.setattr(tiles, "TILE", tile)
+        assert class_moments(vectors) == pytest.approx(expected, abs=1e-6)
+    assert expected[:, :, 0].tolist() == [[6, 64]] * 5
+    assert pooled_moments(expected)[:, 0].tolist() == [30, 160]
+
+
+def test_d_prime_by_hand() -> None:
+    # within 1, 3: mean 2, variance 1; between -1, 1: mean 0, variance 1
+    assert d_prime(np.array([[2.0, 4, 10], [2, 0, 2]])) == pytest.approx(2.0)
+    # no spread: apart, alike
+    assert d_prime(np.array([[[2.0, 4, 8], [2, 0, 0]], [[2.0, 4, 8], [2, 4, 8]]])).tolist() == [np.inf, 0]

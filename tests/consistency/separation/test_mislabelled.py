@@ -30,7 +30,6 @@ def test_margins_agree_with_their_definition(family, linkage: str, tile: int, mo
             assert result.margins[i] == 0
         else:
             assert result.margins[i] == pytest.approx(to_class[label] - to_class[likely], abs=1e-6)
-    assert "1 alone in their class" in str(result)
 
 
 def test_a_wrong_label_among_well_kept_ones_is_the_first_suspect_and_says_what_it_looks_like(family) -> None:
@@ -40,7 +39,6 @@ def test_a_wrong_label_among_well_kept_ones_is_the_first_suspect_and_says_what_i
     suspects = label_margins(labelled(rows, wrong), 0.4).suspects
     assert (suspects[0].row, suspects[0].label, suspects[0].likely) == (12, "class 0005", labels[12])
     assert [s.margin for s in suspects] == sorted(s.margin for s in suspects)
-    assert "filed under class 0005" in str(suspects[0])
 
 
 def test_what_cannot_be_judged_is_refused() -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retrieval.consistency import compare_groups, gini, group_rates, labelled
+from retrieval.consistency import compare_groups, labelled
+from retrieval.consistency.subgroups.differentials import gini
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 
 CROWDED = {"dimension": 16, "spread": 0.3, "crowding": 0.5}
@@ -46,18 +47,12 @@ def test_a_group_that_stands_out_is_found_and_named(family) -> None:
     assert worst.ratio > 2
     assert comparison.far.max_min_ratio is not None
     assert comparison.far.max_min_ratio > 2 * comparison.far.max_min_ratio_by_chance
-    text = str(comparison)
-    (line,) = [line for line in text.splitlines() if line.startswith("b ")]
-    assert f"x {worst.ratio:.2f}*" in line
-    assert "GARBE" in text
-    assert "all groups alike: p =" in text
 
 
-def test_rates_are_those_of_group_rates_and_pairs_across_are_counted(family) -> None:
+def test_pairs_across_groups_are_counted(family) -> None:
     rows, labels = family(np.random.default_rng(2), n_classes=24, n_images=4, **CROWDED)
     groups = np.random.default_rng(3).choice(["x", "y", "z"], size=96).tolist()
     comparison = compare_groups(labelled(rows, labels), groups, 0.45, rng=rng(), small_below=1)
-    assert list(comparison.groups) == group_rates(labelled(rows, labels), groups, 0.45, small_below=1)
     assert comparison.frr_pairs == "within"
     assert [(pair.first, pair.second) for pair in comparison.across] == [("x", "y"), ("x", "z"), ("y", "z")]
     accepted = rows @ rows.T >= np.float32(0.45)
@@ -89,7 +84,6 @@ def test_small_groups_are_shown_and_left_out(family) -> None:
     assert comparison.far is not None
     assert [test.name for test in comparison.far.tests] == ["big", "large"]
     assert len(comparison.groups) == 3
-    assert "small, left out" in str(comparison)
 
 
 def test_one_group_has_no_differential(family) -> None:
@@ -97,7 +91,6 @@ def test_one_group_has_no_differential(family) -> None:
     comparison = compare_groups(labelled(rows, labels), ["all"] * 60, 0.3, rng=rng())
     assert (comparison.far, comparison.frr, comparison.garbe, comparison.fdr) == (None, None, None, None)
     assert comparison.across == ()
-    assert str(comparison).splitlines()[1].startswith("all")
 
 
 def test_the_order_of_images_does_not_matter(family) -> None:

@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import f, t
 
-from retrieval.consistency import fairness_discrepancy_rate, garbe, gini, holm, max_geometric_mean, max_min_ratio
 from retrieval.consistency.subgroups.clustered import RateEstimates
-from retrieval.consistency.subgroups.differentials import compare_rates
-from retrieval.errors import InvalidInput
+from retrieval.consistency.subgroups.differentials import (
+    compare_rates,
+    fairness_discrepancy_rate,
+    garbe,
+    gini,
+    holm,
+    max_geometric_mean,
+    max_min_ratio,
+)
 
 rates_of_groups = st.lists(st.floats(1e-6, 1), min_size=2, max_size=8).map(np.array)
 
@@ -52,9 +58,9 @@ def test_equal_rates_and_rates_of_zero() -> None:
     assert (max_min_ratio(equal), max_geometric_mean(equal), gini(equal)) == (1, pytest.approx(1), 0)
     assert (max_min_ratio(none), max_geometric_mean(none), gini(none)) == (1, 1, 0)
     assert (max_min_ratio(one), max_geometric_mean(one), gini(one)) == (None, None, pytest.approx(1))
-    assert garbe(1, 0, far_weight=0.25) == 0.25
+    assert garbe(1, 0) == 0.5
     assert fairness_discrepancy_rate(0, 0) == 1
-    assert fairness_discrepancy_rate(1, 0, far_weight=1) == 0
+    assert fairness_discrepancy_rate(1, 1) == 0
 
 
 @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -116,7 +122,6 @@ def test_a_group_without_errors_is_tested_all_the_same() -> None:
         ["a", "b", "c"], lucky, np.diag(lucky.variances), confidence=0.95, rng=np.random.default_rng(0)
     )
     assert report.max_min_ratio is None
-    assert "none (a group has no error)" in str(report)
     assert report.tests[0].ratio < 0.05
     assert report.p_equal is not None
 
@@ -125,14 +130,3 @@ def test_too_few_classes_for_a_test_of_all_groups() -> None:
     few = estimates([10, 20, 30, 40], n_clusters=3)
     report = compare_rates(list("abcd"), few, np.diag(few.variances), confidence=0.95, rng=np.random.default_rng(0))
     assert report.p_equal is None
-    assert "not testable" in str(report)
-
-
-def test_one_group_or_an_impossible_confidence_is_refused() -> None:
-    one, two = estimates([10]), estimates([10, 20])
-    rng = np.random.default_rng(0)
-    with pytest.raises(InvalidInput, match="found 1 groups"):
-        compare_rates(["a"], one, np.diag(one.variances), confidence=0.95, rng=rng)
-    for confidence in (0, 1):
-        with pytest.raises(InvalidInput, match=r"confidence in \(0, 1\)"):
-            compare_rates(["a", "b"], two, np.diag(two.variances), confidence=confidence, rng=rng)

@@ -141,7 +141,7 @@ def test_too_little_evidence_is_refused_with_what_would_do(family) -> None:
 
 def test_impossible_targets_are_refused(family) -> None:
     rows, labels = family(np.random.default_rng(8), n_classes=20, n_images=2)
-    with pytest.raises(InvalidInput, match=r"confidence must lie in"):
+    with pytest.raises(InvalidInput, match=r"confidence must lie strictly"):
         choose_threshold(labelled(rows, labels), target=Target("far", 0.1), confidence=1.0)
     with pytest.raises(InvalidEmbeddings, match="rows of norm 1"):
         choose_threshold((rows * np.float32(2), labels), target=Target("far", 0.1))

@@ -96,10 +96,10 @@ def test_operating_points_are_listed_shown_and_activated(retrieval: Command, run
     assert json.loads(retrieval("operating-points", "show", "--json")[1]) == listed
     threshold = f"threshold {listed['threshold']:.4f}"
     code, out, _ = retrieval("operating-points", "activate", active[:6], "--dry-run")
-    assert (code, out) == (0, f"would put operating point {active} ({threshold}) into use\n")
+    assert (code, out) == (0, f"would activate operating point {active}: {threshold}\n")
     code, out, _ = retrieval("operating-points", "activate", active[:6])
     assert code == 0
-    assert out.endswith(f"operating point {active} is in use: {threshold}\n")  # the server of this process logs too
+    assert out.endswith(f"operating point {active} is active: {threshold}\n")  # the server of this process logs too
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def test_same_request_finds_the_running_job(jobs: Jobs) -> None:
 
 
 def test_another_request_for_a_busy_catalogue_is_refused(jobs: Jobs) -> None:
-    """Two different reindexes of one catalogue do not race; an audit may run beside."""
+    """Two different reindexes of one catalogue do not run together; an audit may run at the same time."""
     first = jobs.start("reindex", "busy", REQUEST)
     with pytest.raises(FailedPrecondition, match=first.id):
         jobs.start("reindex", "busy", {**REQUEST, "manifest_uri": "others"})
@@ -92,7 +92,7 @@ def test_no_queue_says_what_to_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", ["record", "nothing"])
 def test_lock_that_a_kill_left_behind_blocks_nobody(jobs: Jobs, state_dir: Path, kept: str) -> None:
-    """A catalogue whose last job is finished, or lost, is free, whatever its lock says."""
+    """A catalogue whose last job is finished or lost is free, even if its lock names that job."""
     old = jobs.start("reindex", f"left-{kept}", REQUEST)
     client = redis.Redis(unix_socket_path=str(socket_path(state_dir)))
     lock = f"retrieval:running:reindex:left-{kept}"

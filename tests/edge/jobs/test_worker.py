@@ -112,7 +112,7 @@ def test_plan_sends_a_task_for_each_shard(worker: Worker, reindexing: Job, clien
 
 
 def test_only_the_last_shard_starts_the_build(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
-    """In whatever order the shards end."""
+    """The shards may end in any order."""
     deliver(worker, *waiting(client))
     first, second = waiting(client)
     deliver(worker, second)
@@ -214,7 +214,7 @@ def test_an_unknown_error_is_tried_again_and_then_fails_the_job(
     job = worker.jobs.get(reindexing.id)
     assert len(calls) == N_ATTEMPTS
     assert job.state is JobState.FAILED
-    assert f"{BUILD} was begun {N_ATTEMPTS} times and never ended" in job.error
+    assert f"{BUILD} was started {N_ATTEMPTS} times and never finished" in job.error
     assert "secret" not in job.error
 
 
@@ -239,7 +239,7 @@ def test_an_error_that_passes_does_not_count_afterwards(
 def test_a_step_before_its_plan_waits_for_it(worker: Worker, reindexing: Job) -> None:
     """Messages of a job whose plan was lost do not run for ever."""
     deliver(worker, Message(EMBED, (reindexing.id, 0)))
-    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
 
 
 def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
@@ -251,7 +251,7 @@ def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing:
     deliver(worker, second)
     assert worker.jobs.get(reindexing.id).state is JobState.RUNNING
     deliver(worker, first)
-    assert f"{EMBED}:0 was begun {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
 
 
 @pytest.mark.slow

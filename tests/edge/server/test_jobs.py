@@ -23,7 +23,7 @@ from tests.photos import shot, write_shots
 
 
 def test_jobs_without_a_queue_are_unavailable(running: Running) -> None:
-    """Without Redis, jobs say what to start, and queries go on."""
+    """Without Redis, the errors of jobs name what to start, and queries are answered."""
     client = running.client
     with pytest.raises(Unavailable, match="retrieval worker"):
         client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id="0" * 32))

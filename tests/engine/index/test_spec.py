@@ -1,4 +1,4 @@
-"""The declaration of an index: what it says comes back, and what cannot be meant is refused."""
+"""The declaration of an index: parsed values equal the text, and meaningless texts are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One operating point of a bundle is in use, by a separate act; a changed one is detected."""
+"""At most one operating point of a bundle is active; activating is a separate step; a changed file is detected."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_a_damaged_cached_copy_is_fetched_again(tmp_path: Path) -> None:
 
 
 def test_publish_and_roll_back(store: Store) -> None:
-    """One pointer says what is live; what was live before stays and can be live again."""
+    """One pointer names the live snapshot; earlier snapshots stay and can be live again."""
     first = put_snapshot(store, "s1")
     second = put_snapshot(store, "s2", created_at="2027-01-01T00:00:00+00:00")
     with pytest.raises(UnknownCatalog, match="no live snapshot"):

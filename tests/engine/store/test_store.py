@@ -182,7 +182,7 @@ def test_stray_files_are_no_artefacts(store: Store, tiny_bundle: Bundle) -> None
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere", b"two words"])
 def test_damaged_pointer_is_data_loss(calibrated: Store, content: bytes) -> None:
-    """Whatever a pointer holds, it is named as the damage it is, and activating mends it."""
+    """The error names the damaged pointer, for any content of it; activating repairs it."""
     digest = calibrated.only_bundle()
     active = calibrated.active_operating_point(digest)
     calibrated.objects.put(f"bundles/{digest}/operating_points/ACTIVE", content)

@@ -157,7 +157,7 @@ with closing(batches(images, config, PREPROCESSING, first=0)) as stream:
 
 @pytest.mark.slow
 def test_an_interrupted_run_leaves_no_process(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole group, and is said once."""
+    """Ctrl-C reaches the whole process group and is reported once."""
     run = subprocess.Popen(
         [sys.executable, "-c", ENDLESS, str(folders[0]), str(tmp_path)],
         stdout=subprocess.PIPE,

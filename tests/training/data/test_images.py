@@ -80,7 +80,7 @@ def test_a_class_with_one_image_is_remarked_on(tmp_path: Path) -> None:
     told = remarks(images, configured(schedule={"classes": 5}).schedule)
     assert told[0] == "7 images of 3 classes to train on"
     assert told[1].startswith("1 classes have only one image and no true positive pair, for instance 'lonely'")
-    assert told[2].startswith("a batch holds all 3 classes: schedule.classes is 5")
+    assert told[2] == "schedule.classes is 5, but there are only 3 classes: a batch holds all of them"
 
 
 def test_a_disk_without_room_is_refused_before_it_is_filled(training_items: list[Item], tmp_path: Path) -> None:

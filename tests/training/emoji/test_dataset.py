@@ -11,7 +11,7 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training.emoji import EmojiRecipe, dataset, prepare_emoji, render_drawings, split_drawings
 from training.emoji.drawings import Drawing, IconSet
 
-RECIPE = EmojiRecipe(size=16, min_makers=3, cohort_classes=2, calibration_classes=3, new_classes=4, query_makers=1)
+RECIPE = EmojiRecipe(size=16, min_makers=3, validation_classes=2, calibration_classes=3, new_classes=4, query_makers=1)
 MAKERS = ("first", "second", "third")
 
 
@@ -31,7 +31,7 @@ def labels(rows: list[Drawing]) -> set[str]:
 
 def test_splits_share_no_class_and_lose_none() -> None:
     splits = split_drawings(drawings(15), RECIPE)
-    parts = [labels(splits[name]) for name in ("train", "cohort", "calibration", "audit")]
+    parts = [labels(splits[name]) for name in ("train", "validation", "calibration", "audit")]
     assert [len(part) for part in parts] == [6, 2, 3, 4]
     assert len(set().union(*parts)) == 15
 
@@ -45,7 +45,9 @@ def test_catalog_and_queries_divide_the_images_of_each_new_class() -> None:
 
 def test_the_seed_decides_the_split() -> None:
     assert split_drawings(drawings(15), RECIPE) == split_drawings(drawings(15), RECIPE)
-    other = EmojiRecipe(min_makers=3, cohort_classes=2, calibration_classes=3, new_classes=4, query_makers=1, seed=1)
+    other = EmojiRecipe(
+        min_makers=3, validation_classes=2, calibration_classes=3, new_classes=4, query_makers=1, seed=1
+    )
     assert split_drawings(drawings(15), RECIPE)["train"] != split_drawings(drawings(15), other)["train"]
 
 
@@ -88,7 +90,7 @@ def test_manifests_are_those_that_production_reads(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(dataset, "read_icon_set", lambda maker, archive: sets[maker])
     summary = prepare_emoji(tmp_path / "data", recipe=RECIPE, processes=1)
     assert summary.n_images == {
-        "audit": 12, "calibration": 9, "cohort": 6, "train": 18, "catalog": 8, "queries": 4
+        "audit": 12, "calibration": 9, "validation": 6, "train": 18, "catalog": 8, "queries": 4
     }  # fmt: skip
     items = read_manifest(str(tmp_path / "data" / "queries.csv"))
     assert len(items) == 4

@@ -1,4 +1,4 @@
-"""The figures of one run, against the same said by the mathematics itself."""
+"""The figures of one run, compared with those computed directly by `retrieval.consistency`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_score_without_distances(parts: dict[str, Embedded]) -> None:
 
 
 def test_few_images_leave_figures_out(parts: dict[str, Embedded]) -> None:
-    """Nothing is said of a FAR that ten pairs cannot tell, nor of OPIS without noise from pairs of images."""
+    """A FAR with too few pairs is not measured, and debiased OPIS is not measured from classes of two images."""
     few = {"cohort": parts["cohort"], "calibration": embedded(3, n_classes=4), "test": embedded(4, n_images=2)}
     found = measure(few, ScoreConfig(), far_target=1e-3, training_s=1.0)
     assert found.figures.r_at_1 is not None

@@ -1,4 +1,4 @@
-"""What an experiment file may say, and how it is told what is wrong with it."""
+"""The allowed content of an experiment file, and the errors for other content."""
 
 from __future__ import annotations
 

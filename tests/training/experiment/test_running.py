@@ -82,7 +82,7 @@ def test_a_score_that_cannot_be_fitted_fails_alone(tmp_path: Path, described: di
 def test_another_configuration_or_other_items_are_refused(
     tmp_path: Path, root: Path, described: dict[str, Any], parsed: Parse
 ) -> None:
-    """What was trained otherwise is not taken for this experiment's; other test images are only embedded anew."""
+    """Runs with another configuration are not reused; if only test images differ, they are embedded again."""
     described["seeds"] = [0]
     first = run_experiment(parsed(described), tmp_path, program=PRETENCE)
     longer = described | {"common": {"schedule": {"steps": 5, "head_steps": 2, "warmup_steps": 1}}}

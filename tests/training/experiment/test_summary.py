@@ -104,7 +104,7 @@ def test_combined_p_values() -> None:
 
 
 def test_false_alarms_of_combined_p_values() -> None:
-    """With seeds that say all the same, and with independent ones, 5 % alarms or fewer where nothing differs."""
+    """With identical and with independent seeds, at most 5 % false alarms if the arms do not differ."""
     rng = np.random.default_rng(0)
     for shared in (0.0, 1.0):
         z = shared * rng.normal(size=(4000, 1)) + np.sqrt(1 - shared**2) * rng.normal(size=(4000, 3))

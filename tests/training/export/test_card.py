@@ -39,7 +39,7 @@ def test_the_card_of_a_bundle(lower: dict[str, Path]) -> None:
         "| licence of the pretrained backbone | Apache-2.0 |",
         f"| training | 40 | 8 | {evaluation['data']['training']['digest']} |",
         f"| held out | 70 | 14 | {evaluation['data']['validation']['digest']} |",
-        "No class is on both sides",
+        "No class is in both parts",
         f"| r_at_1 | {evaluation['held_out']['r_at_1']:.4g} | share of images whose nearest other image",
         "retrieval calibrate --bundle BUNDLE",
         f"{100 * shift['flips']:.3g} % of the {shift['n_accepted']} pairs accepted before",
@@ -51,7 +51,7 @@ def test_the_card_of_a_bundle(lower: dict[str, Path]) -> None:
 
 def test_classes_on_both_sides_are_told(evaluation: dict[str, Any]) -> None:
     data = evaluation["data"] | {"shared_classes": ["cup"]}
-    assert "**Classes on both sides: 1** (`cup`)" in _render(evaluation | {"data": data})
+    assert "**Classes in both parts: 1** (`cup`)" in _render(evaluation | {"data": data})
 
 
 def test_flips_on_classes_trained_on_are_told(evaluation: dict[str, Any]) -> None:

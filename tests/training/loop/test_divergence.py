@@ -61,7 +61,7 @@ def test_a_scaled_gradient_may_overflow(tmp_path: Path) -> None:
 
 
 def test_a_scaled_gradient_that_always_overflows_ends_the_run(tmp_path: Path) -> None:
-    """No smaller scale will help; a step without overflow begins the count anew."""
+    """No smaller scale will help; a step without overflow resets the count."""
     overflow, fine = values(gradient_norm=float("nan")), values()
     patient = guard(tmp_path, gradient_may_overflow=True)
     for step, measured in enumerate([*[overflow] * 40, fine, *[overflow] * 40]):

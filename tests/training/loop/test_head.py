@@ -36,7 +36,7 @@ def started(
 def test_only_matrices_of_the_head_decay_and_as_much_as_configured(
     small_config: TrainingConfig, training_items: list[Item], tmp_path: Path
 ) -> None:
-    """AdamW moves each value by at most its rate beside the decay, which a large one dominates."""
+    """Without the decay, AdamW moves each value by at most its rate; a large decay dominates."""
     schedule = replace(
         small_config.schedule, head_steps=1, head_learning_rate=1e-3, loss_learning_rate=1e-3, weight_decay=500.0
     )

@@ -110,7 +110,7 @@ def test_nothing_of_the_library_is_missing() -> None:
     for name in ("CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss", "VICRegLoss", "ManifoldLoss"):
         with pytest.raises(InvalidSettings, match=rf"loss\.base\.name: {name} cannot be used: it (wraps|takes)"):
             create_base_loss(BaseLossConfig(name=name), n_classes=2, dimension=2)
-    with pytest.raises(InvalidSettings, match="in place of labels"):
+    with pytest.raises(InvalidSettings, match="instead of labels"):
         create_miner(BaseLossConfig(miner="EmbeddingsAlreadyPackagedAsTriplets"))
 
 

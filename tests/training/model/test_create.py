@@ -33,7 +33,7 @@ def test_a_backbone_gives_an_embedder_of_unit_rows(name: str, n_features: int) -
 
 
 def test_packaged_weights_are_loaded() -> None:
-    """They tell two pictures apart in the same way every time; random ones do not."""
+    """Pretrained weights are the same at every load; random ones differ from them."""
     first = create_backbone("efficientnet-lite0", weights="pretrained", side=32).network
     second = create_backbone("efficientnet-lite0", weights="pretrained", side=32).network
     untrained = create_backbone("efficientnet-lite0", weights="random", side=32).network

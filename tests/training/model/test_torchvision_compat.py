@@ -1,4 +1,4 @@
-"""torchvision and timm work beside the installed torch, whatever torch they were built for."""
+"""torchvision and timm work with the installed torch, even if they were built for another one."""
 
 import subprocess
 import sys

@@ -17,7 +17,7 @@ AUTO, PLAIN = "auto", "plain"
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """markers: sets of files, one of which is present; read: the function that reads the folder."""
+    """A published data set. markers: sets of files, one of which is present; read: the function that reads it."""
 
     markers: tuple[tuple[str, ...], ...]
     read: Callable[[Tree], Layout]
@@ -36,7 +36,7 @@ LAYOUTS: Mapping[str, _Published] = {
 
 
 def read_layout(source: str, name: str = AUTO) -> Layout:
-    """Read the images at `source`, in one of LAYOUTS or "plain" (a manifest or a folder per class); "auto" detects it.
+    """Read the images at `source`, in one of LAYOUTS or "plain" (a manifest); "auto" detects it.
 
     Raises InvalidInput if the name is unknown, InvalidManifest with file and line if the source does not match the
     layout, EmptyCatalog if it holds no image.

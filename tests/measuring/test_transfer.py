@@ -8,15 +8,9 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from retrieval.consistency import (
-    DomainPrior,
-    Interval,
-    TransferredThreshold,
-    labelled,
-    thresholds_at_far,
-    transfer_threshold,
-)
+from retrieval.consistency import Interval, labelled, thresholds_at_far
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
+from tests.bench.measuring.transfer import DomainPrior, TransferredThreshold, transfer_threshold
 from tests.consistency.conftest import draw_family
 
 TAR = Interval(0.3, 0.99)

@@ -1,6 +1,7 @@
 """Estimate a threshold for a domain with few labels or none, from its unlabelled pairs and a few labelled classes.
 
-The two estimates are weighted by their errors. If neither suffices, the result is refused.
+The two estimates are weighted by their errors. If neither suffices, the result is refused. Nothing in the product uses
+this: at FAR 1e-3 the intervals are too narrow, as `threshold_transfer.py` measures.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtri
 
-from retrieval.consistency.curves import OperatingCurves, count_accepted
-from retrieval.consistency.intervals import Interval, normal_quantile
-from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.pairs.vectors import Vectors, labelled
+from retrieval.consistency import Interval, OperatingCurves, labelled, thresholds_at_far
+from retrieval.consistency.curves import count_accepted
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Rates = NDArray[np.float64]
+Vectors = NDArray[np.float32]
 
 _N_LEVELS = 33  # thresholds tried, evenly spaced in the logarithm of the share of accepted pairs
 _SPAN = 6.0  # the share at the ends, as a factor below and above the target
@@ -125,7 +125,7 @@ def transfer_threshold(
     lowest = max(target_far / _SPAN, _MIN_ACCEPTED / each.n_negatives)
     shares = np.geomspace(min(target_far * _SPAN + prior.prevalence.high, 0.5), lowest, _N_LEVELS)
     thresholds = np.unique(thresholds_at_far(each, shares))
-    estimate = _estimate(count_accepted(vectors, thresholds), prior, normal_quantile(confidence))
+    estimate = _estimate(count_accepted(vectors, thresholds), prior, float(ndtri((1 + confidence) / 2)))
     threshold = _crossing(thresholds, estimate.log_far, math.log(target_far))
     spread = math.exp(float(np.interp(threshold, thresholds, estimate.half_width)))
     if not spread <= max_factor:  # so that NaN is refused, too
