@@ -6,6 +6,7 @@ use them. Only this module imports rich.
 
 import contextlib
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,10 @@ class MoveBar(Protocol):
 
 OK, VERDICT_FAILED, WRONG_USAGE, COULD_NOT_RUN, INTERRUPTED = 0, 1, 2, 3, 130
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # Python's stand-in for a byte of a name that is not UTF-8 text
 _FILE_WIDTH = 140  # of tables that go to a file or another program; rich would assume 80 columns
-out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+_on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None if the command starts with stdout closed
+out = Console(soft_wrap=True, width=None if _on_terminal else _FILE_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -45,8 +48,9 @@ Version = Annotated[
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    out.out(json.dumps(value, indent=2, ensure_ascii=False, default=str), highlight=False)
+    """Print one JSON document on stdout. A file name that is not UTF-8 is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    out.out(_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), highlight=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -58,15 +62,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for column in columns:
         table.add_column(column, no_wrap=column == "id", overflow="fold")  # people copy ids
     for row in rows:
-        table.add_row(
-            *(Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(v))) for v in row)
-        )
+        table.add_row(*(Text(_printable(value)) for value in row))
     out.print(table)
 
 
 def print_error(error: object) -> None:
     """Print an error on stderr as one line, in red on a terminal."""
-    err.print(f"error: {error}", style="red", markup=False)
+    err.print(f"error: {_printable(' '.join(str(error).splitlines()))}", style="red", markup=False)
+
+
+def _printable(value: object) -> str:
+    """Return the text of a value with a replacement for each character that could control the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 
 
 @contextlib.contextmanager
@@ -124,6 +131,10 @@ def run(app: Callable[[], object]) -> NoReturn:
     except (RetrievalError, OSError) as error:  # OSError: a full disk, a folder without permission; its text names it
         print_error(error)
         sys.exit(exit_code_of(error))
+    except UnicodeEncodeError as error:  # an argument for a message, which carries UTF-8, or text for a terminal
+        near = error.object[max(0, error.start - 50) : error.end + 50]
+        print_error(f"{near!a} cannot be written as {error.encoding}")
+        sys.exit(WRONG_USAGE)
     except KeyboardInterrupt as interrupt:
         sys.exit(exit_code_of(interrupt))
     except SystemExit as end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,11 @@ from tests.tiny_bundle import write_tiny_bundle
 # Two busy cores make single examples slow at times; derandomised, so that a failure seen once is seen again.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("steady")
+
+
+# The developer's own settings: with RETRIEVAL_STORE_URL among them, tests would write to that store.
+for name in [name for name in os.environ if name.startswith("RETRIEVAL_")]:
+    del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,25 @@ def test_a_known_error_is_one_line_with_its_text(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "error: catalogue '[red]x[/red]' has no snapshot\n"
 
 
+def test_an_error_is_one_line_whatever_names_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ids of manifests may hold line breaks and codes that control a terminal."""
+    ends(raising(errors.InvalidManifest("item 'a\nb\r\x1b[2J\u2028c' is missing")))
+    assert capsys.readouterr().err == "error: item 'a b \N{REPLACEMENT CHARACTER}[2J c' is missing\n"
+
+
+def test_an_argument_that_is_no_utf_8_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """No message to the server can hold it."""
+    assert ends(raising(UnicodeEncodeError("utf-8", "m\udcff", 1, 2, "surrogates not allowed"))) == 2
+    assert capsys.readouterr().err == "error: 'm\\udcff' cannot be written as utf-8\n"
+
+
+def test_a_closed_stdout_is_no_failed_verdict() -> None:
+    """`retrieval audit ... >&-`: Python has no stdout then, and a crash while it imports would end with 1."""
+    program = f"{sys.executable} -c 'from retrieval.terminal import print_json, run; run(lambda: print_json(1))' >&-"
+    assert subprocess.run(program, shell=True, check=False, capture_output=True).stderr == b""
+    assert subprocess.run(program, shell=True, check=False).returncode == 0
+
+
 def test_a_crash_is_3_and_shows_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
     """A defect must not look like a failed verdict, and must be reported with its trace."""
     assert ends(raising(KeyError("a defect"))) == 3
@@ -124,6 +143,14 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(captured.out) == value
     assert "猫" in captured.out
     assert captured.err == ""
+
+
+def test_json_escapes_a_file_name_that_is_no_utf_8(capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays one document of UTF-8 text, from which the name can be read."""
+    print_json({"name": "猫\udcff.png"})
+    text = capsys.readouterr().out
+    assert text.encode()
+    assert json.loads(text) == {"name": "猫\udcff.png"}
 
 
 def test_tables_show_text_of_users_as_it_is() -> None:

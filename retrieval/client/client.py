@@ -47,10 +47,15 @@ class Client:
         self.jobs = jobs_pb2_grpc.JobServiceStub(channel)
 
     def call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Reply]", request: _Request) -> _Reply:
-        """Return the reply to a request. Raises the error of `retrieval.errors` that the status stands for."""
+        """Return the reply to a request.
+
+        Raises the error of `retrieval.errors` that the status stands for; Unavailable also if no reply comes in time.
+        """
         try:
             return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise Unavailable(f"no reply from {self._address} within {self._timeout_s:g} s") from error
             raise error_of(error.code(), error.details() or "") from error
 
     def wait(self, job: jobs_pb2.Job, progress: Callable[[jobs_pb2.Job], None] = lambda _: None) -> jobs_pb2.Job:

@@ -37,9 +37,11 @@ def read_manifest(source: str) -> list[Item]:
 
     A table has the columns id and uri, usually label, and any others, which become attributes. Relative uris are
     relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name.
-    Raises InvalidManifest if the source or a column is missing, or an id is empty or occurs twice; EmptyCatalog if
-    there is no item.
+    Raises InvalidManifest if the source or a column is missing, an id is empty or occurs twice, or a text is not UTF-8;
+    EmptyCatalog if there is no item.
     """
+    if not source:
+        raise InvalidManifest("manifest: expected a path or URL, found nothing")
     try:
         filesystem, path = fsspec.core.url_to_fs(source)
     except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
@@ -53,6 +55,7 @@ def read_manifest(source: str) -> list[Item]:
     if not items:
         raise EmptyCatalog(f"{source}: expected at least one image, found none")
     _check_ids(source, items)
+    _check_text(source, items)
     return items
 
 
@@ -135,3 +138,12 @@ def _check_ids(source: str, items: list[Item]) -> None:
         raise InvalidManifest(
             f"{source}: ids must be unique, {len(repeated)} occur more than once, for instance {repeated[0]!r}"
         )
+
+
+def _check_text(source: str, items: list[Item]) -> None:
+    """Raise InvalidManifest for a file name, or an escape in JSON, that no store and no message could hold."""
+    for item in items:
+        try:
+            "".join((item.id, item.uri, item.label, *item.attributes, *item.attributes.values())).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidManifest(f"{source}: item {item.id!a} has text that is not UTF-8") from error

@@ -93,6 +93,7 @@ class Staging:
         data = self._objects.get(key)
         if data is None:
             raise ValidationFailed(
-                f"{self._objects.url}/{key} is missing: the job's working files were removed; start it again"
+                f"{self._objects.url}/{key} is missing: the job's working files were removed, or another version of "
+                "the program wrote them; start it again"
             )
         return data

@@ -29,7 +29,6 @@ from retrieval.engine.store import Store, check_catalog_name
 from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
-    InvalidManifest,
     UnknownBundle,
     UnknownCatalog,
     UnknownSnapshot,
@@ -108,14 +107,7 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):
-        try:
-            rows = ItemRows.of(items[start : start + SHARD_ITEMS])
-        except UnicodeEncodeError as error:
-            near = error.object[max(0, error.start - 100) : error.end]
-            raise InvalidManifest(
-                f"{request.manifest_uri}: a name is not UTF-8 text, it starts with {near!a}"
-            ) from error
-        staging.put_items(number, rows)
+        staging.put_items(number, ItemRows.of(items[start : start + SHARD_ITEMS]))
     made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
     staging.put_plan(asdict(made))
     return made

@@ -188,6 +188,22 @@ def test_a_folder_without_images_is_an_empty_catalogue(tmp_path: Path) -> None:
         read_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["cup/\udcff.png", "\udcff/1.png"])
+def test_a_file_name_that_is_no_utf_8_is_refused(tmp_path: Path, name: str) -> None:
+    """No digest, no table and no message could hold it; the message shows it escaped."""
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    with pytest.raises(InvalidManifest, match=r"item '.*\\udcff.*' has text that is not UTF-8"):
+        read_manifest(str(tmp_path))
+
+
+def test_no_source_is_not_the_present_folder() -> None:
+    """An empty variable of a script must not index whatever lies around."""
+    with pytest.raises(InvalidManifest, match="expected a path or URL, found nothing"):
+        read_manifest("")
+
+
 @pytest.mark.parametrize("source", ["/no/such/place", "no-such-file.csv", "nowhere://bucket/items.csv"])
 def test_no_such_place(source: str) -> None:
     with pytest.raises(InvalidManifest, match=source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -95,3 +96,8 @@ def test_store_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.chdir(tmp_path)
     assert load_settings(store_url="here").store == (tmp_path / "here").as_uri()
     assert load_settings(store_url="s3://bucket/x").store == "s3://bucket/x"
+
+
+def test_settings_of_the_developer_do_not_reach_the_tests() -> None:
+    """With a store among them, the tests of the server would write to it."""
+    assert [name for name in os.environ if name.startswith("RETRIEVAL_")] == []

@@ -352,6 +352,12 @@ def test_confused_classes_are_listed_with_their_images(report: AuditReport, html
 
 
 @pytest.mark.slow
+def test_a_narrow_window_scrolls_and_does_not_squeeze_names(html: str) -> None:
+    """On a telephone the column of image names took one letter a line and a page of 10,000 pixels."""
+    assert "td.alike { min-width: 18em; }" in html
+    assert '<td class="name alike">' in html
+
+
 def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditReport) -> None:
     """At most 20, and the number of all; none is a sentence."""
     n = len(report.item_ids)

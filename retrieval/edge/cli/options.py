@@ -45,4 +45,4 @@ def connected(address: str | None) -> Iterator["Client"]:
 
 def absolute(manifest: str) -> str:
     """Return a local path in full: the worker that reads it has another working directory. URLs stay as they are."""
-    return manifest if "://" in manifest else str(Path(manifest).resolve())
+    return manifest if not manifest or "://" in manifest else str(Path(manifest).resolve())

@@ -47,7 +47,7 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     manifest: Annotated[
         str, typer.Option(help="Images to search with: a manifest. Its labels decide which matches are right.")
     ] = "",
-    limit: Annotated[int, typer.Option(help="Largest number of matches for each image, 1 to 10,000.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of matches for each image.")] = 100,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
     sheet_rows: Annotated[int, typer.Option(min=1, help="Number of queries on the sheet and in the table.")] = 12,
     address: Address = None,

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from celery.bootsteps import StartStopStep
 from celery.signals import setup_logging, worker_process_init
+from celery.worker import state
 
 from retrieval.edge import telemetry
 from retrieval.edge.jobs.embedded import die_with_parent
@@ -180,14 +181,18 @@ def _planned(found: "reindex.Plan | None", job: Job) -> reindex.Plan:
 
 
 def run_worker(settings: Settings) -> None:
-    """Run a worker in this process until a signal stops it."""
+    """Run a worker in this process until a signal stops it. Raises RetrievalError if something else ends it."""
     check_device(settings)
     telemetry.setup(settings)
     setup_logging.connect(lambda **_: telemetry.setup(settings), weak=False)
     worker = Worker(settings)
     worker_process_init.connect(lambda **_: die_with_parent(), weak=False)
     worker.app.steps["consumer"].add(_resuming(worker))
-    worker.app.worker_main(["worker", f"--loglevel={settings.log_level}", "--without-gossip", "--without-mingle"])
+    # not `worker_main`, which ends as if all were well after an error
+    process = worker.app.Worker(loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True)
+    process.start()
+    if process.exitcode and state.should_stop is None:  # Ctrl-C sets both
+        raise RetrievalError("the worker ended by an error that it cannot recover from: see its log above")
 
 
 def _resuming(worker: Worker) -> type[StartStopStep]:

@@ -82,8 +82,20 @@ def test_snapshots_are_listed_and_gone_back_to(retrieval: Command, running: Runn
     (snapshot,) = json.loads(retrieval("snapshots", "list", CATALOG, "--json")[1])
     assert (snapshot["id"], snapshot["live"]) == (live, True)
     code, out, _ = retrieval("snapshots", "rollback", CATALOG, live[:4], "--dry-run")
-    assert (code, out) == (0, f"would make snapshot {live[:4]} of {CATALOG} live\n")
+    assert (code, out) == (0, f"would make snapshot {live} of {CATALOG} live\n")
     assert retrieval("snapshots", "rollback", CATALOG, live[:4])[:2] == (0, f"snapshot {live} of {CATALOG} is live\n")
+
+
+@pytest.mark.parametrize(
+    ("catalog", "snapshot", "message"),
+    [(CATALOG, "zzzz", "no snapshot"), (CATALOG, "", "no snapshot older"), ("nowhere", "", "'nowhere' has no")],
+)
+def test_a_dry_run_of_what_cannot_be_done_fails(retrieval: Command, catalog: str, snapshot: str, message: str) -> None:
+    """It must not promise what the rollback itself refuses."""
+    for option in (["--dry-run"], []):
+        code, out, err = retrieval("snapshots", "rollback", catalog, snapshot, *option)
+        assert (code, out) == (3, "")
+        assert message in err
 
 
 @pytest.mark.slow
@@ -118,3 +130,17 @@ def test_errors_of_the_server_have_their_exit_codes(retrieval: Command) -> None:
         assert (found, out) == (code, ""), arguments
         assert err.startswith("error: ")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "10001", "99999999999"])
+def test_a_limit_out_of_range_is_wrong_usage(retrieval: Command, tmp_path: Path, limit: str) -> None:
+    """Also one beyond 32 bits, which is no number for the protocol."""
+    code, out, err = retrieval("search", "--catalog", CATALOG, "--image", tmp_path / "any.png", "--limit", limit)
+    assert (code, out) == (2, "")
+    assert "--limit" in err
+
+
+def test_an_empty_manifest_argument_is_not_the_present_folder(retrieval: Command) -> None:
+    """A script's empty variable."""
+    code, _, err = retrieval("audit", CATALOG, "")
+    assert (code, err) == (2, "error: manifest_uri: expected a path or URL, found nothing\n")

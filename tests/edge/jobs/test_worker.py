@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
+import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -409,3 +414,26 @@ def test_a_scheduler_without_a_schedule_does_not_start(missing: str) -> None:
     del given[missing]
     with pytest.raises(InvalidSettings, match="RETRIEVAL_AUDIT_EVERY_H"):
         run_beat(load_settings(**given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("largest_file", "stop", "code"), [(1024, None, 3), (-1, signal.SIGINT, 0)])
+def test_a_worker_that_breaks_is_no_worker_that_was_stopped(
+    tmp_path: Path, largest_file: int, stop: signal.Signals | None, code: int
+) -> None:
+    """What starts it again after a failure needs the exit code; Celery's own command ends with 0."""
+    environment = os.environ | {"RETRIEVAL_REDIS_URL": f"unix://{tmp_path}/none", "RETRIEVAL_STATE_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "retrieval.edge.cli", "worker"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2),  # noqa: PLW1509  # one C call
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if stop and "Cannot connect" in line:
+                process.send_signal(stop)
+                stop = None
+        assert process.wait(60) == code
