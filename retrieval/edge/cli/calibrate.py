@@ -79,8 +79,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_mean_far=certified_mean_far,
         certified_strict=certified_strict,
     )
-    settings = load_settings(store_url=store, state_dir=state_dir)
-    parts = offline_parts(settings)
+    parts = offline_parts(load_settings(store_url=store, state_dir=state_dir))
     request = CalibrationRequest(
         bundle=_digest(parts.store, bundle),
         data=data,
@@ -94,9 +93,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         found = run_calibration(
             parts.store,
             request,
-            encoder_of=parts.encoder,
-            image_limits=settings.limits,
-            pool=parts.pool,
+            embedder=parts.embedder,
             created_at=now(),
             progress=progress,
         )
