@@ -29,7 +29,6 @@ from retrieval.engine.store import Store, check_catalog_name
 from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
-    UnknownBundle,
     UnknownCatalog,
     UnknownSnapshot,
     ValidationFailed,
@@ -83,8 +82,7 @@ def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     """Return the request with the digest of its bundle. Raises UnknownBundle, UnknownOperatingPoint, InvalidInput."""
     digest = request.bundle_digest
     if digest:
-        hint = "add one with `retrieval calibrate`"
-        digest = resolve_prefix(digest, store.bundles(), kind="bundle", unknown=UnknownBundle, hint=hint)
+        digest = store.find_bundle(digest)
     else:
         try:
             live = store.snapshot_manifest(request.catalog, store.current(request.catalog))
@@ -98,12 +96,13 @@ def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
 def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
     """Read the manifest and store the shards of a job, the plan last; return an existing plan unchanged.
 
-    Raises InvalidManifest, EmptyCatalog and what `settle_bundle` raises.
+    Raises InvalidManifest, EmptyCatalog, InvalidInput (too few items for the index), and what `settle_bundle` raises.
     """
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
     items = read_manifest(request.manifest_uri)
+    IndexSpec.parse(settled.index_spec).check_items(len(items))  # now, not after hours of embedding
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):

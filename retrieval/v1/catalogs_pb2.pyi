@@ -20,6 +20,72 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class ListCatalogsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCatalogsRequest: _TypeAlias = ListCatalogsRequest  # noqa: Y015
+
+@_typing.final
+class ListCatalogsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATALOGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def catalogs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Catalog]: ...
+    def __init__(
+        self,
+        *,
+        catalogs: _abc.Iterable[Global___Catalog] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalogs", b"catalogs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCatalogsResponse: _TypeAlias = ListCatalogsResponse  # noqa: Y015
+
+@_typing.final
+class Catalog(_message.Message):
+    """A catalogue and its live snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    problem: _builtins.str
+    """The reason why the live snapshot cannot be read; empty if it can."""
+    @_builtins.property
+    def live(self) -> Global___Snapshot:
+        """Unset if it cannot be read."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        live: Global___Snapshot | None = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["live", b"live"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live", b"live", "name", b"name", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Catalog: _TypeAlias = Catalog  # noqa: Y015
+
+@_typing.final
 class StartReindexRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -33,8 +99,8 @@ class StartReindexRequest(_message.Message):
     manifest_uri: _builtins.str
     """Folder (one sub-folder per class) or .csv, .parquet or .jsonl table, as a path or URL that workers can read."""
     bundle_digest: _builtins.str
-    """Model bundle to use: its digest, or its first characters, at least 4, if no other digest starts with them. Empty:
-    the bundle of the live snapshot, or the only one in the store.
+    """Model bundle to use: its digest, its first characters, at least 4, if no other digest starts with them, or its
+    name. Empty: the bundle of the live snapshot, or the only one in the store.
     """
     index_spec: _builtins.str
     """`Flat` (exact, the default) or `IVF<lists>,nprobe=<n>`."""

@@ -50,6 +50,11 @@ class CatalogServiceStub:
                 request_serializer=retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=retrieval_dot_v1_dot_catalogs__pb2.Snapshot.FromString,
                 _registered_method=True)
+        self.ListCatalogs = channel.unary_unary(
+                '/retrieval.v1.CatalogService/ListCatalogs',
+                request_serializer=retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsRequest.SerializeToString,
+                response_deserializer=retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer:
@@ -88,6 +93,15 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCatalogs(self, request, context):
+        """All catalogues in the store that have a live snapshot, by name.
+
+        Statuses: OK, also if there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +119,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.FromString,
                     response_serializer=retrieval_dot_v1_dot_catalogs__pb2.Snapshot.SerializeToString,
+            ),
+            'ListCatalogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCatalogs,
+                    request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsRequest.FromString,
+                    response_serializer=retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +207,33 @@ class CatalogService:
             '/retrieval.v1.CatalogService/Rollback',
             retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.SerializeToString,
             retrieval_dot_v1_dot_catalogs__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCatalogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval.v1.CatalogService/ListCatalogs',
+            retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsRequest.SerializeToString,
+            retrieval_dot_v1_dot_catalogs__pb2.ListCatalogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,11 @@ class CatalogServiceStub:
     or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
     another score. DATA_LOSS: its files are damaged.
     """
+    ListCatalogs: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.ListCatalogsRequest, _catalogs_pb2.ListCatalogsResponse]
+    """All catalogues in the store that have a live snapshot, by name.
+
+    Statuses: OK, also if there is none.
+    """
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -77,6 +82,11 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
     or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
     another score. DATA_LOSS: its files are damaged.
+    """
+    ListCatalogs: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.ListCatalogsRequest, _catalogs_pb2.ListCatalogsResponse]  # type: ignore[assignment]
+    """All catalogues in the store that have a live snapshot, by name.
+
+    Statuses: OK, also if there is none.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -117,6 +127,17 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
         or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
         another score. DATA_LOSS: its files are damaged.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCatalogs(
+        self,
+        request: _catalogs_pb2.ListCatalogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalogs_pb2.ListCatalogsResponse, _abc.Awaitable[_catalogs_pb2.ListCatalogsResponse]]:
+        """All catalogues in the store that have a live snapshot, by name.
+
+        Statuses: OK, also if there is none.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,6 +39,11 @@ class JobServiceStub:
                 request_serializer=retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/retrieval.v1.JobService/ListJobs',
+                request_serializer=retrieval_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=retrieval_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -55,6 +60,16 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJobs(self, request, context):
+        """Jobs that run, and finished ones of the last 30 days, newest first.
+
+        Statuses: OK, also if there is none. INVALID_ARGUMENT: a limit outside its range. UNAVAILABLE: the job queue cannot
+        be reached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +77,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
                     response_serializer=retrieval_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=retrieval_dot_v1_dot_jobs__pb2.ListJobsRequest.FromString,
+                    response_serializer=retrieval_dot_v1_dot_jobs__pb2.ListJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +111,33 @@ class JobService:
             '/retrieval.v1.JobService/GetJob',
             retrieval_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
             retrieval_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval.v1.JobService/ListJobs',
+            retrieval_dot_v1_dot_jobs__pb2.ListJobsRequest.SerializeToString,
+            retrieval_dot_v1_dot_jobs__pb2.ListJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

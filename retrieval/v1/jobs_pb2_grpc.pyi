@@ -38,6 +38,12 @@ class JobServiceStub:
     Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
     finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
     """
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]
+    """Jobs that run, and finished ones of the last 30 days, newest first.
+
+    Statuses: OK, also if there is none. INVALID_ARGUMENT: a limit outside its range. UNAVAILABLE: the job queue cannot
+    be reached.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -48,6 +54,12 @@ class JobServiceAsyncStub(JobServiceStub):
 
     Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
     finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
+    """
+    ListJobs: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListJobsRequest, _jobs_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Jobs that run, and finished ones of the last 30 days, newest first.
+
+    Statuses: OK, also if there is none. INVALID_ARGUMENT: a limit outside its range. UNAVAILABLE: the job queue cannot
+    be reached.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,6 +74,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: OK, also if the job failed. INVALID_ARGUMENT: several ids start with `job_id`. NOT_FOUND: unknown id;
         finished jobs are kept for 30 days. UNAVAILABLE: the job queue cannot be reached.
+        """
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _jobs_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListJobsResponse, _abc.Awaitable[_jobs_pb2.ListJobsResponse]]:
+        """Jobs that run, and finished ones of the last 30 days, newest first.
+
+        Statuses: OK, also if there is none. INVALID_ARGUMENT: a limit outside its range. UNAVAILABLE: the job queue cannot
+        be reached.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,8 +26,8 @@ class GetOperatingPointRequest(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     OPERATING_POINT_ID_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
-    bundle in the store.
+    """Digest of the bundle, its first characters, at least 4, if no other digest starts with them, or its name. Empty:
+    the only bundle in the store.
     """
     operating_point_id: _builtins.str
     """Id, or its first characters, at least 4, if no other id starts with them. Empty: the active one."""
@@ -51,8 +51,8 @@ class ListOperatingPointsRequest(_message.Message):
 
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
-    bundle in the store.
+    """Digest of the bundle, its first characters, at least 4, if no other digest starts with them, or its name. Empty:
+    the only bundle in the store.
     """
     def __init__(
         self,
@@ -94,8 +94,8 @@ class ActivateOperatingPointRequest(_message.Message):
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
     OPERATING_POINT_ID_FIELD_NUMBER: _builtins.int
     bundle_digest: _builtins.str
-    """Digest of the bundle, or its first characters, at least 4, if no other digest starts with them. Empty: the only
-    bundle in the store.
+    """Digest of the bundle, its first characters, at least 4, if no other digest starts with them, or its name. Empty:
+    the only bundle in the store.
     """
     operating_point_id: _builtins.str
     """Id, or its first characters, at least 4, if no other id starts with them."""

@@ -2,9 +2,12 @@
 
 import typer
 
-from retrieval.edge.cli.audit import audit
+from retrieval.edge.cli.audit import audit, list_audits, show_audit
+from retrieval.edge.cli.bundles import list_bundles, name_bundle
 from retrieval.edge.cli.calibrate import calibrate
+from retrieval.edge.cli.catalogs import list_catalogs
 from retrieval.edge.cli.demo import demo
+from retrieval.edge.cli.jobs import list_jobs, show_job
 from retrieval.edge.cli.operating_points import activate_point, list_points, show_point
 from retrieval.edge.cli.reindex import reindex
 from retrieval.edge.cli.search import search
@@ -41,6 +44,26 @@ points.command("list")(list_points)
 points.command("show")(show_point)
 points.command("activate")(activate_point)
 app.add_typer(points, name="operating-points")
+
+
+bundles = typer.Typer(help="List the model bundles of a store, or name one.", no_args_is_help=True)
+bundles.command("list")(list_bundles)
+bundles.command("name")(name_bundle)
+app.add_typer(bundles, name="bundles")
+
+catalogs = typer.Typer(help="List catalogues.", no_args_is_help=True)
+catalogs.command("list")(list_catalogs)
+app.add_typer(catalogs, name="catalogs")
+
+jobs = typer.Typer(help="List or show jobs: reindexes and audits.", no_args_is_help=True)
+jobs.command("list")(list_jobs)
+jobs.command("show")(show_job)
+app.add_typer(jobs, name="jobs")
+
+audits = typer.Typer(help="List or show finished audits.", no_args_is_help=True)
+audits.command("list")(list_audits)
+audits.command("show")(show_audit)
+app.add_typer(audits, name="audits")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
     bundle: Annotated[
-        str, typer.Option(help="A folder that `training export` wrote, or the id of a bundle in the store.")
+        str, typer.Option(help="A folder that `training export` wrote, or the id or name of a bundle in the store.")
     ],
     data: Annotated[str, typer.Option(help="Labelled images of classes that were not used for training.")],
     cohort: Annotated[
@@ -114,20 +114,19 @@ def _target(far: float | None, target: str) -> "Target":
 
 def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
     """Return the digest of a bundle: a folder, which is added to the store, or the start of a digest in the store."""
-    from retrieval.contract.bundle import BundleDigest
-    from retrieval.engine.prefixes import resolve_prefix
     from retrieval.errors import UnknownBundle
 
     if Path(bundle).is_dir():
         return store.add_bundle(Path(bundle)).digest
     digests = store.bundles()
-    if not any(digest.startswith(bundle) for digest in digests) or not bundle:
+    names = [store.bundle_name(digest) for digest in digests]
+    if not bundle or not any(known.startswith(bundle) for known in (*digests, *names)):
         known = f"it holds {', '.join(digests)}" if digests else "it holds no bundle yet"
         raise UnknownBundle(
             f"--bundle {bundle!r} is neither a folder nor an id in the store {store.url}: name the folder that "
             f"`training export` wrote, or a bundle of the store ({known})"
         )
-    return BundleDigest(resolve_prefix(bundle, digests, kind="bundle in the store", unknown=UnknownBundle))
+    return store.find_bundle(bundle)
 
 
 def _print_calibration(found: "Calibration") -> None:

@@ -28,7 +28,7 @@ Manifest = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")]
 Bundle = Annotated[
-    str, typer.Option("--bundle", help="Id of the bundle, or its start; needed if the store holds several.")
+    str, typer.Option("--bundle", help="Id of the bundle, its start, or its name; needed if the store holds several.")
 ]
 Wait = Annotated[bool, typer.Option(help="Wait until the job ends.")]
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retrieval.edge.cli.manifests import check_manifest
 from retrieval.edge.cli.options import (
     Address,
     Bundle,
@@ -17,11 +18,15 @@ from retrieval.edge.cli.options import (
     absolute,
     connected,
 )
-from retrieval.edge.cli.replies import print_job
-from retrieval.terminal import progress_bar
+from retrieval.edge.cli.replies import as_dict, print_job
+from retrieval.terminal import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from retrieval.client import Client
+    from retrieval.v1.catalogs_pb2 import Snapshot
     from retrieval.v1.jobs_pb2 import Job
+
+_NAMED_FAILURES = 5
 
 
 def reindex(  # noqa: PLR0913  # the options of a command are its parameters
@@ -43,7 +48,11 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Embed the images of a manifest, build an index and make it live."""
+    """Embed the images of a manifest, build an index and make it live.
+
+    At the end, prints the numbers of indexed and of unreadable images, and the recall of the index.
+    """
+    check_manifest(manifest, index=index)
     wanted: dict[str, Any] = {
         "catalog": catalog,
         "manifest_uri": absolute(manifest),
@@ -52,25 +61,59 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
         "max_failed_share": max_failed_share,
     }
     if embedded:
-        job = _reindex_here(wanted, state_dir=state_dir, store_url=store)
+        job, snapshot = _reindex_here(wanted, state_dir=state_dir, store_url=store)
     else:
         from retrieval.v1 import catalogs_pb2
 
         with connected(address) as client:
             job = client.call(client.catalogs.StartReindex, catalogs_pb2.StartReindexRequest(**wanted))
-            if wait:
-                with progress_bar(f"reindexing {catalog}") as progress:
-                    job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
-    print_job(job, as_json)
+            if not wait:
+                print_job(job, as_json)
+                return
+            with progress_bar(f"reindexing {catalog}") as progress:
+                job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+            snapshot = _snapshot_of(client, job)
+    print_json({**as_dict(job), "snapshot": as_dict(snapshot)}) if as_json else _print_snapshot(snapshot)
 
 
-def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "Job":
-    """Reindex with a queue and a worker of this machine; return the job as a server would."""
+def _snapshot_of(client: "Client", job: "Job") -> "Snapshot":
+    """Return the snapshot that a reindex made."""
+    from retrieval.errors import UnknownSnapshot
+    from retrieval.v1 import catalogs_pb2
+
+    listed = client.call(client.catalogs.ListSnapshots, catalogs_pb2.ListSnapshotsRequest(catalog=job.catalog))
+    for snapshot in listed.snapshots:
+        if snapshot.id == job.result_id:
+            return snapshot
+    raise UnknownSnapshot(f"snapshot {job.result_id} of {job.catalog} was made and is gone: see `retrieval jobs list`")
+
+
+def _print_snapshot(snapshot: "Snapshot") -> None:
+    """Print what a reindex made, and the first images that it left out."""
+    for item, reason in sorted(snapshot.failures.items())[:_NAMED_FAILURES]:
+        err.print(f"left out {item}: {reason}", markup=False)
+    if snapshot.n_failed > _NAMED_FAILURES:
+        err.print(f"left out {snapshot.n_failed - _NAMED_FAILURES:,} more: see `retrieval snapshots list --json`")
+    out.print(
+        f"reindex of {snapshot.catalog} done: {snapshot.n_items:,} items, {snapshot.n_failed:,} failed, index "
+        f"{snapshot.index_spec} with recall {snapshot.index_recall:.3f}, snapshot {snapshot.id}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job, Snapshot]":
+    """Reindex with a queue and a worker of this machine; return the job and its snapshot as a server would."""
     from retrieval.edge.jobs.local import reindex_here
     from retrieval.edge.jobs.messages import job_message
+    from retrieval.edge.server.messages import snapshot_message
     from retrieval.edge.settings import load_settings
+    from retrieval.edge.wiring import open_store
+    from retrieval.engine.snapshot import SnapshotId
     from retrieval.flows.reindex import ReindexRequest
 
     settings = load_settings(**overrides)
     with progress_bar(f"reindexing {wanted['catalog']}") as progress:
-        return job_message(reindex_here(settings, ReindexRequest(**wanted), progress))
+        job = job_message(reindex_here(settings, ReindexRequest(**wanted), progress))
+    manifest = open_store(settings).snapshot_manifest(job.catalog, SnapshotId(job.result_id))
+    return job, snapshot_message(manifest, live=True)

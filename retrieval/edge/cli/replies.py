@@ -58,6 +58,13 @@ def _without_prefix(name: str, enum: str) -> str:
     return name.removeprefix(prefix).lower()
 
 
+def name_of(message: "Message", field: str) -> str:
+    """Return the value of a field that is an enum as a word: `succeeded`."""
+    descriptor = message.DESCRIPTOR.fields_by_name[field].enum_type
+    value = descriptor.values_by_number.get(getattr(message, field))
+    return "unknown" if value is None else _without_prefix(value.name, descriptor.name)
+
+
 def print_job(job: "Job", as_json: bool) -> None:
     """Print a job that was accepted or is done."""
     if as_json:

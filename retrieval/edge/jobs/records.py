@@ -154,6 +154,15 @@ class Jobs:
             names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}{prefix}*")]
         return [JobId(name) for name in names if ":" not in name]  # other keys of a job have a suffix
 
+    def all(self, catalog: str = "") -> list[Job]:
+        """List all jobs, or those of one catalogue, newest first; finished ones are kept for 30 days."""
+        start = _key("")
+        with _reachable():
+            names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}*", count=1000)]
+        found = [self._find(JobId(name)) for name in names if ":" not in name]
+        wanted = [job for job in found if job is not None and catalog in ("", job.catalog)]
+        return sorted(wanted, key=lambda job: job.created_at, reverse=True)
+
     def running(self) -> list[Job]:
         """List all jobs that have not ended."""
         with _reachable():

@@ -9,6 +9,7 @@ from retrieval.edge.server.jobs import JobQueue
 from retrieval.edge.server.watch import Watch
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
+from retrieval.errors import RetrievalError
 from retrieval.flows.reindex import roll_back, settle_bundle
 from retrieval.v1 import catalogs_pb2, catalogs_pb2_grpc, jobs_pb2
 
@@ -37,6 +38,23 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         return catalogs_pb2.ListSnapshotsResponse(
             snapshots=[messages.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
         )
+
+    async def ListCatalogs(  # noqa: N802
+        self, request: catalogs_pb2.ListCatalogsRequest, context: Context
+    ) -> catalogs_pb2.ListCatalogsResponse:
+        """List all catalogues with their live snapshots; one that cannot be read has the reason instead."""
+
+        def catalog(name: str) -> catalogs_pb2.Catalog:
+            try:
+                manifest = self._store.snapshot_manifest(name, self._store.current(name))
+            except RetrievalError as error:
+                return catalogs_pb2.Catalog(name=name, problem=str(error))
+            return catalogs_pb2.Catalog(name=name, live=messages.snapshot_message(manifest, live=True))
+
+        def catalogs() -> list[catalogs_pb2.Catalog]:
+            return [catalog(name) for name in sorted(self._store.catalogs())]
+
+        return catalogs_pb2.ListCatalogsResponse(catalogs=await asyncio.to_thread(catalogs))
 
     async def Rollback(self, request: catalogs_pb2.RollbackRequest, context: Context) -> catalogs_pb2.Snapshot:  # noqa: N802
         """Make an older snapshot live."""

@@ -11,12 +11,14 @@ from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.edge.settings import Settings
 from retrieval.engine.prefixes import resolve_prefix
-from retrieval.errors import UnknownJob
+from retrieval.errors import InvalidInput, UnknownJob
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.v1 import jobs_pb2, jobs_pb2_grpc
 
 log = structlog.get_logger()
+
+_DEFAULT_LISTED, _MAX_LISTED = 50, 1000
 
 
 class JobQueue:
@@ -35,6 +37,10 @@ class JobQueue:
     async def get(self, job_id: str) -> Job:
         """Return the record of the job with this id, or with the only id that starts with it."""
         return await asyncio.to_thread(self._find, job_id)
+
+    async def all(self, catalog: str) -> list[Job]:
+        """Return the records of all jobs, or of those of one catalogue, newest first."""
+        return await asyncio.to_thread(self._jobs.all, catalog)
 
     def _find(self, job_id: str) -> Job:
         try:
@@ -57,3 +63,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if job.state is JobState.SUCCEEDED and job.kind == "reindex":
             await self._watch.look()  # a client that learns of the new snapshot can search it here at once
         return job_message(job)
+
+    async def ListJobs(  # noqa: N802
+        self, request: jobs_pb2.ListJobsRequest, context: Context
+    ) -> jobs_pb2.ListJobsResponse:
+        """List the newest jobs."""
+        limit = request.limit if request.HasField("limit") else _DEFAULT_LISTED
+        if not 1 <= limit <= _MAX_LISTED:
+            raise InvalidInput(f"limit: expected 1 to {_MAX_LISTED}, found {limit}")
+        jobs = await self._queue.all(request.catalog)
+        return jobs_pb2.ListJobsResponse(jobs=[job_message(job) for job in jobs[:limit]])

@@ -11,7 +11,7 @@ from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
-from retrieval.errors import UnknownBundle, UnknownOperatingPoint
+from retrieval.errors import UnknownOperatingPoint
 from retrieval.v1 import operating_points_pb2, operating_points_pb2_grpc
 
 log = structlog.get_logger()
@@ -71,10 +71,8 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
         return message
 
     def _bundle(self, digest: str) -> BundleDigest:
-        """Return the bundle whose digest starts with the prefix; the only bundle for ""."""
-        if not digest:
-            return self._store.only_bundle()
-        return BundleDigest(resolve_prefix(digest, self._store.bundles(), kind="bundle", unknown=UnknownBundle))
+        """Return the bundle with this name or digest, or whose digest starts so; the only bundle for ""."""
+        return self._store.find_bundle(digest) if digest else self._store.only_bundle()
 
     def _point_id(self, bundle: BundleDigest, start: str) -> OperatingPointId:
         """Return the id of the operating point that starts with the prefix."""

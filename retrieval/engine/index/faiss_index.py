@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from retrieval.consistency import float32_at_least
 from retrieval.engine.index.index import Hits
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
+from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings
 
-_POINTS_PER_LIST = 39  # FAISS warns that its k-means is unreliable with fewer vectors a list
 _BLAS_BATCH = 16  # query batches from this size on use matrix products, see `_use_matrix_products`
 
 
@@ -43,11 +42,7 @@ class FaissIndex:
         if not spec.n_lists:
             flat.add(vectors)
             return cls(flat, spec)
-        if len(vectors) < spec.n_lists * _POINTS_PER_LIST:
-            raise InvalidInput(
-                f"index {spec}: expected at least {spec.n_lists * _POINTS_PER_LIST} items "
-                f"({_POINTS_PER_LIST} per list), found {len(vectors)}: use Flat or fewer lists"
-            )
+        spec.check_items(len(vectors))
         native = faiss.IndexIVFFlat(flat, dimension, spec.n_lists, faiss.METRIC_INNER_PRODUCT)
         if device == "cuda":
             native.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dimension))

@@ -11,6 +11,8 @@ from retrieval.errors import InvalidInput
 
 _SPEC = re.compile(r"Flat|IVF(?P<lists>[1-9]\d{0,6}),nprobe=(?P<probes>[1-9]\d{0,6})")
 
+ITEMS_PER_LIST = 39  # FAISS warns that its k-means is unreliable with fewer vectors a list
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexSpec:
@@ -33,6 +35,16 @@ class IndexSpec:
         if probes > lists:
             raise InvalidInput(f"index: nprobe must be at most the number of lists, found {text!r}")
         return cls(n_lists=lists, n_probes=probes)
+
+    def check_items(self, n_items: int) -> None:
+        """Raise InvalidInput if so few items cannot fill the lists."""
+        if n_items < self.n_lists * ITEMS_PER_LIST:
+            fitting = n_items // ITEMS_PER_LIST
+            advice = f"use Flat or at most {fitting:,} lists" if fitting else "use Flat"
+            raise InvalidInput(
+                f"index {self}: expected at least {self.n_lists * ITEMS_PER_LIST} items ({ITEMS_PER_LIST} per list), "
+                f"found {n_items}: {advice}"
+            )
 
     @property
     def is_exact(self) -> bool:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import CONTRACT, Bundle, BundleDigest, open_bundle
 from retrieval.contract.score import SCORE, Score, ScoreDigest, open_score
+from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.errors import CorruptArtifact, InvalidInput, UnknownBundle
+
+_NAME = "NAME"
 
 
 class Bundles:
@@ -43,6 +46,31 @@ class Bundles:
         """Return the digests of all bundles."""
         names = self.objects.names("bundles")
         return [BundleDigest(name) for name in names if self.objects.exists(f"bundles/{name}/{CONTRACT}")]
+
+    def find_bundle(self, text: str) -> BundleDigest:
+        """Return the bundle whose name or digest is `text`, or whose digest starts so.
+
+        Raises UnknownBundle, and InvalidInput if there are several.
+        """
+        digests = self.bundles()
+        named = [digest for digest in digests if text and self.bundle_name(digest) == text]
+        if len(named) > 1:
+            raise InvalidInput(f"{len(named)} bundles have the name {text!r}, give an id: {', '.join(named)}")
+        if named:
+            return named[0]
+        hint = "see `retrieval bundles list`; add one with `retrieval calibrate`"
+        return BundleDigest(resolve_prefix(text, digests, kind="bundle", unknown=UnknownBundle, hint=hint))
+
+    def name_bundle(self, digest: BundleDigest, name: str) -> None:
+        """Give a bundle a name for people, instead of the one that it may have. Raises InvalidInput, UnknownBundle."""
+        checked_name(name, "name of a bundle")
+        if digest not in self.bundles():
+            raise UnknownBundle(f"bundle {digest} is not in the store {self.objects.url}")
+        self.objects.put(f"{bundle_prefix(digest)}/{_NAME}", name.encode())
+
+    def bundle_name(self, digest: BundleDigest) -> str:
+        """Return the name that people gave a bundle; "" if it has none."""
+        return self.objects.pointer(f"{bundle_prefix(digest)}/{_NAME}") or ""
 
     def only_bundle(self) -> BundleDigest:
         """Return the digest of the only bundle. Raises UnknownBundle if there is none, InvalidInput if several."""

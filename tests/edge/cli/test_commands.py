@@ -155,21 +155,60 @@ def test_operating_points_are_listed_shown_and_activated(retrieval: Command, run
 
 
 @pytest.mark.slow
-def test_errors_of_the_server_have_their_exit_codes(retrieval: Command) -> None:
+def test_errors_of_the_server_have_their_exit_codes(retrieval: Command, running: Running) -> None:
     """2 if the command must change, 3 if the state must; one line on stderr, nothing on stdout."""
+    images = running.folder / "images" / "manifest.csv"
     for code, *arguments in (
         (3, "snapshots", "list", "nowhere"),
         (2, "snapshots", "list", "no such name"),
         (3, "snapshots", "rollback", CATALOG, "0000"),
         (3, "operating-points", "activate", "abc"),
-        (3, "reindex", CATALOG, "images.csv"),
-        (2, "reindex", CATALOG, "images.csv", "--index", "HNSW"),
-        (3, "audit", CATALOG, "images.csv"),
+        (3, "reindex", CATALOG, images),
+        (2, "reindex", CATALOG, images, "--index", "HNSW"),
+        (3, "audit", CATALOG, images),
+        (3, "jobs", "list"),
+        (3, "jobs", "show", "abcd"),
+        (3, "audits", "list", "nowhere"),
+        (3, "audits", "show", CATALOG),
     ):
         found, out, err = retrieval(*arguments)
         assert (found, out) == (code, ""), arguments
         assert err.startswith("error: ")
         assert err.count("\n") == 1
+
+
+def test_what_can_only_fail_is_refused_before_the_job(retrieval: Command, running: Running, tmp_path: Path) -> None:
+    """Exit code 2, although no queue is there: a group that is no column, a missing manifest, too few items."""
+    images = running.folder / "images" / "manifest.csv"
+    for message, *arguments in (
+        ("expected a column 'nosuch' to group by", "audit", CATALOG, images, "--group-by", "nosuch"),
+        ("expected a column 'label' to group by", "audit", CATALOG, images, "--group-by", "label"),
+        ("a folder has no columns", "audit", CATALOG, tmp_path, "--group-by", "camera"),
+        ("found nothing there", "audit", CATALOG, tmp_path / "no.csv"),
+        ("found nothing there", "reindex", CATALOG, tmp_path / "no.csv"),
+        ("use Flat or at most 2 lists", "reindex", CATALOG, images, "--index", "IVF9,nprobe=1"),
+        ("use Flat", "reindex", CATALOG, tmp_path, "--index", "IVF1,nprobe=1"),
+    ):
+        code, out, err = retrieval(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert message in err
+
+
+def test_a_path_that_only_workers_have_is_not_checked(retrieval: Command) -> None:
+    """Written as a URL, it goes to the server as it is."""
+    assert retrieval("audit", CATALOG, "file:///nowhere/images.csv", "--group-by", "camera")[0] == 3
+
+
+def test_catalogues_and_audits_are_listed(retrieval: Command, running: Running) -> None:
+    """What a newcomer asks a server first: what is there."""
+    live = running.store.current(CATALOG)
+    (catalog,) = json.loads(retrieval("catalogs", "list", "--json")[1])
+    assert (catalog["name"], catalog["live"]["id"], catalog["live"]["n_items"]) == (CATALOG, live, 80)
+    code, out, _ = retrieval("catalogs", "list")
+    assert code == 0
+    assert live in out
+    assert json.loads(retrieval("audits", "list", CATALOG, "--json")[1]) == []
+    assert "no finished audit" in retrieval("audits", "show", CATALOG)[2]
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "10001", "99999999999"])

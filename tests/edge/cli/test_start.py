@@ -26,7 +26,8 @@ def closed_address() -> Iterator[str]:
 def test_help_needs_neither_numbers_nor_a_network() -> None:
     """Help of every command answers at once: not even NumPy, gRPC or the settings are imported for it."""
     names = ["", "calibrate", "reindex", "search", "audit", "serve", "worker", "beat", "health", "demo"]
-    names += ["snapshots list", "snapshots rollback"]
+    names += ["snapshots list", "snapshots rollback", "bundles list", "bundles name", "catalogs list"]
+    names += ["jobs list", "jobs show", "audits list", "audits show"]
     names += [f"operating-points {verb}" for verb in ("list", "show", "activate")]
     codes, modules = imported_by("retrieval.edge.cli", ["--version"], *([*name.split(), "--help"] for name in names))
     assert codes == {0}
@@ -40,6 +41,11 @@ def test_help_needs_neither_numbers_nor_a_network() -> None:
         ("health",),
         ("snapshots", "list", "shoes"),
         ("snapshots", "rollback", "shoes"),
+        ("catalogs", "list"),
+        ("jobs", "list"),
+        ("jobs", "show", "abcd"),
+        ("audits", "list", "shoes"),
+        ("audits", "show", "shoes"),
         ("operating-points", "list"),
         ("operating-points", "show"),
         ("operating-points", "activate", "abcd"),
@@ -47,8 +53,12 @@ def test_help_needs_neither_numbers_nor_a_network() -> None:
         ("audit", "shoes", "images.csv"),
     ],
 )
-def test_a_client_command_imports_the_client_only(command: tuple[str, ...], closed_address: str) -> None:
+def test_a_client_command_imports_the_client_only(
+    command: tuple[str, ...], closed_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No mathematics, no Arrow, no queue, not even NumPy: the server has them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images.csv").write_text(MANIFEST)
     codes, modules = imported_by("retrieval.edge.cli", [*command, "--address", closed_address])
     assert codes == {3}
     assert "grpc" in modules, "it must have tried to connect"

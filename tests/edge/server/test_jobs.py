@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from retrieval.edge.jobs.records import Jobs, redis_url
 from retrieval.edge.settings import load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store
-from retrieval.errors import NotFound, Unavailable
+from retrieval.errors import InvalidInput, NotFound, Unavailable
 from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, search_pb2
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running, Serving, index
@@ -90,3 +92,26 @@ def test_jobs_are_reported_until_they_end(served: tuple[Client, Jobs]) -> None:
     assert (failed.state, failed.error) == (jobs_pb2.JOB_STATE_FAILED, "expected at least one image")
     with pytest.raises(NotFound, match="finished jobs are kept for 30 days"):
         get(client, "0" * 32)
+
+
+def test_jobs_are_listed_newest_first(served: tuple[Client, Jobs]) -> None:
+    """Those that run and those that ended, of one catalogue or of all, at most as many as asked for."""
+    client, jobs = served
+    for number in range(3):
+        job = jobs.start("reindex", f"catalog{number}", {})
+        jobs.mark_running(job.id, n_total=4)
+        jobs.mark_done(job.id, 1)
+        if number == 1:
+            jobs.fail(job.id, "a reason")
+        time.sleep(0.002)  # times are in milliseconds
+
+    def listed(**options: Any) -> list[str]:
+        reply = client.call(client.jobs.ListJobs, jobs_pb2.ListJobsRequest(**options))
+        return [job.catalog for job in reply.jobs]
+
+    assert listed() == ["catalog2", "catalog1", "catalog0"]
+    assert listed(limit=2) == ["catalog2", "catalog1"]
+    assert listed(catalog="catalog1") == ["catalog1"]
+    assert listed(catalog="nowhere") == []
+    with pytest.raises(InvalidInput, match="limit: expected 1 to 1000"):
+        listed(limit=0)

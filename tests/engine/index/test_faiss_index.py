@@ -183,7 +183,7 @@ def test_queries_have_the_indexs_dimension() -> None:
 def test_too_few_vectors_for_the_lists() -> None:
     """k-means on a handful of points is not to be trusted: it is refused, with the way out."""
     spec = IndexSpec.parse("IVF4,nprobe=2")
-    with pytest.raises(InvalidInput, match=r"at least 156 items .* found 155: use Flat or fewer lists"):
+    with pytest.raises(InvalidInput, match=r"at least 156 items .* found 155: use Flat or at most 3 lists"):
         build_index(clustered(155), spec)
     assert build_index(clustered(156), spec).n_items == 156
 
