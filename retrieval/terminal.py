@@ -80,8 +80,12 @@ def _printable(value: object) -> str:
 def progress_bars(*, keep: bool = False) -> Iterator[MoveBar]:
     """Show bars on stderr during the block, one for each description that the yielded function is called with.
 
-    Without `keep` they vanish at the end and are not shown if stderr is not a terminal.
+    Without `keep` they vanish at the end and are not shown if stderr is not a terminal. With `keep`, a stderr that is
+    no terminal, such as a log, gets a line for every tenth of each work.
     """
+    if keep and not err.is_terminal:
+        yield _lines()
+        return
     from rich import progress as rich_progress
 
     columns = (
@@ -103,6 +107,20 @@ def progress_bars(*, keep: bool = False) -> Iterator[MoveBar]:
             display.update(tasks[description], completed=done, total=total or None, note=note)
 
         yield update
+
+
+def _lines() -> MoveBar:
+    """Return a function that prints a line when another tenth of a work is done."""
+    tenths: dict[str, int] = {}
+
+    def update(description: str, done: int, total: int, note: str = "") -> None:
+        tenth = 10 * done // total if total else 0
+        before = tenths.get(description, 0)
+        if tenth > (0 if tenth < before else before):  # it falls when the same work begins again
+            err.print(f"{description} {done} of {total}" + (f", {note}" if note else ""), markup=False)
+        tenths[description] = tenth
+
+    return update
 
 
 @contextlib.contextmanager

@@ -171,14 +171,28 @@ def test_bars_are_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_log_gets_a_line_for_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    """While the work goes on, not at its end; the same work may begin again; an unknown total prints nothing."""
+    with progress_bars(keep=True) as progress:
+        progress("reading", 0, 0)
+        for done in range(1, 101):
+            progress("training", done, 100, f"loss {done}")
+            assert len(capsys.readouterr().err.splitlines()) == (done % 10 == 0)
+        for _ in range(2):
+            progress("evaluating", 1, 2)
+            progress("evaluating", 2, 2)
+        assert capsys.readouterr().err.splitlines() == ["evaluating 1 of 2", "evaluating 2 of 2"] * 2
+    assert capsys.readouterr() == ("", "")
+
+
 def test_bars_that_are_kept_show_how_far_each_work_came(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log of training ends with the last state of each bar and its note."""
+    """A log of training has the state of each work and its note."""
     with progress_bars(keep=True) as progress:
         progress("reading images", 3, 3)
         progress("training", 5, 8, "loss 0.25")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "reading images" in captured.err
-    assert "3/3" in captured.err
-    assert "5/8" in captured.err
+    assert "3 of 3" in captured.err
+    assert "5 of 8" in captured.err
     assert "loss 0.25" in captured.err

@@ -10,7 +10,7 @@ from training.cli import bundles, data, runs
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # the tables of rich cut the names of options at 80 columns
     help="Train an embedder for which one similarity threshold fits all classes, and export it as a model bundle.\n\n"
     "Images are named by a folder with one sub-folder per class, or by a .csv, .parquet or .jsonl table with the "
     "columns id, uri and label.",

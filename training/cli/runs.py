@@ -37,8 +37,9 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
     Several devices share each batch: torchrun --nproc-per-node 2 -m training train ..., or accelerate launch
     --num_processes 2 -m training train ... (with --cpu for processes on the CPU).
 
-    Ctrl-C ends it with exit code 130. The same command with --resume continues from the last checkpoint; the weights
-    are bit-identical to those of an uninterrupted run.
+    Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130. The same command with --resume continues
+    from it; the weights are bit-identical to those of an uninterrupted run. If stderr is no terminal, each work prints
+    a line for every tenth of it.
     """
     from retrieval.contract.manifest import read_manifest
     from training.config import load_config

@@ -1,7 +1,7 @@
 """The course of a run from its first step to its last: batches, steps, evaluations and checkpoints."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -12,6 +12,7 @@ from training.evaluation import Evaluation, evaluate_items
 from training.loop.divergence import Guard, TakenStep
 from training.loop.embedding import embedding_function
 from training.loop.events import EventLog
+from training.loop.interrupts import noted_interrupts
 from training.loop.monitoring import Observers, StepMonitor
 from training.loop.processes import Processes
 from training.loop.runs import EVENTS, Run, write_checkpoint
@@ -47,14 +48,25 @@ class Course:
     def run(self, images: TrainingImages) -> Evaluation:
         """Train to the end of the schedule, or until evaluations stop improving; evaluate the final weights."""
         with closing(self._draw(images)) as drawn, self._monitor(images) as monitor:
-            self._take_steps(drawn, monitor, n_images=len(images.labels))
+            with self._interrupts() as interrupted:
+                self._take_steps(drawn, monitor, n_images=len(images.labels), interrupted=interrupted)
+            if interrupted():
+                self._observers.message(f"a checkpoint was written after step {self._state.step}")
+                raise KeyboardInterrupt
             return self._processes.on_main(lambda: self._conclude(monitor))
 
     def save(self) -> None:
         """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
         self._processes.on_main(lambda: write_checkpoint(self._run, self._state.state_dict()))
 
-    def _take_steps(self, drawn: Iterator[Batch], monitor: StepMonitor, *, n_images: int) -> None:
+    def _interrupts(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Note Ctrl-C and save; not with several processes, which would end after different steps."""
+        return nullcontext(lambda: False) if self._processes.world > 1 else noted_interrupts(self._observers.message)
+
+    def _take_steps(
+        self, drawn: Iterator[Batch], monitor: StepMonitor, *, n_images: int, interrupted: Callable[[], bool]
+    ) -> None:
+        """Take steps to the end of the schedule, or until evaluations or the user end them; the last one is saved."""
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
         guard = Guard(self._processes, self._run.folder, gradient_may_overflow=state.scaler is not None)
@@ -66,7 +78,8 @@ class Course:
             values = stepper.measure(parts)
             number = state.step + 1
             must_evaluate = loop.evaluate_every > 0 and (number % loop.evaluate_every == 0 or number == n_steps)
-            must_save = number % loop.checkpoint_every == 0 or number == n_steps
+            ends = interrupted()
+            must_save = number % loop.checkpoint_every == 0 or number == n_steps or ends
             taken = TakenStep(step=number, learning_rates=rates, ids=[name for part in parts for name in part.ids])
             known = guard.check(taken, values, now=must_evaluate or must_save)
             stepper.descend(values.gradient_norm)
@@ -80,6 +93,8 @@ class Course:
                     state.embedder.train()
                 if must_save or state.stopping.over:
                     self.save()
+            if ends:
+                return
 
     def _evaluate(self, *, in_full: bool) -> Evaluation:
         return evaluate_items(

@@ -20,7 +20,7 @@ app = typer.Typer(
     "docs/settings.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # the tables of rich cut the names of options at 80 columns
 )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from retrieval.edge.cli.calibrate import calibrate
 from retrieval.edge.cli.reindex import reindex
@@ -87,3 +91,22 @@ def test_defaults_are_those_of_the_flows() -> None:
 
 def _defaults(command: object) -> dict[str, object]:
     return {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}  # type: ignore[arg-type]  # a function
+
+
+@pytest.mark.parametrize("module", ["retrieval.edge.cli.app", "training.cli.app"])
+def test_help_at_80_columns_has_every_name_whole(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option, argument or command is cut, and no line is longer than the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    app = importlib.import_module(module).app
+
+    def check(path: list[str], group: Any) -> int:
+        shown = CliRunner().invoke(app, [*path, "--help"], catch_exceptions=False).output
+        assert "…" not in shown
+        assert max(len(line) for line in shown.splitlines()) <= 80, path
+        for parameter in group.params:
+            for name in [*parameter.opts, *parameter.secondary_opts]:
+                assert name in shown or not name.startswith("-"), path
+        inner = getattr(group, "commands", {})
+        return 1 + sum(check([*path, name], found) for name, found in inner.items())
+
+    assert check([], typer.main.get_command(app)) > 8

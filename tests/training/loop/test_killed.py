@@ -1,6 +1,7 @@
 """The command in a process of its own, ended from outside."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.training.loop.small import assert_same_weights
 from training.cli import main
 from training.config import TrainingConfig, parse_config
 from training.loop import CHECKPOINT, Observers
+from training.loop.runs import read_checkpoint
 
 LONG = """
 [input]
@@ -91,13 +93,15 @@ def test_an_interrupt_says_how_to_go_on(
     tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As from the keyboard, in the midst of training."""
-    (tmp_path / "config.toml").write_text(LONG.format(steps=5000))
+    text = LONG.format(steps=5000).replace("checkpoint_every = 1\n", "checkpoint_every = 4999\n")
+    (tmp_path / "config.toml").write_text(text)
     out = tmp_path / "run"
 
     def interrupt() -> None:
         deadline = time.monotonic() + 60
         while not (out / CHECKPOINT).exists() and time.monotonic() < deadline:
             time.sleep(0.01)
+        time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(sys, "argv", ["training", "train", *options(folders, tmp_path / "config.toml", out)])
@@ -116,3 +120,6 @@ def test_an_interrupt_says_how_to_go_on(
     assert captured.out == ""
     assert "interrupted: --resume continues from the last checkpoint" in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err
+    written = re.search(r"a checkpoint was written after step (\d+)", captured.err)
+    assert written is not None
+    assert read_checkpoint(out)["step"] == int(written[1]) > 0  # the only other one is from before the first step
