@@ -92,6 +92,8 @@ from .thresholds.comparison import ThresholdComparison as ThresholdComparison
 from .thresholds.comparison import compare_thresholds as compare_thresholds
 from .thresholds.cross_fitted import CrossFittedRates as CrossFittedRates
 from .thresholds.cross_fitted import cross_fitted_rates as cross_fitted_rates
+from .thresholds.retest import retest_certificate as retest_certificate
+from .thresholds.retest import retest_mean_certificate as retest_mean_certificate
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
 from .verdict import Finding as Finding

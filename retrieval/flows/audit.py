@@ -4,8 +4,8 @@
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,20 +35,24 @@ from retrieval.consistency import (
     most_confused,
     operating_curves,
     recall_at_k,
+    retest_certificate,
+    retest_mean_certificate,
     score_histograms,
 )
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.manifest import check_labels, read_manifest
+from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
+from retrieval.engine.thumbnails import thumbnail
 from retrieval.errors import InvalidInput
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_SUSPECTS = 20
+_N_THUMBNAILS = 160  # in the report, some 2 kB each
 DEFAULT_LIMITS = VerdictLimits()
 
 
@@ -81,7 +85,8 @@ class AuditReport:
 
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
-    `confusion` and `margins`; `margins`: how well every image fits its label.
+    `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
+    its label.
     """
 
     id: str
@@ -102,6 +107,7 @@ class AuditReport:
     confusion: Confusion
     margins: LabelMargins
     item_ids: Sequence[str]
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     n_images: int
     n_classes: int
     n_single: int
@@ -187,6 +193,7 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
         progress=progress,
     )
     report = measure(request, embedded, parts.point, parts.score, limits, audit_id=audit_id, created_at=created_at)
+    report = replace(report, thumbnails=_thumbnails(report, embedded.items, embedder))
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),
@@ -219,7 +226,8 @@ def measure(
     vectors = labelled(queries, labels, gallery=gallery)
     plain = vectors if vectors.cosine else labelled(embedded.embeddings, labels)
     threshold, choice = point.threshold, point.choice
-    curves = operating_curves(vectors, include=[threshold])
+    certificates = [found for found in (point.certificate, point.mean_certificate) if found is not None]
+    curves = operating_curves(vectors, include=[threshold, *(found.threshold for found in certificates)])
     exact = curves.at(threshold)
     comparisons = {
         column: compare_groups(
@@ -259,8 +267,37 @@ def measure(
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
-        findings=judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
+        findings=[
+            *judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
+            *_retests(point, curves),
+        ],
     )
+
+
+def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding]:
+    """Test the certificates of the operating point on the new classes, each at its own threshold."""
+
+    def noted(finding: Finding, certified: float) -> Finding:
+        if point.threshold >= certified:
+            return finding
+        note = (
+            f". The active threshold {point.threshold:.4f} is below {certified:.4f}: there the certificate says nothing"
+        )
+        return replace(finding, explanation=finding.explanation + note)
+
+    if (found := point.certificate) is not None:
+        yield noted(retest_certificate(found, curves.at(found.threshold).far[:, 0]), found.threshold)
+    if (mean := point.mean_certificate) is not None:
+        yield noted(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0]), mean.threshold)
+
+
+def _thumbnails(report: AuditReport, items: Sequence[Item], embedder: ImageEmbedder) -> dict[int, bytes]:
+    """Make small pictures of the images that the report names: of the first confused pairs, and of suspect labels."""
+    rows = [row for pair in report.confusion.pairs for e in pair.examples for row in (e.first_row, e.second_row)]
+    rows += [suspect.row for suspect in report.suspects]
+    wanted = list(dict.fromkeys(rows))[:_N_THUMBNAILS]
+    made = embedder.pool.map(lambda row: thumbnail(items[row].uri, embedder.limits), wanted)
+    return {row: picture for row, picture in zip(wanted, made, strict=True) if picture}
 
 
 def _differences(comparison: GroupComparison) -> dict[str, Any]:

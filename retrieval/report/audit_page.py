@@ -4,6 +4,7 @@ Chooses the figures and their order. `plots.py` makes the plots. `audit_page.htm
 escapes all text of users.
 """
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ def render_report(report: AuditReport) -> str:
         far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
         tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),
         failures=report.failures[:_N_FAILURES],
+        pictures={row: base64.b64encode(jpeg).decode() for row, jpeg in report.thumbnails.items()},
         percent=percent,
         span=span,
         digits=digits,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from retrieval.consistency import OperatingCurves
 from retrieval.contract.manifest import Item, read_manifest
@@ -250,7 +251,8 @@ def test_an_audit_repeated_says_the_same_and_changes_nothing(
 def test_new_classes_like_those_calibrated_on_pass(audit: Audit) -> None:
     report = audit()
     assert report.passed
-    assert [finding.limit for finding in report.findings] == ["far_within_promise", "tar_within_promise"]
+    limits = [finding.limit for finding in report.findings]
+    assert limits == ["far_within_promise", "tar_within_promise", "certificate", "certificate_on_average"]
     assert report.far in report.far_promised
 
 
@@ -265,7 +267,10 @@ def test_a_threshold_that_lets_too_much_through_fails(
     assert {finding.limit: finding.passed for finding in report.findings} == {
         "far_within_promise": False,
         "tar_within_promise": True,
+        "certificate": True,  # at its own threshold, which is higher than the active one
+        "certificate_on_average": True,
     }
+    assert all("there the certificate says nothing" in finding.explanation for finding in report.findings[2:])
     assert audited.audit("shop", "a1")["verdict"] == "failed"
 
 
@@ -276,8 +281,40 @@ def test_a_threshold_that_rejects_too_much_fails(audit: Audit, audited: Store, c
     assert {finding.limit: finding.passed for finding in report.findings} == {
         "far_within_promise": True,
         "tar_within_promise": False,
+        "certificate": True,
+        "certificate_on_average": True,
     }
+    assert not any("says nothing" in finding.explanation for finding in report.findings)
     assert "stricter than needed" in report.findings[0].explanation
+
+
+def test_a_certificate_that_new_classes_break_fails(audit: Audit, audited: Store, cosine_point: OperatingPoint) -> None:
+    """Tested again at its own threshold, whatever the active one is: here too many classes are above the limit."""
+    assert cosine_point.certificate is not None
+    assert cosine_point.mean_certificate is not None
+    broken = replace(
+        cosine_point,
+        certificate=replace(cosine_point.certificate, threshold=-0.5),
+        mean_certificate=replace(cosine_point.mean_certificate, threshold=-0.5),
+    )
+    activate(audited, broken, Score())
+    found = {finding.limit: finding for finding in audit().findings}
+    assert not found["certificate"].passed
+    assert "new classes have FAR above" in found["certificate"].explanation
+    assert not found["certificate_on_average"].passed
+    assert found["far_within_promise"].passed
+
+
+def test_the_report_has_pictures_of_what_it_names(audit: Audit) -> None:
+    """Small ones, of the images of confused classes; an image that is gone has none."""
+    report = audit()
+    named = {row for pair in report.confusion.pairs for e in pair.examples for row in (e.first_row, e.second_row)}
+    assert named
+    assert set(report.thumbnails) >= set(list(named)[:1])
+    for picture in report.thumbnails.values():
+        assert max(Image.open(io.BytesIO(picture)).size) <= 72
+        assert len(picture) < 8_000
+    assert len(report.thumbnails) <= 160
 
 
 def test_unlabelled_items_are_refused(audit: Audit, audited: Store, tmp_path: Path) -> None:

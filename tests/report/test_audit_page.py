@@ -417,3 +417,15 @@ def test_extreme_reports_are_drawn(report: AuditReport) -> None:
     histograms = replace(report.histograms, d_prime=float("inf"))
     text = Page(render_report(replace(report, far=0.0, classes=classes, curves=curves, histograms=histograms))).text
     assert text.count("No class has an error of this kind.") == 2
+
+
+def test_confused_images_are_shown(report: AuditReport) -> None:
+    """Embedded in the page, which may load nothing; one without a picture is named all the same."""
+    example = report.confusion.pairs[0].examples[0]
+    page = Page(render_report(replace(report, thumbnails={example.first_row: b"a small JPEG"})))
+    shown = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert {picture["src"] for picture in shown} == {"data:image/jpeg;base64,YSBzbWFsbCBKUEVH"}
+    assert {picture["alt"] for picture in shown} == {str(report.item_ids[example.first_row])}
+    (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "no picture" in page.text
