@@ -1,13 +1,19 @@
 """Commands that make and check labelled images: emoji, split, duplicates."""
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retrieval.terminal import VERDICT_FAILED, err
 from training.cli.terminal import AsJson, bars, print_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from retrieval.contract.manifest import Item
+    from training.data import Duplicate
 
 
 def emoji(
@@ -85,15 +91,30 @@ def duplicates(
             min=0, help="Largest difference between near duplicates, in grey levels; 0 finds identical files only."
         ),
     ] = 3.0,
+    drop: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the parts without duplicates into this folder, a table each: a picture stays in the first part "
+            "that has it; a picture under two labels is left out."
+        ),
+    ] = None,
+    merge: Annotated[
+        Path | None,
+        typer.Option(help="The same, but labels that share a picture become one class, and the picture stays once."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures that are in two parts or under two labels. The exit code is 1 if there are any.
+    """Find pictures that are in two parts or under two labels.
 
-    Finds exact copies and copies that were scaled or compressed again, but no cropped, rotated or mirrored ones.
+    The exit code is 1 if there are any and no cleaned tables were written. Finds exact copies and copies that were
+    scaled or compressed again, but no cropped, rotated or mirrored ones.
     """
     from retrieval.contract.manifest import read_manifest
+    from retrieval.errors import InvalidInput
     from training.data import find_duplicates
 
+    if drop is not None and merge is not None:
+        raise InvalidInput("expected --drop or --merge, found both")
     parts = {manifest: read_manifest(manifest) for manifest in manifests}
     with bars() as shown:
         report = find_duplicates(parts, tolerance=tolerance, progress=shown.watch("looking"))
@@ -110,6 +131,32 @@ def duplicates(
         f"{report.n_images:,} images: {len(report.harmful):,} pairs of one picture in two parts or under two labels, "
         f"{report.n_harmless:,} inside one class"
     )
-    print_result(asdict(report), "\n".join([*found, summary]), as_json)
-    if report.harmful:
+    cleaned: dict[str, Any] = {}
+    folder = drop or merge
+    if folder is not None:
+        cleaned, lines = _write_cleaned(parts, report.harmful, folder, merge=merge is not None)
+        found += lines
+    print_result({**asdict(report), **cleaned}, "\n".join([*found, summary]), as_json)
+    if report.harmful and folder is None:
         raise typer.Exit(VERDICT_FAILED)
+
+
+def _write_cleaned(
+    parts: "Mapping[str, Sequence[Item]]", pairs: "Sequence[Duplicate]", folder: Path, *, merge: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Write the parts without duplicates as tables; return what was written, for programs and for people."""
+    from retrieval.errors import InvalidInput
+    from training.data import clean, write_splits
+
+    names = {part: PurePosixPath(part.rstrip("/")).stem for part in parts}
+    if len(set(names.values())) < len(names):
+        raise InvalidInput(f"the tables would have the same names, rename the parts: {', '.join(names)}")
+    result = clean(parts, pairs, merge=merge)
+    summary = write_splits({names[part]: items for part, items in result.parts.items()}, folder)
+    lines = [
+        f"{folder / name}.csv: {n:,} images of {summary.n_classes[name]:,} classes"
+        for name, n in summary.n_images.items()
+    ]
+    lines += [f"merged: {label} is now {into}" for label, into in sorted(result.merged.items())]
+    lines.append(f"left out: {result.n_dropped:,} images")
+    return {"cleaned": asdict(summary), "n_dropped": result.n_dropped, "merged": dict(result.merged)}, lines

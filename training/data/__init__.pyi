@@ -1,4 +1,5 @@
 from .batching import Batch, batches
+from .cleaning import Cleaned, clean
 from .decoding import PreprocessedItems, Progress, Unreadable, read_items, refuse_too_many
 from .duplicates import DEFAULT_TOLERANCE, Duplicate, DuplicateReport, find_duplicates
 from .images import TrainingImages, normalise, open_training_images, remarks, unchanged
@@ -13,6 +14,7 @@ __all__ = [
     "NEW",
     "TRAIN",
     "Batch",
+    "Cleaned",
     "Duplicate",
     "DuplicateReport",
     "Layout",
@@ -24,6 +26,7 @@ __all__ = [
     "Unreadable",
     "batch_size",
     "batches",
+    "clean",
     "find_duplicates",
     "normalise",
     "open_images_together",
