@@ -86,7 +86,9 @@ class Client:
         try:
             reply = health_pb2_grpc.HealthStub(self._channel).Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_S)
         except grpc.RpcError as error:
-            raise Unavailable(f"no server answers at {self._address}: {error.code().name}") from error
+            raise Unavailable(
+                f"no server answers at {self._address}: {error.code().name}: start one with `retrieval serve`"
+            ) from error
         if reply.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"the server at {self._address} answers, but does not serve")
 

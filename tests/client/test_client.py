@@ -255,7 +255,9 @@ def test_health_of_a_server_that_serves() -> None:
 def test_health_without_a_server(closed_address: str) -> None:
     with (
         connect(closed_address, connect_s=0) as client,
-        pytest.raises(Unavailable, match=f"^no server answers at {closed_address}: UNAVAILABLE$"),
+        pytest.raises(
+            Unavailable, match=f"^no server answers at {closed_address}: UNAVAILABLE: start one with `retrieval serve`$"
+        ),
     ):
         client.check_health()
 

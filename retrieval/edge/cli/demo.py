@@ -117,6 +117,9 @@ def demo(
         state_dir=folder / "state", store_url=str(folder / "store"), address=f"127.0.0.1:{_free_port()}", redis_url=""
     )
     line = Demo(folder, settings)
+    err.print("To repeat a command below by hand, first give your shell the settings of the demonstration:")
+    for export in exports(settings):
+        err.print(f"  {export}", markup=False, highlight=False)
     _train(line, seed)
     point = json.loads(_calibrate(line, seed))
     report, searched = _serve(line)
@@ -249,6 +252,16 @@ def _print_result(result: dict[str, Any]) -> None:
     ]
     print_table("Results of the demonstration", ("", ""), rows)
     out.print(_NEXT_STEPS, markup=False, highlight=False)
+
+
+def exports(settings: "Settings") -> list[str]:
+    """Return the lines that give a shell the settings of the demonstration, for the commands that it shows."""
+    values = {
+        "RETRIEVAL_STATE_DIR": str(settings.state_dir),
+        "RETRIEVAL_STORE_URL": settings.store,
+        "RETRIEVAL_ADDRESS": settings.address,
+    }
+    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
 
 
 def _console_command(name: str) -> str:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def serve(address: Address = None, store: Store = None, state_dir: StateDir = None) -> None:
-    """Answer queries over gRPC until stopped. Queries need no Redis; jobs do."""
+    """Answer queries over gRPC until stopped. Queries need no Redis; jobs do.
+
+    It is ready when it logs `server_started` and `retrieval health` ends with 0.
+    """
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(address=address, store_url=store, state_dir=state_dir)
@@ -22,7 +25,10 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
 
 
 def worker(store: Store = None, state_dir: StateDir = None) -> None:
-    """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, also start an embedded Valkey."""
+    """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, also start an embedded Valkey.
+
+    It is ready when it logs `worker_ready`.
+    """
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(store_url=store, state_dir=state_dir)

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from celery.bootsteps import StartStopStep
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_ready
 from celery.worker import state
 
 from retrieval.edge import telemetry
@@ -186,6 +186,7 @@ def run_worker(settings: Settings) -> None:
     telemetry.setup(settings)
     setup_logging.connect(lambda **_: telemetry.setup(settings), weak=False)
     worker = Worker(settings)
+    worker_ready.connect(lambda **_: log.info("worker_ready", processes=n_processes(settings)), weak=False)
     worker_process_init.connect(lambda **_: die_with_parent(), weak=False)
     worker.app.steps["consumer"].add(_resuming(worker))
     # not `worker_main`, which ends as if all were well after an error

@@ -35,6 +35,14 @@ def test_health(retrieval: Command) -> None:
     assert retrieval("health") == (0, "serving\n", "")
 
 
+def test_health_names_what_to_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing listens."""
+    monkeypatch.setattr(sys, "argv", ["retrieval", "health", "--address", "127.0.0.1:1"])
+    with pytest.raises(SystemExit, match="3"):
+        main()
+    assert "start one with `retrieval serve`" in capsys.readouterr().err
+
+
 def test_search_finds_the_place_of_a_new_shot(retrieval: Command, tmp_path: Path) -> None:
     """A name with characters that mean something to URLs and globs is read as it is."""
     image = tmp_path / "shot [1] #2.jpg"
