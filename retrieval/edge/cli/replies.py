@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from retrieval.terminal import out, print_json
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,16 +23,17 @@ def as_dict(message: "Message") -> dict[str, Any]:
     """
     from google.protobuf.json_format import MessageToDict
 
-    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-    return _plain(MessageToDict(message, **options), message.DESCRIPTOR)
+    fields = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return _plain(fields, message.DESCRIPTOR)
 
 
-def _plain(fields: dict[str, Any], message: "Descriptor") -> dict[str, Any]:
+# Descriptors are Any below: the stubs have two classes for each, and a field of this type always has the other.
+def _plain(fields: dict[str, Any], message: Any) -> dict[str, Any]:
     """Return the fields of a message with every value as JSON has it."""
     return {name: _plain_field(value, message.fields_by_name[name]) for name, value in fields.items()}
 
 
-def _plain_field(value: Any, field: "FieldDescriptor") -> Any:
+def _plain_field(value: Any, field: Any) -> Any:
     if isinstance(value, dict) and field.message_type.GetOptions().map_entry:
         return {key: _plain_value(entry, field.message_type.fields_by_name["value"]) for key, entry in value.items()}
     if isinstance(value, list):
@@ -41,7 +41,7 @@ def _plain_field(value: Any, field: "FieldDescriptor") -> Any:
     return _plain_value(value, field)
 
 
-def _plain_value(value: Any, field: "FieldDescriptor") -> Any:
+def _plain_value(value: Any, field: Any) -> Any:
     if field.message_type is not None:
         return _plain(value, field.message_type) if isinstance(value, dict) else value  # a time is a text
     if field.enum_type is not None and isinstance(value, str):
@@ -60,7 +60,7 @@ def _without_prefix(name: str, enum: str) -> str:
 
 def name_of(message: "Message", field: str) -> str:
     """Return the value of a field that is an enum as a word: `succeeded`."""
-    descriptor = message.DESCRIPTOR.fields_by_name[field].enum_type
+    descriptor: Any = message.DESCRIPTOR.fields_by_name[field].enum_type
     value = descriptor.values_by_number.get(getattr(message, field))
     return "unknown" if value is None else _without_prefix(value.name, descriptor.name)
 
