@@ -132,7 +132,7 @@ def _digest(store: "ArtifactStore", bundle: str) -> "BundleDigest":
 def _print_calibration(found: "Calibration") -> None:
     """Print the scores that were compared, the chosen threshold with its evidence, and what it changes."""
     from retrieval.edge.cli.evidence import evidence
-    from retrieval.edge.server.messages import operating_point_message
+    from retrieval.edge.messages import operating_point_message
 
     point, choice = found.point, found.point.choice
     columns = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")

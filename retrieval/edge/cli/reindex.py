@@ -106,7 +106,7 @@ def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job,
     """Reindex with a queue and a worker of this machine; return the job and its snapshot as a server would."""
     from retrieval.edge.jobs.local import reindex_here
     from retrieval.edge.jobs.messages import job_message
-    from retrieval.edge.server.messages import snapshot_message
+    from retrieval.edge.messages import snapshot_message
     from retrieval.edge.settings import load_settings
     from retrieval.edge.wiring import open_store
     from retrieval.engine.snapshot import SnapshotId

@@ -3,6 +3,7 @@
 import asyncio
 
 from retrieval.edge.jobs.messages import job_message
+from retrieval.edge.messages import snapshot_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
@@ -36,7 +37,7 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         manifests = await asyncio.to_thread(self._store.snapshots, request.catalog)
         live = await asyncio.to_thread(self._store.current, request.catalog)
         return catalogs_pb2.ListSnapshotsResponse(
-            snapshots=[messages.snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
+            snapshots=[snapshot_message(manifest, live=manifest.id == live) for manifest in manifests]
         )
 
     async def ListCatalogs(  # noqa: N802
@@ -49,7 +50,7 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
                 manifest = self._store.snapshot_manifest(name, self._store.current(name))
             except RetrievalError as error:
                 return catalogs_pb2.Catalog(name=name, problem=str(error))
-            return catalogs_pb2.Catalog(name=name, live=messages.snapshot_message(manifest, live=True))
+            return catalogs_pb2.Catalog(name=name, live=snapshot_message(manifest, live=True))
 
         def catalogs() -> list[catalogs_pb2.Catalog]:
             return [catalog(name) for name in sorted(self._store.catalogs())]
@@ -60,4 +61,4 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         """Make an older snapshot live."""
         manifest = await asyncio.to_thread(roll_back, self._store, request.catalog, SnapshotId(request.snapshot_id))
         await self._watch.look()
-        return messages.snapshot_message(manifest, live=True)
+        return snapshot_message(manifest, live=True)

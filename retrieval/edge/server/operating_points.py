@@ -6,7 +6,7 @@ import structlog
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPointId
-from retrieval.edge.server import messages
+from retrieval.edge.messages import operating_point_message
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.engine.prefixes import resolve_prefix
@@ -36,7 +36,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
                 if request.operating_point_id
                 else self._store.active_operating_point(bundle)
             )
-            return messages.operating_point_message(point, active=point.id == self._store.active_id(bundle))
+            return operating_point_message(point, active=point.id == self._store.active_id(bundle))
 
         return await asyncio.to_thread(get)
 
@@ -50,7 +50,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             active = self._store.active_id(bundle)
             points = self._store.operating_points(bundle)
             return operating_points_pb2.ListOperatingPointsResponse(
-                operating_points=[messages.operating_point_message(p, active=p.id == active) for p in points]
+                operating_points=[operating_point_message(p, active=p.id == active) for p in points]
             )
 
         return await asyncio.to_thread(get)
@@ -64,7 +64,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             bundle = self._bundle(request.bundle_digest)
             point = self._store.activate(bundle, self._point_id(bundle, request.operating_point_id))
             log.info("operating_point_activated", id=point.id, bundle=bundle)
-            return messages.operating_point_message(point, active=True)
+            return operating_point_message(point, active=True)
 
         message = await asyncio.to_thread(activate)
         await self._watch.look()

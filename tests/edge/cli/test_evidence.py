@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.edge.cli.evidence import evidence, origin
-from retrieval.edge.server.messages import operating_point_message
+from retrieval.edge.messages import operating_point_message
 from retrieval.v1.operating_points_pb2 import OperatingPoint as Message
 
 

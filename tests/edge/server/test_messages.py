@@ -14,6 +14,7 @@ from hypothesis import given
 
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
+from retrieval.edge.messages import operating_point_message, snapshot_message
 from retrieval.edge.server import messages
 from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.engine.store import Store
@@ -146,7 +147,7 @@ MANIFEST = SnapshotManifest(
 @pytest.mark.parametrize("live", [True, False])
 def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
     """All but its files."""
-    message = messages.snapshot_message(MANIFEST, live=live)
+    message = snapshot_message(MANIFEST, live=live)
     for field in message.DESCRIPTOR.fields:
         if field.name not in ("created_at", "live", "failures"):
             assert getattr(message, field.name) == getattr(MANIFEST, field.name), field.name
@@ -160,7 +161,7 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     """Each field of the message comes from the field of the same name; no field stays at its default."""
     choice = replace(cosine_point.choice, confidence=0.9)  # not the default
     cosine_point = replace(cosine_point, choice=choice)
-    message = messages.operating_point_message(cosine_point, active=active)
+    message = operating_point_message(cosine_point, active=active)
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
     for name in ("far", "tar", "confidence", "n_classes", "n_images"):
