@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
 from retrieval.consistency.pairs.selection import one_pass_grid
 from retrieval.consistency.pairs.tiles import tiles_of
@@ -204,6 +205,7 @@ class OperatingCurves:
         )
 
 
+@checked
 def operating_curves(
     vectors: VectorsOrPair,
     *,

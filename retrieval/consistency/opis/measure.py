@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedMethod, DebiasedShares, debiased_shares
@@ -74,6 +75,7 @@ class OpisResult:
         return text + (f", {self.n_excluded} classes without a positive pair left out" if self.n_excluded else "")
 
 
+@checked
 def measure_opis(
     curves: OperatingCurves,
     options: OpisOptions = OpisOptions(),
@@ -158,6 +160,7 @@ def _intervals(
     return next(intervals), next(intervals)
 
 
+@checked
 def consistency_report(
     vectors: VectorsOrPair, options: OpisOptions = OpisOptions(), *, rng: np.random.Generator
 ) -> OpisResult:

@@ -22,6 +22,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold
@@ -73,6 +74,7 @@ class MeanCertificate(_Certified):
         )
 
 
+@checked
 def certify(
     vectors: VectorsOrPair, *, alpha: float, delta: float, rate: Rate = "far", strict: bool = True
 ) -> Certificate:
@@ -122,6 +124,7 @@ def certify(
     return Certificate(rate=rate, alpha=alpha, delta=delta, strict=strict and rate == "far", n_classes=n, **_at(found))
 
 
+@checked
 def certify_mean(vectors: LabelledVectors, *, alpha: float, rate: Rate = "far", strict: bool = True) -> MeanCertificate:
     """Return the lowest threshold (for FRR the highest) at which (n * mean rate + 1) / (n + 1) is at most alpha.
 
