@@ -85,6 +85,7 @@ from .thresholds.certificate import Certificate as Certificate
 from .thresholds.certificate import MeanCertificate as MeanCertificate
 from .thresholds.certificate import certify as certify
 from .thresholds.certificate import certify_mean as certify_mean
+from .thresholds.certificate import highest_mean_far as highest_mean_far
 from .thresholds.choice import ThresholdChoice as ThresholdChoice
 from .thresholds.choice import choose_threshold as choose_threshold
 from .thresholds.comparison import ClassDecisionChange as ClassDecisionChange

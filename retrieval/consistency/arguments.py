@@ -56,7 +56,7 @@ def check_fields(value: object) -> None:
     Raises:
         InvalidInput, InvalidEmbeddings: see `checked`.
     """
-    wanted = _annotations(type(value))
+    wanted = get_type_hints(type(value))
     for field in fields(value):  # type: ignore[arg-type]  # a dataclass by contract
         object.__setattr__(value, field.name, _as(wanted[field.name], getattr(value, field.name), field.name))
 
@@ -86,7 +86,7 @@ def _as_one(wanted: Any, value: Any, name: str) -> Any:
         return _as_array(get_args(get_args(wanted)[1])[0], value, name)
     if origin is not None and origin is not Literal and issubclass(origin, Sequence) and origin is not tuple:
         return _as_sequence(get_args(wanted)[0], value, name)
-    fits = {
+    fits: Callable[[], bool] | None = {
         float: lambda: isinstance(value, Real) and not isinstance(value, bool | np.bool_),
         int: lambda: isinstance(value, Integral) and not isinstance(value, bool | np.bool_),
         bool: lambda: isinstance(value, bool | np.bool_),

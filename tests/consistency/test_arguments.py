@@ -40,9 +40,9 @@ def test_a_target_may_be_its_text(family) -> None:
     by_text = choose_threshold((rows, labels), target="far=0.05")
     assert by_text == choose_threshold((rows, labels), target=Target("far", 0.05))
     assert choose_threshold((rows.tolist(), np.asarray(labels)), target="far=0.05") == by_text  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="'far 5' is no target; write one of"):
+    with pytest.raises(InvalidInput, match="'far 5' is no target"):
         choose_threshold((rows, labels), target="far 5")
-    with pytest.raises(InvalidInput, match="value: expected a number, found str '0.05'"):
+    with pytest.raises(InvalidInput, match="value: expected a number, found str"):
         Target("far", "0.05")  # type: ignore[arg-type]
 
 

@@ -85,3 +85,14 @@ def test_unusable_fields_are_refused(cosine_point: OperatingPoint, change: dict[
 def test_what_is_no_operating_point(data: bytes) -> None:
     with pytest.raises(CorruptArtifact, match="this place"):
         OperatingPoint.from_json(data, "this place")
+
+
+def test_a_point_written_before_the_cap_on_images_keeps_its_document_and_id(cosine_point: OperatingPoint) -> None:
+    """What says nothing is not written, so that a document of an older version is written again byte for byte."""
+    document = cosine_point.to_json()
+    assert document["certificate"] and "max_images" not in document["certificate"]
+    capped = dataclasses.replace(
+        cosine_point, certificate=dataclasses.replace(cosine_point.certificate, max_images=5, seed=2)
+    )
+    again = OperatingPoint.from_json(json_bytes(capped.to_json()), "here")
+    assert again == capped and again.id != cosine_point.id

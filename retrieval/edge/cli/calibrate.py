@@ -54,6 +54,14 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         bool,
         typer.Option(help="Make certificates that hold exactly. Others may fall short by about 1 / classes."),
     ] = True,
+    certified_max_images: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="For the certificates, draw at most this many images of each class, with seed 0, so that one large "
+            "class does not decide them. [all]",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -78,6 +86,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_delta=certified_delta,
         certified_mean_far=certified_mean_far,
         certified_strict=certified_strict,
+        certified_max_images=certified_max_images,
     )
     settings = load_settings(store_url=store, state_dir=state_dir)
     parts = offline_parts(settings)
