@@ -39,6 +39,7 @@ from .opis.comparison import compare_consistency as compare_consistency
 from .opis.comparison import compare_results as compare_results
 from .opis.debiased import DebiasedShares as DebiasedShares
 from .opis.measure import OpisResult as OpisResult
+from .opis.measure import consistency_around as consistency_around
 from .opis.measure import consistency_report as consistency_report
 from .opis.measure import measure_opis as measure_opis
 from .opis.options import OpisOptions as OpisOptions

@@ -142,6 +142,13 @@ def _print_calibration(found: "Calibration") -> None:
     title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
     rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
     print_table(title, columns, rows)
+    around = next((entry.around_target for entry in point.compared if entry.score_digest == point.score_digest), None)
+    if around is not None:
+        debiased = "unknown" if around.debiased is None else f"{around.debiased:.2e}"
+        out.print(
+            f"OPIS around the target (FAR {around.far_low:.2g} to {around.far_high:.2g}): {around.opis:.2e}, noise "
+            f"floor {around.floor:.2e}, debiased {debiased}"
+        )
     level, far, tar = f"{choice.confidence:.0%}", choice.far_interval, choice.tar_interval
     out.print(
         f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
