@@ -94,6 +94,8 @@ from .thresholds.comparison import ThresholdComparison as ThresholdComparison
 from .thresholds.comparison import compare_thresholds as compare_thresholds
 from .thresholds.cross_fitted import CrossFittedRates as CrossFittedRates
 from .thresholds.cross_fitted import cross_fitted_rates as cross_fitted_rates
+from .thresholds.from_curves import certificate_from_curves as certificate_from_curves
+from .thresholds.from_curves import threshold_from_curves as threshold_from_curves
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
 from .verdict import Finding as Finding

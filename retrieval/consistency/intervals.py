@@ -48,18 +48,18 @@ def normal_quantile(confidence: float) -> float:
 
 
 @checked
-def student_quantile(n_units: int, confidence: float) -> float:
+def student_quantile(n_units: float, confidence: float) -> float:
     """Return the half-width, in standard errors, of an interval whose standard error is from n_units.
 
+    n_units: one more than the degrees of freedom; below 2 counts as 2.
+
     Raises:
-        InvalidInput: fewer than two units, or confidence not strictly between 0 and 1.
+        InvalidInput: confidence not strictly between 0 and 1.
     """
     check_confidence(confidence)
-    if n_units < 2:
-        raise InvalidInput(f"a standard error needs at least 2 units, found {n_units}")
     from scipy.special import stdtrit
 
-    return float(stdtrit(n_units - 1, (1 + confidence) / 2))
+    return float(stdtrit(max(n_units, 2) - 1, (1 + confidence) / 2))
 
 
 @checked

@@ -89,7 +89,7 @@ def test_separated_classes_are_not_taken_for_wrong_labels() -> None:
         (lambda v: wilson_interval(-1, 3), "-1 successes in 3 trials"),
         (lambda v: wilson_interval(True, 3), "successes: expected a whole number, found bool True"),
         (lambda v: percentile_interval(np.array([0.1, np.nan]), 0.9), "NaN in 1 of 2"),
-        (lambda v: student_quantile(1, 0.95), "at least 2 units, found 1"),
+        (lambda v: student_quantile(9, 95), "confidence must lie strictly between 0 and 1, found 95"),
         (lambda v: labelled(np.eye(2, dtype=np.float32), "ab"), "labels: expected a sequence, found str 'ab'"),
         (lambda v: labelled(np.eye(2, dtype=np.float32), [1, 2]), "convert class numbers to strings"),
         (lambda v: OpisOptions(far_low="0.01"), "far_low: expected a number, found str"),

@@ -124,13 +124,7 @@ def certify(
     check_one_set(vectors, all_pairs=True)
     vectors = _drawn_from(vectors, max_images, seed)
     n = _n_classes(vectors, rate)
-    # Products such as 20 * (1 - 0.05) may round just above a whole number.
-    rank = math.ceil((n + 1) * (1 - delta) - 1e-9)
-    if rank > n:
-        raise NotEnoughEvidence(
-            f"a certificate with delta {delta:g} needs at least {math.ceil(1 / delta - 1 - 1e-9)} classes, found {n}; "
-            "add classes or raise delta"
-        )
+    rank = _rank(n, delta)
 
     def n_keeping(curves: OperatingCurves) -> Rates:
         return np.asarray((_rates(curves, rate, strict) <= alpha).sum(axis=0), dtype=np.float64)
@@ -230,6 +224,25 @@ def highest_mean_far(alpha: float, n_classes: int) -> float:
     most = (n + 1) * alpha
     stepwise = (most - 1 - (k + 1) * (k + 2) / (6 * n)) / ((n - 1) * (1 + 1 / (2 * k)))
     return float(max(stepwise.max(), (most - 2) / (n - 1)))
+
+
+def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: bool) -> tuple[Rates, int]:
+    """Return how many classes keep a FAR of alpha at each threshold, [m], and how many must. Raises as `certify`."""
+    _check("far", alpha=alpha, delta=delta)
+    rank = _rank(len(curves.classes), delta)
+    return np.asarray((_rates(curves, "far", strict) <= alpha).sum(axis=0), dtype=np.float64), rank
+
+
+def _rank(n: int, delta: float) -> int:
+    """Return how many of n classes must keep the rate."""
+    # Products such as 20 * (1 - 0.05) may round just above a whole number.
+    rank = math.ceil((n + 1) * (1 - delta) - 1e-9)
+    if rank > n:
+        raise NotEnoughEvidence(
+            f"a certificate with delta {delta:g} needs at least {math.ceil(1 / delta - 1 - 1e-9)} classes, found {n}; "
+            "add classes or raise delta"
+        )
+    return rank
 
 
 def _drawn_from(vectors: LabelledVectors, max_images: int | None, seed: int) -> LabelledVectors:
