@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
@@ -60,6 +61,7 @@ class Whitening:
         return unit
 
 
+@checked
 def fit_whitening(
     embeddings: Vectors, labels: Sequence[str] | None = None, *, shrinkage: float = 0.1, n_neighbours: int = 5
 ) -> Whitening:

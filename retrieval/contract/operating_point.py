@@ -19,11 +19,23 @@ FORMAT = 2  # in format 1 pooled FAR was the only target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpisAroundTarget:
+    """OPIS over the pooled FARs far_low to far_high around the target, on the log-FAR axis, as in `ScoreComparison`."""
+
+    far_low: float
+    far_high: float
+    opis: float
+    floor: float
+    debiased: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
     """The rates of one score on the calibration data, at the target, and its consistency over classes.
 
     `achieved`: the value that the target limits, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the
-    log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it.
+    log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it. `around_target`:
+    OPIS where the threshold works, see `consistency_around`; None if the data cannot show it, or in an older record.
     """
 
     score_digest: ScoreDigest
@@ -36,6 +48,7 @@ class ScoreComparison:
     opis: float
     opis_floor: float
     opis_debiased: float | None
+    around_target: "OpisAroundTarget | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +87,15 @@ class OperatingPoint:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON that `from_json` turns back into an equal value."""
         parts = {"choice": self.choice.to_json(), "calibrator": self.calibrator.to_json()}
-        return {"format": FORMAT, **asdict(self), **parts}
+        document = {"format": FORMAT, **asdict(self), **parts}
+        # Left out where they say nothing, as before they existed: the ids of older operating points stay what they are.
+        for certificate in (document["certificate"], document["mean_certificate"]):
+            if certificate and certificate["max_images"] is None:
+                del certificate["max_images"], certificate["seed"]
+        for entry in document["compared"]:
+            if entry["around_target"] is None:
+                del entry["around_target"]
+        return document
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "OperatingPoint":
@@ -94,8 +115,13 @@ class OperatingPoint:
                         MeanCertificate(**value["mean_certificate"]) if value["mean_certificate"] else None
                     ),
                     "calibrator": calibrator_from_json(value["calibrator"]),
-                    "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
+                    "compared": tuple(_comparison(entry) for entry in value["compared"]),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
             raise CorruptArtifact(f"{where} cannot be read: {error}") from error
+
+
+def _comparison(entry: dict[str, Any]) -> ScoreComparison:
+    around = entry.get("around_target")
+    return ScoreComparison(**{**entry, "around_target": OpisAroundTarget(**around) if around else None})

@@ -17,6 +17,7 @@ from retrieval.consistency import (
     GroupComparison,
     GroupRates,
     Interval,
+    LabelledVectors,
     LabelMargins,
     OperatingCurves,
     OpisOptions,
@@ -27,6 +28,7 @@ from retrieval.consistency import (
     VerdictLimits,
     class_rates,
     compare_groups,
+    consistency_around,
     consistency_report,
     is_passed,
     judge,
@@ -45,7 +47,7 @@ from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmb
 from retrieval.engine.images import Failure
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
-from retrieval.errors import InvalidInput
+from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_SUSPECTS = 20
@@ -79,6 +81,8 @@ class AuditLimits:
 class AuditReport:
     """The results of an audit. `opis` is of the active score; `opis_cosine` of the plain cosine on the paper's axis.
 
+    `opis_target`: of the active score around its FAR target, None if the images cannot show it.
+
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `margins`: how well every image fits its label.
@@ -107,6 +111,7 @@ class AuditReport:
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+    opis_target: OpisResult | None = None
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -143,6 +148,7 @@ class AuditReport:
             "recall_at_1": self.recall_at_1,
             "opis": self.opis.to_json(),
             "opis_cosine": self.opis_cosine.to_json(),
+            "opis_target": None if self.opis_target is None else self.opis_target.to_json(),
             "d_prime": self.histograms.d_prime,
             "separation": _separation(self.histograms),
             "confused_classes": [_confused(pair, self.item_ids) for pair in self.confusion.pairs],
@@ -259,8 +265,17 @@ def measure(
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
+        opis_target=_around_target(vectors, choice.target_far),
         findings=judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
     )
+
+
+def _around_target(vectors: LabelledVectors, far: float) -> OpisResult | None:
+    """Return OPIS around the FAR target, or None if the images cannot show it."""
+    try:
+        return consistency_around(vectors, far, rng=np.random.default_rng(_SEED))
+    except (NotEnoughEvidence, InvalidInput):
+        return None
 
 
 def _differences(comparison: GroupComparison) -> dict[str, Any]:

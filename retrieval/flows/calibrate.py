@@ -58,7 +58,8 @@ class CalibrationTarget:
 
     `prevalence`: share of matches among the pairs that the match probabilities assume; `confidence`: level of the
     intervals. Certificates state a FAR of at most `certified_far` for a new class with probability
-    `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
+    `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`,
+    `certified_max_images`: see `certify`.
     """
 
     target: Target = _DEFAULT_TARGET
@@ -68,11 +69,14 @@ class CalibrationTarget:
     certified_delta: float = 0.05
     certified_mean_far: float = 0.05
     certified_strict: bool = True
+    certified_max_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise InvalidInput(f"{name}: expected a number between 0 and 1, found {value}")
+        if self.certified_max_images is not None and self.certified_max_images < 2:
+            raise InvalidInput(f"certified_max_images: expected at least 2, found {self.certified_max_images}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,9 +235,15 @@ def _changes(
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:
     """Return the certificate, or None and the reason: a threshold is useful without one."""
-    alpha, delta, strict = target.certified_far, target.certified_delta, target.certified_strict
     try:
-        return certify(vectors, alpha=alpha, delta=delta, strict=strict), ""
+        certificate = certify(
+            vectors,
+            alpha=target.certified_far,
+            delta=target.certified_delta,
+            strict=target.certified_strict,
+            max_images=target.certified_max_images,
+        )
+        return certificate, ""
     except NotEnoughEvidence as error:
         return None, str(error)
 
@@ -241,6 +251,12 @@ def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[C
 def _mean_certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[MeanCertificate | None, str]:
     """Return the certificate of the mean FAR, or None and the reason."""
     try:
-        return certify_mean(vectors, alpha=target.certified_mean_far, strict=target.certified_strict), ""
+        certificate = certify_mean(
+            vectors,
+            alpha=target.certified_mean_far,
+            strict=target.certified_strict,
+            max_images=target.certified_max_images,
+        )
+        return certificate, ""
     except NotEnoughEvidence as error:
         return None, str(error)

@@ -221,7 +221,7 @@ def test_both_certificates_and_their_refusals() -> None:
     assert point.certificate is not None
     assert point.certificate.strict
     assert point.mean_certificate is None
-    assert "at least 1999 classes, found 60" in point.mean_certificate_refusal
+    assert "at least 1000 classes, found 60" in point.mean_certificate_refusal
 
 
 @pytest.mark.slow

@@ -417,3 +417,15 @@ def test_extreme_reports_are_drawn(report: AuditReport) -> None:
     histograms = replace(report.histograms, d_prime=float("inf"))
     text = Page(render_report(replace(report, far=0.0, classes=classes, curves=curves, histograms=histograms))).text
     assert text.count("No class has an error of this kind.") == 2
+
+
+def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
+    """The row states its band; a report without this figure, such as an older one, has no such row."""
+    found = report.opis_target
+    assert found is not None
+    assert report.to_json()["opis_target"]["value"] == found.value
+    row = f"around the target, FAR {percent(found.far_low)} to {percent(found.far_high)}"
+    assert row in Page(render_report(report)).text
+    without = replace(report, opis_target=None)
+    assert "around the target" not in Page(render_report(without)).text
+    assert without.to_json()["opis_target"] is None

@@ -16,6 +16,7 @@ from retrieval.consistency import (
     LabelledVectors,
     OpisOptions,
     OpisResult,
+    consistency_around,
     consistency_report,
     cross_fitted_rates,
     identification_rates,
@@ -126,6 +127,10 @@ def _consistency(
         found.append(_opis(vectors, around, "log_far"))
     except NotEnoughEvidence as error:
         missing["consistency around far_target"] = str(error)
+    try:
+        found.append(consistency_around(vectors, far_target, rng=np.random.default_rng(_SEED)))
+    except (NotEnoughEvidence, InvalidInput) as error:  # InvalidInput: a target above 0.5 has no decade above it
+        missing["consistency a decade around far_target"] = str(error)
     return tuple(
         Consistency(
             axis=result.axis,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import Rates
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.opis.debiased import MIN_CLASSES
@@ -48,6 +49,7 @@ class OpisComparison:
         )
 
 
+@checked
 def compare_consistency(
     first: LabelledVectors,
     second: LabelledVectors,
@@ -80,6 +82,7 @@ def compare_consistency(
     return compare_results(results[0], results[1], n_bootstrap=options.n_bootstrap, rng=rng)
 
 
+@checked
 def compare_results(
     first: OpisResult, second: OpisResult, *, n_bootstrap: int, rng: np.random.Generator
 ) -> OpisComparison:

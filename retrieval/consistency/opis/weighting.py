@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import Rates
 from retrieval.consistency.intervals import Interval, check_confidence
 from retrieval.errors import InvalidInput
@@ -51,6 +52,7 @@ def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDAr
     return np.asarray(weights / total, dtype=np.float64)
 
 
+@checked
 def resampled_weights(weights: Rates, n_bootstrap: int, rng: np.random.Generator) -> Iterator[Rates]:
     """Yield bootstrap replicates of the weights of classes, sum 1 each, in blocks: [b, T] float64.
 
@@ -89,6 +91,7 @@ class ClassMean:
     p_value: float
 
 
+@checked
 def mean_over_classes(
     values: Rates, weights: Rates, *, n_bootstrap: int, confidence: float, rng: np.random.Generator
 ) -> ClassMean:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from retrieval.consistency.arguments import checked
+
 
 class OneThreadAProduct:
     """Limits the matrix library to one thread inside `with`; the setting is that of the whole process.
@@ -43,6 +45,7 @@ class OneThreadAProduct:
 one_thread_a_product = OneThreadAProduct()
 
 
+@checked
 def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32."""
     with one_thread_a_product:
@@ -50,6 +53,7 @@ def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArr
     return scores
 
 
+@checked
 def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the smallest float32 not below each threshold: a float32 score reaches both or neither."""
     nearest = thresholds.astype(np.float32)

@@ -59,7 +59,7 @@ class RateEstimates:
         ]
 
 
-def clustered_interval(rate: float, n_effective: float, n_clusters: int, confidence: float) -> Interval:
+def clustered_interval(rate: float, n_effective: float, n_clusters: float, confidence: float) -> Interval:
     """Return Wilson's interval of a rate as if from n_effective independent pairs, with Student's quantile.
 
     n_effective: pairs over the design effect, 0 gives 0 to 1; n_clusters: units that the design effect is known from,

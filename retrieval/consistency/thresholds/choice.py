@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
@@ -25,6 +26,8 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # With 10 errors a count has a relative error of a third: the most that a threshold may have.
 _MIN_ERRORS = 10
+# If half of the true pairs score above all negative pairs, no image is filed under several classes.
+_SEPARATED = 0.5
 _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_interval")
 
 
@@ -110,18 +113,20 @@ class ThresholdChoice:
         """
         try:
             intervals = {name: Interval(**document[name]) for name in _INTERVALS}
-            return cls(**{**document, **intervals, "target": parse_target(document["target"])})
+            return cls(**{**document, **intervals, "target": parse_target(str(document["target"]))})
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(f"the document of a threshold is incomplete or malformed: {error!r}") from error
 
 
+@checked
 def choose_threshold(
-    vectors: VectorsOrPair, *, target: Target, confidence: float = 0.95, min_classes: int = 20
+    vectors: VectorsOrPair, *, target: Target | str, confidence: float = 0.95, min_classes: int = 20
 ) -> ThresholdChoice:
     """Return the threshold that the target asks for, with intervals over the draw of classes.
 
-    vectors: see `labelled`, or a tuple (embeddings, labels). min_classes counts classes with at least two images: with
-    fewer than about 20, the variance over classes is itself uncertain by a third. Nothing is random.
+    vectors: see `labelled`, or a tuple (embeddings, labels); target: a `Target` or its text. min_classes counts classes
+    with at least two images: with fewer than about 20, the variance over classes is itself uncertain by a third.
+    Nothing is random.
     Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
     FAR intervals are symmetric in the logarithm, TAR intervals in the logit, with Student's quantiles; variances as in
@@ -147,6 +152,7 @@ def choose_threshold(
     (True, True)
     """
     check_confidence(confidence)
+    target = parse_target(target) if isinstance(target, str) else target
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     _check_data(vectors, target, min_classes)
@@ -231,9 +237,15 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
 def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Target) -> None:
     false_accepts = int(curves.negatives_accepted.sum()) // 2
     if false_accepts == 0 and (target.far is not None or target.kind == "class-far"):
+        tie = f"more than a share {target.far or target.value:g} of the negative pairs tie at the highest score"
+        if curves.pooled_tar[0] >= _SEPARATED:
+            raise NotEnoughEvidence(
+                f"the classes are separated: {tie} of such a pair, and {curves.pooled_tar[0]:.3g} of the true pairs "
+                f"score higher. From {curves.thresholds[0]:.4f} on no negative pair is accepted, so these images do "
+                "not show which threshold the target asks for; add images of classes that look more alike"
+            )
         raise NotEnoughEvidence(
-            f"more than a share {target.far or target.value:g} of the negative pairs tie at the highest score, so no "
-            "threshold accepts any of them; look for images filed under several classes"
+            f"{tie}, so no threshold accepts any of them; look for images filed under several classes"
         )
     if false_accepts < _MIN_ERRORS:
         enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)

@@ -96,7 +96,7 @@ def _logit_tar_variance(curves: OperatingCurves) -> float:
     return float(of_rate / (rate * (1 - rate)) ** 2)
 
 
-def log_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
+def log_interval(rate: float, variance: float, n_classes: float, confidence: float) -> Interval:
     """Return the interval of a rate that is symmetric in its logarithm, with Student's quantile; at most 1."""
     factor = math.exp(student_quantile(n_classes, confidence) * math.sqrt(variance))
     return Interval(rate / factor, min(rate * factor, 1.0))

@@ -54,6 +54,14 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         bool,
         typer.Option(help="Make certificates that hold exactly. Others may fall short by about 1 / classes."),
     ] = True,
+    certified_max_images: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="For the certificates, draw at most this many images of each class, with seed 0, so that one large "
+            "class does not decide them. [all]",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -78,6 +86,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_delta=certified_delta,
         certified_mean_far=certified_mean_far,
         certified_strict=certified_strict,
+        certified_max_images=certified_max_images,
     )
     parts = offline_parts(load_settings(store_url=store, state_dir=state_dir))
     request = CalibrationRequest(
@@ -130,6 +139,13 @@ def _print_calibration(found: "Calibration") -> None:
     title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
     rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
     print_table(title, columns, rows)
+    around = next((entry.around_target for entry in point.compared if entry.score_digest == point.score_digest), None)
+    if around is not None:
+        debiased = "unknown" if around.debiased is None else f"{around.debiased:.2e}"
+        out.print(
+            f"OPIS around the target (FAR {around.far_low:.2g} to {around.far_high:.2g}): {around.opis:.2e}, noise "
+            f"floor {around.floor:.2e}, debiased {debiased}"
+        )
     level, far, tar = f"{choice.confidence:.0%}", choice.far_interval, choice.tar_interval
     out.print(
         f"threshold {choice.threshold:.4f} ({level}: {choice.threshold_interval}) for {choice.target.describe()}\n"
