@@ -46,11 +46,32 @@ def normal_quantile(confidence: float) -> float:
     return float(ndtri((1 + confidence) / 2))
 
 
-def student_quantile(n_units: int, confidence: float) -> float:
-    """Return the half-width, in standard errors, of an interval whose standard error is from n_units, at least 2."""
+def student_quantile(n_units: float, confidence: float) -> float:
+    """Return the half-width, in standard errors, of an interval whose standard error is from n_units.
+
+    n_units: one more than the degrees of freedom; an effective number need not be whole, and below 2 counts as 2.
+    """
     from scipy.special import stdtrit
 
-    return float(stdtrit(n_units - 1, (1 + confidence) / 2))
+    return float(stdtrit(max(n_units - 1, 1.0), (1 + confidence) / 2))
+
+
+def effective_number(weights: NDArray[np.float64]) -> float:
+    """Return how many equal terms vary as much as terms of these weights [n]: at most n, 0 if all weights are 0.
+
+    Source: Kish, Survey Sampling (1965).
+
+    >>> effective_number(np.array([1.0, 1.0, 1.0])), effective_number(np.array([98.0, 1.0, 1.0])).__round__(2)
+    (3.0, 1.04)
+    """
+    return float(effective_numbers(weights[:, None])[0])
+
+
+def effective_numbers(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the `effective_number` of each column of the weights [n, k]: [k] float64."""
+    squares = (weights**2).sum(axis=0)
+    totals = weights.sum(axis=0) ** 2
+    return np.asarray(np.divide(totals, squares, out=np.zeros(weights.shape[1]), where=squares > 0), dtype=np.float64)
 
 
 def percentile_interval(replicates: NDArray[np.float64], confidence: float) -> Interval:
