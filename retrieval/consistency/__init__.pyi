@@ -94,8 +94,10 @@ from .thresholds.cross_fitted import CrossFittedRates as CrossFittedRates
 from .thresholds.cross_fitted import cross_fitted_rates as cross_fitted_rates
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
+from .thresholds.warnings import warnings_at as warnings_at
 from .verdict import Finding as Finding
 from .verdict import PromisedRate as PromisedRate
 from .verdict import VerdictLimits as VerdictLimits
 from .verdict import is_passed as is_passed
 from .verdict import judge as judge
+from .verdict import noted as noted

@@ -34,9 +34,11 @@ from retrieval.consistency import (
     label_margins,
     labelled,
     most_confused,
+    noted,
     operating_curves,
     recall_at_k,
     score_histograms,
+    warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.limits import ImageLimits
@@ -109,6 +111,7 @@ class AuditReport:
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+    warnings: Sequence[str] = ()
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -133,6 +136,7 @@ class AuditReport:
             "created_at": self.created_at,
             "verdict": "passed" if self.passed else "failed",
             "findings": [asdict(finding) for finding in self.findings],
+            "warnings": list(self.warnings),
             "bundle_digest": self.point.bundle_digest,
             "operating_point_id": self.point.id,
             "score_kind": self.point.score_kind,
@@ -241,6 +245,7 @@ def measure(
     tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_classes - exact.n_excluded))
     rng = np.random.default_rng(_SEED)
     opis_cosine = consistency_report(plain, rng=rng)
+    warnings = warnings_at(vectors, exact)
     groups = {column: comparison.groups for column, comparison in comparisons.items()}
     return AuditReport(
         id=audit_id,
@@ -265,7 +270,8 @@ def measure(
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
-        findings=judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
+        findings=noted(judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict), warnings),
+        warnings=warnings,
     )
 
 

@@ -32,9 +32,7 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # With 10 errors a count has a relative error of a third: the most that a threshold may have.
 _MIN_ERRORS = 10
-# A class or a few pairs of classes from which the result says that the rates are theirs.
-_LARGE_SHARE = 0.1
-_FEW_PAIRS = 10
+# Fields that documents of older versions lack.
 _ADDED = {"far_units", "tar_units", "tar_trials", "class_tar", "n_families", "warnings"}
 _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_interval")
 
@@ -218,35 +216,8 @@ def choose_threshold(
         tar_trials=known.trials,
         class_tar=float(curves.mean_tar[0]),
         n_families=None if vectors.families is None else len(np.unique(vectors.families)),
-        warnings=_warnings(vectors, curves, variances),
+        warnings=variances.warnings,
     )
-
-
-def _warnings(vectors: LabelledVectors, curves: OperatingCurves, variances: RateVariances) -> tuple[str, ...]:
-    """Return sentences on a class that holds many pairs, and on false accepts of few pairs of classes."""
-    found = []
-    for name, pairs in (("true", curves.positives), ("false", curves.negatives)):
-        largest = int(pairs.argmax())
-        # A false pair has its ends in two classes.
-        share = float(pairs[largest]) / max(float(pairs.sum()), 1.0)
-        if share > _LARGE_SHARE:
-            rate = (
-                f"the class-mean TAR is {curves.mean_tar[0]:.4g}, the pooled one {curves.pooled_tar[0]:.4g}"
-                if name == "true"
-                else f"the class-mean FAR is {curves.mean_far[0]:.4g}, the pooled one {curves.pooled_far[0]:.4g}"
-            )
-            found.append(
-                f"class {curves.classes[largest]!r} ({curves.n_images[largest]} images) holds {share:.0%} of the "
-                f"{name} pairs: {rate}, and its intervals are as wide as those of few classes"
-            )
-    if variances.n_half <= _FEW_PAIRS and variances.n_half < variances.n_confused:
-        n_pairs = len(curves.classes) * (len(curves.classes) - 1) // 2
-        found.append(
-            f"{variances.n_half} of {n_pairs} pairs of classes hold half of the false accepts: the FAR rests on "
-            f"look-alikes, and its intervals are those of {variances.far_units:.0f} classes"
-            + ("" if vectors.families is not None else "; name families if such classes are drawn together")
-        )
-    return tuple(found)
 
 
 def _at_fars(vectors: LabelledVectors, fars: Sequence[float]) -> list[float]:

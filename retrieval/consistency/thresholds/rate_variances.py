@@ -17,6 +17,7 @@ from retrieval.consistency.intervals import Interval, effective_number, student_
 from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
 from retrieval.consistency.subgroups.clustered import clustered_interval, corrected_residuals
 from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
+from retrieval.consistency.thresholds.warnings import rate_warnings
 
 # Classes with an outcome (say, rejected pairs) below which their number decides: the design effect of TAR is then as
 # much that of pairs that stand or fall together as the measured one.
@@ -43,8 +44,7 @@ class RateVariances:
     tar: TarEvidence
     far_units: float
     mean_far_units: float
-    n_confused: int  # pairs of classes with a false accept
-    n_half: int  # the fewest pairs of classes that hold half of the false accepts
+    warnings: tuple[str, ...]  # see `rate_warnings`
 
 
 def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVariances:
@@ -82,14 +82,8 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
         tar=tar_evidence(accepted, positives),
         far_units=effective_number(by_unit**2),
         mean_far_units=effective_number(of_mean**2),
-        n_confused=len(pairs[2]),
-        n_half=_n_half(pairs[2]),
+        warnings=rate_warnings(curves, pairs[2], families=vectors.families is not None),
     )
-
-
-def _n_half(accepted: Counts) -> int:
-    held = np.cumsum(np.sort(accepted)[::-1])
-    return 1 + int(np.searchsorted(2 * held, held[-1])) if len(held) else 0
 
 
 def _residuals(

@@ -142,7 +142,7 @@ def test_a_class_that_holds_most_pairs_is_named_and_the_class_mean_stands_beside
     by_class = operating_curves((rows[kept], [labels[row] for row in kept]), thresholds=[choice.threshold])
     assert choice.class_tar == pytest.approx(by_class.tar.mean())
     (true_pairs, false_pairs) = choice.warnings[:2]
-    assert "class 'class 0000' (40 images) holds 69% of the true pairs: the class-mean TAR is" in true_pairs
+    assert "class 'class 0000' (40 images) holds 69% of the true pairs: pooled TAR" in true_pairs
     assert true_pairs in str(choice)
     assert "of the false pairs" in false_pairs
     assert ThresholdChoice.from_json(json.loads(json.dumps(choice.to_json()))) == choice
