@@ -225,6 +225,9 @@ def table(n_draws: int, seed: int = 0, settings: Sequence[Setting] = SETTINGS) -
     for setting in settings:
         for name, coverage in promises(setting, n_draws, seed).items():
             yield setting.name, name, coverage
+        if not setting.alone:
+            for name, coverage in promises(setting, n_draws, seed, families=True).items():
+                yield f"{setting.name}, named", name, coverage
     for sizes in ((8, 8), (4, 4), (3, 100)):
         for name, coverage in group_intervals(sizes, max(n_draws // (10 if sizes[1] > 50 else 2), 5), seed).items():
             yield f"4 groups of 15 classes of {sizes[0]} to {sizes[1]}", name, coverage
