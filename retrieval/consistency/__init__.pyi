@@ -98,8 +98,10 @@ from .thresholds.from_curves import certificate_from_curves as certificate_from_
 from .thresholds.from_curves import threshold_from_curves as threshold_from_curves
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
+from .thresholds.warnings import warnings_at as warnings_at
 from .verdict import Finding as Finding
 from .verdict import PromisedRate as PromisedRate
 from .verdict import VerdictLimits as VerdictLimits
 from .verdict import is_passed as is_passed
 from .verdict import judge as judge
+from .verdict import noted as noted

@@ -51,7 +51,7 @@ def normal_quantile(confidence: float) -> float:
 def student_quantile(n_units: float, confidence: float) -> float:
     """Return the half-width, in standard errors, of an interval whose standard error is from n_units.
 
-    n_units: one more than the degrees of freedom; below 2 counts as 2.
+    n_units: one more than the degrees of freedom; an effective number need not be whole, and below 2 counts as 2.
 
     Raises:
         InvalidInput: confidence not strictly between 0 and 1.
@@ -59,7 +59,25 @@ def student_quantile(n_units: float, confidence: float) -> float:
     check_confidence(confidence)
     from scipy.special import stdtrit
 
-    return float(stdtrit(max(n_units, 2) - 1, (1 + confidence) / 2))
+    return float(stdtrit(max(n_units - 1, 1.0), (1 + confidence) / 2))
+
+
+def effective_number(weights: NDArray[np.float64]) -> float:
+    """Return how many equal terms vary as much as terms of these weights [n]: at most n, 0 if all weights are 0.
+
+    Source: Kish, Survey Sampling (1965).
+
+    >>> effective_number(np.array([1.0, 1.0, 1.0])), effective_number(np.array([98.0, 1.0, 1.0])).__round__(2)
+    (3.0, 1.04)
+    """
+    return float(effective_numbers(weights[:, None])[0])
+
+
+def effective_numbers(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the `effective_number` of each column of the weights [n, k]: [k] float64."""
+    squares = (weights**2).sum(axis=0)
+    totals = weights.sum(axis=0) ** 2
+    return np.asarray(np.divide(totals, squares, out=np.zeros(weights.shape[1]), where=squares > 0), dtype=np.float64)
 
 
 @checked

@@ -6,7 +6,7 @@ What is measured, and on which images, is decided by the audit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrieval.consistency.arguments import check_fields, checked
 from retrieval.consistency.intervals import Interval
@@ -87,6 +87,15 @@ def judge(
             )
         )
     return findings
+
+
+@checked
+def noted(findings: Sequence[Finding], warnings: Sequence[str]) -> list[Finding]:
+    """Return the findings; the first one also names what the measured rates rest on, see `warnings_at`."""
+    if not warnings:
+        return list(findings)
+    explanation = "; note: ".join([findings[0].explanation, *warnings])
+    return [replace(findings[0], explanation=explanation), *findings[1:]]
 
 
 @checked

@@ -39,16 +39,20 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledEmbeddings:
-    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from."""
+    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from.
+
+    `families`: n names of the units in which classes are drawn together, or None, see `labelled`.
+    """
 
     embeddings: NDArray[np.float32]
     labels: Sequence[str]
     data_digest: str
+    families: Sequence[str] | None = None
 
     def scored(self, score: Score) -> LabelledVectors:
         """Return the labelled vectors whose inner products are the score."""
         queries, gallery = score.vectors(self.embeddings)
-        return labelled(queries, self.labels, gallery=gallery)
+        return labelled(queries, self.labels, gallery=gallery, families=self.families)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

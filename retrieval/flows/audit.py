@@ -35,9 +35,11 @@ from retrieval.consistency import (
     label_margins,
     labelled,
     most_confused,
+    noted,
     operating_curves,
     recall_at_k,
     score_histograms,
+    warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import check_labels, read_manifest
@@ -112,6 +114,7 @@ class AuditReport:
     failures: Sequence[Failure]
     findings: Sequence[Finding]
     opis_target: OpisResult | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -136,6 +139,7 @@ class AuditReport:
             "created_at": self.created_at,
             "verdict": "passed" if self.passed else "failed",
             "findings": [asdict(finding) for finding in self.findings],
+            "warnings": list(self.warnings),
             "bundle_digest": self.point.bundle_digest,
             "operating_point_id": self.point.id,
             "score_kind": self.point.score_kind,
@@ -241,6 +245,7 @@ def measure(
     tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_classes - exact.n_excluded))
     rng = np.random.default_rng(_SEED)
     opis_cosine = consistency_report(plain, rng=rng)
+    warnings = warnings_at(vectors, exact)
     groups = {column: comparison.groups for column, comparison in comparisons.items()}
     return AuditReport(
         id=audit_id,
@@ -266,7 +271,8 @@ def measure(
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
         opis_target=_around_target(vectors, choice.target_far),
-        findings=judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
+        findings=noted(judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict), warnings),
+        warnings=warnings,
     )
 
 

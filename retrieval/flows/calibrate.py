@@ -84,7 +84,8 @@ class CalibrationRequest:
     """What to calibrate: a bundle of the store, on the labelled images of a manifest.
 
     `cohort`: manifest with images of other classes, "" to try the plain cosine only; `k`: size of a
-    neighbourhood in the cohort; `seed`: of the resampling; `activate`: also make the new operating point active.
+    neighbourhood in the cohort; `family`: a column of the manifest, "" for none, whose values name the units in which
+    classes are drawn together; `seed`: of the resampling; `activate`: also make the new operating point active.
     """
 
     bundle: BundleDigest
@@ -94,6 +95,7 @@ class CalibrationRequest:
     target: CalibrationTarget = field(default_factory=CalibrationTarget)
     seed: int = 0
     activate: bool = False
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ def run_calibration(
     """
     bundle = store.bundle(request.bundle).digest
     items = read_manifest(request.data)
-    check_labels(items, request.data)
+    check_labels(items, request.data, (request.family,) if request.family else ())
     others = read_manifest(request.cohort) if request.cohort else []
     check_cohort(items, others)
 
@@ -153,7 +155,8 @@ def run_calibration(
 
     embedded = embed(request.data, items)
     labels = [item.label for item in embedded.items]
-    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest)
+    families = [item.attributes[request.family] for item in embedded.items] if request.family else None
+    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families)
     scores: tuple[Score, ...] = (Score(),)
     failures = embedded.failures
     if request.cohort:

@@ -108,14 +108,24 @@ def mean_over_classes(
     check_confidence(confidence)
     mean = float(weights @ values)
     centred = values - mean  # so that squares do not cancel
-    parts = []
-    for drawn in resampled_weights(weights, n_bootstrap, rng):
-        errors = _standard_errors(drawn, weights, centred)
-        parts.append(np.divide(np.abs(drawn @ centred), errors, out=np.zeros_like(errors), where=errors > 0))
-    sizes = np.concatenate(parts) * _standard_errors(weights, weights, centred)
+    parts = [_sizes(centred, weights, drawn) for drawn in resampled_weights(weights, n_bootstrap, rng)]
+    sizes = np.concatenate(parts)
     reach = float(np.quantile(sizes, confidence))
     p_value = float((1 + np.count_nonzero(sizes >= abs(mean))) / (1 + n_bootstrap))
     return ClassMean(mean, Interval(mean - reach, mean + reach), p_value)
+
+
+def differs_from_zero(values: Rates, weights: Rates, draws: Rates, confidence: float) -> bool:
+    """Return whether the interval of `mean_over_classes` leaves out 0, with these draws: [b, k] weights."""
+    mean = float(weights @ values)
+    return abs(mean) > float(np.quantile(_sizes(values - mean, weights, draws), confidence))
+
+
+def _sizes(centred: Rates, weights: Rates, draws: Rates) -> Rates:
+    """Return |t| of each of the draws [b, k], in units of the mean of values whose mean is 0: [b]."""
+    errors = _standard_errors(draws, weights, centred)
+    ratios = np.divide(np.abs(draws @ centred), errors, out=np.zeros_like(errors), where=errors > 0)
+    return np.asarray(ratios * _standard_errors(weights, weights, centred), dtype=np.float64)
 
 
 def _standard_errors(drawn: Rates, weights: Rates, values: Rates) -> Rates:

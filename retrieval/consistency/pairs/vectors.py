@@ -49,6 +49,7 @@ class LabelledVectors:
     groups: Groups  # [n, a]; two vectors with an equal group make no pair, -1 equals none
     gallery_groups: Groups  # [g, a]
     cosine: bool  # whether the score is the cosine of unit rows
+    families: Codes | None = None  # [T], the family of each class; None: every class is drawn by itself
     positives: Codes = field(init=False)  # [T], pairs of each class
     negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
@@ -108,7 +109,12 @@ VectorsOrPair: TypeAlias = LabelledVectors | tuple[Vectors, Sequence[str]]
 
 @checked
 def labelled(
-    embeddings: Vectors, labels: Sequence[str], *, gallery: Vectors | None = None, exclude: Columns = ()
+    embeddings: Vectors,
+    labels: Sequence[str],
+    *,
+    gallery: Vectors | None = None,
+    exclude: Columns = (),
+    families: Sequence[str] | None = None,
 ) -> LabelledVectors:
     """Check the vectors and labels of one set of images and return them sorted by class.
 
@@ -117,11 +123,14 @@ def labelled(
     images is the query. Two sets whose score is not symmetric go to `crossed`.
 
     embeddings, gallery: [n, D] float32; labels: n strings; exclude: columns of n strings, for instance makers: two
-    images with the same string in a column make no pair; the empty string equals none.
+    images with the same string in a column make no pair; the empty string equals none. families: n strings, the unit
+    above the class in which classes are drawn together, for instance the maker or the product line: intervals are then
+    over the draw of families. The empty string is a family of its class alone.
 
     Raises:
         InvalidEmbeddings: wrong shape or dtype, NaN or infinity, rows that are not unit, a score that is not symmetric,
             or labels or a column of another length or type.
+        InvalidInput: images of one class are in several families.
         NotEnoughEvidence: fewer than two classes.
 
     >>> vectors = labelled(np.eye(3, dtype=np.float32), ["a", "a", "b"])
@@ -154,6 +163,7 @@ def labelled(
         groups=groups,
         gallery_groups=groups,
         cosine=cosine,
+        families=None if families is None else _family_codes(families, labels, classes),
     )
 
 
@@ -321,6 +331,25 @@ def _sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tupl
     codes = np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n)
     order = np.argsort(codes, kind="stable").astype(np.int64)
     return codes[order], order
+
+
+def _family_codes(families: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Codes:
+    """Return the number of the family of each class: [T] int64."""
+    if len(families) != len(labels):
+        raise InvalidEmbeddings(f"expected one family per label, found {len(families)} for {len(labels)} labels")
+    family_of: dict[str, str] = {}
+    for label, family in zip(labels, families, strict=True):
+        if not isinstance(family, str):
+            raise InvalidEmbeddings("families must be strings; convert numbers to strings first")
+        if family_of.setdefault(label, family) != family:
+            raise InvalidInput(
+                f"expected all images of a class in one family, found class {label!r} in {family_of[label]!r} and "
+                f"{family!r}"
+            )
+    # A class without a family is one by itself; a tuple cannot equal a name.
+    names = [family_of[name] or (name,) for name in classes]
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64)
 
 
 def _encode_groups(sides: Sequence[Columns], sizes: Sequence[int]) -> list[Groups]:

@@ -62,6 +62,13 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
             "class does not decide them. [all]",
         ),
     ] = None,
+    family: Annotated[
+        str,
+        typer.Option(
+            help="Column that names families of classes, such as the maker: classes of a family look alike and come "
+            "together, so that intervals count families in place of classes."
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -97,6 +104,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         target=wanted,
         seed=seed,
         activate=activate,
+        family=family,
     )
     with progress_bars() as progress:
         found = run_calibration(
@@ -152,7 +160,12 @@ def _print_calibration(found: "Calibration") -> None:
         f"FAR {choice.far:.4g} ({level}: {far}), mean over classes {choice.class_far:.4g} "
         f"({level}: {choice.class_far_interval})\n"
         f"TAR {choice.tar:.3f} ({level}: {tar}): the threshold rejects {choice.cost:.1%} of the true pairs"
+        + ("" if choice.class_tar is None else f", mean over classes {choice.class_tar:.3f}")
     )
+    if choice.n_families is not None:
+        out.print(f"intervals count {choice.n_families} families of classes")
+    for warning in choice.warnings:
+        out.print(f"note: {warning}", markup=False)
     out.print(f"certificate: {point.certificate or point.certificate_refusal}")
     out.print(f"certificate on average: {point.mean_certificate or point.mean_certificate_refusal}")
     before = "compared with the operating point that was active"
