@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.documents import Count, parse
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
@@ -68,8 +69,8 @@ class Plan:
     """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
 
     request: ReindexRequest
-    n_items: int
-    n_shards: int
+    n_items: Count
+    n_shards: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,9 +118,17 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
 
 
 def load_plan(store: Store, job_id: str) -> Plan | None:
-    """Return the plan of a job; None if it is not planned yet."""
-    value = Staging(store.objects, job_id).plan()
-    return None if value is None else Plan(**{**value, "request": ReindexRequest(**value["request"])})
+    """Return the plan of a job; None if it is not planned yet. Raises CorruptArtifact if it is damaged."""
+    staging = Staging(store.objects, job_id)
+    value = staging.plan()
+    if value is None:
+        return None
+    planned = parse(Plan, value, staging.plan_url)
+    try:
+        planned.request.check()
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{staging.plan_url}: {error}") from error
+    return planned
 
 
 def embed_planned_shard(

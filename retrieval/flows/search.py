@@ -118,10 +118,11 @@ class Searcher:
         for catalog in self._catalogs or self._store.catalogs():
             try:
                 changed = self._refresh_one(catalog)
-            except RetrievalError as error:
-                if self._problems.get(catalog) != str(error):
-                    self._problems[catalog] = str(error)
-                    changes.append(CatalogChange(catalog=catalog, live=None, problem=error))
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with one catalogue, the others go on
+                problem = _as_known(error)
+                if self._problems.get(catalog) != str(problem):
+                    self._problems[catalog] = str(problem)
+                    changes.append(CatalogChange(catalog=catalog, live=None, problem=problem))
                 continue
             self._problems.pop(catalog, None)
             if changed is not None:
@@ -199,6 +200,15 @@ def probe_embedding(live: Live) -> NDArray[np.float32]:
     """Return an embedding [d] that the live bundle itself made."""
     embedding: NDArray[np.float32] = live.bundle.probe()[1][0]
     return embedding
+
+
+def _as_known(error: Exception) -> RetrievalError:
+    """Return an error of the family: the error itself, or one that names it and has it as its cause."""
+    if isinstance(error, RetrievalError):
+        return error
+    known = RetrievalError(f"it cannot be opened, by a defect of the program: {type(error).__name__}: {error}")
+    known.__cause__ = error
+    return known
 
 
 def _checked_embedding(query: QueryEmbedding, live: Live) -> NDArray[np.float32]:

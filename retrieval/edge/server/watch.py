@@ -6,6 +6,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2
 
 from retrieval.edge import telemetry
+from retrieval.errors import RetrievalError
 from retrieval.flows.search import Searcher
 
 log = structlog.get_logger()
@@ -39,7 +40,13 @@ class Watch:
             changes = await asyncio.to_thread(self._searcher.refresh)
         for change in changes:
             if change.live is None:
-                log.error("snapshot_refused", catalog=change.catalog, reason=str(change.problem))
+                is_defect = type(change.problem) is RetrievalError  # its trace is needed
+                log.error(
+                    "snapshot_refused",
+                    catalog=change.catalog,
+                    reason=str(change.problem),
+                    exc_info=change.problem if is_defect else None,
+                )
                 telemetry.REFUSED.labels(catalog=change.catalog).inc()
                 continue
             snapshot, point = change.live.key

@@ -24,9 +24,10 @@ class OperatingPoints:
             raise UnknownOperatingPoint(
                 f"bundle {bundle} has no operating point {point_id}: see `retrieval operating-points`"
             )
-        point = OperatingPoint.from_json(data, f"operating point {point_id}")
-        if point.id != point_id:
-            raise CorruptArtifact(f"operating point {point_id}: its content has id {point.id}")
+        where = f"operating point {point_id}"
+        point = OperatingPoint.from_json(data, where)
+        if (found := OperatingPoint.id_of(data, where)) != point_id:
+            raise CorruptArtifact(f"{where}: its content has id {found}: it was changed; calibrate again")
         if point.bundle_digest != bundle:
             raise BundleMismatch(f"operating point {point_id} was made for bundle {point.bundle_digest}, not {bundle}")
         return point
