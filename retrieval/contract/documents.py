@@ -33,6 +33,7 @@ Size: TypeAlias = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 FileName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}$")]
 Moment: TypeAlias = Annotated[str, AfterValidator(_checked_moment)]
+NAME_OR_NONE = StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,64}$")
 NAME = StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")  # of artefacts, as `checked_name` in the store wants them
 
 

@@ -11,7 +11,19 @@ from typing import Annotated, Any, NewType
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_file, digest_json
-from retrieval.contract.documents import NAME, Count, FileName, Moment, Share, Size, parse, read_json, without_format
+from retrieval.contract.documents import (
+    NAME,
+    NAME_OR_NONE,
+    Count,
+    FileName,
+    Moment,
+    Share,
+    Size,
+    parse,
+    read_json,
+    without_format,
+)
+from retrieval.contract.operating_point import OperatingPointId
 from retrieval.contract.score import ScoreDigest
 from retrieval.engine.index.index import Index
 from retrieval.engine.index.open import load_index
@@ -22,6 +34,7 @@ from retrieval.errors import CorruptArtifact, InvalidInput
 SnapshotId = NewType("SnapshotId", str)
 
 FORMAT = 1
+_NO_POINT = OperatingPointId("")
 MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
 
 
@@ -31,7 +44,8 @@ class SnapshotManifest:
 
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
-    `files`: names and checksums. `dimension`: columns of the vectors in the index.
+    `files`: names and checksums. `dimension`: columns of the vectors in the index. `operating_point_id`: the one that
+    was active when the snapshot was built; "" in manifests of earlier versions.
     """
 
     id: Annotated[SnapshotId, NAME]
@@ -48,6 +62,7 @@ class SnapshotManifest:
     shards: tuple[str, ...]
     files: Mapping[FileName, str]
     created_at: Moment
+    operating_point_id: Annotated[OperatingPointId, NAME_OR_NONE] = _NO_POINT
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` turns back into an equal value."""

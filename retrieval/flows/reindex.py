@@ -235,6 +235,7 @@ def _build(
         shards=catalog.keys,
         files={},
         created_at=created_at,
+        operating_point_id=point.id,
     )
     store.put_snapshot(manifest, index, ItemTable.join(catalog.items, densities))
 
@@ -266,6 +267,13 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating
     point uses another score.
     """
+    manifest = rollback_target(store, catalog, target)
+    store.publish(catalog, manifest.id)
+    return manifest
+
+
+def rollback_target(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
+    """Return the snapshot that `roll_back` would make live, verified as it does; changes nothing."""
     if target:
         ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
         kind = f"snapshot of catalogue {catalog}"
@@ -274,7 +282,6 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
         target = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)
-    store.publish(catalog, target)
     return manifest
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.options import Json, StateDir, Store
+from retrieval.edge.cli.replies import print_needs_reindex
 from retrieval.terminal import err, out, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _print_calibration(found: "Calibration") -> None:
         "active" if found.active else f"stored; to activate it: `retrieval operating-points activate {point.id[:8]}`"
     )
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
+    print_needs_reindex(found.needs_reindex, active=found.active)
 
 
 def _score_row(entry: "ScoreComparison", *, chosen: bool) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from retrieval.edge import telemetry
 from retrieval.edge.server.audits import AuditServicer
 from retrieval.edge.server.catalogs import CatalogServicer
+from retrieval.edge.server.health import HealthServicer
 from retrieval.edge.server.interceptors import ErrorsToStatuses
 from retrieval.edge.server.jobs import JobQueue, JobServicer
 from retrieval.edge.server.operating_points import OperatingPointServicer
@@ -69,7 +70,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
             ("grpc.so_reuseport", 0),  # a second server on the same port must fail and not share it
         ],
     )
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer()
     watch = Watch(searcher, health_servicer)
     names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
     for add, servicer, file in _services(settings, searcher, watch):

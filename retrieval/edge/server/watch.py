@@ -35,7 +35,7 @@ class Watch:
                 log.exception("refresh_failed")
 
     async def look(self) -> None:
-        """Swap in what is new, log and count it, and set the health of the search service."""
+        """Swap in what is new, log and count it, and set the health of the search service and of each catalogue."""
         async with self._looking:
             changes = await asyncio.to_thread(self._searcher.refresh)
         for change in changes:
@@ -52,5 +52,11 @@ class Watch:
             snapshot, point = change.live.key
             log.info("snapshot_live", catalog=change.catalog, snapshot=snapshot, operating_point=point)
             telemetry.LIVE.labels(catalog=change.catalog).set_to_current_time()
+        live = self._searcher.live
+        await self._set_health(SEARCH_SERVICE, serving=bool(live))
+        for catalog in {change.catalog for change in changes}:
+            await self._set_health(f"{SEARCH_SERVICE}/{catalog}", serving=catalog in live)
+
+    async def _set_health(self, service: str, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        await self._health.set(SEARCH_SERVICE, status.SERVING if self._searcher.live else status.NOT_SERVING)
+        await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)

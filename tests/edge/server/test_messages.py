@@ -188,7 +188,7 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
 @pytest.mark.parametrize("active", [True, False])
 def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, active: bool) -> None:
     """Each field of the message comes from the field of the same name; no field stays at its default."""
-    message = messages.operating_point_message(cosine_point, active=active)
+    message = messages.operating_point_message(cosine_point, active=active, needs_reindex=["shop"])
     choice = cosine_point.choice
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
@@ -202,6 +202,7 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     assert message.target == str(choice.target)
     assert message.created_at.ToDatetime(UTC) == time_of(cosine_point.created_at)
     assert message.active == active
+    assert message.needs_reindex == ["shop"]
     unset = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
     assert unset <= ({"tar", "far"} if active else {"tar", "far", "active"})
 
