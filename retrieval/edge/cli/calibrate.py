@@ -66,8 +66,11 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
     Also prints the share of true pairs that the threshold rejects. If an operating point of this bundle with the same
     score is active, also prints which decisions on these images change.
     """
+    from retrieval.edge.settings import load_settings, use_cores_once
+
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    use_cores_once(settings.n_threads)
     from retrieval.edge.jobs.records import now
-    from retrieval.edge.settings import load_settings
     from retrieval.edge.wiring import offline_parts
     from retrieval.flows.calibrate import CalibrationRequest, CalibrationTarget, run_calibration
 
@@ -80,7 +83,6 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_mean_far=certified_mean_far,
         certified_strict=certified_strict,
     )
-    settings = load_settings(store_url=store, state_dir=state_dir)
     parts = offline_parts(settings)
     request = CalibrationRequest(
         bundle=_digest(parts.store, bundle),

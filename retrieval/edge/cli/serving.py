@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 def serve(address: Address = None, store: Store = None, state_dir: StateDir = None) -> None:
     """Answer queries over gRPC until stopped. Queries need no Redis; jobs do."""
-    from retrieval.edge.settings import load_settings
+    from retrieval.edge.settings import load_settings, use_cores_once
 
     settings = load_settings(address=address, store_url=store, state_dir=state_dir)
+    use_cores_once(1)  # the server's own threads share the cores
     from retrieval.edge.server.serve import serve as run_server  # slow to import: wrong settings are reported first
 
     run_server(settings)
@@ -24,9 +25,10 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
 
 def worker(store: Store = None, state_dir: StateDir = None) -> None:
     """Do jobs until stopped. Without RETRIEVAL_REDIS_URL, also start an embedded Valkey."""
-    from retrieval.edge.settings import load_settings
+    from retrieval.edge.settings import load_settings, use_cores_once
 
     settings = load_settings(store_url=store, state_dir=state_dir)
+    use_cores_once(max(1, settings.n_threads // settings.n_worker_processes))
     from retrieval.edge.jobs.worker import run_worker
 
     with _queue(settings):
