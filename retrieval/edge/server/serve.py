@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +41,7 @@ from retrieval.v1 import (
 
 log = structlog.get_logger()
 
+_STORE_THREADS = 16
 _MIB = 1024 * 1024
 # The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
@@ -62,6 +64,8 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
 @contextlib.asynccontextmanager
 async def running_server(settings: Settings) -> AsyncIterator[int]:
     """Run a server while the block runs and yield its port; at the end, running calls get the grace period."""
+    # every `asyncio.to_thread` here calls the store; jobs, the refresh and searches have threads of their own
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store"))
     searcher = make_searcher(settings)
     server = grpc.aio.server(
         interceptors=[ErrorsToStatuses()],
