@@ -22,6 +22,7 @@ from retrieval.v1 import (
 _READY = grpc.ChannelConnectivity.READY
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEALTH_S = 5.0
+_CATALOG_HEALTH = "retrieval.v1.SearchService/"  # and the name of the catalogue
 _POLL_S = 0.3
 _PATIENCE_S = 60.0
 _FINAL = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED)
@@ -89,6 +90,25 @@ class Client:
             raise Unavailable(f"no server answers at {self._address}: {error.code().name}") from error
         if reply.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"the server at {self._address} answers, but does not serve")
+
+    def catalog_health(self) -> dict[str, bool]:
+        """Return by name whether each catalogue that should be served is served; {} from a server that cannot tell.
+
+        Raises Unavailable as `check_health` does.
+        """
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        try:
+            reply = health_pb2_grpc.HealthStub(self._channel).List(health_pb2.HealthListRequest(), timeout=_HEALTH_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a server of an earlier version
+                return {}
+            raise Unavailable(f"no server answers at {self._address}: {error.code().name}") from error
+        return {
+            service.removeprefix(_CATALOG_HEALTH): found.status == health_pb2.HealthCheckResponse.SERVING
+            for service, found in sorted(reply.statuses.items())
+            if service.startswith(_CATALOG_HEALTH)
+        }
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrieval.contract.documents import parse
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
@@ -21,6 +22,7 @@ Image.MAX_IMAGE_PIXELS = None
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_MAX_SIDE = 16_384  # of the model's input: a larger one is an error and would take gigabytes an image
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -43,6 +45,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
             raise CorruptArtifact(f"preprocessing: expected 1 <= crop <= resize, found {self.crop} and {self.resize}")
+        if self.resize > _MAX_SIDE:
+            raise CorruptArtifact(f"preprocessing: expected resize to be at most {_MAX_SIDE}, found {self.resize}")
         if self.interpolation not in _RESAMPLING:
             raise CorruptArtifact(
                 f"preprocessing: interpolation is one of {sorted(_RESAMPLING)}, not {self.interpolation!r}"
@@ -59,11 +63,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
         """Read the dictionary of `to_json`. Raises CorruptArtifact if a field is missing or unknown."""
-        try:
-            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-            return cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"preprocessing of a bundle: {error}") from error
+        return parse(cls, value, "preprocessing of a bundle")
 
 
 def decode(

@@ -16,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from retrieval.contract.limits import ImageLimits
 from retrieval.errors import InvalidSettings
 
+# Read by the libraries when they are loaded: OpenMP (FAISS), OpenBLAS and MKL (NumPy, SciPy, FAISS).
+_THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
 
 class Settings(BaseSettings):
     """Settings of every process, each from the environment variable RETRIEVAL_<NAME>."""
@@ -90,6 +93,11 @@ class Settings(BaseSettings):
         return self.threads or os.cpu_count() or 1
 
     @property
+    def n_worker_processes(self) -> int:
+        """Number of worker processes: one with a GPU, because a CUDA context does not survive a fork."""
+        return 1 if self.device != "cpu" else self.worker_processes or self.n_threads
+
+    @property
     def served_catalogs(self) -> tuple[str, ...]:
         """Names of the catalogues to serve; none means all."""
         return _names(self.catalogs)
@@ -122,6 +130,18 @@ def child_environment(settings: Settings) -> dict[str, str]:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         own[f"RETRIEVAL_{name.upper()}"] = text
     return {**os.environ, **own}
+
+
+def use_cores_once(threads: int) -> None:
+    """Let every numerical library of this process use at most so many threads. Call it before the first is imported.
+
+    FAISS, NumPy and SciPy each start a team of as many threads as there are cores, for each thread that calls them,
+    and idle teams spin: a query then costs several times its CPU time. A process that answers many queries on threads
+    of its own gives each library one. A variable that the environment sets already keeps its value.
+    """
+    for name in _THREAD_COUNTS:
+        os.environ.setdefault(name, str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class Encoder:
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1  # operators run one after another
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle servers must not burn cores
         providers = providers_of(device)
         try:

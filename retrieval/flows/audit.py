@@ -5,8 +5,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from retrieval.consistency import (
     warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.documents import Count, Moment, parse
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
@@ -49,7 +50,7 @@ from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmb
 from retrieval.engine.images import Failure
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
-from retrieval.errors import InvalidInput, NotEnoughEvidence
+from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_SUSPECTS = 20
@@ -209,8 +210,51 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
 def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
     """Return the reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
     store.current(catalog)
-    reports = [store.audit(catalog, audit_id) for audit_id in store.audits(catalog)]
+    reports = [finished_audit(store, catalog, audit_id) for audit_id in store.audits(catalog)]
     return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
+
+
+def finished_audit(store: Store, catalog: str, audit_id: str) -> dict[str, Any]:
+    """Return the report of a finished audit as plain JSON. Raises UnknownJob, CorruptArtifact."""
+    report = store.audit(catalog, audit_id)
+    where = store.audit_uri(catalog, audit_id, REPORT)
+    read = {field.name for field in fields(_ReportDocument)}
+    parse(_ReportDocument, {name: value for name, value in report.items() if name in read}, where)
+    parse(_OpisDocument, {name: report["opis"].get(name) for name in ("value", "floor")}, f"{where}: opis")
+    if (report["catalog"], report["id"]) != (catalog, audit_id):
+        raise CorruptArtifact(
+            f"{where} is the report of audit {report['id']} of catalogue {report['catalog']}: it was copied or moved"
+        )
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReportDocument:
+    """The fields of a stored report that are read again; the others are for people."""
+
+    id: str
+    catalog: str
+    created_at: Moment
+    verdict: Literal["passed", "failed"]
+    findings: tuple[Finding, ...]
+    bundle_digest: str
+    operating_point_id: str
+    threshold: float
+    far: float
+    far_promised: Interval
+    tar: float
+    recall_at_1: float
+    opis: dict[str, Any]
+    n_images: Count
+    n_classes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpisDocument:
+    """The fields of OPIS in a stored report that are read again."""
+
+    value: float
+    floor: float
 
 
 def measure(

@@ -28,6 +28,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
+from retrieval.engine.live import needs_reindex
 from retrieval.engine.score_choice import (
     COHORT_K,
     LabelledEmbeddings,
@@ -104,7 +105,8 @@ class Calibration:
 
     `active`: whether it is active now; `changes`: the decisions that differ from those of the operating point that was
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
-    were left out, of the calibration images and of the cohort.
+    were left out, of the calibration images and of the cohort; `needs_reindex`: the catalogues whose live snapshot was
+    built with another score, so that they wait for a reindex while this operating point is active.
     """
 
     point: OperatingPoint
@@ -112,6 +114,7 @@ class Calibration:
     changes: ThresholdComparison | None
     no_changes: str
     failures: Sequence[Failure]
+    needs_reindex: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -121,6 +124,7 @@ class Calibration:
             **self.point.to_json(),
             "changes": None if self.changes is None else asdict(self.changes),
             "no_changes": self.no_changes,
+            "needs_reindex": list(self.needs_reindex),
             "failures": [asdict(failure) for failure in self.failures],
         }
 
@@ -173,7 +177,14 @@ def run_calibration(
     if request.activate:
         store.activate(bundle, point.id)
     active = store.active_id(bundle) == point.id
-    return Calibration(point=point, active=active, changes=changes, no_changes=no_changes, failures=failures)
+    return Calibration(
+        point=point,
+        active=active,
+        changes=changes,
+        no_changes=no_changes,
+        failures=failures,
+        needs_reindex=needs_reindex(store, point),
+    )
 
 
 def calibrate(

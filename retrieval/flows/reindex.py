@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.documents import Count, parse
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
@@ -65,8 +66,8 @@ class Plan:
     """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
 
     request: ReindexRequest
-    n_items: int
-    n_shards: int
+    n_items: Count
+    n_shards: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,9 +115,17 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
 
 
 def load_plan(store: Store, job_id: str) -> Plan | None:
-    """Return the plan of a job; None if it is not planned yet."""
-    value = Staging(store.objects, job_id).plan()
-    return None if value is None else Plan(**{**value, "request": ReindexRequest(**value["request"])})
+    """Return the plan of a job; None if it is not planned yet. Raises CorruptArtifact if it is damaged."""
+    staging = Staging(store.objects, job_id)
+    value = staging.plan()
+    if value is None:
+        return None
+    planned = parse(Plan, value, staging.plan_url)
+    try:
+        planned.request.check()
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{staging.plan_url}: {error}") from error
+    return planned
 
 
 def embed_planned_shard(store: Store, job_id: str, planned: Plan, number: int, *, embedder: ImageEmbedder) -> None:
@@ -222,6 +231,7 @@ def _build(
         shards=catalog.keys,
         files={},
         created_at=created_at,
+        operating_point_id=point.id,
     )
     store.put_snapshot(manifest, index, ItemTable.join(catalog.items, densities))
 
@@ -253,6 +263,13 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating
     point uses another score.
     """
+    manifest = rollback_target(store, catalog, target)
+    store.publish(catalog, manifest.id)
+    return manifest
+
+
+def rollback_target(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
+    """Return the snapshot that `roll_back` would make live, verified as it does; changes nothing."""
     if target:
         ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
         kind = f"snapshot of catalogue {catalog}"
@@ -261,7 +278,6 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
         target = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)
-    store.publish(catalog, target)
     return manifest
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.options import Json, StateDir, Store
+from retrieval.edge.cli.replies import print_needs_reindex
 from retrieval.terminal import err, out, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
     Also prints the share of true pairs that the threshold rejects. If an operating point of this bundle with the same
     score is active, also prints which decisions on these images change.
     """
+    from retrieval.edge.settings import load_settings, use_cores_once
+
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    use_cores_once(settings.n_threads)
     from retrieval.edge.jobs.records import now
-    from retrieval.edge.settings import load_settings
     from retrieval.edge.wiring import offline_parts
     from retrieval.flows.calibrate import CalibrationRequest, CalibrationTarget, run_calibration
 
@@ -95,7 +99,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_strict=certified_strict,
         certified_max_images=certified_max_images,
     )
-    parts = offline_parts(load_settings(store_url=store, state_dir=state_dir))
+    parts = offline_parts(settings)
     request = CalibrationRequest(
         bundle=_digest(parts.store, bundle),
         data=data,
@@ -174,6 +178,7 @@ def _print_calibration(found: "Calibration") -> None:
         "active" if found.active else f"stored; to activate it: `retrieval operating-points activate {point.id[:8]}`"
     )
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
+    print_needs_reindex(found.needs_reindex, active=found.active)
 
 
 def _score_row(entry: "ScoreComparison", *, chosen: bool) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from retrieval.terminal import out, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -26,6 +28,17 @@ def print_job(job: "Job", as_json: bool) -> None:
         out.print(f"{job.kind} of {job.catalog} done: {job.result_id}", markup=False)
     else:
         out.print(f"{job.kind} of {job.catalog} accepted as job {job.id}", markup=False)
+
+
+def print_needs_reindex(catalogs: "Sequence[str]", *, active: bool) -> None:
+    """Print which catalogues wait for a reindex while an operating point is active; nothing if there is none."""
+    if catalogs:
+        verb = "wait" if active else "would wait"
+        out.print(
+            f"warning: the live snapshot of {', '.join(catalogs)} has another score: until `retrieval reindex`, these "
+            f"catalogues {verb} and answer with the operating point that was active before",
+            markup=False,
+        )
 
 
 def moment(timestamp: "Timestamp") -> str:

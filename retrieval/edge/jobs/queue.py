@@ -73,5 +73,5 @@ def send(app: celery.Celery, task: str, *arguments: Any) -> None:
 
 
 def n_processes(settings: Settings) -> int:
-    """Return the number of worker processes: one with a GPU, because a CUDA context does not survive a fork."""
-    return 1 if settings.device != "cpu" else settings.worker_processes or settings.n_threads
+    """Return the number of worker processes."""
+    return settings.n_worker_processes

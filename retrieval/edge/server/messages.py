@@ -1,6 +1,6 @@
 """Converts messages of retrieval.v1 to domain values, and domain values to messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,8 +96,10 @@ def audit_request(message: audits_pb2.StartAuditRequest) -> AuditRequest:
     return AuditRequest(catalog=message.catalog, manifest_uri=message.manifest_uri, group_by=tuple(message.group_by))
 
 
-def operating_point_message(point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:
-    """Convert an operating point."""
+def operating_point_message(
+    point: OperatingPoint, *, active: bool, needs_reindex: Sequence[str] = ()
+) -> operating_points_pb2.OperatingPoint:
+    """Convert an operating point; `needs_reindex`: the catalogues whose live snapshot has another score."""
     choice = point.choice
     return operating_points_pb2.OperatingPoint(
         id=point.id,
@@ -118,6 +120,7 @@ def operating_point_message(point: OperatingPoint, *, active: bool) -> operating
         created_at=timestamp(point.created_at),
         active=active,
         target=str(choice.target),
+        needs_reindex=needs_reindex,
     )
 
 

@@ -13,16 +13,19 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retrieval.contract.canonical import digest_bytes
-from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, RetrievalError, Unavailable
 
 _Artifact = TypeVar("_Artifact")
 
+_CONNECT_S, _READ_S = 3.0, 10.0  # how long a store may take to accept a connection, and to send the next bytes
+_RETRIES = 2  # of s3fs, beside those of botocore; its own default, 5, makes 20 s of a store that is away
+_NOT_FOUND = 404  # the status of HTTP
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -43,16 +46,18 @@ class Objects:
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
         self.url = url
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
+            self._fs, self._root = fsspec.core.url_to_fs(url, **_time_limits(url))
+        except Exception as error:  # an unknown protocol, no package for it, an archive that is none: many classes
             raise InvalidSettings(f"the store {url} cannot be opened: {error}") from error
+        if hasattr(self._fs, "retries"):
+            self._fs.retries = _RETRIES
         self._is_local = isinstance(self._fs, LocalFileSystem)
         self._cache: Path = cache or Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}"
         self._fetching = threading.Lock()
 
     def exists(self, key: str) -> bool:
         """Return True if the object exists."""
-        return bool(self._fs.isfile(self._path(key)))
+        return self._kind(key) == "file"
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes of an object, or None if it does not exist."""
@@ -76,7 +81,7 @@ class Objects:
         """Remove an object or a whole folder, if it exists."""
         path = self._path(prefix)
         with self._reading(prefix), contextlib.suppress(FileNotFoundError):  # another process was first
-            if self._fs.exists(path):
+            if self._kind(prefix):
                 self._fs.rm(path, recursive=True)
 
     def names(self, prefix: str) -> list[str]:
@@ -97,7 +102,7 @@ class Objects:
         Raises CorruptArtifact if it is missing.
         """
         path = self._path(key)
-        if not self._fs.exists(path):
+        if not self._kind(key):
             raise CorruptArtifact(f"{self.url}/{key} is missing from the store")
         if self._is_local:
             return Path(path)
@@ -141,13 +146,28 @@ class Objects:
         return name
 
     def _fetch(self, path: str, target: Path) -> None:
-        if not self._fs.isdir(path):
-            self._fs.get_file(path, str(target))
-            return
-        target.mkdir()
-        for entry in self._fs.ls(path, detail=True):
-            if entry["type"] == "file":
-                self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
+        with self._known_errors(path):
+            if self._fs.info(path)["type"] != "directory":
+                self._fs.get_file(path, str(target))
+                return
+            target.mkdir()
+            for entry in self._fs.ls(path, detail=True):
+                if entry["type"] == "file":
+                    self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
+
+    def _kind(self, key: str) -> str:
+        """Return `file`, `directory` or, if nothing is there, "". Raises Unavailable if the store does not answer.
+
+        The `exists` and `isfile` of fsspec would answer False then, and whatever is stored would seem to be missing.
+        """
+        path = self._path(key)
+        if self._is_local:
+            return "file" if Path(path).is_file() else "directory" if Path(path).is_dir() else ""
+        try:
+            with self._reading(key):
+                return str(self._fs.info(path)["type"])
+        except FileNotFoundError:
+            return ""
 
     def _cached(self, key: str) -> Path:
         # one flat name for each key: in nested folders, a fetched score would make its bundle look fetched
@@ -160,11 +180,25 @@ class Objects:
     def _reading(self, key: str) -> Iterator[None]:
         """Raise Unavailable for every error of the file system except a missing file."""
         try:
-            yield
-        except FileNotFoundError:
+            with self._known_errors(key):
+                yield
+        except FileNotFoundError as error:
+            if _is_away(error.__cause__):
+                raise Unavailable(f"cannot access {self.url}/{key}: {error.__cause__}") from error
             raise
         except OSError as error:
             raise Unavailable(f"cannot access {self.url}/{key}: {error}") from error
+
+    @contextlib.contextmanager
+    def _known_errors(self, key: str) -> Iterator[None]:
+        """Raise Unavailable for an error of a file system's own library, such as botocore, that is no OSError."""
+        try:
+            yield
+        except (OSError, RetrievalError):
+            raise
+        except Exception as error:
+            named = f"{type(error).__module__}.{type(error).__name__}"
+            raise Unavailable(f"cannot access {self.url}/{key}: {named}: {error}") from error
 
     @contextlib.contextmanager
     def _staged(self, key: str) -> Iterator[Path]:
@@ -181,11 +215,37 @@ class Objects:
                     staged.replace(path)
                     _sync(folder)
                 else:
-                    self._fs.put_file(str(staged), path)
+                    with self._known_errors(key):
+                        self._fs.put_file(str(staged), path)
             finally:
                 staged.unlink(missing_ok=True)
         except OSError as error:
             raise Unavailable(f"cannot write {self.url}/{key}: {error}") from error
+
+
+def _time_limits(url: str) -> dict[str, Any]:
+    """Return the options that bound how long a file system waits: for a connection, and for the next bytes.
+
+    What FSSPEC_* variables or files configure for the protocol takes precedence.
+    """
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    given = fsspec.config.conf.get(protocol, {})
+    if protocol in {"s3", "s3a"}:
+        limits = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "retries": {"max_attempts": 1}}
+        return {"config_kwargs": limits | given.get("config_kwargs", {})}
+    if protocol in {"http", "https"} and "client_kwargs" not in given:
+        import aiohttp  # the file system needs it too
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
+        return {"client_kwargs": {"timeout": timeout}}
+    return {}
+
+
+def _is_away(cause: BaseException | None) -> bool:
+    """Return True if a "not found" hides that nothing answered: fsspec's HTTP reports every error as such."""
+    if isinstance(cause, OSError):
+        return not isinstance(cause, FileNotFoundError)
+    return getattr(cause, "status", _NOT_FOUND) != _NOT_FOUND
 
 
 def _sync(path: Path) -> None:

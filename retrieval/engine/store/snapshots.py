@@ -9,7 +9,7 @@ from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
 from retrieval.engine.store.objects import Objects, checked_name
-from retrieval.errors import UnknownCatalog, UnknownSnapshot
+from retrieval.errors import CorruptArtifact, UnknownCatalog, UnknownSnapshot
 
 CURRENT = "CURRENT"
 
@@ -44,7 +44,14 @@ class Snapshots:
         data = self.objects.get(key)
         if data is None:
             raise UnknownSnapshot(f"catalogue {catalog} has no snapshot {snapshot}: see `retrieval snapshots list`")
-        return SnapshotManifest.from_json(data, f"{self.objects.url}/{key}")
+        where = f"{self.objects.url}/{key}"
+        manifest = SnapshotManifest.from_json(data, where)
+        if (manifest.catalog, manifest.id) != (catalog, snapshot):
+            raise CorruptArtifact(
+                f"{where} is the manifest of snapshot {manifest.id} of catalogue {manifest.catalog}: it was copied or "
+                "moved; reindex the catalogue"
+            )
+        return manifest
 
     def open_snapshot(self, catalog: str, snapshot: SnapshotId) -> Snapshot:
         """Open and verify a snapshot. Raises UnknownSnapshot, CorruptArtifact."""

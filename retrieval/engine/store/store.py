@@ -5,13 +5,14 @@ not exist. So a kill between any two writes changes nothing that is active or li
 
     bundles/<digest>/...                               marker contract.json
     bundles/<digest>/scores/<digest>/...               marker score.json
-    bundles/<digest>/operating_points/<id>.json        and the pointer ACTIVE
+    bundles/<digest>/operating_points/<id>.json        and the pointers ACTIVE and ACTIVE-<score>
     bundles/<digest>/embeddings/<digest>.npz           embeddings of some images, reused by every snapshot
     catalogs/<name>/snapshots/<id>/...                 marker manifest.json, and the pointer CURRENT
     catalogs/<name>/audits/<id>/...                    marker report.json
     staging/<job>/...                                  working files of a running job, see `engine/staging.py`
 """
 
+import contextlib
 from pathlib import Path
 
 from retrieval.contract.bundle import BundleDigest
@@ -19,8 +20,9 @@ from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.engine.store.audits import Audits
 from retrieval.engine.store.bundles import Bundles
 from retrieval.engine.store.objects import Objects
-from retrieval.engine.store.points import OperatingPoints, active_key
+from retrieval.engine.store.points import OperatingPoints, active_key, last_active_key
 from retrieval.engine.store.snapshots import Snapshots
+from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownOperatingPoint
 
 
 class Store(Bundles, OperatingPoints, Snapshots, Audits):
@@ -33,9 +35,14 @@ class Store(Bundles, OperatingPoints, Snapshots, Audits):
     def activate(self, bundle: BundleDigest, point_id: OperatingPointId) -> OperatingPoint:
         """Make an operating point active, after verifying it and its score.
 
-        Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch.
+        Snapshots that were built with the score of the operating point that was active before are served with that one
+        until they are replaced, see `engine/live.py`. Raises UnknownOperatingPoint, CorruptArtifact, BundleMismatch.
         """
         point = self.operating_point(bundle, point_id)
         self.score(bundle, point.score_digest)
+        with contextlib.suppress(UnknownOperatingPoint, CorruptArtifact, BundleMismatch):  # then none could be served
+            before = self.active_operating_point(bundle)
+            if before.score_digest != point.score_digest:
+                self.objects.put(last_active_key(bundle, before.score_digest), before.id.encode())
         self.objects.put(active_key(bundle), point_id.encode())
         return point

@@ -32,7 +32,7 @@ def retrieval(running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_health(retrieval: Command) -> None:
-    assert retrieval("health") == (0, "serving\n", "")
+    assert retrieval("health") == (0, f"serving\n{CATALOG}: serving\n", "")
 
 
 def test_search_finds_the_place_of_a_new_shot(retrieval: Command, tmp_path: Path) -> None:
