@@ -84,31 +84,35 @@ def _as_one(wanted: Any, value: Any, name: str) -> Any:
     origin = get_origin(wanted)
     if origin is np.ndarray:
         return _as_array(get_args(get_args(wanted)[1])[0], value, name)
-    if origin is not None and origin is not Literal and issubclass(origin, Sequence) and origin is not tuple:
+    if origin is Sequence:
         return _as_sequence(get_args(wanted)[0], value, name)
-    fits: Callable[[], bool] | None = {
-        float: lambda: isinstance(value, Real) and not isinstance(value, bool | np.bool_),
-        int: lambda: isinstance(value, Integral) and not isinstance(value, bool | np.bool_),
-        bool: lambda: isinstance(value, bool | np.bool_),
-        None: lambda: value is None,
-        Any: lambda: True,
-    }.get(wanted)
-    if fits is not None:
-        passed = fits()
-    elif origin is Literal:
-        passed = isinstance(value, str)  # the function lists the words that it knows
-    elif origin is tuple:
-        passed = isinstance(value, tuple)
-        parts = get_args(wanted)
-        if passed and Ellipsis not in parts and parts != (np.ndarray,):
-            passed = len(value) == len(parts)
-    elif origin is not None:
-        passed = isinstance(value, origin) if isinstance(origin, type) else callable(value)
-    else:
-        passed = not isinstance(wanted, type) or isinstance(value, wanted)
-    if not passed:
+    if not _fits(wanted, value):
         raise InvalidInput(f"{name}: expected {_words(wanted)}, found {_found(value)}")
+    parts = get_args(wanted)
+    if origin is tuple and set(parts) <= {int, float}:
+        for place, part in enumerate(parts):
+            _as_one(part, value[place], f"{name}[{place}]")
+    elif origin is Mapping:
+        for key, member in value.items():
+            _as(parts[1], member, f"{name}[{key!r}]")
     return value
+
+
+def _fits(wanted: Any, value: Any) -> bool:
+    """Return whether the value is of a type, its members left aside."""
+    origin = get_origin(wanted)
+    if wanted in {float, int}:
+        return isinstance(value, Real if wanted is float else Integral) and not isinstance(value, bool | np.bool_)
+    if wanted is bool:
+        return isinstance(value, bool | np.bool_)
+    if origin is Literal:
+        return isinstance(value, str)  # the function lists the words that it knows
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(get_args(wanted))
+    if origin is Callable:
+        return callable(value)
+    kind = origin or wanted
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _as_sequence(of: Any, value: Any, name: str) -> Any:
@@ -120,6 +124,9 @@ def _as_sequence(of: Any, value: Any, name: str) -> Any:
         if members.ndim != 1:
             raise InvalidEmbeddings(f"{name}: expected one value for each entry, found an array {members.shape}")
         members = members.tolist()
+    if get_origin(of) is not None and get_origin(of) is not tuple:
+        for place, member in enumerate(members):
+            _as_one(of, member, f"{name}[{place}]")
     if of in {float, int, str} or (isinstance(of, type) and get_origin(of) is None):
         for place, member in enumerate(members):
             if of is str and isinstance(member, str):  # the usual case, fast
@@ -136,6 +143,8 @@ def _as_sequence(of: Any, value: Any, name: str) -> Any:
 def _as_array(of: Any, value: Any, name: str) -> NDArray[Any]:
     """Return the value as an array: as it is if it is one, else converted to the wanted type."""
     array = value if isinstance(value, np.ndarray) else _made(of, value, name)
+    if array.ndim == 0:
+        raise InvalidEmbeddings(f"{name}: expected an array, found a single value")
     if of is np.bool_ and array.dtype != np.bool_:
         if array.dtype.kind not in "iuf" or not np.isin(array, (0, 1)).all():
             raise InvalidInput(f"{name}: expected True or False for each entry, found {array.dtype} {_found(value)}")

@@ -56,7 +56,12 @@ def judge(
 
     A FAR below its promise, or a TAR above, does no harm and passes; the explanation mentions it. A group fails if the
     whole interval of its FAR is above the limit.
+
+    Raises:
+        InvalidInput: target_far outside [0, 1].
     """
+    if not 0 <= target_far <= 1:
+        raise InvalidInput(f"target_far: expected a share between 0 and 1, found {target_far}")
     stricter = (
         "" if far.measured >= far.promised.low else ": lower than promised, the threshold is stricter than needed"
     )

@@ -92,6 +92,19 @@ def test_separated_classes_are_not_taken_for_wrong_labels() -> None:
         (lambda v: student_quantile(9, 95), "confidence must lie strictly between 0 and 1, found 95"),
         (lambda v: labelled(np.eye(2, dtype=np.float32), "ab"), "labels: expected a sequence, found str 'ab'"),
         (lambda v: labelled(np.eye(2, dtype=np.float32), [1, 2]), "convert class numbers to strings"),
+        (lambda v: operating_curves(v, thresholds=[0.5], shard=(0.5, 2)), r"shard\[0\]: expected a whole number"),
+        (
+            lambda v: labelled(np.eye(2, dtype=np.float32), ["a", "b"], exclude=[1]),
+            r"exclude\[0\]: expected a sequence",
+        ),
+        (lambda v: statistics.decision_flips(v, {"dark": 3}, 0.5), r"perturbed\['dark'\]: expected labelled vectors"),
+        (lambda v: statistics.fit_scores(np.array(0.5), [True], kind="platt", prevalence=0.1), "found a single value"),
+        (
+            lambda v: statistics.mean_over_classes(
+                np.ones(2), np.ones(3) / 3, n_bootstrap=9, confidence=0.9, rng=np.random.default_rng(0)
+            ),
+            "expected a value and a weight for each class",
+        ),
         (lambda v: OpisOptions(far_low="0.01"), "far_low: expected a number, found str"),
     ],
 )
@@ -111,3 +124,13 @@ def test_no_public_function_ends_in_a_raw_error(name: str, wrong: object) -> Non
                 getattr(statistics, name)(*arguments, **named)
             except RetrievalError:
                 continue
+
+
+def test_right_arguments_pass_unchanged() -> None:
+    """A document of any values, a mapping of weights, numbers of NumPy and an array of texts."""
+    calibrator = statistics.PlattCalibrator(2.0, -1.0, 0.5, 10, 10)
+    assert statistics.calibrator_from_json(calibrator.to_json()) == calibrator
+    options = OpisOptions(weighting={"a": 1, "b": np.float64(2)}, distance_range=(0.5, 1), far_low=np.float32(0.5))
+    assert (options.weighting, options.distance_range) == ({"a": 1, "b": 2.0}, (0.5, 1))
+    assert wilson_interval(np.int64(5), 10) == wilson_interval(5, 10)
+    assert labelled(np.eye(3, dtype=np.float32), np.array(["a", "b", "a"])).classes == ("a", "b")  # type: ignore[arg-type]

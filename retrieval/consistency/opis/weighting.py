@@ -59,10 +59,12 @@ def resampled_weights(weights: Rates, n_bootstrap: int, rng: np.random.Generator
     Classes are drawn uniformly with replacement and keep their weights; a replicate without any weight is drawn again.
 
     Raises:
-        InvalidInput: n_bootstrap is not positive.
+        InvalidInput: n_bootstrap is not positive, or there is no weight.
     """
     if n_bootstrap < 1:
         raise InvalidInput(f"expected at least one bootstrap replicate, found {n_bootstrap}")
+    if weights.ndim != 1 or len(weights) == 0:
+        raise InvalidInput(f"expected a weight for each of some classes, found {weights.shape}")
     n_classes = len(weights)
     block = max(1, _BLOCK_ENTRIES // n_classes)
     for done in range(0, n_bootstrap, block):
@@ -101,11 +103,14 @@ def mean_over_classes(
     with this interval.
 
     Raises:
-        InvalidInput: n_bootstrap is not positive, or confidence is not strictly between 0 and 1.
+        InvalidInput: n_bootstrap is not positive, confidence is not strictly between 0 and 1, or values and weights
+            differ in number.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
     """
     check_confidence(confidence)
+    if values.ndim != 1 or values.shape != weights.shape or len(values) == 0:
+        raise InvalidInput(f"expected a value and a weight for each class, found {values.shape} and {weights.shape}")
     mean = float(weights @ values)
     centred = values - mean  # so that squares do not cancel
     parts = [_sizes(centred, weights, drawn) for drawn in resampled_weights(weights, n_bootstrap, rng)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from retrieval.consistency.arguments import checked
+from retrieval.errors import InvalidEmbeddings
 
 
 class OneThreadAProduct:
@@ -47,7 +48,9 @@ one_thread_a_product = OneThreadAProduct()
 
 @checked
 def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32."""
+    """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32. Raises InvalidEmbeddings on other shapes."""
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise InvalidEmbeddings(f"expected rows of one length on both sides, found {query.shape} and {gallery.shape}")
     with one_thread_a_product:
         scores: NDArray[np.float32] = query @ gallery.T
     return scores
