@@ -40,7 +40,7 @@ from retrieval.consistency import (
     wilson_interval,
 )
 from retrieval.errors import NotEnoughEvidence
-from tests.bench.measuring.coverage import table
+from tests.bench.measuring.coverage import SETTINGS, table
 from tests.bench.measuring.emoji import emoji
 from tests.consistency.conftest import draw_family
 
@@ -89,8 +89,8 @@ class Line:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base+tcm", help="emoji embeddings: frozen, base, base+tcm; none: leave out")
-    parser.add_argument("--splits", type=int, help="for certificates and the FAR target (default 1000, quick 20)")
-    parser.add_argument("--other-splits", type=int, help="for the other targets (default 200, quick 10)")
+    parser.add_argument("--splits", type=int, help="for certificates and the FAR target (default 1000, quick 8)")
+    parser.add_argument("--other-splits", type=int, help="for the other targets (default 200, quick 4)")
     parser.add_argument("--classes", type=int, nargs="+", default=[25, 100], help="calibration classes of certificates")
     parser.add_argument("--interval-classes", type=int, default=60, help="calibration classes of intervals")
     parser.add_argument("--alpha", type=float, default=0.1)
@@ -99,15 +99,15 @@ def main() -> None:
     parser.add_argument(
         "--targets", nargs="*", default=["class-far=0.02", "frr=0.3", "precision=0.3@0.01", "f1@0.01", "utility"]
     )
-    parser.add_argument("--coverage-draws", type=int, help="collections of each hard setting (default 400, quick 12)")
+    parser.add_argument("--coverage-draws", type=int, help="collections of each hard setting (default 400, quick 5)")
     parser.add_argument("--only", default="all", choices=["all", "coverage"], help="coverage: the hard settings alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few splits: shows that it runs, measures little")
     parser.add_argument("--json", action="store_true", help="only the JSON object, without the table")
     options = parser.parse_args()
-    options.splits = options.splits or (20 if options.quick else 1000)
-    options.other_splits = options.other_splits or (10 if options.quick else 200)
-    options.coverage_draws = options.coverage_draws or (12 if options.quick else 400)
+    options.splits = options.splits or (8 if options.quick else 1000)
+    options.other_splits = options.other_splits or (4 if options.quick else 200)
+    options.coverage_draws = options.coverage_draws or (5 if options.quick else 400)
     lines, started = [], time.monotonic()
     names = ["synthetic", *([] if options.model == "none" else [f"emoji {options.model}"])]
     with threadpool_limits(1):
@@ -301,7 +301,9 @@ def intervals(data: Population, text: str, n_splits: int, options: argparse.Name
 def coverages(options: argparse.Namespace) -> list[Line]:
     """Count how often the 95 % intervals hold in the hard settings."""
     lines = []
-    for where, promise, found in table(options.coverage_draws, options.seed):
+    for where, promise, found in table(
+        options.coverage_draws, options.seed, SETTINGS[2::4] if options.quick else SETTINGS
+    ):
         sure = wilson_interval(found.hits, found.draws)
         lines.append(
             Line(where, f"covers: {promise}", "0.95", found.share, sure.low, sure.high, sure.high >= _KEPT, found.width)

@@ -164,12 +164,12 @@ def choose_threshold(
     Nothing is random.
     Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
-    FAR intervals are symmetric in the logarithm, TAR intervals in the logit, with Student's quantiles; variances as in
+    FAR intervals are symmetric in the logarithm, TAR intervals are Wilson's, with Student's quantiles; variances as in
     `rate_variances`. For FAR, class-mean FAR, FRR and precision, the threshold's interval contains the thresholds at
     which the sample reaches the target moved by its standard error (test inversion, as for quantiles). For F-beta and
     utility it contains those that are not significantly worse than the best, see `near_optimum`, and covers more than
-    stated. With fewer than about 60 classes the intervals of FAR and of the threshold cover a few percent less than
-    stated: 0.86 to 0.9 if 0.9 is stated (`tests/bench/promises_kept.py`).
+    stated. The table in docs/consistency.md has the coverage in settings that are hard for intervals, such as few,
+    unequal or look-alike classes.
 
     Raises:
         NotEnoughEvidence: fewer than min_classes classes with two images, no threshold reaches the target, or fewer

@@ -68,14 +68,14 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     units = np.arange(n_classes, dtype=np.int64) if vectors.families is None else vectors.families
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
     # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
-    by_unit, by_pair = _residuals(pairs, n_images, units, far, np.full(n_classes, 1 / curves.negatives.sum()))
-    of_mean, mean_by_pair = _residuals(pairs, n_images, units, mean_far, 1 / (n_classes * curves.negatives))
+    by_unit, by_pair, shares = _residuals(pairs, n_images, units, far, np.full(n_classes, 1 / curves.negatives.sum()))
+    of_mean, mean_by_pair, _ = _residuals(pairs, n_images, units, mean_far, 1 / (n_classes * curves.negatives))
     pair_variance = by_pair / far**2
     accepted, positives = by_units(curves.positives_accepted[:, 0], units), by_units(curves.positives, units)
     tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(
-        class_variance=max(float((by_unit**2).sum()) - 2 * by_pair, 0.0) / far**2,
+        class_variance=max(_at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
         pair_variance=pair_variance,
         mean_far=max(float((of_mean**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
         precision=max(of_precision, pair_variance),
@@ -88,8 +88,8 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
 
 def _residuals(
     pairs: tuple[Counts, Counts, Counts], n_images: Rates, units: Codes, rate: float, weights: Rates
-) -> tuple[Rates, float]:
-    """Return the residual of each unit, by 1 - its share: [U], and the sum of squares over pairs of units.
+) -> tuple[Rates, float, Rates]:
+    """Return the residual of each unit, by 1 - its share: [U]; the sum of squares over pairs of units; the shares: [U].
 
     The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a unit is
     the sum over the pairs with an end in it. Most pairs accept nothing and are summed by formula.
@@ -111,7 +111,18 @@ def _residuals(
     squares, once, twice = size**2, weighted * size, weighted**2
     every_product = twice.sum() * squares.sum() - (twice * squares).sum() + once.sum() ** 2 - (once**2).sum()
     by_pair = (of_units**2 - 2 * rate * of_units * expected).sum() + rate**2 * every_product
-    return by_unit, float(by_pair)
+    return by_unit, float(by_pair), shares
+
+
+def _at_least_even(by_unit: Rates, shares: Rates) -> float:
+    """Return the sum of squared residuals, or if it is larger what units as different as these would show at any share.
+
+    Few large units make most of the sum, and by chance they may be alike. The squared differences of the rates of all
+    units, weighted by the shares, are known better. With equal shares both are the same.
+    """
+    relative = np.divide(by_unit**2, shares, out=np.zeros_like(shares), where=shares > 0)
+    even = float(relative.sum() / shares.sum() * (shares**2).sum())
+    return max(float((by_unit**2).sum()), even)
 
 
 def by_units(values: Counts | Rates, units: Codes) -> Rates:

@@ -231,5 +231,5 @@ def table(n_draws: int, seed: int = 0, settings: Sequence[Setting] = SETTINGS) -
     for sizes in ((8, 8), (4, 4), (3, 100)):
         for name, coverage in group_intervals(sizes, max(n_draws // (10 if sizes[1] > 50 else 2), 5), seed).items():
             yield f"4 groups of 15 classes of {sizes[0]} to {sizes[1]}", name, coverage
-    for name, coverage in ratio_intervals(max(n_draws // 2, 5), seed).items():
+    for name, coverage in ratio_intervals(max(n_draws // 2, 3), seed).items():
         yield "two equal models, 40 of 6", name, coverage
