@@ -18,7 +18,7 @@ from rich.console import Console
 from retrieval.errors import InvalidInput, InvalidSettings, RetrievalError
 
 
-class Progress(Protocol):
+class MoveBar(Protocol):
     """Moves the bar of a description to `done` of `total` (0 if unknown), followed by a note."""
 
     def __call__(self, description: str, done: int, total: int, note: str = "") -> None: ...  # noqa: D102
@@ -77,7 +77,7 @@ def _printable(value: object) -> str:
 
 
 @contextlib.contextmanager
-def progress_bars(*, keep: bool = False) -> Iterator[Progress]:
+def progress_bars(*, keep: bool = False) -> Iterator[MoveBar]:
     """Show bars on stderr during the block, one for each description that the yielded function is called with.
 
     Without `keep` they vanish at the end and are not shown if stderr is not a terminal.

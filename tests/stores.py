@@ -5,9 +5,10 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from pathlib import Path
 
-from retrieval.contract.limits import DEFAULT_LIMITS
+from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -74,6 +75,11 @@ def activate(store: Store, point: OperatingPoint, score: Score) -> None:
     store.activate(point.bundle_digest, point.id)
 
 
+def embedder_of(encoder: Encoder, pool: Executor, limits: ImageLimits = DEFAULT_LIMITS) -> ImageEmbedder:
+    """The parts that embed images, with one encoder for every bundle."""
+    return ImageEmbedder(encoder_of=lambda digest: encoder, limits=limits, pool=pool)
+
+
 def reindex(
     store: Store,
     encoder: Encoder,
@@ -86,7 +92,7 @@ def reindex(
     """All steps of a reindex one after another, as a worker runs them."""
     planned = plan(store, job_id, request)
     for number in missing_shards(store, job_id, planned):
-        embed_planned_shard(store, job_id, number, encoder=encoder, limits=DEFAULT_LIMITS, pool=pool)
+        embed_planned_shard(store, job_id, planned, number, embedder=embedder_of(encoder, pool))
     snapshot = build_and_publish(store, job_id, planned, created_at=created_at)
     clear_staging(store, job_id)
     return snapshot

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from retrieval.contract.bundle import Bundle, write_bundle
+from retrieval.contract.bundle import Bundle, ModelFile, write_bundle
 from retrieval.contract.preprocessing import Preprocessing
 
 SIDE, DIMENSION, OPSET = 32, 32, 17
@@ -60,13 +60,9 @@ def write_tiny_bundle(directory: Path, *, seed: int = 0, dimension: int = DIMENS
     probe = np.random.default_rng(1).uniform(-1, 1, (4, 3, SIDE, SIDE)).astype(np.float32)
     return write_bundle(
         directory,
-        onnx_model=onnx_model(seed, dimension),
+        ModelFile(content=onnx_model(seed, dimension), opset=OPSET, input_name="pixels", output_name="embedding"),
         preprocessing=PREPROCESSING,
         dimension=dimension,
-        opset=OPSET,
-        input_name="pixels",
-        output_name="embedding",
         evaluation={"model": "tiny", "seed": seed},
-        probe_inputs=probe,
-        probe_embeddings=embed(probe, seed, dimension),
+        probe=(probe, embed(probe, seed, dimension)),
     )

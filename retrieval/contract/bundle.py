@@ -72,29 +72,35 @@ class Bundle:
             raise CorruptArtifact(f"{path} cannot be read: {error}") from error
 
 
-def write_bundle(  # noqa: PLR0913  # one parameter for each thing a bundle holds
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """The bytes of an ONNX model, with the opset of its graph and the names of its input and output."""
+
+    content: bytes
+    opset: int
+    input_name: str
+    output_name: str
+
+
+def write_bundle(
     directory: Path,
+    model: ModelFile,
     *,
-    onnx_model: bytes,
     preprocessing: Preprocessing,
     dimension: int,
-    opset: int,
-    input_name: str,
-    output_name: str,
     evaluation: Mapping[str, Any],
-    probe_inputs: NDArray[np.float32],
-    probe_embeddings: NDArray[np.float32],
+    probe: tuple[NDArray[np.float32], NDArray[np.float32]],
     model_card: str | None = None,
 ) -> Bundle:
     """Write a bundle into `directory`, which must not exist yet or be empty, and open it.
 
-    model_card: Markdown, optional. The directory appears whole or not at all. Raises InvalidInput if it already holds
-    something else.
+    probe: inputs and their embeddings, as `Bundle.probe` returns them. model_card: Markdown, optional. The directory
+    appears whole or not at all. Raises InvalidInput if it already holds something else.
     """
     check_new_folder(directory)
-    probe = io.BytesIO()
-    np.savez(probe, inputs=probe_inputs, embeddings=probe_embeddings)
-    files = {MODEL: onnx_model, EVALUATION: json_bytes(evaluation), PROBE: probe.getvalue()}
+    arrays = io.BytesIO()
+    np.savez(arrays, inputs=probe[0], embeddings=probe[1])
+    files = {MODEL: model.content, EVALUATION: json_bytes(evaluation), PROBE: arrays.getvalue()}
     if model_card is not None:
         files[MODEL_CARD] = model_card.encode()
     contract = {
@@ -102,9 +108,9 @@ def write_bundle(  # noqa: PLR0913  # one parameter for each thing a bundle hold
         "dimension": dimension,
         "unit_norm": True,
         "preprocessing": preprocessing.to_json(),
-        "input_name": input_name,
-        "output_name": output_name,
-        "opset": opset,
+        "input_name": model.input_name,
+        "output_name": model.output_name,
+        "opset": model.opset,
         "checksums": {name: digest_bytes(content) for name, content in files.items()},
     }
     files[CONTRACT] = json_bytes(contract)

@@ -1,12 +1,12 @@
 """Builds stores, encoders and searchers from the settings."""
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.edge.settings import Settings
+from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder, providers_of
 from retrieval.engine.index.faiss_index import n_gpus
 from retrieval.engine.store import Store
@@ -37,27 +37,29 @@ def make_searcher(settings: Settings) -> Searcher:
 
 @dataclass(frozen=True, slots=True)
 class OfflineParts:
-    """Parts of a flow outside the server: store, threads, and encoders, each opened once for its bundle."""
+    """Parts of a flow outside the server: the store, what embeds images, and the device that builds indexes."""
 
     store: Store
-    pool: Executor
-    encoder: Callable[[str], Encoder]
+    embedder: ImageEmbedder
     index_device: str
 
 
 def offline_parts(settings: Settings, *, processes: int = 1) -> OfflineParts:
-    """Build the parts of this process; `processes` processes on this machine share its threads."""
+    """Build the parts of this process; `processes` processes on this machine share its threads.
+
+    The encoder of a bundle is opened once.
+    """
     threads = max(1, settings.n_threads // processes)
     store = open_store(settings)
 
     @functools.cache
-    def encoder(digest: str) -> Encoder:
-        return _open_encoder(settings, store.bundle(BundleDigest(digest)), threads=threads)
+    def encoder_of(digest: BundleDigest) -> Encoder:
+        return _open_encoder(settings, store.bundle(digest), threads=threads)
 
     uses_gpu = settings.device == "cuda" or (settings.device == "auto" and n_gpus() > 0)
-    return OfflineParts(
-        store, ThreadPoolExecutor(threads, thread_name_prefix="decode"), encoder, "cuda" if uses_gpu else "cpu"
-    )
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    embedder = ImageEmbedder(encoder_of=encoder_of, limits=settings.limits, pool=pool)
+    return OfflineParts(store, embedder, "cuda" if uses_gpu else "cpu")
 
 
 def _open_encoder(settings: Settings, bundle: Bundle, *, threads: int | None = None) -> Encoder:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
@@ -22,6 +23,15 @@ from retrieval.errors import CorruptArtifact, InvalidInput, TooManyFailures
 
 MAX_FAILED_SHARE = 0.01  # share of the images of a job that may be unreadable, unless the caller sets another limit
 SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB at 224 x 224
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageEmbedder:
+    """The parts that embed images: the encoder of each bundle, the largest image, the threads that read and decode."""
+
+    encoder_of: Callable[[BundleDigest], Encoder]
+    limits: ImageLimits
+    pool: Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +86,14 @@ def read_images(
     return [r for r in results if isinstance(r, ReadImage)], [r for r in results if isinstance(r, Failure)]
 
 
-def embed_shard(
-    store: Store, encoder: Encoder, items: Sequence[Item], *, limits: ImageLimits, pool: Executor
-) -> EmbeddedShard:
+def embed_shard(store: Store, embedder: ImageEmbedder, bundle: BundleDigest, items: Sequence[Item]) -> EmbeddedShard:
     """Embed the images of some items and store the embeddings, unless the store already has them intact."""
+    encoder, limits = embedder.encoder_of(bundle), embedder.limits
     preprocessing = encoder.bundle.preprocessing
     read, failures = read_images(
-        items, lambda data: preprocess(data, preprocessing, limits=limits), limits=limits, pool=pool
+        items, lambda data: preprocess(data, preprocessing, limits=limits), limits=limits, pool=embedder.pool
     )
     digests = tuple(image.digest for image in read)
-    bundle = encoder.bundle.digest
     key = embeddings_key(bundle, digest_json(digests))
     if not _is_intact(store, key):
         side = preprocessing.crop
@@ -97,11 +105,10 @@ def embed_shard(
 
 def embed_items(
     store: Store,
-    encoder: Encoder,
+    embedder: ImageEmbedder,
+    bundle: BundleDigest,
     items: Sequence[Item],
     *,
-    limits: ImageLimits,
-    pool: Executor,
     progress: Callable[[int, int], None],
     max_failed_share: float = MAX_FAILED_SHARE,
 ) -> EmbeddedItems:
@@ -113,7 +120,7 @@ def embed_items(
     usable: list[Item] = []
     for start in range(0, len(items), SHARD_ITEMS):
         part = items[start : start + SHARD_ITEMS]
-        shards.append(embed_shard(store, encoder, part, limits=limits, pool=pool))
+        shards.append(embed_shard(store, embedder, bundle, part))
         usable.extend(part[row] for row in shards[-1].rows)
         progress(min(start + SHARD_ITEMS, len(items)), len(items))
     failures = tuple(failure for shard in shards for failure in shard.failures)

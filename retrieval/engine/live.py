@@ -100,6 +100,11 @@ def _checked_parts(store: Store, manifest: SnapshotManifest, bundle: Bundle, poi
     return MatchingParts(manifest=manifest, bundle=bundle, point=point, score=score)
 
 
+def live_parts(store: Store, catalog: str) -> MatchingParts:
+    """Return what belongs to the live snapshot of a catalogue. Raises UnknownCatalog, and as `matching_parts` does."""
+    return matching_parts(store, catalog, store.current(catalog))
+
+
 def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
     """Open a snapshot with everything that belongs to it. Raises as `matching_parts` does."""
     return _opened(store, matching_parts(store, catalog, snapshot_id), batcher_for)

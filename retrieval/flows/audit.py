@@ -5,7 +5,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -40,13 +39,12 @@ from retrieval.consistency import (
 )
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.documents import Count, Moment, parse
-from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
-from retrieval.engine.encoder import Encoder
+from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
+from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.errors import CorruptArtifact, InvalidInput
 
@@ -162,38 +160,34 @@ class AuditReport:
         }
 
 
-def run_audit(  # noqa: PLR0913  # its dependencies are arguments
+def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     store: Store,
     request: AuditRequest,
     *,
     audit_id: str,
     created_at: str,
-    encoder_of: Callable[[str], Encoder],
-    image_limits: ImageLimits,
+    embedder: ImageEmbedder,
     limits: AuditLimits,
-    pool: Executor,
     progress: Callable[[int, int], None],
     render: Callable[[AuditReport], str],
 ) -> AuditReport:
     """Embed the images with the catalogue's model, measure, judge; store report.json, report.html, curves.parquet.
 
-    Raises UnknownCatalog, UnknownOperatingPoint, InvalidManifest, EmptyCatalog, TooManyFailures, NotEnoughEvidence.
+    Raises UnknownCatalog, UnknownOperatingPoint, BundleMismatch, InvalidManifest, EmptyCatalog, TooManyFailures,
+    NotEnoughEvidence.
     """
-    manifest = store.snapshot_manifest(request.catalog, store.current(request.catalog))
-    point = store.active_operating_point(manifest.bundle_digest)
+    parts = live_parts(store, request.catalog)
     items = read_manifest(request.manifest_uri)
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
-        encoder_of(manifest.bundle_digest),
+        embedder,
+        parts.bundle.digest,
         items,
-        limits=image_limits,
-        pool=pool,
         max_failed_share=limits.max_failed_share,
         progress=progress,
     )
-    score = store.score(point.bundle_digest, point.score_digest)
-    report = measure(request, embedded, point, score, limits, audit_id=audit_id, created_at=created_at)
+    report = measure(request, embedded, parts.point, parts.score, limits, audit_id=audit_id, created_at=created_at)
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),

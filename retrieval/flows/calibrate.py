@@ -5,7 +5,6 @@ as an operating point. `retrieval.consistency` computes the statistics.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,12 +23,10 @@ from retrieval.consistency import (
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item, check_labels, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.engine.embedding import EmbeddedItems, embed_items
-from retrieval.engine.encoder import Encoder
+from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
 from retrieval.engine.live import needs_reindex
 from retrieval.engine.score_choice import (
@@ -130,9 +127,7 @@ def run_calibration(
     store: Store,
     request: CalibrationRequest,
     *,
-    encoder_of: Callable[[str], Encoder],
-    image_limits: ImageLimits,
-    pool: Executor,
+    embedder: ImageEmbedder,
     created_at: str,
     progress: Callable[[str, int, int], None],
 ) -> Calibration:
@@ -150,10 +145,9 @@ def run_calibration(
     def embed(source: str, items: Sequence[Item]) -> EmbeddedItems:
         return embed_items(
             store,
-            encoder_of(bundle),
+            embedder,
+            bundle,
             items,
-            limits=image_limits,
-            pool=pool,
             progress=lambda done, total: progress(f"embedding {PurePosixPath(source).name}", done, total),
         )
 

@@ -5,7 +5,6 @@ the store, so a step that is killed or delivered twice costs only time. The old 
 at the end.
 """
 
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -14,12 +13,10 @@ from numpy.typing import NDArray
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.documents import Count, parse
-from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
-from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, check_failures, embed_shard
-from retrieval.engine.encoder import Encoder
+from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
 from retrieval.engine.images import Failure
 from retrieval.engine.index.index import Index, recall
 from retrieval.engine.index.open import build_index, exact_hits
@@ -131,15 +128,14 @@ def load_plan(store: Store, job_id: str) -> Plan | None:
     return planned
 
 
-def embed_planned_shard(
-    store: Store, job_id: str, number: int, *, encoder: Encoder, limits: ImageLimits, pool: Executor
-) -> None:
+def embed_planned_shard(store: Store, job_id: str, planned: Plan, number: int, *, embedder: ImageEmbedder) -> None:
     """Embed one shard of a planned job and write its result, unless that was done before."""
     staging = Staging(store.objects, job_id)
     if staging.has_result(number):
         return
     rows = staging.items(number)
-    staging.put_result(number, rows, embed_shard(store, encoder, rows.items(), limits=limits, pool=pool))
+    bundle = BundleDigest(planned.request.bundle_digest)
+    staging.put_result(number, rows, embed_shard(store, embedder, bundle, rows.items()))
 
 
 def missing_shards(store: Store, job_id: str, planned: Plan) -> list[int]:

@@ -61,8 +61,8 @@ class AuditServiceServicer:
 
         Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
         its bundle has no active operating point.
-        FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
-        reached.
+        FAILED_PRECONDITION: an audit with another request runs on the catalogue, or the active operating point has another
+        score than the live snapshot. UNAVAILABLE: the job queue cannot be reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

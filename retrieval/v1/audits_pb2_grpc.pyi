@@ -38,8 +38,8 @@ class AuditServiceStub:
 
     Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
     its bundle has no active operating point.
-    FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
-    reached.
+    FAILED_PRECONDITION: an audit with another request runs on the catalogue, or the active operating point has another
+    score than the live snapshot. UNAVAILABLE: the job queue cannot be reached.
     """
     GetAudit: _grpc.UnaryUnaryMultiCallable[_audits_pb2.GetAuditRequest, _audits_pb2.Audit]
     """A finished audit.
@@ -61,8 +61,8 @@ class AuditServiceAsyncStub(AuditServiceStub):
 
     Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
     its bundle has no active operating point.
-    FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
-    reached.
+    FAILED_PRECONDITION: an audit with another request runs on the catalogue, or the active operating point has another
+    score than the live snapshot. UNAVAILABLE: the job queue cannot be reached.
     """
     GetAudit: _aio.UnaryUnaryMultiCallable[_audits_pb2.GetAuditRequest, _audits_pb2.Audit]  # type: ignore[assignment]
     """A finished audit.
@@ -87,8 +87,8 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name or manifest. NOT_FOUND: unknown catalogue, or
         its bundle has no active operating point.
-        FAILED_PRECONDITION: an audit with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
-        reached.
+        FAILED_PRECONDITION: an audit with another request runs on the catalogue, or the active operating point has another
+        score than the live snapshot. UNAVAILABLE: the job queue cannot be reached.
         """
 
     @_abc_1.abstractmethod

@@ -93,9 +93,9 @@ class CatalogServiceServicer:
     def Rollback(self, request, context):
         """Make an older snapshot live again; it is verified first.
 
-        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
-        FAILED_PRECONDITION: its bundle is missing, or the active operating point uses another score. DATA_LOSS: its files
-        are damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
+        or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
+        another score. DATA_LOSS: its files are damaged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,9 +53,9 @@ class CatalogServiceStub:
     Rollback: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]
     """Make an older snapshot live again; it is verified first.
 
-    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
-    FAILED_PRECONDITION: its bundle is missing, or the active operating point uses another score. DATA_LOSS: its files
-    are damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
+    or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
+    another score. DATA_LOSS: its files are damaged.
     """
 
 @_typing.type_check_only
@@ -82,9 +82,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     Rollback: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]  # type: ignore[assignment]
     """Make an older snapshot live again; it is verified first.
 
-    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
-    FAILED_PRECONDITION: its bundle is missing, or the active operating point uses another score. DATA_LOSS: its files
-    are damaged.
+    Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
+    or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
+    another score. DATA_LOSS: its files are damaged.
     """
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -132,9 +132,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_catalogs_pb2.Snapshot, _abc.Awaitable[_catalogs_pb2.Snapshot]]:
         """Make an older snapshot live again; it is verified first.
 
-        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot.
-        FAILED_PRECONDITION: its bundle is missing, or the active operating point uses another score. DATA_LOSS: its files
-        are damaged.
+        Statuses: OK. INVALID_ARGUMENT: several ids start with `snapshot_id`. NOT_FOUND: unknown catalogue or snapshot,
+        or its bundle or the active operating point is missing. FAILED_PRECONDITION: the active operating point uses
+        another score. DATA_LOSS: its files are damaged.
         """
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -17,6 +17,7 @@ from retrieval.contract.bundle import (
     MODEL_CARD,
     PROBE,
     Bundle,
+    ModelFile,
     open_bundle,
     write_bundle,
 )
@@ -54,15 +55,11 @@ def write_with_card(directory: Path, tiny_bundle: Bundle, card: str) -> Bundle:
     inputs, embeddings = tiny_bundle.probe()
     return write_bundle(
         directory,
-        onnx_model=tiny.onnx_model(),
+        ModelFile(content=tiny.onnx_model(), opset=tiny.OPSET, input_name="pixels", output_name="embedding"),
         preprocessing=tiny.PREPROCESSING,
         dimension=tiny.DIMENSION,
-        opset=tiny.OPSET,
-        input_name="pixels",
-        output_name="embedding",
         evaluation={},
-        probe_inputs=inputs,
-        probe_embeddings=embeddings,
+        probe=(inputs, embeddings),
         model_card=card,
     )
 
@@ -170,14 +167,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, tiny_bundle: Bundle) -> N
     with pytest.raises(ValueError, match="JSON"):
         write_bundle(
             tmp_path / "bundle",
-            onnx_model=b"",
+            ModelFile(content=b"", opset=tiny.OPSET, input_name="pixels", output_name="embedding"),
             preprocessing=tiny.PREPROCESSING,
             dimension=tiny.DIMENSION,
-            opset=tiny.OPSET,
-            input_name="pixels",
-            output_name="embedding",
             evaluation={"loss": float("nan")},
-            probe_inputs=inputs,
-            probe_embeddings=embeddings,
+            probe=(inputs, embeddings),
         )
     assert list(tmp_path.iterdir()) == []

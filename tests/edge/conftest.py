@@ -22,6 +22,7 @@ from retrieval.engine.store import Store
 from retrieval.flows import reindex
 from tests.conftest import CREATED_AT
 from tests.photos import write_shots
+from tests.stores import embedder_of
 
 CATALOG = "places"
 
@@ -66,7 +67,7 @@ def index(store: Store, manifest: str, encoder: Encoder, settings: Settings, poo
     request = reindex.ReindexRequest(catalog=CATALOG, manifest_uri=manifest)
     planned = reindex.plan(store, "job", request)
     for number in range(planned.n_shards):
-        reindex.embed_planned_shard(store, "job", number, encoder=encoder, limits=settings.limits, pool=pool)
+        reindex.embed_planned_shard(store, "job", planned, number, embedder=embedder_of(encoder, pool, settings.limits))
     snapshot = reindex.build_and_publish(store, "job", planned, created_at=CREATED_AT)
     reindex.clear_staging(store, "job")
     return snapshot

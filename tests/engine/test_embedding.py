@@ -22,6 +22,7 @@ from retrieval.engine.images import Failure
 from retrieval.engine.store import Store
 from retrieval.errors import TooManyFailures
 from tests.pictures import class_picture, encoded, truncated_jpeg, write_class_folders
+from tests.stores import embedder_of
 from tests.tiny_bundle import PREPROCESSING
 
 Embed = Callable[..., EmbeddedItems]
@@ -53,10 +54,9 @@ def embed(store: Store, encoder: CountingEncoder, pool: Executor) -> Embed:
     def run(items: list[Item], *, max_failed_share: float = 0.01) -> EmbeddedItems:
         return embed_items(
             store,
-            encoder,
+            embedder_of(encoder, pool),
+            encoder.bundle.digest,
             items,
-            limits=DEFAULT_LIMITS,
-            pool=pool,
             max_failed_share=max_failed_share,
             progress=lambda done, total: None,
         )
@@ -132,10 +132,9 @@ def test_progress_counts_all_items_once(
     seen: list[tuple[int, int]] = []
     embed_items(
         store,
-        encoder,
+        embedder_of(encoder, pool),
+        encoder.bundle.digest,
         many,
-        limits=DEFAULT_LIMITS,
-        pool=pool,
         max_failed_share=0,
         progress=lambda *step: seen.append(step),
     )
@@ -153,7 +152,7 @@ def test_an_unreadable_item_is_named_and_the_rest_embedded(embed: Embed, items: 
 def test_a_shard_of_nothing_but_failures(store: Store, encoder: CountingEncoder, pool: Executor) -> None:
     """It has no embedding, and that is stored like any other result."""
     lost = [Item(id=f"{n}", uri="/no/such/file", attributes={}) for n in range(3)]
-    shard = embed_shard(store, encoder, lost, limits=DEFAULT_LIMITS, pool=pool)
+    shard = embed_shard(store, embedder_of(encoder, pool), encoder.bundle.digest, lost)
     assert (shard.rows, len(shard.failures)) == ((), 3)
     assert store.embeddings(shard.key).shape == (0, encoder.bundle.dimension)
 

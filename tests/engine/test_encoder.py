@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.contract.bundle import Bundle, write_bundle
+from retrieval.contract.bundle import Bundle, ModelFile, write_bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
@@ -37,15 +37,16 @@ def write_variant(
     probe = PIXELS[:2]
     return write_bundle(
         directory,
-        onnx_model=tiny.onnx_model() if onnx_model is None else onnx_model,
+        ModelFile(
+            content=tiny.onnx_model() if onnx_model is None else onnx_model,
+            opset=tiny.OPSET,
+            input_name="pixels",
+            output_name="embedding",
+        ),
         preprocessing=tiny.PREPROCESSING,
         dimension=dimension,
-        opset=tiny.OPSET,
-        input_name="pixels",
-        output_name="embedding",
         evaluation={},
-        probe_inputs=probe,
-        probe_embeddings=tiny.embed(probe, probe_seed),
+        probe=(probe, tiny.embed(probe, probe_seed)),
     )
 
 

@@ -16,13 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import OperatingCurves
-from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store
 from retrieval.errors import (
+    BundleMismatch,
     InvalidInput,
     InvalidManifest,
     NotEnoughEvidence,
@@ -33,7 +33,7 @@ from retrieval.errors import (
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, audits, run_audit
 from retrieval.flows.reindex import ReindexRequest
 from tests.pictures import class_picture, encoded, write_class_folders
-from tests.stores import CREATED_AT, activate, reindex
+from tests.stores import CREATED_AT, activate, embedder_of, reindex
 
 Audit = Callable[..., AuditReport]
 N_CLASSES, N_IMAGES = 30, 4
@@ -77,10 +77,8 @@ def audit(audited: Store, tiny_encoder: Encoder, pool: Executor, manifest: Path)
             replace(AuditRequest(catalog="shop", manifest_uri=str(uri)), **options),
             audit_id=audit_id,
             created_at=created_at,
-            encoder_of=lambda digest: tiny_encoder,
-            image_limits=DEFAULT_LIMITS,
+            embedder=embedder_of(tiny_encoder, pool),
             limits=limits or AuditLimits(),
-            pool=pool,
             progress=lambda done, total: None,
             render=lambda report: f"<h1>{report.id}</h1>",
         )
@@ -127,7 +125,9 @@ def test_rates_equal_a_count_of_all_pairs(
     audit: Audit,
     audited: Store,
     manifest: Path,
+    tmp_path: Path,
     tiny_encoder: Encoder,
+    pool: Executor,
     cosine_point: OperatingPoint,
     cohort_point: OperatingPoint,
     cohort_score: Score,
@@ -135,6 +135,7 @@ def test_rates_equal_a_count_of_all_pairs(
     """FAR, TAR, recall, the rates of every class and of every group, at the active threshold with its score."""
     point, score = (cosine_point, Score()) if kind == "cosine" else (cohort_point, cohort_score)
     activate(audited, point, score)
+    reindex(audited, tiny_encoder, pool, ReindexRequest(catalog="shop", manifest_uri=str(tmp_path / "shop")))
     report = audit(group_by=("half", "camera"))
     items = read_manifest(str(manifest))
     counted = Counted(items, tiny_encoder, score, point.threshold)
@@ -326,6 +327,16 @@ def test_unknown_catalogue_and_missing_operating_point(
     audited.objects.delete(f"bundles/{cosine_point.bundle_digest}/operating_points/ACTIVE")
     with pytest.raises(UnknownOperatingPoint, match="operating point"):
         audit()
+
+
+def test_a_threshold_that_is_not_in_use_is_not_audited(
+    audit: Audit, audited: Store, cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """The catalogue still answers with the score of its snapshot, so figures of another one would mislead."""
+    activate(audited, cohort_point, cohort_score)
+    with pytest.raises(BundleMismatch, match="reindex the catalogue"):
+        audit()
+    assert audited.audits("shop") == []
 
 
 @pytest.mark.parametrize("change", [{"catalog": "../shop"}, {"catalog": ""}, {"manifest_uri": ""}])

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from retrieval.consistency import Target, parse_target
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
@@ -40,7 +39,7 @@ from retrieval.flows.calibrate import (
 )
 from tests.crowds import cohort_of_strangers, crowded, isolated
 from tests.pictures import write_class_folders
-from tests.stores import CREATED_AT
+from tests.stores import CREATED_AT, embedder_of
 
 
 def run(
@@ -279,9 +278,7 @@ def begin(
         return run_calibration(
             store,
             replace(request, **options),
-            encoder_of=lambda digest: tiny_encoder,
-            image_limits=DEFAULT_LIMITS,
-            pool=pool,
+            embedder=embedder_of(tiny_encoder, pool),
             created_at=CREATED_AT,
             progress=progress,
         )

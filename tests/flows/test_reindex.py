@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
-from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
@@ -49,7 +48,7 @@ from retrieval.flows.reindex import (
     settle_bundle,
 )
 from tests.pictures import class_picture, encoded, write_class_folders
-from tests.stores import CREATED_AT, Crash, activate, crashing, reindex
+from tests.stores import CREATED_AT, Crash, activate, crashing, embedder_of, reindex
 
 LATER, LATEST = "2027-01-01T00:00:00+00:00", "2028-01-01T00:00:00+00:00"
 Reindex = Callable[..., SnapshotId]
@@ -220,7 +219,7 @@ def test_steps_repeated_in_any_order(
     random.Random(0).shuffle(deliveries)
 
     def embed(number: int) -> None:
-        embed_planned_shard(calibrated, "job", number, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+        embed_planned_shard(calibrated, "job", planned, number, embedder=embedder_of(tiny_encoder, pool))
 
     with ThreadPoolExecutor(3) as workers:
         list(workers.map(embed, deliveries))
@@ -259,7 +258,7 @@ def test_a_shard_killed_between_its_files_and_delivered_again(
     planned = plan(calibrated, "job", request_of)
 
     def embed(store: Store) -> None:
-        embed_planned_shard(store, "job", 1, encoder=encoder, limits=DEFAULT_LIMITS, pool=pool)
+        embed_planned_shard(store, "job", planned, 1, embedder=embedder_of(encoder, pool))
 
     with pytest.raises(Crash, match="the process died here"):
         embed(crashing(calibrated, 1))
@@ -279,7 +278,7 @@ def test_a_missing_shard_file_is_named(
     """Somebody removed the working files: nothing is published, and the message says what to do."""
     planned = plan(calibrated, "job", request_of)
     for number in range(planned.n_shards):
-        embed_planned_shard(calibrated, "job", number, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+        embed_planned_shard(calibrated, "job", planned, number, embedder=embedder_of(tiny_encoder, pool))
     calibrated.objects.delete(f"staging/job/{name}")
     with pytest.raises(ValidationFailed, match=f"{name} is missing.*start it again"):
         build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
@@ -292,7 +291,7 @@ def test_a_manifest_that_changes_between_two_planners_mixes_nothing_up(
     """A late planner replaced the items of a shard that is embedded already: its rows mean other items now."""
     request = replace(request_of, manifest_uri=str(few))
     planned = plan(calibrated, "job", request)
-    embed_planned_shard(calibrated, "job", 0, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+    embed_planned_shard(calibrated, "job", planned, 0, embedder=embedder_of(tiny_encoder, pool))
     (few / "class_000" / "0.png").unlink()
     calibrated.objects.delete("staging/job/plan.json")
     plan(calibrated, "job", request)
@@ -313,7 +312,7 @@ def test_a_score_activated_meanwhile_is_not_published_over(
 ) -> None:
     """A snapshot that no server could serve does not become the live one."""
     planned = plan(calibrated, "job", replace(request_of, manifest_uri=str(few)))
-    embed_planned_shard(calibrated, "job", 0, encoder=tiny_encoder, limits=DEFAULT_LIMITS, pool=pool)
+    embed_planned_shard(calibrated, "job", planned, 0, embedder=embedder_of(tiny_encoder, pool))
     put_snapshot = Store.put_snapshot
 
     def and_activate(store: Store, *arguments: Any) -> object:
@@ -324,6 +323,31 @@ def test_a_score_activated_meanwhile_is_not_published_over(
     with pytest.raises(BundleMismatch, match="reindex the catalogue"):
         build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
     assert calibrated.catalogs() == []
+
+
+def test_late_build_does_not_undo_what_was_published_since(
+    run: Reindex, calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path
+) -> None:
+    """A build that was delivered twice and ends after another job publishes nothing."""
+    old = run(few)
+    planned = plan(calibrated, "late", ReindexRequest(catalog="shop", manifest_uri=str(few)))
+    embed_planned_shard(calibrated, "late", planned, 0, embedder=embedder_of(tiny_encoder, pool))
+    calibrated.objects.delete("staging/late/plan.json")  # what the first delivery does when it is done
+    (few / "class_000" / "0.png").unlink()
+    new = run(few)
+    with pytest.raises(ValidationFailed, match="nothing was published"):
+        build_and_publish(calibrated, "late", planned, created_at=CREATED_AT)
+    assert calibrated.current("shop") == new != old
+
+
+def test_image_names_may_hold_what_means_something_to_fsspec(run: Reindex, calibrated: Store, tmp_path: Path) -> None:
+    """A file is found by its name, whatever is in it."""
+    folder = tmp_path / "images" / "class [1]"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(["a::b.png", "100% *.png", "q?#.png", "new\nline.png", "ü.png"]):
+        (folder / name).write_bytes(encoded(class_picture(number, 0)))
+    manifest = calibrated.snapshot_manifest("shop", run(folder.parent))
+    assert (manifest.n_items, manifest.n_failed) == (5, 0)
 
 
 def test_a_damaged_snapshot_is_built_again(run: Reindex, calibrated: Store, few: Path) -> None:

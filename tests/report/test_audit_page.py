@@ -132,7 +132,17 @@ def test_the_figures_are_those_of_the_report(report: AuditReport) -> None:
         ),
         n_images=14_400,
     )
-    text = Page(render_report(figures)).text
+    html = render_report(figures)
+    gauges = re.findall(
+        r'x1="([\d.]+)" x2="([\d.]+)"[^>]*class="promise".*?<circle cx="([\d.]+)"', html, flags=re.DOTALL
+    )
+    # Left edge 6, width 188: the FAR on a line to 1.15 times its largest value, the TAR on a line to 1.
+    far, tar = [6 + 188 * v / (1.15 * 0.0125) for v in (0.0081, 0.0125, 0.012341)], [165.8, 175.29, 170.73]
+    assert [[float(x) for x in gauge] for gauge in gauges] == [
+        pytest.approx(far, abs=0.01),
+        pytest.approx(tar, abs=0.01),
+    ]
+    text = Page(html).text
     for title, shown in (
         ("Threshold", "0.4322\n95% interval 0.4210 to 0.4430\n"),
         ("False accept rate (FAR)", "1.23%\ntarget 1%, promised 0.81% to 1.25%\n"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.terminal import Progress, err, print_json, progress_bars
+from retrieval.terminal import MoveBar, err, print_json, progress_bars
 
 if TYPE_CHECKING:
     from training.experiment import RunNews
@@ -18,7 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 class Bars:
     """Progress bars that appear when their work begins."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: MoveBar) -> None:
         self._progress = progress
 
     def watch(self, description: str) -> Callable[[int, int], None]:

@@ -1,6 +1,6 @@
 """The options of a training run, and the function that reads them from a file."""
 
-from training.config.reading import CONFIGS, load_config, parse_config, suggestion, to_json
+from training.config.reading import CONFIGS, find_named, load_config, parse_config, suggestion, to_json
 from training.config.sections import (
     AugmentationConfig,
     BaseLossConfig,
@@ -28,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "ScheduleConfig",
     "TrainingConfig",
+    "find_named",
     "load_config",
     "parse_config",
     "suggestion",

@@ -6,7 +6,7 @@ All problems of a file are reported at once: unknown keys, values out of bounds,
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,7 @@ def load_config(name_or_path: str) -> TrainingConfig:
 
     Raises InvalidSettings, with all problems at once, if it is missing, not TOML, or holds an unknown key or value.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".toml", ".json"):
-        path = CONFIGS / f"{name_or_path}.toml"
-    if not path.is_file():
-        names = sorted(config.stem for config in CONFIGS.glob("*.toml"))
-        raise InvalidSettings(
-            f"configuration {name_or_path!r} does not exist: name a .toml file, or one of {', '.join(names)}"
-            + suggestion(name_or_path, names)
-        )
+    path = find_named(name_or_path, CONFIGS, kind="configuration", suffixes=(".toml", ".json"))
     try:
         text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -62,6 +54,24 @@ def to_json(config: TrainingConfig) -> dict[str, Any]:
     """Return a plain dictionary that `parse_config` turns back into an equal value."""
     values: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return values
+
+
+def find_named(name_or_path: str, folder: Path, *, kind: str, suffixes: Sequence[str] = (".toml",)) -> Path:
+    """Return a path with one of the suffixes as it is, and for any other name the TOML file of that name in `folder`.
+
+    Raises InvalidSettings with the names in the folder if the file is missing. kind: what the file holds, for the
+    message.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in suffixes:
+        path = folder / f"{name_or_path}.toml"
+    if not path.is_file():
+        names = sorted(file.stem for file in folder.glob("*.toml"))
+        raise InvalidSettings(
+            f"{kind} {name_or_path!r} does not exist: name a .toml file, or one of {', '.join(names)}"
+            + suggestion(name_or_path, names)
+        )
+    return path
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -25,8 +25,6 @@ SUMMARY = "emoji.json"
 PACKAGES = "packages"
 _RENDER_CHUNK = 32
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmojiRecipe:
@@ -57,7 +55,11 @@ class EmojiSummary:
 
 
 def prepare_emoji(
-    directory: Path, *, recipe: EmojiRecipe, processes: int = 2, progress: Progress = lambda done, total: None
+    directory: Path,
+    *,
+    recipe: EmojiRecipe,
+    processes: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmojiSummary:
     """Fill `directory` with rendered emoji and their manifests.
 
@@ -129,7 +131,7 @@ def _hold_out(
 
 
 def render_drawings(
-    drawings: Sequence[Drawing], directory: Path, *, size: int, processes: int = 2, progress: Progress
+    drawings: Sequence[Drawing], directory: Path, *, size: int, processes: int = 2, progress: Callable[[int, int], None]
 ) -> None:
     """Render the drawings that are missing in `directory` as PNG files, on white.
 

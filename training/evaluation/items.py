@@ -35,7 +35,6 @@ def evaluate_items(
     embed: Embed,
     preprocessing: Preprocessing,
     *,
-    far_target: float = 1e-2,
     max_unreadable: float = 0.01,
     progress: Progress,
     in_full: bool = True,
@@ -45,9 +44,7 @@ def evaluate_items(
     Raises TooManyFailures if too many are unreadable, NotEnoughEvidence if there are too few to measure anything.
     """
     found = embed_images(items, embed, preprocessing, max_unreadable=max_unreadable, progress=progress)
-    return evaluate(
-        found.embeddings, found.labels, far_target=far_target, n_unreadable=len(found.unreadable), in_full=in_full
-    )
+    return evaluate(found.embeddings, found.labels, n_unreadable=len(found.unreadable), in_full=in_full)
 
 
 def embed_images(

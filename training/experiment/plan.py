@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from retrieval.errors import InvalidSettings
-from training.config import CONFIGS, TrainingConfig, load_config, parse_config, suggestion, to_json
+from training.config import CONFIGS, TrainingConfig, find_named, load_config, parse_config, suggestion, to_json
 from training.experiment.scores import ScoreConfig
 
 EXPERIMENTS = CONFIGS / "experiments"
@@ -134,15 +134,7 @@ def load_experiment(name_or_path: str, *, root: Path) -> Experiment:
     Raises InvalidSettings, with all problems at once, if it is missing, is not TOML, holds an unknown key or value,
     refers to an arm that is not an earlier one, or has unequal budgets without `budget = "free"`.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = EXPERIMENTS / f"{name_or_path}.toml"
-    if not path.is_file():
-        names = sorted(experiment.stem for experiment in EXPERIMENTS.glob("*.toml"))
-        raise InvalidSettings(
-            f"experiment {name_or_path!r} does not exist: name a .toml file, or one of {', '.join(names)}"
-            + suggestion(name_or_path, names)
-        )
+    path = find_named(name_or_path, EXPERIMENTS, kind="experiment")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

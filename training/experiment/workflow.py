@@ -13,8 +13,6 @@ from training.experiment.running import PROGRAM, RunNews, TrialFailure, only_use
 from training.experiment.summary import summarise
 from training.experiment.trials import EMBEDDINGS, plan_trials, training_seconds
 
-Progress = Callable[[int, int], None]
-
 
 def run_experiment(
     experiment: Experiment,
@@ -23,7 +21,7 @@ def run_experiment(
     n_processes: int = 1,
     device: str = "auto",
     observe: Callable[[RunNews], None] = lambda news: None,
-    measured: Progress = lambda done, total: None,
+    measured: Callable[[int, int], None] = lambda done, total: None,
     program: Sequence[str] = PROGRAM,
 ) -> ExperimentResult:
     """Train the missing runs, measure every arm, write tables and plots into `out`.
@@ -43,7 +41,7 @@ def run_experiment(
 
 
 def _measure_all(
-    experiment: Experiment, out: Path, failures: list[TrialFailure], progress: Progress
+    experiment: Experiment, out: Path, failures: list[TrialFailure], progress: Callable[[int, int], None]
 ) -> ExperimentResult:
     failed = {(failure.arm, failure.seed) for failure in failures}
     results: dict[str, dict[int, Measured]] = {arm.name: {} for arm in experiment.arms}

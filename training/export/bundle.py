@@ -15,7 +15,7 @@ from retrieval.errors import InvalidInput
 from training.config import TrainingConfig, to_json
 from training.export.card import backbone_licence, render_card
 from training.export.conversion import Converted, convert
-from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME
+from training.export.onnx_model import model_file
 from training.export.options import FLOAT32, SILENT, ExportOptions, ExportProgress
 from training.export.parity import probe_pixels
 from training.loop import FinishedRun, load_finished
@@ -86,14 +86,10 @@ def _write(directory: Path, finished: FinishedRun, converted: Converted, evaluat
     expected = converted.embed(pixels)
     return write_bundle(
         directory,
-        onnx_model=converted.content,
+        model_file(converted.content),
         preprocessing=finished.preprocessing,
         dimension=expected.shape[1],
-        opset=OPSET,
-        input_name=INPUT_NAME,
-        output_name=OUTPUT_NAME,
         evaluation=evaluation,
-        probe_inputs=pixels,
-        probe_embeddings=expected,
+        probe=(pixels, expected),
         model_card=render_card(evaluation, preprocessing=finished.preprocessing, dimension=expected.shape[1]),
     )

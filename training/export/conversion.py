@@ -18,7 +18,7 @@ from retrieval.engine.encoder import Encoder
 from retrieval.errors import NotEnoughEvidence
 from training.data import read_items
 from training.evaluation import Embed, embed_images
-from training.export.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME, OnnxModel, to_onnx
+from training.export.onnx_model import OPSET, OnnxModel, model_file, to_onnx
 from training.export.options import ExportOptions, ExportProgress
 from training.export.parity import check_batches, check_parity, parity_batches, probe_pixels
 from training.export.precision import to_half, to_int8
@@ -77,15 +77,11 @@ def try_out(content: bytes, preprocessing: Preprocessing, dimension: int, folder
     side = preprocessing.crop
     bundle = write_bundle(
         folder,
-        onnx_model=content,
+        model_file(content),
         preprocessing=preprocessing,
         dimension=dimension,
-        opset=OPSET,
-        input_name=INPUT_NAME,
-        output_name=OUTPUT_NAME,
         evaluation={},
-        probe_inputs=np.empty((0, 3, side, side), dtype=np.float32),
-        probe_embeddings=np.empty((0, dimension), dtype=np.float32),
+        probe=(np.empty((0, 3, side, side), dtype=np.float32), np.empty((0, dimension), dtype=np.float32)),
     )
     return Encoder.open(bundle)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx
 import torch
 
+from retrieval.contract.bundle import ModelFile
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import ValidationFailed
 from training.model import Embedder
@@ -33,6 +34,11 @@ class OnnxModel:
     def content(self) -> bytes:
         """Serialise the model, deterministically."""
         return self.graph.SerializeToString(deterministic=True)
+
+
+def model_file(content: bytes) -> ModelFile:
+    """Return the bytes of an exported model as a bundle takes them."""
+    return ModelFile(content=content, opset=OPSET, input_name=INPUT_NAME, output_name=OUTPUT_NAME)
 
 
 def to_onnx(embedder: Embedder, preprocessing: Preprocessing) -> OnnxModel:

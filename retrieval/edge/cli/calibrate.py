@@ -97,9 +97,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         found = run_calibration(
             parts.store,
             request,
-            encoder_of=parts.encoder,
-            image_limits=settings.limits,
-            pool=parts.pool,
+            embedder=parts.embedder,
             created_at=now(),
             progress=progress,
         )

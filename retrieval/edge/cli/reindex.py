@@ -1,6 +1,7 @@
 """`retrieval reindex`: index a manifest as a catalogue, on the server or, with --embedded, on this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,8 +21,6 @@ from retrieval.edge.cli.replies import print_job
 from retrieval.terminal import progress_bar
 
 if TYPE_CHECKING:
-    from retrieval.edge.settings import Settings
-    from retrieval.v1.catalogs_pb2 import StartReindexRequest
     from retrieval.v1.jobs_pb2 import Job
 
 
@@ -45,32 +44,33 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     as_json: Json = False,
 ) -> None:
     """Embed the images of a manifest, build an index and make it live."""
-    from retrieval.v1 import catalogs_pb2
-
-    request = catalogs_pb2.StartReindexRequest(
-        catalog=catalog,
-        manifest_uri=absolute(manifest),
-        bundle_digest=bundle,
-        index_spec=index,
-        max_failed_share=max_failed_share,
-    )
+    wanted: dict[str, Any] = {
+        "catalog": catalog,
+        "manifest_uri": absolute(manifest),
+        "bundle_digest": bundle,
+        "index_spec": index,
+        "max_failed_share": max_failed_share,
+    }
     if embedded:
-        from retrieval.edge.settings import load_settings
-
-        job = _reindex_here(load_settings(state_dir=state_dir, store_url=store), request)
+        job = _reindex_here(wanted, state_dir=state_dir, store_url=store)
     else:
+        from retrieval.v1 import catalogs_pb2
+
         with connected(address) as client:
-            job = client.call(client.catalogs.StartReindex, request)
+            job = client.call(client.catalogs.StartReindex, catalogs_pb2.StartReindexRequest(**wanted))
             if wait:
                 with progress_bar(f"reindexing {catalog}") as progress:
                     job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
     print_job(job, as_json)
 
 
-def _reindex_here(settings: "Settings", request: "StartReindexRequest") -> "Job":
+def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "Job":
     """Reindex with a queue and a worker of this machine; return the job as a server would."""
     from retrieval.edge.jobs.local import reindex_here
-    from retrieval.edge.server.messages import job_message, reindex_request
+    from retrieval.edge.jobs.messages import job_message
+    from retrieval.edge.settings import load_settings
+    from retrieval.flows.reindex import ReindexRequest
 
-    with progress_bar(f"reindexing {request.catalog}") as progress:
-        return job_message(reindex_here(settings, reindex_request(request), progress))
+    settings = load_settings(**overrides)
+    with progress_bar(f"reindexing {wanted['catalog']}") as progress:
+        return job_message(reindex_here(settings, ReindexRequest(**wanted), progress))

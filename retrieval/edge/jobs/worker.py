@@ -79,10 +79,7 @@ class Worker:
         """Embed one shard; send the build if it was the last one."""
         store = self.parts.store
         planned = _planned(reindex.load_plan(store, job.id), job)
-        encoder = self.parts.encoder(planned.request.bundle_digest)
-        reindex.embed_planned_shard(
-            store, job.id, number, encoder=encoder, limits=self._settings.limits, pool=self.parts.pool
-        )
+        reindex.embed_planned_shard(store, job.id, planned, number, embedder=self.parts.embedder)
         self.jobs.mark_done(job.id, number)
         if not reindex.missing_shards(store, job.id, planned):
             send(self.app, BUILD, job.id)
@@ -104,10 +101,8 @@ class Worker:
             request,
             audit_id=job.id,
             created_at=job.created_at,
-            encoder_of=self.parts.encoder,
-            image_limits=self._settings.limits,
+            embedder=self.parts.embedder,
             limits=audit.AuditLimits(),
-            pool=self.parts.pool,
             progress=lambda done, total: self.jobs.mark_progress(job.id, done, total),
             render=render_report,
         )
@@ -226,5 +221,5 @@ def run_beat(settings: Settings) -> None:
         )
     telemetry.setup(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    app = Worker(settings).app
+    app = make_app(settings)
     app.Beat(schedule=str(settings.state_dir / "beat-schedule"), loglevel=settings.log_level).run()

@@ -2,9 +2,11 @@
 
 import asyncio
 
+from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
+from retrieval.engine.live import live_parts
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
 from retrieval.errors import UnknownJob
@@ -20,13 +22,11 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
         self._queue = queue
 
     async def StartAudit(self, request: audits_pb2.StartAuditRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
-        """Check that a threshold is active, then put a job on the queue."""
+        """Check that the catalogue has a threshold in use, then put a job on the queue."""
         wanted = messages.audit_request(request)
         wanted.check()
-        snapshot_id = await asyncio.to_thread(self._store.current, wanted.catalog)
-        manifest = await asyncio.to_thread(self._store.snapshot_manifest, wanted.catalog, snapshot_id)
-        await asyncio.to_thread(self._store.active_operating_point, manifest.bundle_digest)
-        return messages.job_message(await self._queue.submit("audit", wanted))
+        await asyncio.to_thread(live_parts, self._store, wanted.catalog)
+        return job_message(await self._queue.submit("audit", wanted))
 
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
         """Return a finished audit."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
@@ -25,7 +26,7 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         wanted = messages.reindex_request(request)
         wanted.check()
         settled = await asyncio.to_thread(settle_bundle, self._store, wanted)
-        return messages.job_message(await self._queue.submit("reindex", settled))
+        return job_message(await self._queue.submit("reindex", settled))
 
     async def ListSnapshots(  # noqa: N802
         self, request: catalogs_pb2.ListSnapshotsRequest, context: Context

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import structlog
 
+from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.jobs.queue import make_app, submit
 from retrieval.edge.jobs.records import Job, JobId, Jobs, JobState, redis_url
-from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.edge.settings import Settings
@@ -69,4 +69,4 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         job = await self._queue.get(request.job_id)
         if job.state is JobState.SUCCEEDED and job.kind == "reindex":
             await self._watch.look_for(_LOOK_S)  # a client that learns of the new snapshot can search it here at once
-        return messages.job_message(job)
+        return job_message(job)

@@ -1,29 +1,20 @@
 """Converts messages of retrieval.v1 to domain values, and domain values to messages."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from retrieval.consistency import Interval
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.edge.jobs.records import Job, JobState
+from retrieval.edge.jobs.messages import timestamp
 from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.engine.store import REPORT, Store
 from retrieval.errors import InvalidInput
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.flows.search import DEFAULT_LIMIT, QueryEmbedding, SearchResult
-from retrieval.v1 import audits_pb2, catalogs_pb2, jobs_pb2, operating_points_pb2, search_pb2
-
-_STATES = {
-    JobState.QUEUED: jobs_pb2.JOB_STATE_QUEUED,
-    JobState.RUNNING: jobs_pb2.JOB_STATE_RUNNING,
-    JobState.SUCCEEDED: jobs_pb2.JOB_STATE_SUCCEEDED,
-    JobState.FAILED: jobs_pb2.JOB_STATE_FAILED,
-}
+from retrieval.v1 import audits_pb2, catalogs_pb2, operating_points_pb2, search_pb2
 
 
 def query_from(message: search_pb2.Query) -> bytes | QueryEmbedding:
@@ -71,22 +62,6 @@ def search_response(result: SearchResult) -> search_pb2.SearchResponse:
     )
 
 
-def job_message(job: Job) -> jobs_pb2.Job:
-    """Convert a job."""
-    return jobs_pb2.Job(
-        id=job.id,
-        kind=job.kind,
-        catalog=job.catalog,
-        state=_STATES[job.state],
-        n_done=job.n_done,
-        n_total=job.n_total,
-        result_id=job.result_id,
-        error=job.error,
-        created_at=_timestamp(job.created_at),
-        finished_at=_timestamp(job.finished_at),
-    )
-
-
 def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.Snapshot:
     """Convert a snapshot."""
     return catalogs_pb2.Snapshot(
@@ -99,7 +74,7 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
         n_failed=manifest.n_failed,
         failures=manifest.failures,
         index_recall=manifest.index_recall,
-        created_at=_timestamp(manifest.created_at),
+        created_at=timestamp(manifest.created_at),
         live=live,
     )
 
@@ -142,7 +117,7 @@ def operating_point_message(
         n_classes=choice.n_classes,
         n_images=choice.n_images,
         prevalence=point.calibrator.prevalence,
-        created_at=_timestamp(point.created_at),
+        created_at=timestamp(point.created_at),
         active=active,
         target=str(choice.target),
         needs_reindex=needs_reindex,
@@ -169,7 +144,7 @@ def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
         opis_floor=report["opis"]["floor"],
         n_classes=report["n_classes"],
         n_images=report["n_images"],
-        created_at=_timestamp(report["created_at"]),
+        created_at=timestamp(report["created_at"]),
         report_html_uri=store.audit_uri(catalog, audit_id, "report.html"),
         report_json_uri=store.audit_uri(catalog, audit_id, REPORT),
     )
@@ -177,11 +152,3 @@ def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
 
 def _interval(interval: Interval) -> operating_points_pb2.Interval:
     return operating_points_pb2.Interval(low=interval.low, high=interval.high)
-
-
-def _timestamp(text: str) -> Timestamp | None:
-    if not text:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(datetime.fromisoformat(text))
-    return timestamp

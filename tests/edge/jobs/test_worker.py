@@ -64,7 +64,7 @@ def worker(calibrated: Store, state_dir: Path) -> Iterator[Worker]:
     """A worker over a calibrated store and an empty queue; it runs what the tests deliver."""
     worker = Worker(load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1, worker_processes=1))
     yield worker
-    worker.parts.pool.shutdown()
+    worker.parts.embedder.pool.shutdown()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.contract.bundle import Bundle, BundleDigest, write_bundle
+from retrieval.contract.bundle import Bundle, BundleDigest, ModelFile, write_bundle
 from retrieval.contract.score import ScoreDigest
 from retrieval.engine.store import Store
 from retrieval.errors import (
@@ -39,15 +39,16 @@ def test_a_model_card_comes_along(tiny_bundle: Bundle, tmp_path: Path) -> None:
     inputs, embeddings = tiny_bundle.probe()
     with_card = write_bundle(
         tmp_path / "with card",
-        onnx_model=tiny_bundle.model_path.read_bytes(),
+        ModelFile(
+            content=tiny_bundle.model_path.read_bytes(),
+            opset=tiny_bundle.opset,
+            input_name=tiny_bundle.input_name,
+            output_name=tiny_bundle.output_name,
+        ),
         preprocessing=tiny_bundle.preprocessing,
         dimension=tiny_bundle.dimension,
-        opset=tiny_bundle.opset,
-        input_name=tiny_bundle.input_name,
-        output_name=tiny_bundle.output_name,
         evaluation={},
-        probe_inputs=inputs,
-        probe_embeddings=embeddings,
+        probe=(inputs, embeddings),
         model_card="# Card\n",
     )
     assert store.add_bundle(with_card.directory).model_card == "# Card\n"

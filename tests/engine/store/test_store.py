@@ -14,10 +14,7 @@ from retrieval.contract.score import Score
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.engine.store.bundles import embeddings_key
-from retrieval.errors import (
-    InvalidInput,
-    RetrievalError,
-)
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, RetrievalError, Unavailable
 from tests.engine.store.artefacts import AUDIT, VECTORS, put_snapshot
 from tests.stores import Crash, activate, crashing
 
@@ -181,3 +178,33 @@ def test_stray_files_are_no_artefacts(store: Store, tiny_bundle: Bundle) -> None
     assert [m.id for m in store.snapshots("shop")] == ["s1"]
     assert store.catalogs() == []
     assert store.objects.exists(f"bundles/{tiny_bundle.digest}/{CONTRACT}")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere", b"two words"])
+def test_damaged_pointer_is_data_loss(calibrated: Store, content: bytes) -> None:
+    """The error names the damaged pointer, for any content of it; activating repairs it."""
+    digest = calibrated.only_bundle()
+    active = calibrated.active_operating_point(digest)
+    calibrated.objects.put(f"bundles/{digest}/operating_points/ACTIVE", content)
+    calibrated.objects.put("catalogs/shop/CURRENT", content)
+    with pytest.raises(CorruptArtifact, match="ACTIVE"):
+        calibrated.active_operating_point(digest)
+    with pytest.raises(CorruptArtifact, match="CURRENT"):
+        calibrated.current("shop")
+    calibrated.activate(digest, active.id)
+    assert calibrated.active_id(digest) == active.id
+
+
+def test_store_that_is_a_file_is_unavailable(tmp_path: Path) -> None:
+    """A wrong path is an error with the path in it, not a trace."""
+    (tmp_path / "store").touch()
+    store = Store((tmp_path / "store").as_uri())
+    for ask in (lambda: store.current("shop"), store.catalogs):
+        with pytest.raises(Unavailable, match="store"):
+            ask()
+
+
+def test_store_of_unknown_protocol_is_a_wrong_setting() -> None:
+    """A mistyped URL stops the start."""
+    with pytest.raises(InvalidSettings, match="nowhere://"):
+        Store("nowhere://bucket")

@@ -108,7 +108,7 @@ def test_a_conversion_that_flips_too_much_is_not_written(
 def test_an_occupied_folder_is_refused_before_any_work(exported: Path, run: Path) -> None:
     with pytest.raises(InvalidInput, match="not empty"):
         export_run(run, exported)
-    with pytest.raises(InvalidInput, match="no folder"):
+    with pytest.raises(InvalidInput, match="not a folder"):
         export_run(run, exported / "model.onnx")
 
 
