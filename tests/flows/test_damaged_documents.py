@@ -112,7 +112,10 @@ def filled(original: Filled, tmp_path: Path) -> Filled:
 
 # Free text, and paths inside objects of free text: another text cannot be told from the right one.
 FREE = {
-    "manifest": ("bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall", "operating_point_id"),
+    "manifest": (
+        "bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall",
+        "operating_point_id",
+    ),
     "point": ("created_at",),
     "contract": (),
     "score": (),
