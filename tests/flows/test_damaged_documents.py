@@ -31,7 +31,7 @@ from retrieval.flows.reindex import ReindexRequest, load_plan, plan
 from retrieval.flows.search import Searcher, find_matches, probe_embedding
 from tests.mutations import mutations
 from tests.pictures import write_class_folders
-from tests.stores import activate, reindex
+from tests.stores import activate, embedder_of, reindex
 
 
 class Filled:
@@ -90,10 +90,8 @@ def original(
         AuditRequest(catalog="shop", manifest_uri=request.manifest_uri),
         audit_id="audit1",
         created_at="2026-01-01T00:00:00+00:00",
-        encoder_of=lambda digest: tiny_encoder,
-        image_limits=DEFAULT_LIMITS,
+        embedder=embedder_of(tiny_encoder, pool),
         limits=AuditLimits(),
-        pool=pool,
         progress=lambda done, total: None,
         render=lambda report: "",
     )
@@ -114,7 +112,10 @@ def filled(original: Filled, tmp_path: Path) -> Filled:
 
 # Free text, and paths inside objects of free text: another text cannot be told from the right one.
 FREE = {
-    "manifest": ("bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall"),
+    "manifest": (
+        "bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall",
+        "operating_point_id",
+    ),
     "point": ("created_at",),
     "contract": (),
     "score": (),
