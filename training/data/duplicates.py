@@ -96,7 +96,7 @@ def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
     try:
         data = fetch(item.uri)
         thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    except (OSError, RetrievalError) as error:
+    except RetrievalError as error:
         return Unreadable(item, str(error))
     return _Picture(part, item, hashlib.sha256(data).digest(), np.asarray(thumbnail))
 

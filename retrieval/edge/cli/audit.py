@@ -43,12 +43,13 @@ def audit(
 
 def _copy_report(found: "Audit", folder: Path) -> None:
     """Copy the report of an audit from the store into a folder."""
-    import fsspec
+    from retrieval.contract.files import failing_as, read_file
+    from retrieval.errors import Unavailable
 
     folder.mkdir(parents=True, exist_ok=True)
     for uri in (found.report_html_uri, found.report_json_uri):
-        with fsspec.open(uri, "rb") as file:
-            (folder / uri.rsplit("/", 1)[-1]).write_bytes(file.read())
+        with failing_as(Unavailable, f"{uri} cannot be read"):
+            (folder / uri.rsplit("/", 1)[-1]).write_bytes(read_file(uri))
 
 
 def _print_audit(found: "Audit") -> None:
