@@ -54,14 +54,16 @@ _SYSTEM_NAMES = frozenset(
 
 
 @contextlib.contextmanager
-def failing_as(error_class: type[RetrievalError], what: str) -> Iterator[None]:
-    """Raise `error_class` for every error of a file system that occurs in the block; `what` begins its message.
+def failing_as(
+    error_class: type[RetrievalError], what: str, *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Raise `error_class` for every error of a file system in the block except `but`; `what` begins its message.
 
     Each file system raises errors of its own library (aiohttp, botocore, zipfile), which have no common class.
     """
     try:
         yield
-    except RetrievalError:
+    except (RetrievalError, *but):
         raise
     except Exception as error:
         raise error_class(f"{what}: {str(error) or type(error).__name__}") from error

@@ -1,7 +1,7 @@
 """Objects on any file system (local, S3, GCS, memory), which appear whole or not at all.
 
 This file writes one object atomically and reads it locally; the other files of the folder decide which objects there
-are. It uses fsspec; only `engine/images.py`, which reads images, does so too.
+are. `contract/files.py` opens the file system.
 """
 
 import contextlib
@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from retrieval.contract.canonical import digest_bytes
+from retrieval.contract.files import Place, failing_as
 from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
 
 _Artifact = TypeVar("_Artifact")
@@ -42,17 +40,16 @@ class Objects:
 
     def __init__(self, url: str, *, cache: Path | None = None) -> None:
         self.url = url
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
-            raise InvalidSettings(f"the store {url} cannot be opened: {error}") from error
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        with failing_as(InvalidSettings, f"the store {url} cannot be opened"):
+            place = Place.of(url)
+        self._fs, self._root, self._is_local = place.filesystem, place.path, place.is_local
         self._cache: Path = cache or Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}"
         self._fetching = threading.Lock()
 
     def exists(self, key: str) -> bool:
         """Return True if the object exists."""
-        return bool(self._fs.isfile(self._path(key)))
+        with self._reading(key):
+            return bool(self._fs.isfile(self._path(key)))
 
     def get(self, key: str) -> bytes | None:
         """Return the bytes of an object, or None if it does not exist."""
@@ -97,7 +94,9 @@ class Objects:
         Raises CorruptArtifact if it is missing.
         """
         path = self._path(key)
-        if not self._fs.exists(path):
+        with self._reading(key):
+            there = bool(self._fs.exists(path))
+        if not there:
             raise CorruptArtifact(f"{self.url}/{key} is missing from the store")
         if self._is_local:
             return Path(path)
@@ -106,7 +105,8 @@ class Objects:
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
                 staging.parent.mkdir(parents=True, exist_ok=True)
-                self._fetch(path, staging)
+                with self._reading(key):
+                    self._fetch(path, staging)
                 with contextlib.suppress(OSError):  # another process was first: its copy is the same
                     staging.replace(target)
                 if staging.exists():
@@ -159,19 +159,15 @@ class Objects:
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
         """Raise Unavailable for every error of the file system except a missing file."""
-        try:
+        with failing_as(Unavailable, f"cannot access {self.url}/{key}", but=(FileNotFoundError,)):
             yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise Unavailable(f"cannot access {self.url}/{key}: {error}") from error
 
     @contextlib.contextmanager
     def _staged(self, key: str) -> Iterator[Path]:
         """Yield a temporary local file that becomes the object if the block succeeds."""
         path = self._path(key)
         folder = Path(path).parent if self._is_local else self._cache
-        try:
+        with failing_as(Unavailable, f"cannot write {self.url}/{key}"):
             folder.mkdir(parents=True, exist_ok=True)
             staged = folder / f".{uuid.uuid4().hex}"
             try:
@@ -184,8 +180,6 @@ class Objects:
                     self._fs.put_file(str(staged), path)
             finally:
                 staged.unlink(missing_ok=True)
-        except OSError as error:
-            raise Unavailable(f"cannot write {self.url}/{key}: {error}") from error
 
 
 def _sync(path: Path) -> None:

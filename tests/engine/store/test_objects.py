@@ -188,3 +188,40 @@ def test_an_artefact_that_is_damaged_in_the_cache_is_fetched_once_more(tmp_path:
     local.put("a/file", b"bad")
     with pytest.raises(CorruptArtifact, match="found bad"):
         local.opened("a", text)
+
+
+@pytest.mark.parametrize("name", ["my store", "bücher", "a::b", "100%", "a%20b"])
+def test_a_store_lies_in_the_folder_that_its_name_says(tmp_path: Path, name: str) -> None:
+    """Whether its URL is percent-encoded or not."""
+    Objects((tmp_path / name).as_uri()).put("folder/object", b"1")
+    assert (tmp_path / name / "folder" / "object").read_bytes() == b"1"
+    for url in (str(tmp_path / name), f"file://{tmp_path}/{name}", (tmp_path / name).as_uri()):
+        assert Objects(url).get("folder/object") == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_errors_of_every_library_make_the_store_unavailable(tmp_path: Path) -> None:
+    """Botocore's and aiohttp's are no OSError."""
+
+    class AwayError(Exception):
+        pass
+
+    class Away:
+        def __getattr__(self, name: str) -> object:
+            def fail(*_: object, **__: object) -> None:
+                raise AwayError("away")
+
+            return fail if name != "invalidate_cache" else lambda *_: None
+
+    objects = Objects("memory://away", cache=tmp_path)
+    objects._fs = Away()
+    for call in (
+        lambda: objects.get("a"),
+        lambda: objects.exists("a"),
+        lambda: objects.put("a", b""),
+        lambda: objects.delete("a"),
+        lambda: objects.names("a"),
+        lambda: objects.local("a"),
+    ):
+        with pytest.raises(Unavailable, match="memory://away/a: away"):
+            call()
