@@ -1,6 +1,7 @@
 """The client of a server: typed stubs for every service; gRPC statuses become errors of `retrieval.errors`."""
 
 import contextlib
+import ipaddress
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -101,11 +102,20 @@ def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) ->
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.enable_http_proxy", int(not _is_loopback(address))),  # no proxy can reach this machine's loopback
     ]
     with grpc.insecure_channel(address, options=options) as channel:
         if connect_s > 0 and not _accepted(channel, connect_s):
             raise Unavailable(f"no server answers at {address}: start one with `retrieval serve`")
         yield Client(channel, address, timeout_s=timeout_s)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
