@@ -40,7 +40,7 @@ from retrieval.consistency import (
 )
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.limits import ImageLimits
-from retrieval.contract.manifest import check_labels, read_manifest
+from retrieval.contract.manifest import check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, embed_items
@@ -84,6 +84,7 @@ class AuditReport:
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `margins`: how well every image fits its label.
+    `passed_over`: see `contract/manifest.py`.
     """
 
     id: str
@@ -109,6 +110,7 @@ class AuditReport:
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+    passed_over: Sequence[str] = ()
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -155,6 +157,7 @@ class AuditReport:
             "n_classes": self.n_classes,
             "n_single": self.n_single,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
+            "passed_over": list(self.passed_over),
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
             "group_comparisons": {name: _differences(found) for name, found in self.comparisons.items()},
             "classes": [asdict(rates) for rates in self.classes],
@@ -180,7 +183,8 @@ def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     """
     manifest = store.snapshot_manifest(request.catalog, store.current(request.catalog))
     point = store.active_operating_point(manifest.bundle_digest)
-    items = read_manifest(request.manifest_uri)
+    source = read_source(request.manifest_uri)
+    items = source.items
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
@@ -193,6 +197,7 @@ def run_audit(  # noqa: PLR0913  # its dependencies are arguments
     )
     score = store.score(point.bundle_digest, point.score_digest)
     report = measure(request, embedded, point, score, limits, audit_id=audit_id, created_at=created_at)
+    report = replace(report, passed_over=source.passed_over)
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),

@@ -25,7 +25,7 @@ from retrieval.consistency import (
 )
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.limits import ImageLimits
-from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.manifest import Item, Manifest, check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, embed_items
@@ -101,7 +101,7 @@ class Calibration:
 
     `active`: whether it is active now; `changes`: the decisions that differ from those of the operating point that was
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
-    were left out, of the calibration images and of the cohort.
+    were left out, of the calibration images and of the cohort; `passed_over`: see `contract/manifest.py`.
     """
 
     point: OperatingPoint
@@ -109,6 +109,7 @@ class Calibration:
     changes: ThresholdComparison | None
     no_changes: str
     failures: Sequence[Failure]
+    passed_over: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -119,6 +120,7 @@ class Calibration:
             "changes": None if self.changes is None else asdict(self.changes),
             "no_changes": self.no_changes,
             "failures": [asdict(failure) for failure in self.failures],
+            "passed_over": list(self.passed_over),
         }
 
 
@@ -138,9 +140,11 @@ def run_calibration(
     EmptyCatalog, InvalidInput (classes of the cohort), TooManyFailures, NotEnoughEvidence.
     """
     bundle = store.bundle(request.bundle).digest
-    items = read_manifest(request.data)
+    source = read_source(request.data)
+    items = source.items
     check_labels(items, request.data)
-    others = read_manifest(request.cohort) if request.cohort else []
+    cohort_source = read_source(request.cohort) if request.cohort else Manifest([])
+    others = cohort_source.items
     check_cohort(items, others)
 
     def embed(source: str, items: Sequence[Item]) -> EmbeddedItems:
@@ -172,7 +176,14 @@ def run_calibration(
     if request.activate:
         store.activate(bundle, point.id)
     active = store.active_id(bundle) == point.id
-    return Calibration(point=point, active=active, changes=changes, no_changes=no_changes, failures=failures)
+    return Calibration(
+        point=point,
+        active=active,
+        changes=changes,
+        no_changes=no_changes,
+        failures=failures,
+        passed_over=(*source.passed_over, *cohort_source.passed_over),
+    )
 
 
 def calibrate(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.limits import ImageLimits
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, check_failures, embed_shard
@@ -65,11 +65,15 @@ class ReindexRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
+    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards.
+
+    `passed_over`: see `contract/manifest.py`.
+    """
 
     request: ReindexRequest
     n_items: int
     n_shards: int
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,12 +110,13 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
-    items = read_manifest(request.manifest_uri)
+    found = read_source(request.manifest_uri)
+    items = found.items
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):
         staging.put_items(number, ItemRows.of(items[start : start + SHARD_ITEMS]))
-    made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
+    made = Plan(request=settled, n_items=len(items), n_shards=len(starts), passed_over=found.passed_over)
     staging.put_plan(asdict(made))
     return made
 
@@ -119,7 +124,10 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
 def load_plan(store: Store, job_id: str) -> Plan | None:
     """Return the plan of a job; None if it is not planned yet."""
     value = Staging(store.objects, job_id).plan()
-    return None if value is None else Plan(**{**value, "request": ReindexRequest(**value["request"])})
+    if value is None:
+        return None
+    passed_over = tuple(value.get("passed_over", ()))
+    return Plan(**{**value, "request": ReindexRequest(**value["request"]), "passed_over": passed_over})
 
 
 def embed_planned_shard(

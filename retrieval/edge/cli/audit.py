@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected
+from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
 from retrieval.edge.cli.replies import as_dict, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
@@ -36,7 +36,8 @@ def audit(
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=job.result_id))
     if report is not None:
         _copy_report(found, report)
-    print_json(as_dict(found)) if as_json else _print_audit(found)
+    report_passed_over(job.passed_over)
+    print_json({**as_dict(found), "passed_over": list(job.passed_over)}) if as_json else _print_audit(found)
     if found.verdict != audits_pb2.VERDICT_PASSED:
         raise typer.Exit(VERDICT_FAILED)
 

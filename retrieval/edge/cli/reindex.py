@@ -15,6 +15,7 @@ from retrieval.edge.cli.options import (
     Wait,
     absolute,
     connected,
+    report_passed_over,
 )
 from retrieval.edge.cli.replies import print_job
 from retrieval.terminal import progress_bar
@@ -64,6 +65,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
             if wait:
                 with progress_bar(f"reindexing {catalog}") as progress:
                     job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+    report_passed_over(job.passed_over)
     print_job(job, as_json)
 
 

@@ -7,7 +7,7 @@ A repeated request returns the running job. The flows do the work, `worker.py` d
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -54,7 +54,7 @@ class Job:
     """One job.
 
     `request` is plain JSON. `n_total` is 0 until the job is planned. `result_id` names the snapshot or the audit of a
-    job that succeeded; `error` is set if the job failed.
+    job that succeeded; `error` is set if the job failed. `passed_over`: see `contract/manifest.py`.
     """
 
     id: JobId
@@ -68,6 +68,7 @@ class Job:
     error: str = ""
     created_at: str
     finished_at: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 def redis_url(settings: Settings) -> str:
@@ -143,6 +144,7 @@ class Jobs:
             return None
         record = json.loads(str(value))
         record["n_done"] = max(int(str(n_done)), record["n_done"])
+        record["passed_over"] = tuple(record.get("passed_over", ()))
         return Job(**{**record, "state": JobState(record["state"])})
 
     def ids_starting(self, prefix: str) -> list[JobId]:
@@ -168,6 +170,11 @@ class Jobs:
     def mark_progress(self, job_id: JobId, n_done: int, n_total: int) -> None:
         """Record the progress of a job that is one task."""
         self._change(job_id, state=JobState.RUNNING, n_done=n_done, n_total=n_total)
+
+    def mark_passed_over(self, job_id: JobId, passed_over: Sequence[str]) -> None:
+        """Record what the manifest holds and is no item."""
+        if passed_over:
+            self._change(job_id, passed_over=list(passed_over))
 
     def mark_done(self, job_id: JobId, number: int) -> None:
         """Record that a shard is done; recorded twice, it counts once."""

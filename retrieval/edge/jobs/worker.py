@@ -67,6 +67,7 @@ class Worker:
         """Split the manifest into shards and send a task for each shard that is missing."""
         planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
         self.jobs.mark_running(job.id, n_total=planned.n_shards)
+        self.jobs.mark_passed_over(job.id, planned.passed_over)
         missing = reindex.missing_shards(self.parts.store, job.id, planned)
         for number in set(range(planned.n_shards)) - set(missing):
             self.jobs.mark_done(job.id, number)
@@ -111,6 +112,7 @@ class Worker:
             progress=lambda done, total: self.jobs.mark_progress(job.id, done, total),
             render=render_report,
         )
+        self.jobs.mark_passed_over(job.id, report.passed_over)
         self.jobs.succeed(job.id, job.id)
         note = log.info if report.passed else log.error  # a failed audit is an alarm
         note(

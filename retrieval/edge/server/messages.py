@@ -84,6 +84,7 @@ def job_message(job: Job) -> jobs_pb2.Job:
         error=job.error,
         created_at=_timestamp(job.created_at),
         finished_at=_timestamp(job.finished_at),
+        passed_over=job.passed_over,
     )
 
 

@@ -16,10 +16,14 @@ from retrieval.errors import InvalidManifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The images of a data set. new: those of its test classes, None if it prescribes no split by class."""
+    """The images of a data set. new: those of its test classes, None if it prescribes no split by class.
+
+    passed_over: see `retrieval/contract/manifest.py`.
+    """
 
     known: Sequence[Item]
     new: Sequence[Item] | None
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
