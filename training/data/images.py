@@ -176,11 +176,12 @@ def _labelled(
     file: NamelessFile | None,
 ) -> TrainingImages:
     _require_pairs(items)
-    classes, labels = np.unique(np.array([item.label for item in items], dtype=np.str_), return_inverse=True)
+    classes = tuple(sorted({item.label for item in items}))
+    rows = {name: row for row, name in enumerate(classes)}
     return TrainingImages(
         items=tuple(items),
-        labels=labels.astype(np.int64),
-        classes=tuple(map(str, classes)),
+        labels=np.array([rows[item.label] for item in items], dtype=np.int64),
+        classes=classes,
         whole=whole,
         pixels=pixels,
         unreadable=unreadable,

@@ -3,6 +3,7 @@
 Decides which figures are measured, and when there are too few images for one of them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None
             f"every image to evaluate on needs a label, {n_unlabelled} of {len(labels)} have none: label them, or "
             "remove them"
         )
-    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    counts = np.array(list(Counter(labels).values()), dtype=np.int64)
     if len(counts) < 2 or counts.max(initial=0) < 2:
         raise NotEnoughEvidence(
             f"an evaluation needs two classes and two images of a class, found {len(labels)} images of {len(counts)} "

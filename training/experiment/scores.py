@@ -153,8 +153,9 @@ def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.
 
 def _pairs(embeddings: Vectors, labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     rows, columns = np.triu_indices(len(embeddings), 1)
-    names = np.asarray(labels)
-    return _cosines(embeddings)[rows, columns], names[rows] == names[columns]
+    code_of = {label: code for code, label in enumerate(dict.fromkeys(labels))}
+    codes = np.array([code_of[label] for label in labels], dtype=np.int64)
+    return _cosines(embeddings)[rows, columns], codes[rows] == codes[columns]
 
 
 def _pairs_with_ends(
