@@ -21,6 +21,10 @@ class ImageTooLarge(InvalidInput):
     """The image exceeds the limit on bytes or on pixels; this is checked before decoding."""
 
 
+class ReplyTooLarge(InvalidInput):
+    """The reply would have more bytes than the caller can receive."""
+
+
 class InvalidManifest(InvalidInput):
     """A manifest of items has a missing column, a duplicate id or an unusable row."""
 
@@ -110,4 +114,6 @@ class JobsUnavailable(Unavailable):
 
 
 class Overloaded(RetrievalError):
-    """A bounded queue is full; try again later."""
+    """A bounded queue is full; try again after `retry_after_s` seconds."""
+
+    retry_after_s: float = 1.0

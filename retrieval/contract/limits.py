@@ -7,10 +7,21 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
-    """The largest allowed image; both limits are checked before a pixel is decoded."""
+    """The largest allowed image; all limits are checked before a pixel is decoded.
+
+    `jpeg_scans`: passes of a JPEG over its pixels; encoders write up to 18. `memory_bytes`: memory that images take
+    while they are decoded, all threads of a process together; `engine/decoding.py` shares it out.
+    """
 
     image_bytes: int = 20 * _MIB
     pixels: int = 50_000_000
+    jpeg_scans: int = 100
+    memory_bytes: int = 1024 * _MIB
+
+    @property
+    def work(self) -> int:
+        """Pixels times passes over them: the largest progressive JPEG of an encoder, about a second of a core."""
+        return 20 * self.pixels
 
 
 DEFAULT_LIMITS = ImageLimits()
