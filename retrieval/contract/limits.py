@@ -16,12 +16,22 @@ class ImageLimits:
     image_bytes: int = 20 * _MIB
     pixels: int = 50_000_000
     jpeg_scans: int = 100
-    memory_bytes: int = 1024 * _MIB
+    memory_bytes: int = 1536 * _MIB
 
     @property
     def work(self) -> int:
         """Pixels times passes over them: the largest progressive JPEG of an encoder, about a second of a core."""
         return 20 * self.pixels
+
+    @property
+    def small_bytes(self) -> int:
+        """Memory that is kept for small images, so that they do not wait for large ones."""
+        return self.memory_bytes // 4
+
+    @property
+    def largest_bytes(self) -> int:
+        """Memory that one image may take while it is decoded."""
+        return self.memory_bytes - self.small_bytes
 
 
 DEFAULT_LIMITS = ImageLimits()

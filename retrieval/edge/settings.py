@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     )
     image_bytes: int = Field(default=20 * 1024 * 1024, ge=1, description="Largest accepted image file, in bytes.")
     image_pixels: int = Field(default=50_000_000, ge=1, description="Largest accepted image, in pixels.")
+    image_memory_bytes: int = Field(
+        default=1536 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        description="Memory that the images of a process may take together while they are decoded, in bytes.",
+    )
     refresh_s: float = Field(
         default=2.0, gt=0, le=3600, description="Seconds between checks for a new snapshot or operating point."
     )
@@ -82,7 +87,7 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
+        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels, memory_bytes=self.image_memory_bytes)
 
     @property
     def n_threads(self) -> int:
