@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from retrieval.contract.limits import ImageLimits
+from retrieval.contract.sources import check_source
 from retrieval.errors import ImageTooLarge, InvalidImage
 
 
@@ -20,8 +21,10 @@ class Failure:
 def read_bytes(uri: str, limits: ImageLimits) -> bytes:
     """Read the bytes at a path or URL, at most one more than `limits.image_bytes`.
 
-    Raises InvalidImage if nothing can be read, ImageTooLarge if there are too many bytes.
+    Raises InvalidImage if nothing can be read, ImageTooLarge if there are too many bytes, SourceNotAllowed as
+    `check_source` does for `limits.roots`.
     """
+    check_source(uri, limits.roots)
     try:
         with _opened(uri) as file:
             data = bytes(file.read(limits.image_bytes + 1))
