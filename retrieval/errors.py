@@ -21,6 +21,10 @@ class ImageTooLarge(InvalidInput):
     """The image exceeds the limit on bytes or on pixels; this is checked before decoding."""
 
 
+class SourceNotAllowed(InvalidInput):
+    """A path or URL lies outside of what this process may read for others."""
+
+
 class ReplyTooLarge(InvalidInput):
     """The reply would have more bytes than the caller can receive."""
 

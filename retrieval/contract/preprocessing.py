@@ -139,7 +139,13 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
             f"the image asks for {n_passes:,} passes over {n_pixels:,} pixels, the limit is {limits.work:,} pixels in "
             "all: save it again with fewer scans, or smaller"
         )
-    return OpenedImage(data, n_pixels * bytes_per_pixel(image), n_pixels * n_passes)
+    peak_bytes = n_pixels * bytes_per_pixel(image)
+    if peak_bytes > limits.largest_bytes:
+        raise ImageTooLarge(
+            f"the image takes {peak_bytes:,} bytes of memory while it is decoded, the limit is "
+            f"{limits.largest_bytes:,}, three quarters of RETRIEVAL_IMAGE_MEMORY_BYTES: send a smaller one"
+        )
+    return OpenedImage(data, peak_bytes, n_pixels * n_passes)
 
 
 def _header(data: bytes) -> Image.Image:

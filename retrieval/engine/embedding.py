@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import preprocess
+from retrieval.engine.decoding import prepare
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure, read_bytes
 from retrieval.engine.store import Store
@@ -81,9 +81,7 @@ def embed_shard(
 ) -> EmbeddedShard:
     """Embed the images of some items and store the embeddings, unless the store already has them intact."""
     preprocessing = encoder.bundle.preprocessing
-    read, failures = read_images(
-        items, lambda data: preprocess(data, preprocessing, limits=limits), limits=limits, pool=pool
-    )
+    read, failures = read_images(items, lambda data: prepare(data, preprocessing, limits), limits=limits, pool=pool)
     digests = tuple(image.digest for image in read)
     bundle = encoder.bundle.digest
     key = embeddings_key(bundle, digest_json(digests))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from retrieval.contract.files import failing_as, read_file
 from retrieval.contract.limits import ImageLimits
+from retrieval.contract.sources import check_source
 from retrieval.errors import ImageTooLarge, InvalidImage
 
 
@@ -18,8 +19,10 @@ class Failure:
 def read_bytes(uri: str, limits: ImageLimits) -> bytes:
     """Read the bytes at a path or URL, at most one more than `limits.image_bytes`.
 
-    Raises InvalidImage if nothing can be read, ImageTooLarge if there are too many bytes.
+    Raises InvalidImage if nothing can be read, ImageTooLarge if there are too many bytes, SourceNotAllowed as
+    `check_source` does for `limits.roots`.
     """
+    check_source(uri, limits.roots)
     with failing_as(InvalidImage, f"{uri} cannot be read"):
         data = read_file(uri, limits.image_bytes + 1)
     if len(data) > limits.image_bytes:

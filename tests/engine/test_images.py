@@ -12,7 +12,7 @@ import pytest
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.engine.images import read_bytes
-from retrieval.errors import ImageTooLarge, InvalidImage
+from retrieval.errors import ImageTooLarge, InvalidImage, SourceNotAllowed
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     """Reading it would wait for a writer."""
     os.mkfifo(tmp_path / "pipe.png")
     for uri in (str(tmp_path / "pipe.png"), "/dev/zero"):
-        with pytest.raises(InvalidImage, match="expected a regular file"):
+        with pytest.raises(SourceNotAllowed, match="only regular files are read"):
             read_bytes(uri, DEFAULT_LIMITS)
 
 

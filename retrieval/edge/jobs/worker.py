@@ -13,6 +13,7 @@ from celery.bootsteps import StartStopStep
 from celery.signals import setup_logging, worker_process_init
 from celery.worker import state
 
+from retrieval.contract.sources import check_source
 from retrieval.edge import telemetry
 from retrieval.edge.jobs.embedded import die_with_parent
 from retrieval.edge.jobs.queue import (
@@ -65,6 +66,7 @@ class Worker:
 
     def plan(self, job: Job) -> None:
         """Split the manifest into shards and send a task for each shard that is missing."""
+        check_source(str(job.request["manifest_uri"]), self._settings.job_limits.roots)
         planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
         self.jobs.mark_running(job.id, n_total=planned.n_shards)
         self.jobs.mark_passed_over(job.id, planned.passed_over)
@@ -82,7 +84,7 @@ class Worker:
         planned = _planned(reindex.load_plan(store, job.id), job)
         encoder = self.parts.encoder(planned.request.bundle_digest)
         reindex.embed_planned_shard(
-            store, job.id, number, encoder=encoder, limits=self._settings.limits, pool=self.parts.pool
+            store, job.id, number, encoder=encoder, limits=self._settings.job_limits, pool=self.parts.pool
         )
         self.jobs.mark_done(job.id, number)
         if not reindex.missing_shards(store, job.id, planned):
@@ -100,13 +102,14 @@ class Worker:
     def audit(self, job: Job) -> None:
         """Run an audit and store its report."""
         request = audit.AuditRequest(**{**job.request, "group_by": tuple(job.request["group_by"])})
+        check_source(request.manifest_uri, self._settings.job_limits.roots)
         report = audit.run_audit(
             self.parts.store,
             request,
             audit_id=job.id,
             created_at=job.created_at,
             encoder_of=self.parts.encoder,
-            image_limits=self._settings.limits,
+            image_limits=self._settings.job_limits,
             limits=audit.AuditLimits(),
             pool=self.parts.pool,
             progress=lambda done, total: self.jobs.mark_progress(job.id, done, total),

@@ -437,3 +437,28 @@ def test_a_worker_that_breaks_is_no_worker_that_was_stopped(
                 process.send_signal(stop)
                 stop = None
         assert process.wait(60) == code
+
+
+def test_a_job_reads_inside_the_roots_only(
+    calibrated: Store, state_dir: Path, images: Path, labelled_images: Path, tmp_path: Path, client: redis.Redis
+) -> None:
+    """Who starts a job over gRPC reads what RETRIEVAL_IMAGE_ROOTS lists; other rows fail, another table is refused."""
+    settings = load_settings(
+        state_dir=state_dir, store_url=calibrated.url, threads=1, worker_processes=1, image_roots=str(tmp_path)
+    )
+    worker = Worker(settings)
+    outside = submit(worker.app, worker.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+    deliver(worker, *waiting(client))
+    assert "RETRIEVAL_IMAGE_ROOTS" in worker.jobs.get(outside.id).error
+    audit = submit(worker.app, worker.jobs, "audit", AuditRequest(catalog=CATALOG, manifest_uri=str(labelled_images)))
+    for message in waiting(client):
+        deliver(worker, message)
+    assert "RETRIEVAL_IMAGE_ROOTS" in worker.jobs.get(audit.id).error
+    (tmp_path / "table.csv").write_text("id,uri\na,/etc/passwd\nb,/etc/hosts\n")
+    request = ReindexRequest(catalog="other", manifest_uri=str(tmp_path / "table.csv"))
+    mixed = submit(worker.app, worker.jobs, "reindex", request)
+    for _ in range(3):
+        for message in waiting(client):
+            deliver(worker, message)
+    assert worker.jobs.get(mixed.id).state is JobState.FAILED
+    worker.parts.pool.shutdown()
