@@ -4,6 +4,7 @@ Decoding, orientation, resizing and normalisation are here; batching belongs to 
 There is one decoder (Pillow) and one path, because two decoders of one JPEG differ by more than a threshold tolerates.
 """
 
+import contextlib
 import functools
 import io
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from retrieval.contract.formats import HEAD_BYTES, REMEDIES, sniffed
 from retrieval.contract.image_files import check_parts, n_scans, without_metadata
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.pixels import bytes_per_pixel, scale_transparency, to_rgb
@@ -21,10 +23,15 @@ from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
 Image.MAX_IMAGE_PIXELS = None
+with contextlib.suppress(ImportError):  # the extra "heif"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_ALWAYS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = (*_ALWAYS, *(name for name in ("AVIF", "HEIF") if name in Image.OPEN))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -160,6 +167,9 @@ def _header(data: bytes) -> Image.Image:
         return _opened(without_metadata(data, keep_orientation=False))
     except Exception as error:  # as above
         if isinstance(first, UnidentifiedImageError):
+            kind = sniffed(data[:HEAD_BYTES])
+            if kind in REMEDIES and kind.replace("HEIC", "HEIF") not in _FORMATS:
+                raise InvalidImage(f"the image is {REMEDIES[kind]}") from error
             raise InvalidImage(
                 f"expected one of {', '.join(_FORMATS)}, found {len(data):,} bytes of something else"
             ) from error
