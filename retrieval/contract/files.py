@@ -63,9 +63,9 @@ def failing_as(
     """
     try:
         yield
-    except (RetrievalError, *but):
-        raise
     except Exception as error:
+        if isinstance(error, (RetrievalError, *but)):
+            raise
         raise error_class(f"{what}: {str(error) or type(error).__name__}") from error
 
 

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -462,3 +463,20 @@ def test_a_job_reads_inside_the_roots_only(
             deliver(worker, message)
     assert worker.jobs.get(mixed.id).state is JobState.FAILED
     worker.parts.pool.shutdown()
+
+
+def test_what_a_folder_holds_and_is_no_item_is_in_the_job(
+    worker: Worker, images: Path, tmp_path: Path, client: redis.Redis
+) -> None:
+    """Nothing disappears without a word."""
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "images" / "note.txt").write_text("note")
+    request = ReindexRequest(catalog=CATALOG, manifest_uri=str(tmp_path / "images"))
+    job = submit(worker.app, worker.jobs, "reindex", request)
+    work_off(worker, client)
+    assert worker.jobs.get(job.id).state is JobState.SUCCEEDED
+    assert worker.jobs.get(job.id).passed_over == (
+        "1 passed over (hidden, or left by another program): .hidden.png",
+        "1 passed over (no images): note.txt",
+    )
