@@ -5,28 +5,8 @@
 
 HEAD_BYTES = 64  # what `sniffed` needs
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".pjpeg",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".avifs",
-        ".heic",
-        ".heif",
-        ".hif",
-    }
-)
+# A file with one of these is an image, or a failure that is named; the content of any other decides.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Camera files begin as TIFF does, but the picture in front is a thumbnail.
 RAW_SUFFIXES = frozenset(
     {".arw", ".cr2", ".dng", ".erf", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".sr2", ".srw"}

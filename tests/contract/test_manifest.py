@@ -362,12 +362,12 @@ def test_content_decides_where_the_suffix_says_nothing(tmp_path: Path) -> None:
         (tmp_path / "cup" / name).write_bytes(encoded(noise(8), format_))
     (tmp_path / "cup" / "raw.NEF").write_bytes(encoded(noise(8), "TIFF"))
     (tmp_path / "cup" / "BMs.txt").write_text("BM, or bitmap, is a text here and no image: " * 3)
-    (tmp_path / "cup" / "empty").write_bytes(b"")
+    (tmp_path / "cup" / "empty.heic").write_bytes(b"")
     os.mkfifo(tmp_path / "cup" / "pipe.png")
     found = read_source(str(tmp_path))
     assert [item.id for item in found.items] == ["cup/1", "cup/2.jfif", "cup/3.img", "cup/4.bin", "cup/5.dat"]
     assert found.passed_over == (
-        "2 passed over (no images): cup/BMs.txt, cup/empty",
+        "2 passed over (no images): cup/BMs.txt, cup/empty.heic",
         "1 passed over (pipes, sockets or devices): cup/pipe.png",
         "1 passed over (raw files of a camera): cup/raw.NEF",
     )
