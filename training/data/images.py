@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.consistency.classes import number_classes
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
@@ -176,11 +177,10 @@ def _labelled(
     file: NamelessFile | None,
 ) -> TrainingImages:
     _require_pairs(items)
-    classes = tuple(sorted({item.label for item in items}))
-    rows = {name: row for row, name in enumerate(classes)}
+    classes, labels = number_classes([item.label for item in items])
     return TrainingImages(
         items=tuple(items),
-        labels=np.array([rows[item.label] for item in items], dtype=np.int64),
+        labels=labels,
         classes=classes,
         whole=whole,
         pixels=pixels,

@@ -37,9 +37,8 @@ def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: 
         raise InvalidInput(f"shares must not be negative and leave some classes to train on, found {dict(shares)}")
     if unlabelled := [item.id for item in items if not item.label]:
         raise InvalidInput(f"every item needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}")
-    names = sorted({item.label for item in items})
-    # not an array of the names, which takes as much room for each as for the longest
-    labels = [names[row] for row in np.random.default_rng(seed).permutation(len(names))]
+    classes = sorted({item.label for item in items})
+    labels = [classes[place] for place in np.random.default_rng(seed).permutation(len(classes))]
     counts = {name: int(share * len(labels)) for name, share in shares.items() if share > 0}
     counts[TRAIN] = len(labels) - sum(counts.values())
     if empty := [name for name, count in counts.items() if count == 0]:

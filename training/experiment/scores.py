@@ -15,6 +15,7 @@ from scipy.special import logit
 from sklearn.cluster import KMeans
 
 from retrieval.consistency import Calibrator, fit_scores, fit_whitening, labelled, thresholds_at_far
+from retrieval.consistency.classes import number_classes
 from retrieval.contract.score import cohort_score
 from retrieval.errors import NotEnoughEvidence
 
@@ -153,8 +154,7 @@ def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.
 
 def _pairs(embeddings: Vectors, labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     rows, columns = np.triu_indices(len(embeddings), 1)
-    code_of = {label: code for code, label in enumerate(dict.fromkeys(labels))}
-    codes = np.array([code_of[label] for label in labels], dtype=np.int64)
+    _, codes = number_classes(labels)
     return _cosines(embeddings)[rows, columns], codes[rows] == codes[columns]
 
 
