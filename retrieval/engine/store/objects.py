@@ -5,6 +5,7 @@ are. It uses fsspec; only `engine/images.py`, which reads images, does so too.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -19,10 +20,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from retrieval.contract.canonical import digest_bytes
-from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, OutOfSpace, Unavailable
 
 _Artifact = TypeVar("_Artifact")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -31,6 +33,11 @@ def checked_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidInput(f"{what}: expected 1 to 64 letters, digits, - or _, found {name!r}")
     return name
+
+
+def is_full(error: OSError) -> bool:
+    """Return True if a file could not be written because the disk, the quota or the largest file size is used up."""
+    return error.errno in _FULL
 
 
 class Objects:
@@ -106,7 +113,8 @@ class Objects:
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
                 staging.parent.mkdir(parents=True, exist_ok=True)
-                self._fetch(path, staging)
+                with self._fetching_into(staging, key):
+                    self._fetch(path, staging)
                 with contextlib.suppress(OSError):  # another process was first: its copy is the same
                     staging.replace(target)
                 if staging.exists():
@@ -139,6 +147,20 @@ class Objects:
         if not _NAME.fullmatch(name):
             raise CorruptArtifact(f"{self.url}/{key}: expected one id, found {data[:80]!r}: publish or activate again")
         return name
+
+    @contextlib.contextmanager
+    def _fetching_into(self, staging: Path, key: str) -> Iterator[None]:
+        """Remove what was fetched if the block fails, and raise OutOfSpace or Unavailable for its OSError."""
+        try:
+            yield
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            if is_full(error):
+                raise OutOfSpace(f"disk full: cannot fetch {self.url}/{key} into {staging.parent}: {error}") from error
+            raise Unavailable(f"cannot fetch {self.url}/{key}: {error}") from error
 
     def _fetch(self, path: str, target: Path) -> None:
         if not self._fs.isdir(path):
@@ -185,6 +207,8 @@ class Objects:
             finally:
                 staged.unlink(missing_ok=True)
         except OSError as error:
+            if is_full(error):
+                raise OutOfSpace(f"disk full: cannot write {self.url}/{key}: {error}") from error
             raise Unavailable(f"cannot write {self.url}/{key}: {error}") from error
 
 

@@ -60,14 +60,6 @@ def test_progress_counts_each_shard_once(jobs: Jobs) -> None:
     assert jobs.get(job.id).n_done == 3
 
 
-def test_attempts_are_counted_until_one_ends_well(jobs: Jobs) -> None:
-    """A task that kills its worker again and again is noticed."""
-    job = jobs.start("reindex", "attempts", REQUEST)
-    assert [jobs.begin_attempt(job.id, "embed:0") for _ in range(3)] == [1, 2, 3]
-    jobs.end_attempt(job.id, "embed:0")
-    assert jobs.begin_attempt(job.id, "embed:0") == 1
-
-
 def test_unknown_job_is_not_found(jobs: Jobs) -> None:
     """An id that nobody gave out is NOT_FOUND."""
     with pytest.raises(UnknownJob, match="nothing"):
@@ -135,6 +127,5 @@ def test_ids_are_found_by_their_start(jobs: Jobs) -> None:
     """Ids alone, without the other keys of a job; a pattern finds nothing."""
     job = jobs.start("reindex", "starts", REQUEST)
     jobs.mark_done(job.id, 0)
-    jobs.begin_attempt(job.id, "embed:0")
     assert jobs.ids_starting(job.id[:8]) == [job.id]
     assert jobs.ids_starting("*") == jobs.ids_starting("") == []
