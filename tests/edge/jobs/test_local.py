@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retrieval.edge.jobs.embedded import is_running
+from retrieval.edge.jobs.embedded import embedded_valkey, is_running
 from retrieval.edge.jobs.local import reindex_here
 from retrieval.edge.jobs.records import Job, JobState
 from retrieval.edge.settings import Settings, load_settings
@@ -73,9 +73,10 @@ def test_a_worker_that_ends_early_is_reported(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the caller would wait for ever; the Valkey ends all the same."""
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(Unavailable, match="the worker ended with exit code 1"):
-        reindex_here(settings, request_of(tmp_path), ignore)
+    with embedded_valkey(settings.state_dir):
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(Unavailable, match="the worker ended with exit code 1"):
+            reindex_here(settings, request_of(tmp_path), ignore)
     assert not is_running(settings.state_dir)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
 
-from retrieval.edge.jobs.embedded import _start_once, _stop, embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.embedded import embedded_valkey, is_running, socket_path
 from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
 
@@ -98,16 +97,6 @@ def test_lock_that_a_kill_left_behind_blocks_nobody(jobs: Jobs, state_dir: Path,
     assert new.id != old.id
     assert client.get(lock) == new.id.encode()
     client.close()
-
-
-def test_two_starters_get_one_valkey(tmp_path: Path) -> None:
-    """Workers that start at the same moment share one server: two would write one append-only file."""
-    socket_path(tmp_path).unlink(missing_ok=True)
-    with ThreadPoolExecutor(4) as pool:
-        started = [process for process in pool.map(_start_once, [tmp_path] * 4) if process is not None]
-    assert len(started) == 1
-    assert is_running(tmp_path)
-    _stop(started[0])
 
 
 def test_state_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
