@@ -85,7 +85,7 @@ def redis_url(settings: Settings) -> str:
     return settings.redis_url.get_secret_value() or f"unix://{socket_path(settings.state_dir)}"
 
 
-def redis_client(url: str) -> "redis.Redis":
+def redis_client(url: str, *, timeout_s: float = _TIMEOUT_S) -> "redis.Redis":
     """Return a client that does not connect yet. Raises InvalidSettings, without the URL, if it is unusable."""
     if not _is_usable(url):
         raise InvalidSettings(URL_UNUSABLE)
@@ -93,14 +93,25 @@ def redis_client(url: str) -> "redis.Redis":
         client = redis.Redis.from_url(
             url,
             decode_responses=True,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 1),  # for a stale connection; more would keep callers waiting
         )
         client.connection_pool.make_connection()  # checks the options of the URL; it does not connect
     except (ValueError, TypeError, redis.RedisError):
         raise InvalidSettings(URL_UNUSABLE) from None  # the cause may hold a part of the password
     return client
+
+
+def answers(url: str) -> bool:
+    """Return True if a Redis answers at once."""
+    client = redis_client(url, timeout_s=1.0)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
 
 
 def _is_usable(url: str) -> bool:

@@ -6,14 +6,17 @@ to its queue again, resumes every unfinished job; while it runs, it resumes thos
 """
 
 import contextlib
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from celery.bootsteps import StartStopStep
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 from celery.worker import state
 
 from retrieval.edge import telemetry
@@ -32,7 +35,7 @@ from retrieval.edge.jobs.queue import (
     send_first_step,
     submit,
 )
-from retrieval.edge.jobs.records import Job, JobId, Jobs, now, redis_url
+from retrieval.edge.jobs.records import Job, JobId, Jobs, answers, now, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import OfflineParts, check_device, offline_parts
 from retrieval.engine.store.objects import is_full
@@ -53,6 +56,7 @@ log = structlog.get_logger()
 
 _MAX_COUNTDOWN_S = 64
 _MAX_ATTEMPTS = 6  # number of times that a task may kill its worker or fail for an unknown reason before the job fails
+_SHUTDOWN_S = 4.0  # a worker that was told to stop and has no task ends after this time, also if its queue hangs
 _LEASE_S = 60  # at most: how long a task is taken to be at work after the last sign of life of its process
 
 
@@ -282,6 +286,7 @@ def run_worker(settings: Settings) -> None:
     worker = Worker(settings)
     worker.jobs.check()
     worker_process_init.connect(lambda **_: die_with_parent(), weak=False)
+    worker_shutting_down.connect(lambda **_: _end_without_queue(redis_url(settings)), weak=False)
     worker.app.steps["consumer"].add(_resuming(worker))
     # not `worker_main`, which ends as if all were well after an error
     process = worker.app.Worker(loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True)
@@ -294,6 +299,23 @@ def run_worker(settings: Settings) -> None:
         ended.set()
     if process.exitcode and state.should_stop is None:  # Ctrl-C sets both
         raise RetrievalError("the worker ended by an error that it cannot recover from: see its log above")
+
+
+def _end_without_queue(url: str) -> None:
+    """End this process soon if it has no task and its queue is away: Celery waits for a queue that hangs for a minute.
+
+    What a stop in order would do, the kernel does too: the children and the embedded Valkey end with this process.
+    """
+
+    def end() -> None:
+        while True:
+            time.sleep(_SHUTDOWN_S)
+            if not state.active_requests and not answers(url):
+                log.warning("worker_ended_without_its_queue")
+                sys.stdout.flush()
+                os._exit(0)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def _resuming(worker: Worker) -> type[StartStopStep]:

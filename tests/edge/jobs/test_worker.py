@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge.jobs import worker as worker_module
+from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
 from retrieval.edge.jobs.queue import AUDIT, BUILD, EMBED, PLAN, make_app, submit
 from retrieval.edge.jobs.records import Job, JobState, redis_url
 from retrieval.edge.jobs.worker import Worker, run_beat
@@ -616,3 +617,32 @@ def test_a_worker_that_breaks_is_no_worker_that_was_stopped(
                 process.send_signal(stop)
                 stop = None
         assert process.wait(60) == code
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_a_worker_whose_queue_hangs_ends_within_seconds(tmp_path: Path) -> None:
+    """Celery would wait for its queue for a minute."""
+    with embedded_valkey(tmp_path / "other"):
+        url = f"unix://{socket_path(tmp_path / 'other')}"
+        environment = os.environ | {"RETRIEVAL_REDIS_URL": url, "RETRIEVAL_STATE_DIR": str(tmp_path)}
+        with subprocess.Popen(
+            [sys.executable, "-m", "retrieval.edge.cli", "worker"],
+            env=environment | {"RETRIEVAL_WORKER_PROCESSES": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if "ready" in line:
+                    break
+            server = redis.Redis(unix_socket_path=str(socket_path(tmp_path / "other"))).info()["process_id"]
+            os.kill(server, signal.SIGSTOP)
+            try:
+                process.terminate()
+                assert process.wait(15) == 0
+            finally:
+                os.kill(server, signal.SIGCONT)
+                process.kill()
