@@ -49,7 +49,7 @@ from retrieval.errors import (
     Unavailable,
     UnknownJob,
 )
-from retrieval.flows import audit, reindex
+from retrieval.flows import audit, prune, reindex
 from retrieval.report.audit_page import render_report
 
 log = structlog.get_logger()
@@ -123,6 +123,19 @@ class Worker:
         self.jobs.succeed(job.id, snapshot)
         reindex.clear_staging(store, job.id)
         log.info("snapshot_published", id=snapshot, catalog=job.catalog, items=planned.n_items)
+        self._prune(job.catalog)
+
+    def _prune(self, catalog: str) -> None:
+        """Remove the old snapshots of a catalogue; the job has succeeded whether that works or not."""
+        policy = prune.PrunePolicy(keep=self._settings.keep_snapshots, keep_days=self._settings.keep_days)
+        try:
+            pruned = prune.prune(self.parts.store, policy, now=datetime.now(UTC), catalogs=[catalog])
+        except (RetrievalError, OSError):
+            log.exception("prune_failed", catalog=catalog)
+            return
+        if pruned.snapshots or pruned.embeddings:
+            n_embeddings = len(pruned.embeddings)
+            log.info("store_pruned", catalog=catalog, snapshots=pruned.snapshots, n_embeddings=n_embeddings)
 
     def audit(self, job: Job) -> None:
         """Run an audit and store its report."""

@@ -11,8 +11,10 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,8 @@ from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Out
 
 _Artifact = TypeVar("_Artifact")
 
+CACHE_BYTES = 8 * 1024**3
+_IN_USE_S = 600.0  # a copy that was used since then may be about to be opened
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -47,8 +51,10 @@ class Objects:
     and processes.
     """
 
-    def __init__(self, url: str, *, cache: Path | None = None) -> None:
+    def __init__(self, url: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        """Open a store; local copies of remote objects take at most about `cache_bytes`."""
         self.url = url
+        self._cache_bytes = cache_bytes
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
@@ -97,6 +103,15 @@ class Objects:
             return []
         return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
 
+    def modified(self, key: str) -> datetime:
+        """Return when an object was written; the present time if it has gone or the file system does not know."""
+        try:
+            with self._reading(key):
+                found: datetime = self._fs.modified(self._path(key))
+        except (FileNotFoundError, NotImplementedError):
+            return datetime.now(UTC)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
     def local(self, key: str) -> Path:
         """Return a local path of an immutable object or folder: itself on a local store, else a cached copy.
 
@@ -109,6 +124,8 @@ class Objects:
         if self._is_local:
             return Path(path)
         target = self._cached(key)
+        with contextlib.suppress(OSError):
+            os.utime(target)  # the copies that were not used for the longest time go first
         with self._fetching:  # one download for all threads; fsspec's memory files allow one reader
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
@@ -119,7 +136,23 @@ class Objects:
                     staging.replace(target)
                 if staging.exists():
                     shutil.rmtree(staging) if staging.is_dir() else staging.unlink()
+                self._bound_cache()
         return target
+
+    def _bound_cache(self) -> None:
+        """Remove the copies that were not used for the longest time, until the rest fits, and what kills left."""
+        entries = []
+        for path in self._cache.iterdir():
+            with contextlib.suppress(OSError):  # another process removed it
+                files = [path, *path.iterdir()] if path.is_dir() else [path]
+                entries.append((path.stat().st_mtime, sum(file.stat().st_size for file in files), path))
+        total = sum(size for _, size, _ in entries)
+        for used_at, size, path in sorted(entries):
+            is_left_over = path.name.startswith(".")
+            if time.time() - used_at < _IN_USE_S or (total <= self._cache_bytes and not is_left_over):
+                continue
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            total -= size
 
     def forget(self, key: str) -> bool:
         """Remove the cached copy of an object or folder; return False if there is none."""

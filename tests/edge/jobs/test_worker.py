@@ -119,6 +119,23 @@ def test_a_reindex_goes_from_message_to_live_snapshot(
     assert worker.jobs.running() == []
 
 
+def test_old_snapshots_are_pruned_after_each_publish(
+    calibrated: Store, state_dir: Path, client: redis.Redis, tmp_path: Path
+) -> None:
+    """As many as the settings say stay, with their embeddings."""
+    worker = Worker(load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1, keep_snapshots=2))
+    made = []
+    for number in range(4):
+        folder = write_class_folders(tmp_path / f"images{number}", n_classes=2 + number, n_images=1)
+        request = ReindexRequest(catalog=CATALOG, manifest_uri=str(folder))
+        job = submit(worker.app, worker.jobs, "reindex", request)
+        work_off(worker, client)
+        made.append(worker.jobs.get(job.id).result_id)
+    worker.parts.pool.shutdown()
+    assert sorted(calibrated.snapshot_ids(CATALOG)) == sorted(made[2:])
+    assert len(calibrated.embedding_keys(calibrated.only_bundle())) == 2
+
+
 def test_plan_sends_a_task_for_each_shard(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
     """The number of shards is known from then on."""
     waiting(client)
@@ -627,18 +644,17 @@ def test_a_worker_whose_queue_hangs_ends_within_seconds(tmp_path: Path) -> None:
     with embedded_valkey(tmp_path / "other"):
         url = f"unix://{socket_path(tmp_path / 'other')}"
         environment = os.environ | {"RETRIEVAL_REDIS_URL": url, "RETRIEVAL_STATE_DIR": str(tmp_path)}
+        client = redis.Redis(unix_socket_path=str(socket_path(tmp_path / "other")))
+        server, deadline = client.info()["process_id"], time.monotonic() + 60
         with subprocess.Popen(
             [sys.executable, "-m", "retrieval.edge.cli", "worker"],
             env=environment | {"RETRIEVAL_WORKER_PROCESSES": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if "ready" in line:
-                    break
-            server = redis.Redis(unix_socket_path=str(socket_path(tmp_path / "other"))).info()["process_id"]
+            while not client.exists("_kombu.binding.retrieval"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
             os.kill(server, signal.SIGSTOP)
             try:
                 process.terminate()
