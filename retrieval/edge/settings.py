@@ -68,6 +68,15 @@ class Settings(BaseSettings):
     redelivery_s: int = Field(
         default=900, ge=10, description="Seconds after which a task that a dead worker held is given to another."
     )
+    keep_snapshots: int = Field(
+        default=5, ge=0, description="Newest snapshots of a catalogue that stay when a new one is published; 0: all."
+    )
+    keep_days: float = Field(
+        default=0.0, ge=0, description="Days for which a snapshot stays in any case; 0: only keep_snapshots counts."
+    )
+    cache_bytes: int = Field(
+        default=8 * 1024**3, ge=0, description="Bytes of local copies of a remote store, in the temporary folder."
+    )
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the server's Prometheus metrics on its host; 0: none."
     )

@@ -20,7 +20,7 @@ def check_device(settings: Settings) -> None:
 
 def open_store(settings: Settings) -> Store:
     """Open the store of these settings."""
-    return Store(settings.store)
+    return Store(settings.store, cache_bytes=settings.cache_bytes)
 
 
 def make_searcher(settings: Settings) -> Searcher:

@@ -273,6 +273,7 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
         target = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)
+    store.mark_rolled_back(catalog, target)
     store.publish(catalog, target)
     return manifest
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
-from retrieval.edge.cli.replies import as_dict, print_job
+from retrieval.edge.cli.replies import as_dict, followed, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def audit(
             print_job(job, as_json)
             return
         with progress_bar(f"auditing {catalog}") as progress:
-            job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+            job = client.wait(job, followed(progress))
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=job.result_id))
     if report is not None:
         _copy_report(found, report)

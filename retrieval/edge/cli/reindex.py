@@ -17,7 +17,7 @@ from retrieval.edge.cli.options import (
     connected,
     report_passed_over,
 )
-from retrieval.edge.cli.replies import print_job
+from retrieval.edge.cli.replies import followed, print_job
 from retrieval.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
             job = client.call(client.catalogs.StartReindex, request)
             if wait:
                 with progress_bar(f"reindexing {catalog}") as progress:
-                    job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+                    job = client.wait(job, followed(progress))
     report_passed_over(job.passed_over)
     print_job(job, as_json)
 
@@ -75,4 +75,5 @@ def _reindex_here(settings: "Settings", request: "StartReindexRequest") -> "Job"
     from retrieval.edge.server.messages import job_message, reindex_request
 
     with progress_bar(f"reindexing {request.catalog}") as progress:
-        return job_message(reindex_here(settings, reindex_request(request), progress))
+        show = followed(progress)
+        return job_message(reindex_here(settings, reindex_request(request), lambda job: show(job_message(job))))

@@ -95,6 +95,8 @@ def job_message(job: Job) -> jobs_pb2.Job:
         created_at=_timestamp(job.created_at),
         finished_at=_timestamp(job.finished_at),
         passed_over=job.passed_over,
+        waiting_for=job.waiting_for,
+        next_try_at=_timestamp(job.next_try_at),
     )
 
 

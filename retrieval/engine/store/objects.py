@@ -5,22 +5,28 @@ are. `contract/files.py` opens the file system.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.files import Place, failing_as
-from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, Unavailable
+from retrieval.errors import CorruptArtifact, InvalidInput, InvalidSettings, OutOfSpace, Unavailable
 
 _Artifact = TypeVar("_Artifact")
 
+CACHE_BYTES = 8 * 1024**3
+_IN_USE_S = 600.0  # a copy that was used since then may be about to be opened
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -31,6 +37,11 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+def is_full(error: OSError) -> bool:
+    """Return True if a file could not be written because the disk, the quota or the largest file size is used up."""
+    return error.errno in _FULL
+
+
 class Objects:
     """Objects under one URL, named by relative keys such as `bundles/ab12/contract.json`.
 
@@ -38,8 +49,10 @@ class Objects:
     and processes.
     """
 
-    def __init__(self, url: str, *, cache: Path | None = None) -> None:
+    def __init__(self, url: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        """Open a store; local copies of remote objects take at most about `cache_bytes`."""
         self.url = url
+        self._cache_bytes = cache_bytes
         with failing_as(InvalidSettings, f"the store {url} cannot be opened"):
             place = Place.of(url)
         self._fs, self._root, self._is_local = place.filesystem, place.path, place.is_local
@@ -87,6 +100,15 @@ class Objects:
             return []
         return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
 
+    def modified(self, key: str) -> datetime:
+        """Return when an object was written; the present time if it has gone or the file system does not know."""
+        try:
+            with self._reading(key):
+                found: datetime = self._fs.modified(self._path(key))
+        except (FileNotFoundError, NotImplementedError):
+            return datetime.now(UTC)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
     def local(self, key: str) -> Path:
         """Return a local path of an immutable object or folder: itself on a local store, else a cached copy.
 
@@ -101,17 +123,35 @@ class Objects:
         if self._is_local:
             return Path(path)
         target = self._cached(key)
+        with contextlib.suppress(OSError):
+            os.utime(target)  # the copies that were not used for the longest time go first
         with self._fetching:  # one download for all threads; fsspec's memory files allow one reader
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
                 staging.parent.mkdir(parents=True, exist_ok=True)
-                with self._reading(key):
+                with self._reading(key), self._fetching_into(staging, key):
                     self._fetch(path, staging)
                 with contextlib.suppress(OSError):  # another process was first: its copy is the same
                     staging.replace(target)
                 if staging.exists():
                     shutil.rmtree(staging) if staging.is_dir() else staging.unlink()
+                self._bound_cache()
         return target
+
+    def _bound_cache(self) -> None:
+        """Remove the copies that were not used for the longest time, until the rest fits, and what kills left."""
+        entries = []
+        for path in self._cache.iterdir():
+            with contextlib.suppress(OSError):  # another process removed it
+                files = [path, *path.iterdir()] if path.is_dir() else [path]
+                entries.append((path.stat().st_mtime, sum(file.stat().st_size for file in files), path))
+        total = sum(size for _, size, _ in entries)
+        for used_at, size, path in sorted(entries):
+            is_left_over = path.name.startswith(".")
+            if time.time() - used_at < _IN_USE_S or (total <= self._cache_bytes and not is_left_over):
+                continue
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            total -= size
 
     def forget(self, key: str) -> bool:
         """Remove the cached copy of an object or folder; return False if there is none."""
@@ -140,6 +180,20 @@ class Objects:
             raise CorruptArtifact(f"{self.url}/{key}: expected one id, found {data[:80]!r}: publish or activate again")
         return name
 
+    @contextlib.contextmanager
+    def _fetching_into(self, staging: Path, key: str) -> Iterator[None]:
+        """Remove what was fetched if the block fails, and raise OutOfSpace or Unavailable for its OSError."""
+        try:
+            yield
+        except BaseException as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            if is_full(error):
+                raise OutOfSpace(f"disk full: cannot fetch {self.url}/{key} into {staging.parent}: {error}") from error
+            raise Unavailable(f"cannot fetch {self.url}/{key}: {error}") from error
+
     def _fetch(self, path: str, target: Path) -> None:
         if not self._fs.isdir(path):
             self._fs.get_file(path, str(target))
@@ -167,7 +221,8 @@ class Objects:
         """Yield a temporary local file that becomes the object if the block succeeds."""
         path = self._path(key)
         folder = Path(path).parent if self._is_local else self._cache
-        with failing_as(Unavailable, f"cannot write {self.url}/{key}"):
+        what = f"cannot write {self.url}/{key}"
+        with failing_as(Unavailable, what), _full_disk_named(what):
             folder.mkdir(parents=True, exist_ok=True)
             staged = folder / f".{uuid.uuid4().hex}"
             try:
@@ -180,6 +235,16 @@ class Objects:
                     self._fs.put_file(str(staged), path)
             finally:
                 staged.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _full_disk_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise OutOfSpace(f"disk full: {what}: {error}") from error
+        raise
 
 
 def _sync(path: Path) -> None:

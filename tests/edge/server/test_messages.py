@@ -37,24 +37,30 @@ def time_of(text: str) -> datetime:
 
 @given(
     id=TEXT, kind=TEXT, catalog=TEXT, state=st.sampled_from(JobState), n_done=COUNT, n_total=COUNT, result_id=TEXT,
-    error=TEXT, created=TIME, finished=st.none() | TIME,
+    error=TEXT, waiting_for=TEXT, created=TIME, finished=st.none() | TIME, next_try=st.none() | TIME,
 )  # fmt: skip
-def test_a_job_keeps_every_value(created: datetime, finished: datetime | None, **values: Any) -> None:
-    """All but the request, which clients know; a job that has not ended has no time of its end."""
+def test_a_job_keeps_every_value(
+    created: datetime, finished: datetime | None, next_try: datetime | None, **values: Any
+) -> None:
+    """All but the request, which clients know; a job that has not ended, or does not wait, has no such time."""
     job = Job(
         **values,
         request={"catalog": "shop"},
         created_at=created.isoformat(),
         finished_at=finished.isoformat() if finished else "",
+        next_try_at=next_try.isoformat() if next_try else "",
     )
     message = messages.job_message(job)
-    for name in ("id", "kind", "catalog", "n_done", "n_total", "result_id", "error"):
+    for name in ("id", "kind", "catalog", "n_done", "n_total", "result_id", "error", "waiting_for"):
         assert getattr(message, name) == getattr(job, name), name
     assert jobs_pb2.JobState.Name(message.state) == f"JOB_STATE_{job.state.name}"
     assert message.created_at.ToDatetime(UTC) == created
     assert message.HasField("finished_at") == (finished is not None)
+    assert message.HasField("next_try_at") == (next_try is not None)
     if finished:
         assert message.finished_at.ToDatetime(UTC) == finished
+    if next_try:
+        assert message.next_try_at.ToDatetime(UTC) == next_try
 
 
 def test_every_state_of_a_job_has_its_own_message() -> None:
