@@ -43,7 +43,7 @@ from retrieval.consistency import (
 )
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.documents import Count, Moment, parse
-from retrieval.contract.manifest import check_labels, read_manifest
+from retrieval.contract.manifest import check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
@@ -89,6 +89,7 @@ class AuditReport:
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `margins`: how well every image fits its label.
+    `passed_over`: see `contract/manifest.py`.
     """
 
     id: str
@@ -116,6 +117,7 @@ class AuditReport:
     findings: Sequence[Finding]
     opis_target: OpisResult | None = None
     warnings: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -164,6 +166,7 @@ class AuditReport:
             "n_classes": self.n_classes,
             "n_single": self.n_single,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
+            "passed_over": list(self.passed_over),
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
             "group_comparisons": {name: _differences(found) for name, found in self.comparisons.items()},
             "classes": [asdict(rates) for rates in self.classes],
@@ -187,7 +190,8 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     NotEnoughEvidence.
     """
     parts = live_parts(store, request.catalog)
-    items = read_manifest(request.manifest_uri)
+    source = read_source(request.manifest_uri)
+    items = source.items
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
@@ -198,6 +202,7 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
         progress=progress,
     )
     report = measure(request, embedded, parts.point, parts.score, limits, audit_id=audit_id, created_at=created_at)
+    report = replace(report, passed_over=source.passed_over)
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),

@@ -23,7 +23,7 @@ from retrieval.consistency import (
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.manifest import Item, Manifest, check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
@@ -106,7 +106,8 @@ class Calibration:
     `active`: whether it is active now; `changes`: the decisions that differ from those of the operating point that was
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
     were left out, of the calibration images and of the cohort; `needs_reindex`: the catalogues whose live snapshot was
-    built with another score, so that they wait for a reindex while this operating point is active.
+    built with another score, so that they wait for a reindex while this operating point is active; `passed_over`: see
+    `contract/manifest.py`.
     """
 
     point: OperatingPoint
@@ -115,6 +116,7 @@ class Calibration:
     no_changes: str
     failures: Sequence[Failure]
     needs_reindex: tuple[str, ...] = ()
+    passed_over: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -126,6 +128,7 @@ class Calibration:
             "no_changes": self.no_changes,
             "needs_reindex": list(self.needs_reindex),
             "failures": [asdict(failure) for failure in self.failures],
+            "passed_over": list(self.passed_over),
         }
 
 
@@ -143,9 +146,11 @@ def run_calibration(
     EmptyCatalog, InvalidInput (classes of the cohort), TooManyFailures, NotEnoughEvidence.
     """
     bundle = store.bundle(request.bundle).digest
-    items = read_manifest(request.data)
+    source = read_source(request.data)
+    items = source.items
     check_labels(items, request.data, (request.family,) if request.family else ())
-    others = read_manifest(request.cohort) if request.cohort else []
+    cohort_source = read_source(request.cohort) if request.cohort else Manifest([])
+    others = cohort_source.items
     check_cohort(items, others)
 
     def embed(source: str, items: Sequence[Item]) -> EmbeddedItems:
@@ -184,6 +189,7 @@ def run_calibration(
         no_changes=no_changes,
         failures=failures,
         needs_reindex=needs_reindex(store, point),
+        passed_over=(*source.passed_over, *cohort_source.passed_over),
     )
 
 

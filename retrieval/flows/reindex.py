@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.documents import Count, parse
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
@@ -63,11 +63,15 @@ class ReindexRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
+    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards.
+
+    `passed_over`: see `contract/manifest.py`.
+    """
 
     request: ReindexRequest
     n_items: Count
     n_shards: Count
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,12 +108,13 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
-    items = read_manifest(request.manifest_uri)
+    found = read_source(request.manifest_uri)
+    items = found.items
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):
         staging.put_items(number, ItemRows.of(items[start : start + SHARD_ITEMS]))
-    made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
+    made = Plan(request=settled, n_items=len(items), n_shards=len(starts), passed_over=found.passed_over)
     staging.put_plan(asdict(made))
     return made
 
@@ -264,6 +269,7 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
     point uses another score.
     """
     manifest = rollback_target(store, catalog, target)
+    store.mark_rolled_back(catalog, manifest.id)
     store.publish(catalog, manifest.id)
     return manifest
 

@@ -17,8 +17,8 @@ from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.batcher import Batcher
+from retrieval.engine.decoding import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_last_live, open_live
 from retrieval.engine.store import Store
@@ -86,7 +86,7 @@ class Searcher:
         self._catalogs = tuple(catalogs)
         self._n_waiting = 0
         # two pools: a search must not queue behind images that still have to be decoded
-        self._decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+        self._decoders = Decoders(threads)
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
@@ -148,13 +148,10 @@ class Searcher:
             raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
         self._n_waiting += 1
         try:
-            pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, image, live)
+            pixels = await self._decoders.prepare(image, live.bundle.preprocessing, self._limits)
             return await live.batcher.embed(pixels)
         finally:
             self._n_waiting -= 1
-
-    def _prepare(self, image: bytes, live: Live) -> NDArray[np.float32]:
-        return preprocess(image, live.bundle.preprocessing, limits=self._limits)
 
     def _refresh_one(self, catalog: str) -> Live | None:
         old = self._live.get(catalog)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from retrieval.terminal import VERDICT_FAILED, err
-from training.cli.terminal import AsJson, bars, print_result
+from training.cli.terminal import AsJson, bars, print_result, read_reporting, report_passed_over
 
 
 def emoji(
@@ -70,11 +70,12 @@ def split(  # noqa: PLR0913  # the options of a command are its parameters
         parts = split_by_class(found.known, shares | {NEW: new}, seed=seed)
     else:
         parts = {**split_by_class(found.known, shares, seed=seed), NEW: list(found.new)}
+    report_passed_over(found.passed_over)
     summary = write_splits(parts, out)
     lines = [
         f"{out / name}.csv: {n:,} images of {summary.n_classes[name]:,} classes" for name, n in summary.n_images.items()
     ]
-    print_result(asdict(summary), "\n".join(lines), as_json)
+    print_result({**asdict(summary), "passed_over": list(found.passed_over)}, "\n".join(lines), as_json)
 
 
 def duplicates(
@@ -91,10 +92,10 @@ def duplicates(
 
     Finds exact copies and copies that were scaled or compressed again, but no cropped, rotated or mirrored ones.
     """
-    from retrieval.contract.manifest import read_manifest
     from training.data import find_duplicates
 
-    parts = {manifest: read_manifest(manifest) for manifest in manifests}
+    passed_over: list[str] = []
+    parts = {manifest: read_reporting(manifest, passed_over) for manifest in manifests}
     with bars() as shown:
         report = find_duplicates(parts, tolerance=tolerance, progress=shown.watch("looking"))
     for failure in report.unreadable:
@@ -110,6 +111,6 @@ def duplicates(
         f"{report.n_images:,} images: {len(report.harmful):,} pairs of one picture in two parts or under two labels, "
         f"{report.n_harmless:,} inside one class"
     )
-    print_result(asdict(report), "\n".join([*found, summary]), as_json)
+    print_result({**asdict(report), "passed_over": passed_over}, "\n".join([*found, summary]), as_json)
     if report.harmful:
         raise typer.Exit(VERDICT_FAILED)

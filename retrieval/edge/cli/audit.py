@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected
-from retrieval.edge.cli.replies import as_dict, print_job
+from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
+from retrieval.edge.cli.replies import as_dict, followed, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -32,23 +32,25 @@ def audit(
             print_job(job, as_json)
             return
         with progress_bar(f"auditing {catalog}") as progress:
-            job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+            job = client.wait(job, followed(progress))
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=job.result_id))
     if report is not None:
         _copy_report(found, report)
-    print_json(as_dict(found)) if as_json else _print_audit(found)
+    report_passed_over(job.passed_over)
+    print_json({**as_dict(found), "passed_over": list(job.passed_over)}) if as_json else _print_audit(found)
     if found.verdict != audits_pb2.VERDICT_PASSED:
         raise typer.Exit(VERDICT_FAILED)
 
 
 def _copy_report(found: "Audit", folder: Path) -> None:
     """Copy the report of an audit from the store into a folder."""
-    import fsspec
+    from retrieval.contract.files import failing_as, read_file
+    from retrieval.errors import Unavailable
 
     folder.mkdir(parents=True, exist_ok=True)
     for uri in (found.report_html_uri, found.report_json_uri):
-        with fsspec.open(uri, "rb") as file:
-            (folder / uri.rsplit("/", 1)[-1]).write_bytes(file.read())
+        with failing_as(Unavailable, f"{uri} cannot be read"):
+            (folder / uri.rsplit("/", 1)[-1]).write_bytes(read_file(uri))
 
 
 def _print_audit(found: "Audit") -> None:

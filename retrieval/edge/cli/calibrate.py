@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Json, StateDir, Store
+from retrieval.edge.cli.options import Json, StateDir, Store, report_passed_over
 from retrieval.edge.cli.replies import print_needs_reindex
 from retrieval.terminal import err, out, print_json, print_table, progress_bars
 
@@ -118,6 +118,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
             created_at=now(),
             progress=progress,
         )
+    report_passed_over(found.passed_over)
     for failure in found.failures:
         err.print(f"left out {failure.item_id}: {failure.reason}", markup=False)
     print_json(found.to_json()) if as_json else _print_calibration(found)

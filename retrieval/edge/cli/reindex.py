@@ -16,8 +16,9 @@ from retrieval.edge.cli.options import (
     Wait,
     absolute,
     connected,
+    report_passed_over,
 )
-from retrieval.edge.cli.replies import print_job
+from retrieval.edge.cli.replies import followed, print_job
 from retrieval.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
             job = client.call(client.catalogs.StartReindex, catalogs_pb2.StartReindexRequest(**wanted))
             if wait:
                 with progress_bar(f"reindexing {catalog}") as progress:
-                    job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+                    job = client.wait(job, followed(progress))
+    report_passed_over(job.passed_over)
     print_job(job, as_json)
 
 
@@ -73,4 +75,5 @@ def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "Job":
 
     settings = load_settings(**overrides)
     with progress_bar(f"reindexing {wanted['catalog']}") as progress:
-        return job_message(reindex_here(settings, ReindexRequest(**wanted), progress))
+        show = followed(progress)
+        return job_message(reindex_here(settings, ReindexRequest(**wanted), lambda job: show(job_message(job))))

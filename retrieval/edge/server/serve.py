@@ -19,6 +19,7 @@ from retrieval.edge.server.catalogs import CatalogServicer
 from retrieval.edge.server.health import HealthServicer
 from retrieval.edge.server.interceptors import ErrorsToStatuses
 from retrieval.edge.server.jobs import JobQueue, JobServicer
+from retrieval.edge.server.limits import largest_request
 from retrieval.edge.server.operating_points import OperatingPointServicer
 from retrieval.edge.server.search import SearchServicer
 from retrieval.edge.server.watch import Watch
@@ -42,7 +43,6 @@ from retrieval.v1 import (
 log = structlog.get_logger()
 
 _STORE_THREADS = 16
-_MIB = 1024 * 1024
 # The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
 
@@ -68,9 +68,12 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store"))
     searcher = make_searcher(settings)
     server = grpc.aio.server(
-        interceptors=[ErrorsToStatuses()],
+        interceptors=[ErrorsToStatuses(settings.limits)],
         options=[
-            ("grpc.max_receive_message_length", max(4 * settings.image_bytes, 64 * _MIB)),
+            ("grpc.max_receive_message_length", largest_request(settings.limits)),
+            # gRPC would cancel calls that wait to be accepted; the interceptor refuses them with a status and a hint
+            ("grpc.server.max_pending_requests", 2**31 - 1),
+            ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
             ("grpc.so_reuseport", 0),  # a second server on the same port must fail and not share it
         ],
     )

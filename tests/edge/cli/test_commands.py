@@ -144,3 +144,13 @@ def test_an_empty_manifest_argument_is_not_the_present_folder(retrieval: Command
     """A script's empty variable."""
     code, _, err = retrieval("audit", CATALOG, "")
     assert (code, err) == (2, "error: manifest_uri: expected a path or URL, found nothing\n")
+
+
+def test_a_search_reports_what_its_folder_holds_beside_images(retrieval: Command, tmp_path: Path) -> None:
+    (tmp_path / "queries").mkdir()
+    shot(3, 9).save(tmp_path / "queries" / "shot.jpg")
+    (tmp_path / "queries" / "note.txt").write_text("no image")
+    code, out, err = retrieval("search", "--catalog", CATALOG, "--manifest", tmp_path / "queries", "--json")
+    assert code == 0
+    assert json.loads(out)["passed_over"] == ["1 passed over (no images): note.txt"]
+    assert "1 passed over (no images): note.txt" in err
