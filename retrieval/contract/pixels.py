@@ -40,8 +40,8 @@ def bytes_per_pixel(image: Image.Image) -> int:
     own = 2 if image.mode.startswith("I;16") else 1 if image.mode in ("1", "L", "P") else 4
     rgb = 0 if image.mode == "RGB" else 4
     grey = 1 if image.mode.startswith("I") or image.mode == "F" else 0
-    # libjpeg keeps the coefficients of a progressive JPEG, libwebp its own picture
-    decoder = 8 if image.format == "WEBP" or "progressive" in image.info else 0
+    # libjpeg keeps the coefficients of a progressive JPEG, the libraries of these formats their own picture
+    decoder = 8 if image.format in ("WEBP", "AVIF", "HEIF") or "progressive" in image.info else 0
     return 2 * own + rgb + grey + decoder  # twice: a rotated image is a copy
 
 
@@ -62,13 +62,20 @@ def _grey(image: Image.Image) -> Image.Image:
     for top, part in _parts(image):
         values = np.asarray(part)
         rows = slice(top, top + len(values))
-        levels = np.clip(np.nan_to_num(values.astype(np.float64), posinf=np.inf, neginf=-np.inf) * scale, 0, 255)
-        grey[rows] = levels.round().astype(np.uint8)
+        grey[rows] = _LEVELS[values] if values.dtype == np.uint16 else _levels(values, scale)
         if opaque is not None:
             opaque[rows][values == transparent] = 0
     if opaque is None:
         return Image.fromarray(grey)
     return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(opaque)))
+
+
+def _levels(values: NDArray[np.generic], scale: float) -> NDArray[np.uint8]:
+    numbers = np.nan_to_num(values.astype(np.float64), posinf=np.inf, neginf=-np.inf)
+    return np.clip(numbers * scale, 0, 255).round().astype(np.uint8)
+
+
+_LEVELS = _levels(np.arange(65_536), 255.0 / 65_535.0)  # of every 16-bit grey: a table is ten times as fast
 
 
 def _white(image: Image.Image) -> float:

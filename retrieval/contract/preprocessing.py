@@ -5,7 +5,6 @@ There is one decoder (Pillow) and one path, because two decoders of one JPEG dif
 """
 
 import contextlib
-import functools
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ATTEMPTS = (None, True, False)  # the file itself, then without its metadata, with and without the orientation
 _PNG_BITS = 24  # place of the bits a sample in a PNG, whose first chunk has a fixed layout
 _RUN_LENGTH_PASSES = 100  # Pillow decodes a run-length BMP in Python, a pixel at a time
 
@@ -112,15 +112,12 @@ class OpenedImage:
 
     def decode(self, background: tuple[int, int, int]) -> Image.Image:
         """Decode as `decode` does. Metadata that cannot be read is ignored: pixels decide whether an image is one."""
-        with_orientation = functools.partial(without_metadata, self.data, keep_orientation=True)
-        without_orientation = functools.partial(without_metadata, self.data, keep_orientation=False)
         first: Exception | None = None
-        for content_of in (lambda: self.data, with_orientation, without_orientation):
-            content = content_of()
-            if first is not None and content == self.data:
-                continue
+        for kept in _ATTEMPTS:
             try:
-                return to_rgb(_upright(_loaded(content)), background)
+                content = self.data if kept is None else without_metadata(self.data, keep_orientation=kept)
+                if first is None or content != self.data:
+                    return to_rgb(_upright(_loaded(content)), background)
             except Exception as error:  # noqa: BLE001  # on broken files Pillow's plug-ins raise errors of every kind
                 first = first or error
         raise InvalidImage(f"the image is damaged or truncated ({len(self.data):,} bytes): {first}") from first

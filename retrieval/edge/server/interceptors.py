@@ -50,7 +50,7 @@ class ErrorsToStatuses(grpc.aio.ServerInterceptor):
             return handler
         return grpc.unary_unary_rpc_method_handler(functools.partial(self._answer, details.method, handler))
 
-    async def _answer(self, method: str, handler: Any, data: bytes, context: Context) -> bytes | None:
+    async def _answer(self, method: str, handler: Any, data: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         status = "OK"
         try:
@@ -75,7 +75,6 @@ class ErrorsToStatuses(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.INTERNAL, log_unknown(method, error))
         finally:
             telemetry.CALLS.labels(method=method, status=status).observe(time.perf_counter() - started)
-        return None
 
     async def _reply(self, method: str, handler: Any, data: bytes, context: Context) -> bytes:
         check_request(method, data, self._limits)
