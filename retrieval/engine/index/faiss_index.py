@@ -87,7 +87,7 @@ class FaissIndex:
                     raise
 
             try:
-                faiss.write_index(self._native, faiss.PyCallbackIOWriter(write))
+                faiss.write_index(self._native, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]  # the stub forgets it
             except RuntimeError:
                 if not failed:
                     raise
