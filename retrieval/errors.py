@@ -21,6 +21,14 @@ class ImageTooLarge(InvalidInput):
     """The image exceeds the limit on bytes or on pixels; this is checked before decoding."""
 
 
+class SourceNotAllowed(InvalidInput):
+    """A path or URL lies outside of what this process may read for others."""
+
+
+class ReplyTooLarge(InvalidInput):
+    """The reply would have more bytes than the caller can receive."""
+
+
 class InvalidManifest(InvalidInput):
     """A manifest of items has a missing column, a duplicate id or an unusable row."""
 
@@ -110,4 +118,6 @@ class JobsUnavailable(Unavailable):
 
 
 class Overloaded(RetrievalError):
-    """A bounded queue is full; try again later."""
+    """A bounded queue is full; try again after `retry_after_s` seconds."""
+
+    retry_after_s: float = 1.0

@@ -1,6 +1,7 @@
 """The client of a server: typed stubs for every service; gRPC statuses become errors of `retrieval.errors`."""
 
 import contextlib
+import ipaddress
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from retrieval.v1 import (
 
 _READY = grpc.ChannelConnectivity.READY
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+# The server refuses a reply that the client could not receive: it must know what this channel accepts.
+_REPLY_LIMIT = (("retrieval-max-reply-bytes", str(_MAX_MESSAGE_BYTES)),)
 _HEALTH_S = 5.0
+_CATALOG_HEALTH = "retrieval.v1.SearchService/"  # and the name of the catalogue
 _POLL_S = 0.3
 _PATIENCE_S = 60.0
 _FINAL = (jobs_pb2.JOB_STATE_SUCCEEDED, jobs_pb2.JOB_STATE_FAILED)
@@ -52,11 +56,11 @@ class Client:
         Raises the error of `retrieval.errors` that the status stands for; Unavailable also if no reply comes in time.
         """
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=_REPLY_LIMIT)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise Unavailable(f"no reply from {self._address} within {self._timeout_s:g} s") from error
-            raise error_of(error.code(), error.details() or "") from error
+            raise error_of(error.code(), error.details() or "", retry_after_s=_retry_after_s(error)) from error
 
     def wait(self, job: jobs_pb2.Job, progress: Callable[[jobs_pb2.Job], None] = lambda _: None) -> jobs_pb2.Job:
         """Wait until the job succeeds and return it. Each time its state was read, `progress` gets the job.
@@ -92,6 +96,25 @@ class Client:
         if reply.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable(f"the server at {self._address} answers, but does not serve")
 
+    def catalog_health(self) -> dict[str, bool]:
+        """Return by name whether each catalogue that should be served is served; {} from a server that cannot tell.
+
+        Raises Unavailable as `check_health` does.
+        """
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        try:
+            reply = health_pb2_grpc.HealthStub(self._channel).List(health_pb2.HealthListRequest(), timeout=_HEALTH_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a server of an earlier version
+                return {}
+            raise Unavailable(f"no server answers at {self._address}: {error.code().name}") from error
+        return {
+            service.removeprefix(_CATALOG_HEALTH): found.status == health_pb2.HealthCheckResponse.SERVING
+            for service, found in sorted(reply.statuses.items())
+            if service.startswith(_CATALOG_HEALTH)
+        }
+
 
 @contextlib.contextmanager
 def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) -> Iterator[Client]:
@@ -103,11 +126,20 @@ def connect(address: str, *, timeout_s: float = 60.0, connect_s: float = 5.0) ->
     options = [
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.enable_http_proxy", int(not _is_loopback(address))),  # no proxy can reach this machine's loopback
     ]
     with grpc.insecure_channel(address, options=options) as channel:
         if connect_s > 0 and not _accepted(channel, connect_s):
             raise Unavailable(f"no server answers at {address}: start one with `retrieval serve`")
         yield Client(channel, address, timeout_s=timeout_s)
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
@@ -124,3 +156,18 @@ def _accepted(channel: grpc.Channel, wait_s: float) -> bool:
     finally:
         channel.unsubscribe(states.put)
     return True
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    """Return how long the server asks to wait, if it does."""
+    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return None
+    from google.rpc import error_details_pb2  # few replies need them
+    from grpc_status import rpc_status
+
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return float(info.retry_delay.ToMilliseconds() / 1000)
+    return None

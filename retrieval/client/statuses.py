@@ -22,9 +22,14 @@ def status_of(error: errors.RetrievalError) -> StatusCode:
     return StatusCode.INTERNAL
 
 
-def error_of(status: StatusCode, message: str) -> errors.RetrievalError:
+def error_of(status: StatusCode, message: str, *, retry_after_s: float | None = None) -> errors.RetrievalError:
     """Return the error that a client raises for a status; RetrievalError for a status that is not in the table."""
+    if status is StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message:  # gRPC's own, either side's
+        return errors.InvalidInput(f"{message}: send or ask for less in one call")
     for kind, known in STATUSES.items():
         if known is status:
-            return kind(message)
+            error = kind(message)
+            if isinstance(error, errors.Overloaded) and retry_after_s is not None:
+                error.retry_after_s = retry_after_s
+            return error
     return errors.RetrievalError(f"{status.name}: {message}")

@@ -39,6 +39,7 @@ from .opis.comparison import compare_consistency as compare_consistency
 from .opis.comparison import compare_results as compare_results
 from .opis.debiased import DebiasedShares as DebiasedShares
 from .opis.measure import OpisResult as OpisResult
+from .opis.measure import consistency_around as consistency_around
 from .opis.measure import consistency_report as consistency_report
 from .opis.measure import measure_opis as measure_opis
 from .opis.options import OpisOptions as OpisOptions
@@ -85,6 +86,7 @@ from .thresholds.certificate import Certificate as Certificate
 from .thresholds.certificate import MeanCertificate as MeanCertificate
 from .thresholds.certificate import certify as certify
 from .thresholds.certificate import certify_mean as certify_mean
+from .thresholds.certificate import highest_mean_far as highest_mean_far
 from .thresholds.choice import ThresholdChoice as ThresholdChoice
 from .thresholds.choice import choose_threshold as choose_threshold
 from .thresholds.comparison import ClassDecisionChange as ClassDecisionChange
@@ -92,12 +94,16 @@ from .thresholds.comparison import ThresholdComparison as ThresholdComparison
 from .thresholds.comparison import compare_thresholds as compare_thresholds
 from .thresholds.cross_fitted import CrossFittedRates as CrossFittedRates
 from .thresholds.cross_fitted import cross_fitted_rates as cross_fitted_rates
+from .thresholds.from_curves import certificate_from_curves as certificate_from_curves
+from .thresholds.from_curves import threshold_from_curves as threshold_from_curves
 from .thresholds.retest import retest_certificate as retest_certificate
 from .thresholds.retest import retest_mean_certificate as retest_mean_certificate
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
+from .thresholds.warnings import warnings_at as warnings_at
 from .verdict import Finding as Finding
 from .verdict import PromisedRate as PromisedRate
 from .verdict import VerdictLimits as VerdictLimits
 from .verdict import is_passed as is_passed
 from .verdict import judge as judge
+from .verdict import noted as noted

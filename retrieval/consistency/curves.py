@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
+from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
 from retrieval.consistency.pairs.selection import one_pass_grid
-from retrieval.consistency.pairs.tiles import tiles_of
 from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, VectorsOrPair, as_labelled, check_positives
 from retrieval.errors import InvalidInput
 
@@ -39,6 +40,7 @@ class OperatingCurves:
     positives: Counts  # [T], pairs in all
     negatives: Counts  # [T]
     cosine: bool  # scores are cosines of unit vectors, so that a distance exists
+    tile: int | None = None  # of a shard, rows and columns of the tiles that its pairs were cut into
 
     @property
     def with_positives(self) -> NDArray[np.bool_]:
@@ -90,8 +92,14 @@ class OperatingCurves:
         """Return the curves of two shards of the same images, see `operating_curves`.
 
         Raises:
-            InvalidInput: the two do not share classes, images, thresholds and kind of score.
+            InvalidInput: the two do not share classes, images, thresholds and kind of score, or their pairs were cut
+                into tiles of another size, so that some would count twice and others never.
         """
+        if self.tile != other.tile:
+            raise InvalidInput(
+                f"shards add up only if all were cut into tiles of one size, found {self.tile} and {other.tile}; "
+                "compute all of them with one version of this package"
+            )
         same = (
             self.classes == other.classes
             and self.cosine == other.cosine
@@ -134,7 +142,7 @@ class OperatingCurves:
         """Return long columns of T * m rows, class by class, thresholds ascending.
 
         class_name: str; n_images, positives, negatives, positives_accepted, negatives_accepted: int64;
-        threshold: float64; cosine: bool.
+        threshold: float64; cosine: bool; of a shard also tile: int64.
         """
         m = len(self.thresholds)
         return {
@@ -146,7 +154,7 @@ class OperatingCurves:
             "positives_accepted": self.positives_accepted.ravel(),
             "negatives_accepted": self.negatives_accepted.ravel(),
             "cosine": np.full(m * len(self.classes), self.cosine),
-        }
+        } | ({} if self.tile is None else {"tile": np.full(m * len(self.classes), self.tile)})
 
     def to_parquet(self) -> bytes:
         """Return a Parquet file of `to_table`, for keeping or for merging on another machine."""
@@ -201,9 +209,11 @@ class OperatingCurves:
             positives=column("positives")[:, 0],
             negatives=column("negatives")[:, 0],
             cosine=bool(table["cosine"][0]),
+            tile=int(table["tile"][0]) if "tile" in table else None,
         )
 
 
+@checked
 def operating_curves(
     vectors: VectorsOrPair,
     *,
@@ -218,7 +228,8 @@ def operating_curves(
     vectors: labelled vectors, or a plain (embeddings, labels); thresholds: any order, duplicates dropped; if omitted,
     they are chosen to cover the band of OPIS and everything above it, from all pairs of up to 6,000 images, otherwise
     from a sample; the counts are those of all pairs in either case. include: further thresholds to count. shard (index,
-    count) visits a part of the pairs: the sum over all indices equals the whole bit for bit. threads: None for all
+    count) visits a part of the pairs: the sum over all indices equals the whole bit for bit, and shards of versions
+    that cut the pairs otherwise are refused when they are added. threads: None for all
     cores.
 
     Cost: n^2 / 2 products of D (n * g for two sets); memory: a [T, m] of counts and a few tiles for each thread.
@@ -263,10 +274,10 @@ def count_accepted(
     progress: Progress | None = None,
 ) -> OperatingCurves:
     """Return the curves at strictly ascending thresholds; unlike `operating_curves` also without any positive pair."""
-    tiles = tiles_of(vectors, shard)
-    accepted = count_tiles(vectors, thresholds, tiles, threads=threads, progress=progress)
+    visited = tiles.tiles_of(vectors, shard)
+    accepted = count_tiles(vectors, thresholds, visited, threads=threads, progress=progress)
     whole = shard == (0, 1)
-    positives, negatives = (vectors.positives, vectors.negatives) if whole else total_of_tiles(vectors, tiles)
+    positives, negatives = (vectors.positives, vectors.negatives) if whole else total_of_tiles(vectors, visited)
     return OperatingCurves(
         classes=vectors.classes,
         n_images=vectors.n_images,
@@ -276,6 +287,7 @@ def count_accepted(
         positives=positives,
         negatives=negatives,
         cosine=vectors.cosine,
+        tile=None if whole else tiles.TILE,
     )
 
 

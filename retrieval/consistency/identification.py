@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
@@ -64,6 +65,7 @@ class Searches:
         return float(np.mean(self.strangers >= threshold)), float(np.mean(self.mated < threshold))
 
 
+@checked
 def identification_rates(
     vectors: LabelledVectors,
     gallery_sizes: Sequence[int],
@@ -114,6 +116,7 @@ def identification_rates(
     return [_summary(size, repetitions, target_far, target_fpir) for size, repetitions in found.items()]
 
 
+@checked
 def largest_gallery(vectors: LabelledVectors) -> int:
     """Return how many images every half of the classes can put into a gallery, 0 if there are too few classes."""
     counts = np.sort(vectors.n_images)

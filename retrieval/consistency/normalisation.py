@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
+from retrieval.consistency.classes import number_classes
 from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import Vectors
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
@@ -60,6 +62,7 @@ class Whitening:
         return unit
 
 
+@checked
 def fit_whitening(
     embeddings: Vectors, labels: Sequence[str] | None = None, *, shrinkage: float = 0.1, n_neighbours: int = 5
 ) -> Whitening:
@@ -117,7 +120,8 @@ def _class_scatter(embeddings: Vectors, labels: Sequence[str]) -> tuple[NDArray[
     """Return the sum of outer products of differences to the class mean, and its degrees of freedom."""
     if len(labels) != len(embeddings):
         raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} for {len(embeddings)} rows")
-    _, codes, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    names, codes = number_classes(labels)
+    counts = np.bincount(codes, minlength=len(names))
     order = np.argsort(codes, kind="stable")
     rows = embeddings[order].astype(np.float64)
     sums = np.add.reduceat(rows, np.cumsum(counts) - counts, axis=0) if len(rows) else rows

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
 from retrieval.errors import InvalidInput
 
@@ -18,6 +19,7 @@ from retrieval.errors import InvalidInput
 _MAX_SCORES = 1 << 22
 
 
+@checked
 def recall_at_k(vectors: LabelledVectors, k: Sequence[int] = (1,)) -> dict[int, float]:
     """Return, for each k, the share of queries with an image of their class among the k best-scoring others.
 
@@ -46,6 +48,7 @@ def recall_at_k(vectors: LabelledVectors, k: Sequence[int] = (1,)) -> dict[int, 
     return {value: float(hits[min(value, depth) - 1] / n_queries) for value in k}
 
 
+@checked
 def map_at_r(vectors: LabelledVectors) -> float:
     """Return mean average precision at R: precision at the ranks of right answers among the R first, divided by R.
 

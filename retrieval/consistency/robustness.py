@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import rate_interval
 from retrieval.consistency.pairs.products import float32_at_least, scores_of
@@ -64,6 +65,7 @@ class DecisionFlips:
     flips: tuple[Flips, ...]
 
 
+@checked
 def decision_flips(
     vectors: LabelledVectors,
     perturbed: Mapping[str, LabelledVectors],

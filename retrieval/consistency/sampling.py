@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, checked_grid
 from retrieval.consistency.pairs.counting import count_tiles, total_of_tiles
 from retrieval.consistency.pairs.tiles import TILE, Tile, slices
@@ -21,6 +22,7 @@ from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 _MIN_PARTS = 8
 
 
+@checked
 def judged_curves(
     scores: NDArray[np.float32],
     matches: NDArray[np.bool_],
@@ -32,9 +34,10 @@ def judged_curves(
 ) -> OperatingCurves:
     """Return the curves of explicit pairs, each judged to be a match or not.
 
-    scores: [p] float32; matches: [p] bool; first_classes, second_classes: p strings, the class of each end, or another
-    breakdown of the rates; if the second is omitted, the first holds for both ends. A match counts for the class of its
-    first end, a non-match for those of both. n_images counts the ends of a class, as if all were different images.
+    scores: [p] float32; matches: [p] bool, or 0 and 1; first_classes, second_classes: p strings, the class of each end,
+    or another breakdown of the rates; if the second is omitted, the first holds for both ends. A match counts for the
+    class of its first end, a non-match for those of both. n_images counts the ends of a class, as if all were different
+    images.
 
     Raises:
         InvalidEmbeddings: lengths that differ, or scores that are not finite.
@@ -51,6 +54,8 @@ def judged_curves(
             f"expected as many scores, matches and classes of each end, found {scores.shape}, {len(matches)}, "
             f"{len(ends[0])} and {len(ends[1])}"
         )
+    if matches.ndim != 1:
+        raise InvalidEmbeddings(f"expected one judgement for each pair, found {matches.shape}")
     if not np.isfinite(scores).all():
         raise InvalidEmbeddings(f"scores must be finite, found {np.count_nonzero(~np.isfinite(scores))} that are not")
     if matches.all() or not matches.any():
@@ -91,6 +96,7 @@ class SampledCurves:
     share: float  # of the negative pairs that were sampled
 
 
+@checked
 def sampled_curves(
     vectors: LabelledVectors,
     *,

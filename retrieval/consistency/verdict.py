@@ -5,11 +5,13 @@ What is measured, and on which images, is decided by the audit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from retrieval.consistency.arguments import check_fields, checked
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.subgroups.rates import GroupRates
+from retrieval.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +19,11 @@ class VerdictLimits:
     """What must hold apart from the promises of calibration."""
 
     group_far_factor: float = 3.0  # how many times the target the FAR of a group may be; small groups are not judged
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.group_far_factor > 0:
+            raise InvalidInput(f"group_far_factor: expected a number above 0, found {self.group_far_factor}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +43,7 @@ class Finding:
     explanation: str
 
 
+@checked
 def judge(
     far: PromisedRate,
     tar: PromisedRate,
@@ -48,7 +56,12 @@ def judge(
 
     A FAR below its promise, or a TAR above, does no harm and passes; the explanation mentions it. A group fails if the
     whole interval of its FAR is above the limit.
+
+    Raises:
+        InvalidInput: target_far outside [0, 1].
     """
+    if not 0 <= target_far <= 1:
+        raise InvalidInput(f"target_far: expected a share between 0 and 1, found {target_far}")
     stricter = (
         "" if far.measured >= far.promised.low else ": lower than promised, the threshold is stricter than needed"
     )
@@ -81,7 +94,17 @@ def judge(
     return findings
 
 
-def is_passed(findings: Iterable[Finding]) -> bool:
+@checked
+def noted(findings: Sequence[Finding], warnings: Sequence[str]) -> list[Finding]:
+    """Return the findings; the first one also names what the measured rates rest on, see `warnings_at`."""
+    if not warnings:
+        return list(findings)
+    explanation = "; note: ".join([findings[0].explanation, *warnings])
+    return [replace(findings[0], explanation=explanation), *findings[1:]]
+
+
+@checked
+def is_passed(findings: Sequence[Finding]) -> bool:
     """Return whether every limit holds."""
     return all(finding.passed for finding in findings)
 

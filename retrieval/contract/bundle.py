@@ -13,7 +13,6 @@ The digest of a bundle is the digest of contract.json, which holds the checksums
 """
 
 import io
-import json
 import shutil
 import tempfile
 import zipfile
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_bytes, digest_file, json_bytes
+from retrieval.contract.documents import Count, Size, parse, read_json, read_object, without_format
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, InvalidInput
 
@@ -64,8 +64,12 @@ class Bundle:
 
     def probe(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return inputs [n, 3, h, w] and their embeddings [n, d] as computed at export."""
-        with np.load(self.directory / PROBE, allow_pickle=False) as arrays:
-            return arrays["inputs"], arrays["embeddings"]
+        path = self.directory / PROBE
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return arrays["inputs"], arrays["embeddings"]
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+            raise CorruptArtifact(f"{path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,26 +139,37 @@ def open_bundle(directory: Path) -> Bundle:
     contract_path = directory / CONTRACT
     try:
         raw = contract_path.read_bytes()
-        contract = json.loads(raw)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CorruptArtifact(f"{directory} is not a model bundle: {CONTRACT} cannot be read ({error})") from error
-    if not isinstance(contract, dict) or contract.get("format") != FORMAT:
-        raise CorruptArtifact(f"{contract_path}: expected bundle format {FORMAT}, found {contract!r:.80}")
-    try:
-        _verify_checksums(directory, contract["checksums"])
-        return Bundle(
-            digest=BundleDigest(digest_bytes(raw)),
-            directory=directory,
-            files=(*sorted(contract["checksums"]), CONTRACT),
-            dimension=int(contract["dimension"]),
-            preprocessing=Preprocessing.from_json(contract["preprocessing"]),
-            input_name=str(contract["input_name"]),
-            output_name=str(contract["output_name"]),
-            opset=int(contract["opset"]),
-            evaluation=json.loads((directory / EVALUATION).read_bytes()),
-        )
-    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise CorruptArtifact(f"{contract_path}: a field is missing or wrong: {error}") from error
+    where = str(contract_path)
+    remedy = "export the bundle again, or use the version that wrote it"
+    document = without_format(read_json(raw, where), FORMAT, where, what="bundle", remedy=remedy)
+    contract = parse(_ContractDocument, document, where)
+    _verify_checksums(directory, contract.checksums)
+    return Bundle(
+        digest=BundleDigest(digest_bytes(raw)),
+        directory=directory,
+        files=(*sorted(contract.checksums), CONTRACT),
+        dimension=contract.dimension,
+        preprocessing=contract.preprocessing,
+        input_name=contract.input_name,
+        output_name=contract.output_name,
+        opset=contract.opset,
+        evaluation=read_object((directory / EVALUATION).read_bytes(), str(directory / EVALUATION)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ContractDocument:
+    """The schema of contract.json without its format."""
+
+    dimension: Size
+    preprocessing: Preprocessing
+    input_name: str
+    output_name: str
+    opset: Count
+    checksums: dict[str, str]
+    unit_norm: bool = True
 
 
 def _verify_checksums(directory: Path, checksums: Mapping[str, str]) -> None:
@@ -167,6 +182,8 @@ def _verify_checksums(directory: Path, checksums: Mapping[str, str]) -> None:
         path = directory / name
         if not path.is_file():
             raise CorruptArtifact(f"bundle {directory}: {name} is missing; export or copy the bundle again")
+        if name not in checksums:
+            raise CorruptArtifact(f"{directory / CONTRACT}: a field is missing or wrong: checksums has no {name}")
         if (found := digest_file(path)) != checksums[name]:
             raise CorruptArtifact(
                 f"bundle {directory}: {name} has checksum {found}, its contract states {checksums[name]}; "

@@ -4,22 +4,19 @@ A manifest is a folder with one sub-folder for each class, or a CSV, Parquet or 
 reads the images.
 """
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
 
-import fsspec
-
+from retrieval.contract.files import Place, failing_as, is_absolute, suffix_of
+from retrieval.contract.formats import HEAD_BYTES, IMAGE_SUFFIXES, RAW_SUFFIXES, sniffed
+from retrieval.contract.tables import TABLE_SUFFIXES, read_table
 from retrieval.errors import EmptyCatalog, InvalidManifest
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _COLUMNS = ("id", "uri", "label")
-_SURPLUS = "(surplus)"  # the CSV reader puts values beyond the last column under this name
+_EXAMPLES = 3  # of the files passed over, in a sentence
+_LOOKERS = 16  # threads that look into remote files at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,31 +29,48 @@ class Item:
     attributes: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The items of a source, in order; `passed_over`: a sentence for each kind of what it holds and is no item."""
+
+    items: list[Item]
+    passed_over: tuple[str, ...] = ()
+
+
 def read_manifest(source: str) -> list[Item]:
+    """Return the items of `read_source`, where nobody is there to be told what was passed over."""
+    return read_source(source).items
+
+
+def read_source(source: str) -> Manifest:
     """Read the items of a folder (one sub-folder for each class) or of a .csv, .parquet or .jsonl table, in order.
 
     A table has the columns id and uri, usually label, and any others, which become attributes. Relative uris are
-    relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name.
+    relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name; its
+    images are the files with the suffix or, without a known one, the first bytes of an image. Hidden files, files of
+    the system and folders that were read already under another name are passed over.
     Raises InvalidManifest if the source or a column is missing, an id is empty or occurs twice, or a text is not UTF-8;
     EmptyCatalog if there is no item.
     """
     if not source:
         raise InvalidManifest("manifest: expected a path or URL, found nothing")
-    try:
-        filesystem, path = fsspec.core.url_to_fs(source)
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
-        raise InvalidManifest(f"{source} cannot be opened: {error}") from error
-    if filesystem.isdir(path):
-        items = _read_folder(filesystem, path)
-    elif filesystem.isfile(path):
-        items = _read_table(filesystem, path)
-    else:
-        raise InvalidManifest(f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there")
-    if not items:
-        raise EmptyCatalog(f"{source}: expected at least one image, found none")
-    _check_ids(source, items)
-    _check_text(source, items)
-    return items
+    with failing_as(InvalidManifest, f"{source} cannot be read"):
+        place = Place.of(source)
+        is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES  # or the links in it would be a folder
+        if not is_table and place.is_folder():
+            found = _read_folder(place)
+        elif is_table or place.is_file():
+            found = _read_table(place)
+        else:
+            raise InvalidManifest(
+                f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there"
+            )
+    if not found.items:
+        reasons = f". Passed over: {'; '.join(found.passed_over)}" if found.passed_over else ""
+        raise EmptyCatalog(f"{source}: expected at least one image, found none{reasons}")
+    _check_ids(source, found.items)
+    _check_text(source, found.items)
+    return found
 
 
 def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()) -> None:
@@ -72,64 +86,69 @@ def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()
             raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
 
 
-def _read_folder(filesystem: Any, folder: str) -> list[Item]:
-    root = PurePosixPath(folder)
-    paths = sorted(p for p in filesystem.find(folder) if PurePosixPath(p).suffix.lower() in IMAGE_SUFFIXES)
+def _read_folder(folder: Place) -> Manifest:
+    walk = folder.walk()
+    passed_over = list(walk.passed_over)
+    unknown = [name for name in walk.files if suffix_of(name) not in IMAGE_SUFFIXES]
+    looks = _looks(folder, unknown)
     items = []
-    for path in paths:
-        inside = PurePosixPath(path).relative_to(root)
-        label = inside.parts[0] if len(inside.parts) > 1 else ""
-        items.append(Item(id=str(inside), uri=filesystem.unstrip_protocol(path), label=label, attributes={}))
-    return items
+    for name in walk.files:
+        if reason := looks.get(name):
+            passed_over.append((name, reason))
+            continue
+        label, found, _ = name.partition("/")
+        items.append(Item(id=name, uri=folder.inside(name).url, label=label if found else "", attributes={}))
+    return Manifest(items, _sentences(passed_over))
 
 
-def _read_table(filesystem: Any, path: str) -> list[Item]:
-    columns, rows = _load_rows(filesystem, path)
-    missing = [name for name in ("id", "uri") if name not in columns]
+def _looks(folder: Place, names: Sequence[str]) -> dict[str, str]:
+    """Look into files whose suffix is not that of an image; return why each is none, "" if it is one."""
+
+    def look(name: str) -> str:
+        if suffix_of(name) in RAW_SUFFIXES:
+            return "raw files of a camera"
+        try:
+            return "" if sniffed(folder.inside(name).read_file(HEAD_BYTES)) else "no images"
+        except OSError:
+            return "without an image's suffix, and unreadable"
+
+    if folder.is_local:
+        return {name: look(name) for name in names}
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        return dict(zip(names, pool.map(look, names), strict=True))
+
+
+def _sentences(passed_over: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return a sentence for each reason, with the number of files and folders and a few of their names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in sorted(passed_over):
+        names.setdefault(reason, []).append(name)
+    return tuple(
+        f"{len(found):,} passed over ({reason}): {', '.join(found[:_EXAMPLES])}{', ...' * (len(found) > _EXAMPLES)}"
+        for reason, found in sorted(names.items())
+    )
+
+
+def _read_table(place: Place) -> Manifest:
+    where, suffix = place.path, suffix_of(place.path)
+    if suffix not in TABLE_SUFFIXES:
+        raise InvalidManifest(f"{where}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
+    table = read_table(place.read_file(), suffix, where, _COLUMNS)
+    missing = [name for name in ("id", "uri") if name not in table.columns]
     if missing:
         raise InvalidManifest(
-            f"{path}: expected the columns id and uri (and usually label), "
-            f"missing {', '.join(missing)}, found {', '.join(columns) or 'none'}"
+            f"{where}: expected the columns id and uri (and usually label), "
+            f"missing {', '.join(missing)}, found {', '.join(table.columns) or 'none'}"
         )
-    parent = PurePosixPath(path).parent
     items = []
-    for number, row in enumerate(rows, start=1):
-        if _SURPLUS in row:
-            raise InvalidManifest(
-                f"{path}: row {number} has more values than there are columns: put quotes around values with commas"
-            )
-        values = {str(name): "" if value is None else str(value) for name, value in row.items()}
-        if not values.get("id") or not values.get("uri"):
-            raise InvalidManifest(f"{path}: row {number} has an empty id or uri")
-        uri = values["uri"]
-        if "://" not in uri:
-            uri = filesystem.unstrip_protocol(str(parent / uri))
-        attributes = {name: value for name, value in values.items() if name not in _COLUMNS}
-        items.append(Item(id=values["id"], uri=uri, label=values.get("label", ""), attributes=attributes))
-    return items
-
-
-def _load_rows(filesystem: Any, path: str) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return column names and rows. The standard library reads CSV, because it keeps every value as text (007)."""
-    suffix = PurePosixPath(path).suffix.lower()
-    try:
-        with filesystem.open(path, "rb") as file:
-            if suffix == ".csv":
-                reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), restkey=_SURPLUS)
-                return list(reader.fieldnames or ()), list(reader)
-            if suffix == ".parquet":
-                import pyarrow.parquet  # slow to import, and few manifests need it
-
-                table = pyarrow.parquet.read_table(file)
-                return table.column_names, table.to_pylist()
-            if suffix == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
-                if not all(isinstance(row, dict) for row in rows):
-                    raise InvalidManifest(f"{path}: expected one JSON object per line")
-                return sorted({name for row in rows for name in row}), rows
-    except (csv.Error, ValueError) as error:  # pyarrow.ArrowInvalid is a ValueError
-        raise InvalidManifest(f"{path}: cannot be read as {suffix}: {error}") from error
-    raise InvalidManifest(f"{path}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
+    for number, row in enumerate(table.rows, start=1):
+        if not row.get("id") or not row.get("uri"):
+            raise InvalidManifest(f"{where}: row {number} has an empty id or uri")
+        uri = row["uri"] if is_absolute(row["uri"]) and not row["uri"].startswith("/") else place.beside(row["uri"])
+        attributes = {name: value for name, value in row.items() if name not in _COLUMNS}
+        items.append(Item(id=row["id"], uri=uri, label=row.get("label", ""), attributes=attributes))
+    left_out = tuple(f"column {name} left out: its values are no text" for name in table.left_out)
+    return Manifest(items, left_out)
 
 
 def _check_ids(source: str, items: list[Item]) -> None:

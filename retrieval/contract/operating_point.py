@@ -3,13 +3,20 @@
 This file defines the record of a threshold and its id. `flows/calibrate.py` chooses the threshold.
 """
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Any, NewType
+from typing import Annotated, Any, NewType
 
-from retrieval.consistency import Calibrator, Certificate, MeanCertificate, ThresholdChoice, calibrator_from_json
+from retrieval.consistency import (
+    Calibrator,
+    Certificate,
+    MeanCertificate,
+    ThresholdChoice,
+    calibrator_from_json,
+    parse_target,
+)
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
+from retrieval.contract.documents import NAME, Moment, parse, read_json, read_object, without_format
 from retrieval.contract.score import ScoreDigest
 from retrieval.errors import CorruptArtifact, InvalidInput
 
@@ -19,11 +26,23 @@ FORMAT = 2  # in format 1 pooled FAR was the only target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpisAroundTarget:
+    """OPIS over the pooled FARs far_low to far_high around the target, on the log-FAR axis, as in `ScoreComparison`."""
+
+    far_low: float
+    far_high: float
+    opis: float
+    floor: float
+    debiased: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreComparison:
     """The rates of one score on the calibration data, at the target, and its consistency over classes.
 
     `achieved`: the value that the target limits, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the
-    log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it.
+    log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it. `around_target`:
+    OPIS where the threshold works, see `consistency_around`; None if the data cannot show it, or in an older record.
     """
 
     score_digest: ScoreDigest
@@ -36,6 +55,7 @@ class ScoreComparison:
     opis: float
     opis_floor: float
     opis_debiased: float | None
+    around_target: "OpisAroundTarget | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +94,24 @@ class OperatingPoint:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON that `from_json` turns back into an equal value."""
         parts = {"choice": self.choice.to_json(), "calibrator": self.calibrator.to_json()}
-        return {"format": FORMAT, **asdict(self), **parts}
+        document = {"format": FORMAT, **asdict(self), **parts}
+        # Left out where they say nothing, as before they existed: the ids of older operating points stay what they are.
+        for certificate in (document["certificate"], document["mean_certificate"]):
+            if certificate and certificate["max_images"] is None:
+                del certificate["max_images"], certificate["seed"]
+        for entry in document["compared"]:
+            if entry["around_target"] is None:
+                del entry["around_target"]
+        return document
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "OperatingPoint":
         """Read the bytes of `to_json`. Raises CorruptArtifact naming `where`."""
+        document = read_json(data, where)
+        value = without_format(document, FORMAT, where, what="operating point", remedy="calibrate again")
+        parse(_PointDocument, value, where)
         try:
-            value = json.loads(data)
-            if (found := value.pop("format")) != FORMAT:
-                raise CorruptArtifact(
-                    f"{where}: expected operating point format {FORMAT}, found {found!r}: calibrate again"
-                )
+            _check_parts(value, where)
             return cls(
                 **{
                     **value,
@@ -94,8 +121,46 @@ class OperatingPoint:
                         MeanCertificate(**value["mean_certificate"]) if value["mean_certificate"] else None
                     ),
                     "calibrator": calibrator_from_json(value["calibrator"]),
-                    "compared": tuple(ScoreComparison(**entry) for entry in value["compared"]),
+                    "compared": tuple(_comparison(entry) for entry in value["compared"]),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidInput) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InvalidInput) as error:
             raise CorruptArtifact(f"{where} cannot be read: {error}") from error
+
+    @staticmethod
+    def id_of(data: bytes, where: str) -> OperatingPointId:
+        """Return the id of a stored operating point, with fields that this version does not read."""
+        document = read_object(data, where)
+        document.pop("created_at", None)
+        return OperatingPointId(digest_json(document))
+
+
+def _comparison(entry: dict[str, Any]) -> ScoreComparison:
+    around = entry.get("around_target")
+    return ScoreComparison(**{**entry, "around_target": OpisAroundTarget(**around) if around else None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PointDocument:
+    """The schema of the JSON of an operating point; `_check_parts` checks `choice` and `calibrator`."""
+
+    bundle_digest: Annotated[BundleDigest, NAME]
+    score_digest: Annotated[ScoreDigest, NAME]
+    score_kind: str
+    choice: dict[str, Any]
+    certificate: Certificate | None
+    certificate_refusal: str
+    mean_certificate: MeanCertificate | None
+    mean_certificate_refusal: str
+    calibrator: dict[str, Any]
+    compared: tuple[ScoreComparison, ...]
+    data_digest: str
+    created_at: Moment
+
+
+def _check_parts(value: dict[str, Any], where: str) -> None:
+    """Raise CorruptArtifact unless the fields of the choice and of the calibrator have the types of their classes."""
+    choice, calibrator = value["choice"], value["calibrator"]
+    parse(ThresholdChoice, {**choice, "target": asdict(parse_target(choice["target"]))}, f"{where}: choice")
+    fields = {name: field for name, field in calibrator.items() if name != "kind"}
+    parse(type(calibrator_from_json(calibrator)), fields, f"{where}: calibrator")

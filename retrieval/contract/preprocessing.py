@@ -4,6 +4,7 @@ Decoding, orientation, resizing and normalisation are here; batching belongs to 
 There is one decoder (Pillow) and one path, because two decoders of one JPEG differ by more than a threshold tolerates.
 """
 
+import contextlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,17 +12,39 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from retrieval.contract.documents import parse
+from retrieval.contract.formats import HEAD_BYTES, REMEDIES, sniffed
+from retrieval.contract.image_files import check_parts, n_scans, without_metadata
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.pixels import bytes_per_pixel, scale_transparency, to_rgb
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
 Image.MAX_IMAGE_PIXELS = None
+with contextlib.suppress(ImportError):  # the extra "heif"
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_MAX_SIDE = 16_384  # of the model's input: a larger one is an error and would take gigabytes an image
+_ALWAYS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = (*_ALWAYS, *(name for name in ("AVIF", "HEIF") if name in Image.OPEN))
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ATTEMPTS = (None, True, False)  # the file itself, then without its metadata, with and without the orientation
+_PNG_BITS = 24  # place of the bits a sample in a PNG, whose first chunk has a fixed layout
+_RUN_LENGTH_PASSES = 100  # Pillow decodes a run-length BMP in Python, a pixel at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +66,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:
             raise CorruptArtifact(f"preprocessing: expected 1 <= crop <= resize, found {self.crop} and {self.resize}")
+        if self.resize > _MAX_SIDE:
+            raise CorruptArtifact(f"preprocessing: expected resize to be at most {_MAX_SIDE}, found {self.resize}")
         if self.interpolation not in _RESAMPLING:
             raise CorruptArtifact(
                 f"preprocessing: interpolation is one of {sorted(_RESAMPLING)}, not {self.interpolation!r}"
@@ -59,11 +84,7 @@ class Preprocessing:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
         """Read the dictionary of `to_json`. Raises CorruptArtifact if a field is missing or unknown."""
-        try:
-            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-            return cls(**fields)
-        except (TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"preprocessing of a bundle: {error}") from error
+        return parse(cls, value, "preprocessing of a bundle")
 
 
 def decode(
@@ -72,28 +93,105 @@ def decode(
     """Decode an image to upright 8-bit RGB.
 
     Animations give their first frame, EXIF rotation is applied, transparent pixels get `background`, CMYK, palette and
-    16-bit images are converted. Raises ImageTooLarge before decoding if a limit is exceeded, InvalidImage if the bytes
-    are empty, of no known format, or truncated.
+    16-bit images are converted, damaged metadata is ignored. Raises ImageTooLarge before decoding if a limit is
+    exceeded, InvalidImage if the bytes are empty, of no known format, or truncated.
     """
+    return open_image(data, limits).decode(background)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image whose header is read and within the limits; no pixel is decoded yet.
+
+    `peak_bytes`: memory that decoding takes at most. `work`: pixels times the passes over them.
+    """
+
+    data: bytes
+    peak_bytes: int
+    work: int
+
+    def decode(self, background: tuple[int, int, int]) -> Image.Image:
+        """Decode as `decode` does. Metadata that cannot be read is ignored: pixels decide whether an image is one."""
+        first: Exception | None = None
+        for kept in _ATTEMPTS:
+            try:
+                content = self.data if kept is None else without_metadata(self.data, keep_orientation=kept)
+                if first is None or content != self.data:
+                    return to_rgb(_upright(_loaded(content)), background)
+            except Exception as error:  # noqa: BLE001  # on broken files Pillow's plug-ins raise errors of every kind
+                first = first or error
+        raise InvalidImage(f"the image is damaged or truncated ({len(self.data):,} bytes): {first}") from first
+
+
+def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage:
+    """Read the header of an image and check every limit. Raises as `decode` does."""
     if not data:
         raise InvalidImage("expected an image, found 0 bytes")
     if len(data) > limits.image_bytes:
         raise ImageTooLarge(
             f"the image has {len(data):,} bytes, the limit is {limits.image_bytes:,}: send a smaller one"
         )
+    check_parts(data, limits)
+    image = _header(data)
+    _check_size(image, limits)
+    n_pixels = image.size[0] * image.size[1]
+    n_passes = (
+        _RUN_LENGTH_PASSES if image.format == "BMP" and image.info.get("compression") in (1, 2) else n_scans(data)
+    )
+    if n_pixels * n_passes > limits.work:
+        raise ImageTooLarge(
+            f"the image asks for {n_passes:,} passes over {n_pixels:,} pixels, the limit is {limits.work:,} pixels in "
+            "all: save it again with fewer scans, or smaller"
+        )
+    peak_bytes = n_pixels * bytes_per_pixel(image)
+    if peak_bytes > limits.largest_bytes:
+        raise ImageTooLarge(
+            f"the image takes {peak_bytes:,} bytes of memory while it is decoded, the limit is "
+            f"{limits.largest_bytes:,}, three quarters of RETRIEVAL_IMAGE_MEMORY_BYTES: send a smaller one"
+        )
+    return OpenedImage(data, peak_bytes, n_pixels * n_passes)
+
+
+def _header(data: bytes) -> Image.Image:
+    """Open an image without decoding it, without its metadata if they prevent that."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _check_size(image, limits)
-        image.load()
-        return _flatten(_to_eight_bits(ImageOps.exif_transpose(image)), background)
-    except (ImageTooLarge, InvalidImage):
-        raise
+        return _opened(data)
     except UnidentifiedImageError as error:
-        raise InvalidImage(
-            f"expected one of {', '.join(_FORMATS)}, found {len(data):,} bytes of something else"
-        ) from error
-    except Exception as error:  # on broken files Pillow's plug-ins raise OSError, SyntaxError, struct.error and more
-        raise InvalidImage(f"the image is damaged or truncated ({len(data):,} bytes): {error}") from error
+        first: Exception = error
+    except Exception as error:  # noqa: BLE001  # as in `OpenedImage.decode`
+        first = error
+    try:
+        return _opened(without_metadata(data, keep_orientation=False))
+    except Exception as error:  # as above
+        if isinstance(first, UnidentifiedImageError):
+            kind = sniffed(data[:HEAD_BYTES])
+            if kind in REMEDIES and kind.replace("HEIC", "HEIF") not in _FORMATS:
+                raise InvalidImage(f"the image is {REMEDIES[kind]}") from error
+            raise InvalidImage(
+                f"expected one of {', '.join(_FORMATS)}, found {len(data):,} bytes of something else"
+            ) from error
+        raise InvalidImage(f"the image is damaged or truncated ({len(data):,} bytes): {first}") from error
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _loaded(data: bytes) -> Image.Image:
+    image = _opened(data)
+    image.load()
+    if image.format == "PNG":
+        scale_transparency(image, data[_PNG_BITS])
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation of the metadata; none if they cannot be read."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001  # as in `OpenedImage.decode`
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def to_array(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -126,23 +224,3 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
         )
     if width < 1 or height < 1:
         raise InvalidImage(f"expected at least one pixel, found {width} x {height}")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; the conversion of Pillow would clip at 255."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # the mode of 32-bit integers and floats does not give their range, so use the values
-        is_16_bit = image.mode.startswith("I;16") or values.max(initial=0.0) > 255
-        top = 65535.0 if is_16_bit else 255.0
-        return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
-    return image
-
-
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    flat = Image.new("RGB", rgba.size, background)
-    flat.paste(rgba, mask=rgba.getchannel("A"))
-    return flat

@@ -13,7 +13,6 @@ spread of all classes similar. The vectors have two more columns than the embedd
 """
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NewType, TypeAlias
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import Whitening, check_unit_rows
 from retrieval.contract.canonical import digest_array, digest_json, json_bytes
+from retrieval.contract.documents import parse, read_object
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings
 
 ScoreDigest = NewType("ScoreDigest", str)
@@ -183,25 +183,55 @@ def cohort_score(
 
 def open_score(directory: Path, digest: ScoreDigest) -> Score:
     """Open the score in `directory`. Raises CorruptArtifact if its content does not have this digest."""
+    where = f"score {directory}"
     try:
-        description = json.loads((directory / SCORE).read_bytes())
-        score = Score()
-        if description["kind"] != score.kind:
-            whitening = None
-            if description.get("whitening") is not None:
-                whitening = Whitening(_array(directory / CENTRE), _array(directory / PROJECTION))
-            score = Score(
-                cohort=_array(directory / COHORT),
-                k=int(description["k"]),
-                weight=float(description.get("weight", _WEIGHT)),
-                ignore_above=description.get("ignore_above"),
-                whitening=whitening,
-            )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, InvalidEmbeddings) as error:
-        raise CorruptArtifact(f"score {directory}: cannot be read: {error}") from error
+        document = read_object((directory / SCORE).read_bytes(), where)
+        description = parse(_ScoreDocument, document, where)
+        if (found := digest_json(document)) != digest:
+            raise CorruptArtifact(f"{where}: expected digest {digest}, its content has {found}")
+        score = _score_of(directory, description)
+    except (OSError, ValueError, EOFError, MemoryError, LookupError, InvalidEmbeddings) as error:
+        raise CorruptArtifact(f"{where}: cannot be read: {error}") from error
     if score.digest != digest:
-        raise CorruptArtifact(f"score {directory}: expected digest {digest}, its content has {score.digest}")
+        raise CorruptArtifact(f"{where}: expected digest {digest}, its content has {score.digest}")
     return score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WhiteningDocument:
+    centre: str
+    projection: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ScoreDocument:
+    """The schema of score.json; those of format 1 lack the last three fields."""
+
+    format: int
+    kind: str
+    k: int
+    cohort: str | None
+    weight: float = _WEIGHT
+    ignore_above: float | None = None
+    whitening: _WhiteningDocument | None = None
+
+
+def _score_of(directory: Path, description: _ScoreDocument) -> Score:
+    """Return the score that a description and the arrays beside it make."""
+    if description.cohort is None:
+        return Score()
+    names = description.whitening
+    whitening = None
+    if names is not None:
+        centre = _array(directory / CENTRE, names.centre)
+        whitening = Whitening(centre, _array(directory / PROJECTION, names.projection))
+    return Score(
+        cohort=_array(directory / COHORT, description.cohort),
+        k=description.k,
+        weight=description.weight,
+        ignore_above=description.ignore_above,
+        whitening=whitening,
+    )
 
 
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:
@@ -217,8 +247,11 @@ def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: fl
     return np.where(n_counted > 0, sums / np.maximum(n_counted, 1), ignore_above).astype(np.float32)
 
 
-def _array(path: Path) -> NDArray[np.float32]:
+def _array(path: Path, digest: str) -> NDArray[np.float32]:
+    """Return the array in a file. Raises CorruptArtifact if it has another digest."""
     array: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    if (found := digest_array(array)) != digest:
+        raise CorruptArtifact(f"{path}: expected digest {digest}, found {found}")
     return array
 
 

@@ -1,5 +1,7 @@
 """Converts snapshots and operating points to messages: for the server, and for commands that need none."""
 
+from collections.abc import Sequence
+
 from retrieval.consistency import Interval
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.edge.jobs.messages import timestamp
@@ -24,8 +26,10 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
     )
 
 
-def operating_point_message(point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:
-    """Convert an operating point."""
+def operating_point_message(
+    point: OperatingPoint, *, active: bool, needs_reindex: Sequence[str] = ()
+) -> operating_points_pb2.OperatingPoint:
+    """Convert an operating point; `needs_reindex`: the catalogues whose live snapshot has another score."""
     choice, certificate, mean = point.choice, point.certificate, point.mean_certificate
     return operating_points_pb2.OperatingPoint(
         id=point.id,
@@ -55,6 +59,7 @@ def operating_point_message(point: OperatingPoint, *, active: bool) -> operating
         mean_certificate=str(mean or point.mean_certificate_refusal),
         certificate_threshold=None if certificate is None else certificate.threshold,
         mean_certificate_threshold=None if mean is None else mean.threshold,
+        needs_reindex=needs_reindex,
     )
 
 

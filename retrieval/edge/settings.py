@@ -5,6 +5,7 @@ default. Values that belong to a model are part of its bundle and are not settin
 command loads this module.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.contract.limits import ImageLimits
 from retrieval.errors import InvalidSettings
+
+# Read by the libraries when they are loaded: OpenMP (FAISS), OpenBLAS and MKL (NumPy, SciPy, FAISS).
+_THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Settings(BaseSettings):
@@ -46,6 +50,18 @@ class Settings(BaseSettings):
     )
     image_bytes: int = Field(default=20 * 1024 * 1024, ge=1, description="Largest accepted image file, in bytes.")
     image_pixels: int = Field(default=50_000_000, ge=1, description="Largest accepted image, in pixels.")
+    image_memory_bytes: int = Field(
+        default=1536 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        description="Memory that the images of a process may take together while they are decoded, in bytes.",
+    )
+    image_roots: str = Field(
+        default="",
+        description=(
+            "Paths and URLs inside which jobs may read images and their tables, separated by commas; empty: all but "
+            "private and link-local addresses. The container images set /images."
+        ),
+    )
     refresh_s: float = Field(
         default=2.0, gt=0, le=3600, description="Seconds between checks for a new snapshot or operating point."
     )
@@ -54,6 +70,15 @@ class Settings(BaseSettings):
     )
     redelivery_s: int = Field(
         default=900, ge=10, description="Seconds after which a task that a dead worker held is given to another."
+    )
+    keep_snapshots: int = Field(
+        default=5, ge=0, description="Newest snapshots of a catalogue that stay when a new one is published; 0: all."
+    )
+    keep_days: float = Field(
+        default=0.0, ge=0, description="Days for which a snapshot stays in any case; 0: only keep_snapshots counts."
+    )
+    cache_bytes: int = Field(
+        default=8 * 1024**3, ge=0, description="Bytes of local copies of a remote store, in the temporary folder."
     )
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the server's Prometheus metrics on its host; 0: none."
@@ -82,12 +107,22 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels)
+        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels, memory_bytes=self.image_memory_bytes)
+
+    @property
+    def job_limits(self) -> ImageLimits:
+        """Largest image that a job decodes, and where its images may be: others than the operator start jobs."""
+        return dataclasses.replace(self.limits, roots=_names(self.image_roots))
 
     @property
     def n_threads(self) -> int:
         """Number of threads that a process uses."""
         return self.threads or os.cpu_count() or 1
+
+    @property
+    def n_worker_processes(self) -> int:
+        """Number of worker processes: one with a GPU, because a CUDA context does not survive a fork."""
+        return 1 if self.device != "cpu" else self.worker_processes or self.n_threads
 
     @property
     def served_catalogs(self) -> tuple[str, ...]:
@@ -122,6 +157,18 @@ def child_environment(settings: Settings) -> dict[str, str]:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         own[f"RETRIEVAL_{name.upper()}"] = text
     return {**os.environ, **own}
+
+
+def use_cores_once(threads: int) -> None:
+    """Let every numerical library of this process use at most so many threads. Call it before the first is imported.
+
+    FAISS, NumPy and SciPy each start a team of as many threads as there are cores, for each thread that calls them,
+    and idle teams spin: a query then costs several times its CPU time. A process that answers many queries on threads
+    of its own gives each library one. A variable that the environment sets already keeps its value.
+    """
+    for name in _THREAD_COUNTS:
+        os.environ.setdefault(name, str(threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from retrieval.contract.bundle import Bundle, BundleDigest
+from retrieval.contract.limits import ImageLimits
 from retrieval.edge.settings import Settings
 from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder, providers_of
@@ -20,7 +21,7 @@ def check_device(settings: Settings) -> None:
 
 def open_store(settings: Settings) -> Store:
     """Open the store of these settings."""
-    return Store(settings.store)
+    return Store(settings.store, cache_bytes=settings.cache_bytes)
 
 
 def make_searcher(settings: Settings) -> Searcher:
@@ -44,10 +45,10 @@ class OfflineParts:
     index_device: str
 
 
-def offline_parts(settings: Settings, *, processes: int = 1) -> OfflineParts:
+def offline_parts(settings: Settings, *, processes: int = 1, limits: ImageLimits | None = None) -> OfflineParts:
     """Build the parts of this process; `processes` processes on this machine share its threads.
 
-    The encoder of a bundle is opened once.
+    limits: on images, those of the settings by default. The encoder of a bundle is opened once.
     """
     threads = max(1, settings.n_threads // processes)
     store = open_store(settings)
@@ -58,7 +59,7 @@ def offline_parts(settings: Settings, *, processes: int = 1) -> OfflineParts:
 
     uses_gpu = settings.device == "cuda" or (settings.device == "auto" and n_gpus() > 0)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    embedder = ImageEmbedder(encoder_of=encoder_of, limits=settings.limits, pool=pool)
+    embedder = ImageEmbedder(encoder_of=encoder_of, limits=limits or settings.limits, pool=pool)
     return OfflineParts(store, embedder, "cuda" if uses_gpu else "cpu")
 
 

@@ -14,7 +14,7 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import preprocess
+from retrieval.engine.decoding import prepare
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure, read_bytes
 from retrieval.engine.store import Store
@@ -91,7 +91,7 @@ def embed_shard(store: Store, embedder: ImageEmbedder, bundle: BundleDigest, ite
     encoder, limits = embedder.encoder_of(bundle), embedder.limits
     preprocessing = encoder.bundle.preprocessing
     read, failures = read_images(
-        items, lambda data: preprocess(data, preprocessing, limits=limits), limits=limits, pool=embedder.pool
+        items, lambda data: prepare(data, preprocessing, limits), limits=limits, pool=embedder.pool
     )
     digests = tuple(image.digest for image in read)
     key = embeddings_key(bundle, digest_json(digests))

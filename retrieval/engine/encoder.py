@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
-from retrieval.contract.preprocessing import preprocess
+from retrieval.engine.decoding import prepare
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -40,6 +40,7 @@ class Encoder:
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1  # operators run one after another
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle servers must not burn cores
         providers = providers_of(device)
         try:
@@ -82,7 +83,7 @@ class Encoder:
     ) -> NDArray[np.float32]:
         """Embed encoded images, decoded on `pool` if given. Raises as `preprocess` does."""
         run = pool.map if pool else map
-        arrays = list(run(lambda data: preprocess(data, self.bundle.preprocessing, limits=limits), images))
+        arrays = list(run(lambda data: prepare(data, self.bundle.preprocessing, limits), images))
         side = self.bundle.preprocessing.crop
         return self.embed(np.stack(arrays) if arrays else np.empty((0, 3, side, side), dtype=np.float32))
 

@@ -43,8 +43,8 @@ class ItemRows:
     def from_parquet(cls, data: bytes, where: str) -> "ItemRows":
         """Return the rows in a Parquet file. Raises CorruptArtifact naming `where` if it is damaged."""
         try:
-            return cls(pyarrow.parquet.read_table(io.BytesIO(data), columns=list(_COLUMNS)))
-        except (pa.ArrowException, OSError, KeyError) as error:
+            return cls(_checked(pyarrow.parquet.read_table(io.BytesIO(data), columns=list(_COLUMNS))))
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             raise CorruptArtifact(f"items {where} cannot be read: {error}") from error
 
     def to_parquet(self) -> bytes:
@@ -92,8 +92,8 @@ class ItemTable:
     def load(cls, path: Path) -> "ItemTable":
         """Return the table in a Parquet file. Raises CorruptArtifact if it is damaged."""
         try:
-            return cls(pyarrow.parquet.read_table(path, columns=[*_COLUMNS, _DENSITY]))
-        except (pa.ArrowException, OSError, KeyError) as error:
+            return cls(_checked(pyarrow.parquet.read_table(path, columns=[*_COLUMNS, _DENSITY]), _DENSITY))
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             raise CorruptArtifact(f"items {path} cannot be read: {error}") from error
 
     def save(self, path: Path) -> None:
@@ -106,6 +106,16 @@ class ItemTable:
     def take(self, positions: NDArray[np.int64]) -> list[Item]:
         """Return the items at some positions, in that order."""
         return _items(self._table.take(pa.array(positions)))
+
+
+def _checked(table: pa.Table, *numbers: str) -> pa.Table:
+    """Return the table. Raises ValueError unless its columns hold text, those in `numbers` float32, and no nulls."""
+    for name in (*_COLUMNS, *numbers):
+        column = table.column(name)
+        wanted = pa.float32() if name in numbers else pa.string()
+        if column.type != wanted or column.null_count:
+            raise ValueError(f"column {name}: expected {wanted} without nulls, found {column.type}")
+    return table
 
 
 def _items(table: pa.Table) -> list[Item]:

@@ -1,8 +1,11 @@
 """Which bundle, snapshot, operating point and score belong together. The check is written here and nowhere else.
 
-The live snapshot names its bundle and its score. The active operating point of the bundle must use the same score.
+The live snapshot names its bundle and its score. The active operating point of the bundle must use the same score. If
+one with another score was activated, the catalogue needs a reindex. Until then the pair that belonged together answers
+queries, also after a restart: the snapshot with the operating point that was active before.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ from retrieval.contract.score import Score
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
 from retrieval.engine.store import Store
-from retrieval.errors import BundleMismatch
+from retrieval.errors import BundleMismatch, CorruptArtifact, InvalidInput, NotFound, UnknownOperatingPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,38 @@ def matching_parts(store: Store, catalog: str, snapshot_id: SnapshotId) -> Match
     """
     manifest = store.snapshot_manifest(catalog, snapshot_id)
     bundle = store.bundle(manifest.bundle_digest)
-    point = store.active_operating_point(bundle.digest)
+    return _checked_parts(store, manifest, bundle, store.active_operating_point(bundle.digest))
+
+
+def last_matching_parts(store: Store, catalog: str, snapshot_id: SnapshotId) -> MatchingParts:
+    """Return the verified parts that belonged to a snapshot before another score was activated.
+
+    Raises as `matching_parts` does; UnknownOperatingPoint also if nothing recorded such an operating point.
+    """
+    manifest = store.snapshot_manifest(catalog, snapshot_id)
+    bundle = store.bundle(manifest.bundle_digest)
+    point_id = store.last_active_id(bundle.digest, manifest.score_digest) or manifest.operating_point_id
+    if not point_id:
+        raise UnknownOperatingPoint(f"no operating point with the score of snapshot {snapshot_id} is known")
+    return _checked_parts(store, manifest, bundle, store.operating_point(bundle.digest, point_id))
+
+
+def needs_reindex(store: Store, point: OperatingPoint) -> tuple[str, ...]:
+    """Return the catalogues of the operating point's bundle whose live snapshot was built with another score.
+
+    While the operating point is active, they wait for a reindex. A catalogue that cannot be read is not among them.
+    """
+    catalogs = []
+    for catalog in store.catalogs():
+        with contextlib.suppress(CorruptArtifact, NotFound, InvalidInput):
+            manifest = store.snapshot_manifest(catalog, store.current(catalog))
+            if manifest.bundle_digest == point.bundle_digest and manifest.score_digest != point.score_digest:
+                catalogs.append(catalog)
+    return tuple(sorted(catalogs))
+
+
+def _checked_parts(store: Store, manifest: SnapshotManifest, bundle: Bundle, point: OperatingPoint) -> MatchingParts:
+    catalog, snapshot_id = manifest.catalog, manifest.id
     if point.score_digest != manifest.score_digest:
         raise BundleMismatch(
             f"catalogue {catalog!r}: snapshot {snapshot_id} was built with score {manifest.score_digest}, the active "
@@ -73,6 +107,17 @@ def live_parts(store: Store, catalog: str) -> MatchingParts:
 
 def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
     """Open a snapshot with everything that belongs to it. Raises as `matching_parts` does."""
-    parts = matching_parts(store, catalog, snapshot_id)
+    return _opened(store, matching_parts(store, catalog, snapshot_id), batcher_for)
+
+
+def open_last_live(
+    store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]
+) -> Live:
+    """Open a snapshot with what belonged to it before another score was activated, see `last_matching_parts`."""
+    return _opened(store, last_matching_parts(store, catalog, snapshot_id), batcher_for)
+
+
+def _opened(store: Store, parts: MatchingParts, batcher_for: Callable[[Bundle], Batcher]) -> Live:
+    catalog, snapshot_id = parts.manifest.catalog, parts.manifest.id
     snapshot = store.open_snapshot(catalog, snapshot_id)
     return Live(batcher_for(parts.bundle), parts.bundle, snapshot, parts.point, parts.point.id, parts.score)

@@ -16,13 +16,14 @@ from retrieval.consistency import (
     Target,
     ThresholdChoice,
     choose_threshold,
+    consistency_around,
     consistency_report,
     fit_whitening,
     labelled,
     recall_at_k,
 )
 from retrieval.contract.manifest import Item
-from retrieval.contract.operating_point import ScoreComparison
+from retrieval.contract.operating_point import OpisAroundTarget, ScoreComparison
 from retrieval.contract.score import Score, cohort_score
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
@@ -33,20 +34,25 @@ _BROAD, _BROAD_WEIGHT = 5, 0.3
 _TAR_MARGIN = 0.02
 # A catalogue image that is also in the cohort has similarity 1 to itself, up to rounding.
 _SAME = 0.9999
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledEmbeddings:
-    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from."""
+    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from.
+
+    `families`: n names of the units in which classes are drawn together, or None, see `labelled`.
+    """
 
     embeddings: NDArray[np.float32]
     labels: Sequence[str]
     data_digest: str
+    families: Sequence[str] | None = None
 
     def scored(self, score: Score) -> LabelledVectors:
         """Return the labelled vectors whose inner products are the score."""
         queries, gallery = score.vectors(self.embeddings)
-        return labelled(queries, self.labels, gallery=gallery)
+        return labelled(queries, self.labels, gallery=gallery, families=self.families)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +114,7 @@ def measure_score(
     """Choose the threshold of one score for the target, and measure the rates at it."""
     vectors = data.scored(score)
     choice = choose_threshold(vectors, target=target, confidence=confidence)
+    around = _around_target(vectors, choice.target_far, confidence)
     consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
     comparison = ScoreComparison(
         score_digest=score.digest,
@@ -120,8 +127,24 @@ def measure_score(
         opis=consistency.value,
         opis_floor=consistency.floor,
         opis_debiased=consistency.debiased,
+        around_target=around,
     )
     return MeasuredScore(score, choice, comparison)
+
+
+def _around_target(vectors: LabelledVectors, far: float, confidence: float) -> OpisAroundTarget | None:
+    """Return OPIS around a FAR, None if the data cannot show it; its random draws do not shift those of the caller."""
+    try:
+        found = consistency_around(vectors, far, rng=np.random.default_rng(_SEED), confidence=confidence)
+    except (NotEnoughEvidence, InvalidInput):
+        return None
+    return OpisAroundTarget(
+        far_low=found.far_low,
+        far_high=found.far_high,
+        opis=found.value,
+        floor=found.floor,
+        debiased=found.debiased,
+    )
 
 
 def best_score(measured: Sequence[MeasuredScore]) -> MeasuredScore:

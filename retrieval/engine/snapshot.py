@@ -4,24 +4,37 @@ This file decides the format and the identity of a searchable catalogue. `engine
 lies and which one is live.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NewType
+from typing import Annotated, Any, NewType
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_file, digest_json
+from retrieval.contract.documents import (
+    NAME,
+    NAME_OR_NONE,
+    Count,
+    FileName,
+    Moment,
+    Share,
+    Size,
+    parse,
+    read_json,
+    without_format,
+)
+from retrieval.contract.operating_point import OperatingPointId
 from retrieval.contract.score import ScoreDigest
 from retrieval.engine.index.index import Index
 from retrieval.engine.index.open import load_index
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemTable
-from retrieval.errors import CorruptArtifact
+from retrieval.errors import CorruptArtifact, InvalidInput
 
 SnapshotId = NewType("SnapshotId", str)
 
 FORMAT = 1
+_NO_POINT = OperatingPointId("")
 MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
 
 
@@ -31,23 +44,25 @@ class SnapshotManifest:
 
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
-    `files`: names and checksums. `dimension`: columns of the vectors in the index.
+    `files`: names and checksums. `dimension`: columns of the vectors in the index. `operating_point_id`: the one that
+    was active when the snapshot was built; "" in manifests of earlier versions.
     """
 
-    id: SnapshotId
-    catalog: str
-    bundle_digest: BundleDigest
-    score_digest: ScoreDigest
+    id: Annotated[SnapshotId, NAME]
+    catalog: Annotated[str, NAME]
+    bundle_digest: Annotated[BundleDigest, NAME]
+    score_digest: Annotated[ScoreDigest, NAME]
     catalog_digest: str
     index_spec: str
-    dimension: int
-    n_items: int
-    n_failed: int
+    dimension: Size
+    n_items: Count
+    n_failed: Count
     failures: Mapping[str, str]
-    index_recall: float
+    index_recall: Share
     shards: tuple[str, ...]
-    files: Mapping[str, str]
-    created_at: str
+    files: Mapping[FileName, str]
+    created_at: Moment
+    operating_point_id: Annotated[OperatingPointId, NAME_OR_NONE] = _NO_POINT
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` turns back into an equal value."""
@@ -56,13 +71,14 @@ class SnapshotManifest:
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "SnapshotManifest":
         """Read the bytes of `to_json`. Raises CorruptArtifact naming `where`."""
+        document = read_json(data, where)
+        remedy = "reindex the catalogue, or use the version that wrote it"
+        manifest = parse(cls, without_format(document, FORMAT, where, what="snapshot", remedy=remedy), where)
         try:
-            value = json.loads(data)
-            if value.pop("format") != FORMAT:
-                raise CorruptArtifact(f"{where}: expected snapshot format {FORMAT}")
-            return cls(**{**value, "shards": tuple(value["shards"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"{where} is not a snapshot manifest: {error}") from error
+            IndexSpec.parse(manifest.index_spec)
+        except InvalidInput as error:
+            raise CorruptArtifact(f"{where}: {error}") from error
+        return manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,17 @@
 Every file is written whole. A repeated step finds the marker of its earlier work and does nothing.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from retrieval.contract.canonical import json_bytes
+from retrieval.contract.documents import parse, read_json, read_object
 from retrieval.engine.embedding import EmbeddedShard
 from retrieval.engine.images import Failure
 from retrieval.engine.items import ItemRows
 from retrieval.engine.store.objects import Objects
-from retrieval.errors import ValidationFailed
+from retrieval.errors import CorruptArtifact, ValidationFailed
 
 
 class Staging:
@@ -28,13 +28,18 @@ class Staging:
         self._folder = f"staging/{job_id}"
 
     def plan(self) -> Any | None:
-        """Return the plan as plain JSON; None if there is none yet."""
-        data = self._objects.get(f"{self._folder}/plan.json")
-        return None if data is None else json.loads(data)
+        """Return the plan as plain JSON; None if there is none yet. Raises CorruptArtifact if it is no JSON object."""
+        data = self._objects.get(self._plan_key)
+        return None if data is None else read_object(data, self.plan_url)
+
+    @property
+    def plan_url(self) -> str:
+        """The URL of the plan, for messages about it."""
+        return f"{self._objects.url}/{self._plan_key}"
 
     def put_plan(self, plan: Mapping[str, Any]) -> None:
         """Write the plan, after the items of all shards."""
-        self._objects.put(f"{self._folder}/plan.json", json_bytes(plan))
+        self._objects.put(self._plan_key, json_bytes(plan))
 
     def put_items(self, number: int, items: ItemRows) -> None:
         """Write the items of a shard."""
@@ -56,21 +61,26 @@ class Staging:
     def result(self, number: int) -> tuple[ItemRows, EmbeddedShard]:
         """Return the usable items of a shard and its result.
 
-        Raises ValidationFailed if a file is missing or the result was made from other items.
+        Raises ValidationFailed if a file is missing or the result was made from other items, CorruptArtifact if one is
+        damaged.
         """
-        value = json.loads(self._read(self._result_key(number)))
+        key = self._result_key(number)
+        where = f"{self._objects.url}/{key}"
+        result = parse(_ResultDocument, read_json(self._read(key), where), where)
         items = self.items(number)
-        if value["items"] != items.digest:  # two planners read a manifest that changed between them
+        if result.items != items.digest:  # two planners read a manifest that changed between them
             raise ValidationFailed(
                 f"{self._objects.url}/{self._result_key(number)} was made from other items than those planned: the "
                 "manifest changed while the job was planned; start it again"
             )
-        shard = EmbeddedShard(
-            key=value["key"],
-            rows=tuple(value["rows"]),
-            image_digests=tuple(value["image_digests"]),
-            failures=tuple(Failure(**failure) for failure in value["failures"]),
-        )
+        rows = result.rows
+        if list(rows) != sorted({row for row in rows if 0 <= row < len(items)}) or len(rows) != len(
+            result.image_digests
+        ):
+            raise CorruptArtifact(
+                f"{where}: its rows do not fit the {len(items)} items of the shard: start the job again"
+            )
+        shard = EmbeddedShard(key=result.key, rows=rows, image_digests=result.image_digests, failures=result.failures)
         return items.take(shard.rows), shard
 
     def missing(self, n_shards: int) -> list[int]:
@@ -80,8 +90,12 @@ class Staging:
 
     def clear(self) -> None:
         """Remove all files, the plan first, so that a kill leaves no plan without its shards."""
-        self._objects.delete(f"{self._folder}/plan.json")
+        self._objects.delete(self._plan_key)
         self._objects.delete(self._folder)
+
+    @property
+    def _plan_key(self) -> str:
+        return f"{self._folder}/plan.json"
 
     def _items_key(self, number: int) -> str:
         return f"{self._folder}/{number:06d}.items.parquet"
@@ -97,3 +111,14 @@ class Staging:
                 "the program wrote them; start it again"
             )
         return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ResultDocument:
+    """The schema of the result of a shard: an `EmbeddedShard` and the digest of the items it was made from."""
+
+    items: str
+    key: str
+    rows: tuple[int, ...]
+    image_digests: tuple[str, ...]
+    failures: tuple[Failure, ...]

@@ -5,8 +5,8 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from retrieval.consistency import (
     GroupComparison,
     GroupRates,
     Interval,
+    LabelledVectors,
     LabelMargins,
     OperatingCurves,
     OpisOptions,
@@ -27,20 +28,24 @@ from retrieval.consistency import (
     VerdictLimits,
     class_rates,
     compare_groups,
+    consistency_around,
     consistency_report,
     is_passed,
     judge,
     label_margins,
     labelled,
     most_confused,
+    noted,
     operating_curves,
     recall_at_k,
     retest_certificate,
     retest_mean_certificate,
     score_histograms,
+    warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.documents import Count, Moment, parse
+from retrieval.contract.manifest import Item, check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
@@ -48,7 +53,7 @@ from retrieval.engine.images import Failure
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.engine.thumbnails import thumbnail
-from retrieval.errors import InvalidInput
+from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_SUSPECTS = 20
@@ -83,10 +88,13 @@ class AuditLimits:
 class AuditReport:
     """The results of an audit. `opis` is of the active score; `opis_cosine` of the plain cosine on the paper's axis.
 
+    `opis_target`: of the active score around its FAR target, None if the images cannot show it.
+
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
     its label.
+    `passed_over`: see `contract/manifest.py`.
     """
 
     id: str
@@ -113,6 +121,9 @@ class AuditReport:
     n_single: int
     failures: Sequence[Failure]
     findings: Sequence[Finding]
+    opis_target: OpisResult | None = None
+    warnings: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -137,6 +148,7 @@ class AuditReport:
             "created_at": self.created_at,
             "verdict": "passed" if self.passed else "failed",
             "findings": [asdict(finding) for finding in self.findings],
+            "warnings": list(self.warnings),
             "bundle_digest": self.point.bundle_digest,
             "operating_point_id": self.point.id,
             "score_kind": self.point.score_kind,
@@ -149,6 +161,7 @@ class AuditReport:
             "recall_at_1": self.recall_at_1,
             "opis": self.opis.to_json(),
             "opis_cosine": self.opis_cosine.to_json(),
+            "opis_target": None if self.opis_target is None else self.opis_target.to_json(),
             "d_prime": self.histograms.d_prime,
             "separation": _separation(self.histograms),
             "confused_classes": [_confused(pair, self.item_ids) for pair in self.confusion.pairs],
@@ -159,6 +172,7 @@ class AuditReport:
             "n_classes": self.n_classes,
             "n_single": self.n_single,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
+            "passed_over": list(self.passed_over),
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
             "group_comparisons": {name: _differences(found) for name, found in self.comparisons.items()},
             "classes": [asdict(rates) for rates in self.classes],
@@ -182,7 +196,8 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     NotEnoughEvidence.
     """
     parts = live_parts(store, request.catalog)
-    items = read_manifest(request.manifest_uri)
+    source = read_source(request.manifest_uri)
+    items = source.items
     check_labels(items, request.manifest_uri, request.group_by)
     embedded = embed_items(
         store,
@@ -193,7 +208,8 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
         progress=progress,
     )
     report = measure(request, embedded, parts.point, parts.score, limits, audit_id=audit_id, created_at=created_at)
-    report = replace(report, thumbnails=_thumbnails(report, embedded.items, embedder))
+    thumbnails = _thumbnails(report, embedded.items, embedder)
+    report = replace(report, thumbnails=thumbnails, passed_over=source.passed_over)
     files = {
         REPORT: json_bytes(report.to_json()),
         "report.html": render(report).encode(),
@@ -206,8 +222,51 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
 def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
     """Return the reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
     store.current(catalog)
-    reports = [store.audit(catalog, audit_id) for audit_id in store.audits(catalog)]
+    reports = [finished_audit(store, catalog, audit_id) for audit_id in store.audits(catalog)]
     return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
+
+
+def finished_audit(store: Store, catalog: str, audit_id: str) -> dict[str, Any]:
+    """Return the report of a finished audit as plain JSON. Raises UnknownJob, CorruptArtifact."""
+    report = store.audit(catalog, audit_id)
+    where = store.audit_uri(catalog, audit_id, REPORT)
+    read = {known.name for known in fields(_ReportDocument)}
+    parse(_ReportDocument, {name: value for name, value in report.items() if name in read}, where)
+    parse(_OpisDocument, {name: report["opis"].get(name) for name in ("value", "floor")}, f"{where}: opis")
+    if (report["catalog"], report["id"]) != (catalog, audit_id):
+        raise CorruptArtifact(
+            f"{where} is the report of audit {report['id']} of catalogue {report['catalog']}: it was copied or moved"
+        )
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ReportDocument:
+    """The fields of a stored report that are read again; the others are for people."""
+
+    id: str
+    catalog: str
+    created_at: Moment
+    verdict: Literal["passed", "failed"]
+    findings: tuple[Finding, ...]
+    bundle_digest: str
+    operating_point_id: str
+    threshold: float
+    far: float
+    far_promised: Interval
+    tar: float
+    recall_at_1: float
+    opis: dict[str, Any]
+    n_images: Count
+    n_classes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpisDocument:
+    """The fields of OPIS in a stored report that are read again."""
+
+    value: float
+    floor: float
 
 
 def measure(
@@ -243,6 +302,7 @@ def measure(
     tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_classes - exact.n_excluded))
     rng = np.random.default_rng(_SEED)
     opis_cosine = consistency_report(plain, rng=rng)
+    warnings = warnings_at(vectors, exact)
     groups = {column: comparison.groups for column, comparison in comparisons.items()}
     return AuditReport(
         id=audit_id,
@@ -267,17 +327,19 @@ def measure(
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
+        opis_target=_around_target(vectors, choice.target_far),
         findings=[
-            *judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict),
+            *noted(judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict), warnings),
             *_retests(point, curves),
         ],
+        warnings=warnings,
     )
 
 
 def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding]:
     """Test the certificates of the operating point on the new classes, each at its own threshold."""
 
-    def noted(finding: Finding, certified: float) -> Finding:
+    def with_note(finding: Finding, certified: float) -> Finding:
         if point.threshold >= certified:
             return finding
         note = (
@@ -286,9 +348,9 @@ def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding
         return replace(finding, explanation=finding.explanation + note)
 
     if (found := point.certificate) is not None:
-        yield noted(retest_certificate(found, curves.at(found.threshold).far[:, 0]), found.threshold)
+        yield with_note(retest_certificate(found, curves.at(found.threshold).far[:, 0]), found.threshold)
     if (mean := point.mean_certificate) is not None:
-        yield noted(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0]), mean.threshold)
+        yield with_note(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0]), mean.threshold)
 
 
 def _thumbnails(report: AuditReport, items: Sequence[Item], embedder: ImageEmbedder) -> dict[int, bytes]:
@@ -298,6 +360,14 @@ def _thumbnails(report: AuditReport, items: Sequence[Item], embedder: ImageEmbed
     wanted = list(dict.fromkeys(rows))[:_N_THUMBNAILS]
     made = embedder.pool.map(lambda row: thumbnail(items[row].uri, embedder.limits), wanted)
     return {row: picture for row, picture in zip(wanted, made, strict=True) if picture}
+
+
+def _around_target(vectors: LabelledVectors, far: float) -> OpisResult | None:
+    """Return OPIS around the FAR target, or None if the images cannot show it."""
+    try:
+        return consistency_around(vectors, far, rng=np.random.default_rng(_SEED))
+    except (NotEnoughEvidence, InvalidInput):
+        return None
 
 
 def _differences(comparison: GroupComparison) -> dict[str, Any]:

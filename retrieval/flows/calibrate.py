@@ -23,11 +23,12 @@ from retrieval.consistency import (
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.manifest import Item, Manifest, check_labels, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
+from retrieval.engine.live import needs_reindex
 from retrieval.engine.score_choice import (
     COHORT_K,
     LabelledEmbeddings,
@@ -58,7 +59,8 @@ class CalibrationTarget:
 
     `prevalence`: share of matches among the pairs that the match probabilities assume; `confidence`: level of the
     intervals. Certificates state a FAR of at most `certified_far` for a new class with probability
-    `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`: see `certify`.
+    `1 - certified_delta`, and one of at most `certified_mean_far` on average; `certified_strict`,
+    `certified_max_images`: see `certify`.
     """
 
     target: Target = _DEFAULT_TARGET
@@ -68,11 +70,14 @@ class CalibrationTarget:
     certified_delta: float = 0.05
     certified_mean_far: float = 0.05
     certified_strict: bool = True
+    certified_max_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prevalence", "confidence", "certified_far", "certified_delta", "certified_mean_far"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise InvalidInput(f"{name}: expected a number between 0 and 1, found {value}")
+        if self.certified_max_images is not None and self.certified_max_images < 2:
+            raise InvalidInput(f"certified_max_images: expected at least 2, found {self.certified_max_images}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,8 @@ class CalibrationRequest:
     """What to calibrate: a bundle of the store, on the labelled images of a manifest.
 
     `cohort`: manifest with images of other classes, "" to try the plain cosine only; `k`: size of a
-    neighbourhood in the cohort; `seed`: of the resampling; `activate`: also make the new operating point active.
+    neighbourhood in the cohort; `family`: a column of the manifest, "" for none, whose values name the units in which
+    classes are drawn together; `seed`: of the resampling; `activate`: also make the new operating point active.
     """
 
     bundle: BundleDigest
@@ -90,6 +96,7 @@ class CalibrationRequest:
     target: CalibrationTarget = field(default_factory=CalibrationTarget)
     seed: int = 0
     activate: bool = False
+    family: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +105,9 @@ class Calibration:
 
     `active`: whether it is active now; `changes`: the decisions that differ from those of the operating point that was
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
-    were left out, of the calibration images and of the cohort.
+    were left out, of the calibration images and of the cohort; `needs_reindex`: the catalogues whose live snapshot was
+    built with another score, so that they wait for a reindex while this operating point is active; `passed_over`: see
+    `contract/manifest.py`.
     """
 
     point: OperatingPoint
@@ -106,6 +115,8 @@ class Calibration:
     changes: ThresholdComparison | None
     no_changes: str
     failures: Sequence[Failure]
+    needs_reindex: tuple[str, ...] = ()
+    passed_over: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -115,7 +126,9 @@ class Calibration:
             **self.point.to_json(),
             "changes": None if self.changes is None else asdict(self.changes),
             "no_changes": self.no_changes,
+            "needs_reindex": list(self.needs_reindex),
             "failures": [asdict(failure) for failure in self.failures],
+            "passed_over": list(self.passed_over),
         }
 
 
@@ -133,9 +146,11 @@ def run_calibration(
     EmptyCatalog, InvalidInput (classes of the cohort), TooManyFailures, NotEnoughEvidence.
     """
     bundle = store.bundle(request.bundle).digest
-    items = read_manifest(request.data)
-    check_labels(items, request.data)
-    others = read_manifest(request.cohort) if request.cohort else []
+    source = read_source(request.data)
+    items = source.items
+    check_labels(items, request.data, (request.family,) if request.family else ())
+    cohort_source = read_source(request.cohort) if request.cohort else Manifest([])
+    others = cohort_source.items
     check_cohort(items, others)
 
     def embed(source: str, items: Sequence[Item]) -> EmbeddedItems:
@@ -149,7 +164,8 @@ def run_calibration(
 
     embedded = embed(request.data, items)
     labels = [item.label for item in embedded.items]
-    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest)
+    families = [item.attributes[request.family] for item in embedded.items] if request.family else None
+    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families)
     scores: tuple[Score, ...] = (Score(),)
     failures = embedded.failures
     if request.cohort:
@@ -166,7 +182,15 @@ def run_calibration(
     if request.activate:
         store.activate(bundle, point.id)
     active = store.active_id(bundle) == point.id
-    return Calibration(point=point, active=active, changes=changes, no_changes=no_changes, failures=failures)
+    return Calibration(
+        point=point,
+        active=active,
+        changes=changes,
+        no_changes=no_changes,
+        failures=failures,
+        needs_reindex=needs_reindex(store, point),
+        passed_over=(*source.passed_over, *cohort_source.passed_over),
+    )
 
 
 def calibrate(
@@ -231,9 +255,15 @@ def _changes(
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:
     """Return the certificate, or None and the reason: a threshold is useful without one."""
-    alpha, delta, strict = target.certified_far, target.certified_delta, target.certified_strict
     try:
-        return certify(vectors, alpha=alpha, delta=delta, strict=strict), ""
+        certificate = certify(
+            vectors,
+            alpha=target.certified_far,
+            delta=target.certified_delta,
+            strict=target.certified_strict,
+            max_images=target.certified_max_images,
+        )
+        return certificate, ""
     except NotEnoughEvidence as error:
         return None, str(error)
 
@@ -241,6 +271,12 @@ def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[C
 def _mean_certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[MeanCertificate | None, str]:
     """Return the certificate of the mean FAR, or None and the reason."""
     try:
-        return certify_mean(vectors, alpha=target.certified_mean_far, strict=target.certified_strict), ""
+        certificate = certify_mean(
+            vectors,
+            alpha=target.certified_mean_far,
+            strict=target.certified_strict,
+            max_images=target.certified_max_images,
+        )
+        return certificate, ""
     except NotEnoughEvidence as error:
         return None, str(error)

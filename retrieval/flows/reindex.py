@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.documents import Count, parse
+from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
@@ -61,11 +62,15 @@ class ReindexRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards."""
+    """A planned reindex: the request with the digest of its bundle, and the numbers of items and shards.
+
+    `passed_over`: see `contract/manifest.py`.
+    """
 
     request: ReindexRequest
-    n_items: int
-    n_shards: int
+    n_items: Count
+    n_shards: Count
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,21 +106,30 @@ def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
-    items = read_manifest(request.manifest_uri)
+    found = read_source(request.manifest_uri)
+    items = found.items
     IndexSpec.parse(settled.index_spec).check_items(len(items))  # now, not after hours of embedding
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):
         staging.put_items(number, ItemRows.of(items[start : start + SHARD_ITEMS]))
-    made = Plan(request=settled, n_items=len(items), n_shards=len(starts))
+    made = Plan(request=settled, n_items=len(items), n_shards=len(starts), passed_over=found.passed_over)
     staging.put_plan(asdict(made))
     return made
 
 
 def load_plan(store: Store, job_id: str) -> Plan | None:
-    """Return the plan of a job; None if it is not planned yet."""
-    value = Staging(store.objects, job_id).plan()
-    return None if value is None else Plan(**{**value, "request": ReindexRequest(**value["request"])})
+    """Return the plan of a job; None if it is not planned yet. Raises CorruptArtifact if it is damaged."""
+    staging = Staging(store.objects, job_id)
+    value = staging.plan()
+    if value is None:
+        return None
+    planned = parse(Plan, value, staging.plan_url)
+    try:
+        planned.request.check()
+    except InvalidInput as error:
+        raise CorruptArtifact(f"{staging.plan_url}: {error}") from error
+    return planned
 
 
 def embed_planned_shard(store: Store, job_id: str, planned: Plan, number: int, *, embedder: ImageEmbedder) -> None:
@@ -221,6 +235,7 @@ def _build(
         shards=catalog.keys,
         files={},
         created_at=created_at,
+        operating_point_id=point.id,
     )
     store.put_snapshot(manifest, index, ItemTable.join(catalog.items, densities))
 
@@ -252,6 +267,14 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
     Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating
     point uses another score.
     """
+    manifest = rollback_target(store, catalog, target)
+    store.mark_rolled_back(catalog, manifest.id)
+    store.publish(catalog, manifest.id)
+    return manifest
+
+
+def rollback_target(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
+    """Return the snapshot that `roll_back` would make live, verified as it does; changes nothing."""
     if target:
         ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
         kind = f"snapshot of catalogue {catalog}"
@@ -260,7 +283,6 @@ def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifes
         target = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)
-    store.publish(catalog, target)
     return manifest
 
 

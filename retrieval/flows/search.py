@@ -5,6 +5,7 @@ them goes live.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.batcher import Batcher
+from retrieval.engine.decoding import Decoders
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.live import Live, open_live
+from retrieval.engine.live import Live, open_last_live, open_live
 from retrieval.engine.store import Store
 from retrieval.errors import (
     BundleMismatch,
@@ -85,7 +86,7 @@ class Searcher:
         self._catalogs = tuple(catalogs)
         self._n_waiting = 0
         # two pools: a search must not queue behind images that still have to be decoded
-        self._decoders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
+        self._decoders = Decoders(threads)
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
@@ -112,16 +113,21 @@ class Searcher:
     def refresh(self) -> list["CatalogChange"]:
         """Read the pointers, open every new pair while the old one serves, then swap them; return the changes.
 
-        If a pair cannot be served, the old one stays live; the same problem is reported once.
+        If a pair cannot be served, the old one stays live; the same problem is reported once. After a restart the old
+        one is the snapshot with the operating point that was active before another score was, see `engine/live.py`.
         """
         changes = []
         for catalog in self._catalogs or self._store.catalogs():
+            before = self._live.get(catalog)
             try:
                 changed = self._refresh_one(catalog)
-            except RetrievalError as error:
-                if self._problems.get(catalog) != str(error):
-                    self._problems[catalog] = str(error)
-                    changes.append(CatalogChange(catalog=catalog, live=None, problem=error))
+            except Exception as error:  # noqa: BLE001  # whatever is wrong with one catalogue, the others go on
+                problem = _as_known(error)
+                if self._live.get(catalog) is not before:  # the pair of before another score was activated
+                    changes.append(CatalogChange(catalog=catalog, live=self._live[catalog], problem=None))
+                if self._problems.get(catalog) != str(problem):
+                    self._problems[catalog] = str(problem)
+                    changes.append(CatalogChange(catalog=catalog, live=None, problem=problem))
                 continue
             self._problems.pop(catalog, None)
             if changed is not None:
@@ -142,13 +148,10 @@ class Searcher:
             raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
         self._n_waiting += 1
         try:
-            pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, image, live)
+            pixels = await self._decoders.prepare(image, live.bundle.preprocessing, self._limits)
             return await live.batcher.embed(pixels)
         finally:
             self._n_waiting -= 1
-
-    def _prepare(self, image: bytes, live: Live) -> NDArray[np.float32]:
-        return preprocess(image, live.bundle.preprocessing, limits=self._limits)
 
     def _refresh_one(self, catalog: str) -> Live | None:
         old = self._live.get(catalog)
@@ -157,7 +160,17 @@ class Searcher:
         active = self._store.active_id(manifest.bundle_digest)
         if old is not None and old.key == (snapshot_id, active):
             return None
-        new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+        try:
+            new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+        except BundleMismatch:
+            if old is None:  # after a restart; otherwise the old pair goes on
+                with contextlib.suppress(RetrievalError):
+                    last = open_last_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+                    self._swap_in(catalog, last)
+            raise
+        return self._swap_in(catalog, new)
+
+    def _swap_in(self, catalog: str, new: Live) -> Live:
         find_matches(new, probe_embedding(new), 1)  # touches every page before the first query does
         self._live[catalog] = new
         return new
@@ -199,6 +212,15 @@ def probe_embedding(live: Live) -> NDArray[np.float32]:
     """Return an embedding [d] that the live bundle itself made."""
     embedding: NDArray[np.float32] = live.bundle.probe()[1][0]
     return embedding
+
+
+def _as_known(error: Exception) -> RetrievalError:
+    """Return an error of the family: the error itself, or one that names it and has it as its cause."""
+    if isinstance(error, RetrievalError):
+        return error
+    known = RetrievalError(f"it cannot be opened, by a defect of the program: {type(error).__name__}: {error}")
+    known.__cause__ = error
+    return known
 
 
 def _checked_embedding(query: QueryEmbedding, live: Live) -> NDArray[np.float32]:

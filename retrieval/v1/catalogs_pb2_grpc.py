@@ -45,6 +45,11 @@ class CatalogServiceStub:
                 request_serializer=retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsRequest.SerializeToString,
                 response_deserializer=retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
+        self.CheckRollback = channel.unary_unary(
+                '/retrieval.v1.CatalogService/CheckRollback',
+                request_serializer=retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=retrieval_dot_v1_dot_catalogs__pb2.Snapshot.FromString,
+                _registered_method=True)
         self.Rollback = channel.unary_unary(
                 '/retrieval.v1.CatalogService/Rollback',
                 request_serializer=retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.SerializeToString,
@@ -82,6 +87,14 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckRollback(self, request, context):
+        """The snapshot that Rollback would make live. Checks all that Rollback checks, with the same statuses, and changes
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Rollback(self, request, context):
         """Make an older snapshot live again; it is verified first.
 
@@ -114,6 +127,11 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ListSnapshots,
                     request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsRequest.FromString,
                     response_serializer=retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'CheckRollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckRollback,
+                    request_deserializer=retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.FromString,
+                    response_serializer=retrieval_dot_v1_dot_catalogs__pb2.Snapshot.SerializeToString,
             ),
             'Rollback': grpc.unary_unary_rpc_method_handler(
                     servicer.Rollback,
@@ -180,6 +198,33 @@ class CatalogService:
             '/retrieval.v1.CatalogService/ListSnapshots',
             retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsRequest.SerializeToString,
             retrieval_dot_v1_dot_catalogs__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckRollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval.v1.CatalogService/CheckRollback',
+            retrieval_dot_v1_dot_catalogs__pb2.RollbackRequest.SerializeToString,
+            retrieval_dot_v1_dot_catalogs__pb2.Snapshot.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class CatalogServiceStub:
 
     Statuses: OK. NOT_FOUND: unknown catalogue.
     """
+    CheckRollback: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]
+    """The snapshot that Rollback would make live. Checks all that Rollback checks, with the same statuses, and changes
+    nothing.
+    """
     Rollback: _grpc.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]
     """Make an older snapshot live again; it is verified first.
 
@@ -75,6 +79,10 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """All snapshots of a catalogue, newest first.
 
     Statuses: OK. NOT_FOUND: unknown catalogue.
+    """
+    CheckRollback: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]  # type: ignore[assignment]
+    """The snapshot that Rollback would make live. Checks all that Rollback checks, with the same statuses, and changes
+    nothing.
     """
     Rollback: _aio.UnaryUnaryMultiCallable[_catalogs_pb2.RollbackRequest, _catalogs_pb2.Snapshot]  # type: ignore[assignment]
     """Make an older snapshot live again; it is verified first.
@@ -114,6 +122,16 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         """All snapshots of a catalogue, newest first.
 
         Statuses: OK. NOT_FOUND: unknown catalogue.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckRollback(
+        self,
+        request: _catalogs_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalogs_pb2.Snapshot, _abc.Awaitable[_catalogs_pb2.Snapshot]]:
+        """The snapshot that Rollback would make live. Checks all that Rollback checks, with the same statuses, and changes
+        nothing.
         """
 
     @_abc_1.abstractmethod

@@ -132,6 +132,9 @@ class Job(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    NEXT_TRY_AT_FIELD_NUMBER: _builtins.int
+    PASSED_OVER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the job."""
     kind: _builtins.str
@@ -148,10 +151,22 @@ class Job(_message.Message):
     """Id of the snapshot or audit; set if the job succeeded."""
     error: _builtins.str
     """What was expected, what was found, what to do; set if the job failed."""
+    waiting_for: _builtins.str
+    """Why the job cannot go on now, for instance because the store does not answer; empty if it can. The job goes on by
+    itself: it is tried again at `next_try_at`.
+    """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def next_try_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def passed_over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the manifest holds and is no item, a sentence for each kind: hidden files, files that are no image, folders
+        that are linked twice.
+        """
+
     def __init__(
         self,
         *,
@@ -165,10 +180,13 @@ class Job(_message.Message):
         error: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
+        waiting_for: _builtins.str = ...,
+        next_try_at: _timestamp_pb2.Timestamp | None = ...,
+        passed_over: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "next_try_at", b"next_try_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "id", b"id", "kind", b"kind", "n_done", b"n_done", "n_total", b"n_total", "result_id", b"result_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "id", b"id", "kind", b"kind", "n_done", b"n_done", "n_total", b"n_total", "next_try_at", b"next_try_at", "passed_over", b"passed_over", "result_id", b"result_id", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,6 +156,7 @@ class OperatingPoint(_message.Message):
     N_CLASSES_FIELD_NUMBER: _builtins.int
     N_IMAGES_FIELD_NUMBER: _builtins.int
     PREVALENCE_FIELD_NUMBER: _builtins.int
+    NEEDS_REINDEX_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
@@ -212,6 +213,12 @@ class OperatingPoint(_message.Message):
     @_builtins.property
     def tar_interval(self) -> Global___Interval: ...
     @_builtins.property
+    def needs_reindex(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Catalogues of the bundle whose live snapshot was built with another score, by name. While this operating point is
+        active, they wait for a reindex and answer with the operating point that was active before.
+        """
+
+    @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def class_far_interval(self) -> Global___Interval: ...
@@ -241,6 +248,7 @@ class OperatingPoint(_message.Message):
         n_classes: _builtins.int = ...,
         n_images: _builtins.int = ...,
         prevalence: _builtins.float = ...,
+        needs_reindex: _abc.Iterable[_builtins.str] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         active: _builtins.bool = ...,
         target: _builtins.str = ...,
@@ -256,7 +264,7 @@ class OperatingPoint(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_images", b"n_images", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__certificate_threshold: _TypeAlias = _typing.Literal["certificate_threshold"]  # noqa: Y015
     _WhichOneofArgType__certificate_threshold: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold"]  # noqa: Y015

@@ -75,7 +75,8 @@ class OperatingPointServiceServicer:
 
     def ActivateOperatingPoint(self, request, context):
         """Make an operating point active for every catalogue of its bundle. To go back, activate the older one. If its score
-        differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed.
+        differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed, also after a
+        restart; `needs_reindex` names these catalogues.
 
         Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id.
         DATA_LOSS: its file is damaged.

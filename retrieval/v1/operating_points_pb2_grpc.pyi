@@ -44,7 +44,8 @@ class OperatingPointServiceStub:
     """
     ActivateOperatingPoint: _grpc.UnaryUnaryMultiCallable[_operating_points_pb2.ActivateOperatingPointRequest, _operating_points_pb2.OperatingPoint]
     """Make an operating point active for every catalogue of its bundle. To go back, activate the older one. If its score
-    differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed.
+    differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed, also after a
+    restart; `needs_reindex` names these catalogues.
 
     Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id.
     DATA_LOSS: its file is damaged.
@@ -66,7 +67,8 @@ class OperatingPointServiceAsyncStub(OperatingPointServiceStub):
     """
     ActivateOperatingPoint: _aio.UnaryUnaryMultiCallable[_operating_points_pb2.ActivateOperatingPointRequest, _operating_points_pb2.OperatingPoint]  # type: ignore[assignment]
     """Make an operating point active for every catalogue of its bundle. To go back, activate the older one. If its score
-    differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed.
+    differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed, also after a
+    restart; `needs_reindex` names these catalogues.
 
     Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id.
     DATA_LOSS: its file is damaged.
@@ -103,7 +105,8 @@ class OperatingPointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operating_points_pb2.OperatingPoint, _abc.Awaitable[_operating_points_pb2.OperatingPoint]]:
         """Make an operating point active for every catalogue of its bundle. To go back, activate the older one. If its score
-        differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed.
+        differs from that of a live snapshot, servers keep the old pair until the catalogue is reindexed, also after a
+        restart; `needs_reindex` names these catalogues.
 
         Statuses: OK. INVALID_ARGUMENT: several ids start with the given characters. NOT_FOUND: unknown bundle or id.
         DATA_LOSS: its file is damaged.

@@ -125,6 +125,17 @@ def test_other_statuses_are_named() -> None:
 
 
 @pytest.mark.slow
+def test_loopback_is_never_sent_through_a_proxy(monkeypatch: pytest.MonkeyPatch, closed_address: str) -> None:
+    """No proxy could reach it."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://{closed_address}")
+    with serving(Catalogs()) as port:
+        for host in ("127.0.0.1", "localhost"):
+            with connect(f"{host}:{port}") as client:
+                assert len(snapshots(client).snapshots) == 1
+
+
 def test_a_call_ends_at_its_timeout() -> None:
     """As if no server answered: the message names the server and the time."""
     with (

@@ -300,3 +300,21 @@ def test_included_thresholds_are_counted_with_the_chosen_ones(family) -> None:
     alone = operating_curves(vectors, thresholds=[0.4321])
     assert np.array_equal(more.at(0.4321).positives_accepted, alone.positives_accepted)
     assert np.array_equal(more.at(0.4321).negatives_accepted, alone.negatives_accepted)
+
+
+def test_shards_of_other_tiles_are_refused_and_those_of_one_tile_add_up(family) -> None:
+    """Shards cut at 7 and at 16 rows overlap: their sum counted some pairs twice and others never."""
+    rows, labels = family(np.random.default_rng(40), n_classes=9, n_images=5)
+    whole = operating_curves((rows, labels), thresholds=THRESHOLDS)
+    shards = {}
+    for size in (7, 16):
+        with tile_of(size):
+            shards[size] = [operating_curves((rows, labels), thresholds=THRESHOLDS, shard=(i, 2)) for i in (0, 1)]
+    for first, second in shards.values():
+        total = OperatingCurves.from_parquet(first.to_parquet()) + second
+        assert total.negatives.tolist() == whole.negatives.tolist()
+        assert total.positives_accepted.tolist() == whole.positives_accepted.tolist()
+    with pytest.raises(InvalidInput, match="tiles of one size, found 7 and 16"):
+        shards[7][0] + shards[16][1]
+    with pytest.raises(InvalidInput, match="tiles of one size, found None and 7"):
+        whole + shards[7][0]

@@ -32,7 +32,7 @@ def test_ranking_agrees_with_sorting_every_answer(data: tuple[np.ndarray, list[s
     """Full of ties; those go to the lower index, however the queries are cut into chunks."""
     base, labels = data
     size = (base**2).sum(axis=1, keepdims=True)
-    query, gallery = np.hstack([2 * base, -np.ones_like(size)]), np.hstack([base, size])
+    query, gallery = np.hstack([2 * base, -np.ones_like(size), -size]), np.hstack([base, size, np.ones_like(size)])
     answers = ranked_relevance(query, gallery, labels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_MAX_SCORES", chunk)

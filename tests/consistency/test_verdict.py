@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from retrieval.consistency import Finding, GroupRates, Interval, PromisedRate, VerdictLimits, judge
-from retrieval.consistency.verdict import is_passed
+from retrieval.consistency.verdict import is_passed, noted
+from retrieval.errors import InvalidInput
 
 FAR, TAR = Interval(0.005, 0.02), Interval(0.6, 0.8)
 GROUP = GroupRates(
@@ -68,3 +69,26 @@ def test_a_group_fails_if_its_far_is_surely_above_the_factor(group: GroupRates, 
     assert (last.limit, last.passed) == ("group_far:half", passed)
     assert ("exceeded by first 20.00%" in last.explanation) == (not passed)
     assert "must not exceed 3.00% (3 times the target)" in last.explanation
+
+
+def test_notes_stand_in_the_first_finding() -> None:
+    findings = [
+        Finding(limit="far", passed=True, explanation="FAR 1 %"),
+        Finding(limit="b", passed=False, explanation=""),
+    ]
+    assert noted(findings, ()) == findings
+    first, second = noted(findings, ("class 'a' holds 90% of the true pairs", "another"))
+    assert first.explanation == "FAR 1 %; note: class 'a' holds 90% of the true pairs; note: another"
+    assert (first.passed, second) == (True, findings[1])
+
+
+@pytest.mark.parametrize("target", [-0.1, 1.5, float("nan")])
+def test_an_impossible_target_is_refused(target: float) -> None:
+    """NaN would have passed every group, for no rate is above it."""
+    with pytest.raises(InvalidInput, match="target_far: expected a share between 0 and 1"):
+        judge(
+            PromisedRate(measured=0.01, promised=FAR),
+            PromisedRate(measured=0.7, promised=TAR),
+            {"half": [GROUP]},
+            target_far=target,
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.contract.manifest import Item, check_labels, read_manifest
+from retrieval.contract.manifest import Item, check_labels, read_manifest, read_source
 from retrieval.errors import EmptyCatalog, InvalidManifest
+from tests.pictures import encoded, noise
 
 ROWS = [
     {"id": "007", "uri": "a/1.png", "label": "cup", "maker": "north"},
@@ -235,3 +238,188 @@ def test_a_column_of_groups_must_be_there_for_every_item() -> None:
     check_labels(items, "here")
     with pytest.raises(InvalidManifest, match="here: expected a column 'maker'"):
         check_labels(items, "here", ["maker"])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ('"3 inch nail', r"row 41 \(line 42\).*quote opened there"),  # to the end of the file
+        ('"3 inch nail\n9,9.png,5" disc', r"row 41 \(line 42\).*quote opened there"),
+        ('"3 inch nail\n9,9.png,disc"', r"row 41 \(line 42\): the value of 'label' holds whole rows of the table"),
+        ('"' + "x" * 200_000, r"row 41 \(line 42\)"),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path, label: str, message: str) -> None:
+    """The row where it is opened is named."""
+    rows = (
+        [f"{i},{i}.png,cup" for i in range(40)] + [f"40,40.png,{label}"] + [f"{i},{i}.png,cup" for i in range(41, 60)]
+    )
+    (tmp_path / "t.csv").write_text("\n".join(["id,uri,label", *rows]))
+    with pytest.raises(InvalidManifest, match=message):
+        read_manifest(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    """One of the two would win without a word."""
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".csv":
+        path.write_text("id,uri,label,label\n1,a.png,cup,plate\n")
+    else:
+        columns = [pa.array(["1"]), pa.array(["a.png"]), pa.array(["cup"]), pa.array(["plate"])]
+        pyarrow.parquet.write_table(pa.table(columns, names=["id", "uri", "label", "label"]), path)
+    with pytest.raises(InvalidManifest, match="the column 'label' occurs more than once"):
+        read_manifest(str(path))
+
+
+def test_nan_is_no_label(tmp_path: Path) -> None:
+    """As null is; written as text it would be a class of its own."""
+    table = pa.table({"id": ["a", "b"], "uri": ["a", "b"], "label": [float("nan"), 2.5], "price": [1.5, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text(
+        '{"id": "a", "uri": "a", "label": NaN, "price": 1.5}\n{"id": "b", "uri": "b", "label": 2.5, "price": NaN}\n'
+    )
+    for name in ("t.parquet", "t.jsonl"):
+        items = read_manifest(str(tmp_path / name))
+        assert [(item.label, item.attributes) for item in items] == [("", {"price": "1.5"}), ("2.5", {"price": ""})]
+
+
+def test_binary_text_is_text(tmp_path: Path) -> None:
+    """Other programs write text columns without saying so; a dictionary of it is text too."""
+    labels = pa.array([b"t\xc3\xbcr", b"cup"]).dictionary_encode()
+    table = pa.table({"id": [b"a", b"b"], "uri": [b"a", b"b"], "label": labels, "thumbnail": [b"\xff\xd8", b"\x80"]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = read_source(str(tmp_path / "t.parquet"))
+    assert [(item.id, item.label, item.attributes) for item in found.items] == [("a", "tür", {}), ("b", "cup", {})]
+    assert found.passed_over == ("column thumbnail left out: its values are no text",)
+
+
+@pytest.mark.parametrize("column", ["id", "uri", "label"])
+@pytest.mark.parametrize("value", [b"\xff\xfe", ["a", "b"]])
+def test_what_is_no_text_is_refused_where_an_item_needs_text(tmp_path: Path, column: str, value: object) -> None:
+    row: dict[str, object] = {"id": "a", "uri": "a", "label": "a", column: value}
+    pyarrow.parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    with pytest.raises(InvalidManifest, match=f"column {column} should be text, found (binary|list)"):
+        read_manifest(str(tmp_path / "t.parquet"))
+    if isinstance(value, list):
+        (tmp_path / "t.jsonl").write_text(json.dumps(row))
+        with pytest.raises(InvalidManifest, match=f"line 1: {column} should be text"):
+            read_manifest(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.timestamp("ns"), "1970-01-01 00:00:00.000000001"),
+        (pa.timestamp("ns", "Europe/Berlin"), "1970-01-01 01:00:00.000000001+0100"),
+        (pa.time64("ns"), "00:00:00.000000001"),
+        (pa.duration("ns"), "1"),
+        (pa.timestamp("s"), "1970-01-01 00:00:01"),
+    ],
+    ids=str,
+)
+def test_times_are_attributes(tmp_path: Path, kind: pa.DataType, text: str) -> None:
+    """Nanoseconds, which Python's times do not have, stop no table."""
+    table = pa.table({"id": ["a"], "uri": ["a"], "when": pa.array([1], kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    assert read_manifest(str(tmp_path / "t.parquet"))[0].attributes == {"when": text}
+
+
+HIDDEN = (
+    ".DS_Store",
+    ".git/objects/1.png",
+    ".ipynb_checkpoints/a.png",
+    "#recycle/a.png",
+    "__MACOSX/cup/a.png",
+    "cup/._a.png",
+    "cup/@eaDir/a.png/thumb.png",
+    "cup/Thumbs.db",
+)
+
+
+@pytest.mark.parametrize("kind", ["local", "zip"])
+def test_hidden_files_are_no_items(tmp_path: Path, kind: str) -> None:
+    """They are reported, also those in an archive."""
+    folder = tmp_path / "pictures"
+    for name in (*HIDDEN, "cup/a.png", "plate/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(noise(8)))
+    source = str(folder)
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+            for path in folder.rglob("*"):
+                archive.write(path, path.relative_to(folder))
+        source = f"zip://::file://{tmp_path}/pictures.zip"
+    found = read_source(source)
+    assert [(item.id, item.label) for item in found.items] == [("cup/a.png", "cup"), ("plate/a.png", "plate")]
+    (sentence,) = found.passed_over
+    assert sentence.startswith("8 passed over (hidden, or left by another program): #recycle, .DS_Store, .git, ...")
+
+
+def test_content_decides_where_the_suffix_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "cup").mkdir()
+    for name, format_ in (("1", "PNG"), ("2.jfif", "JPEG"), ("3.img", "WEBP"), ("4.bin", "BMP"), ("5.dat", "TIFF")):
+        (tmp_path / "cup" / name).write_bytes(encoded(noise(8), format_))
+    (tmp_path / "cup" / "raw.NEF").write_bytes(encoded(noise(8), "TIFF"))
+    (tmp_path / "cup" / "BMs.txt").write_text("BM, or bitmap, is a text here and no image: " * 3)
+    (tmp_path / "cup" / "empty.heic").write_bytes(b"")
+    os.mkfifo(tmp_path / "cup" / "pipe.png")
+    found = read_source(str(tmp_path))
+    assert [item.id for item in found.items] == ["cup/1", "cup/2.jfif", "cup/3.img", "cup/4.bin", "cup/5.dat"]
+    assert found.passed_over == (
+        "2 passed over (no images): cup/BMs.txt, cup/empty.heic",
+        "1 passed over (pipes, sockets or devices): cup/pipe.png",
+        "1 passed over (raw files of a camera): cup/raw.NEF",
+    )
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    """Under their own name if they have one inside; a link to a folder around it ends nothing in a circle."""
+    folder = tmp_path / "pictures"
+    for name in ("pictures/cup/a.png", "elsewhere/b.png", "elsewhere/deep/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (folder / "plate").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder / "cup")
+    (folder / "twice").symlink_to(tmp_path / "elsewhere")
+    (folder / "cup" / "up").symlink_to(folder)
+    (folder / "cup" / "top").symlink_to(tmp_path)
+    (folder / "cup" / "file.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (folder / "cup" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = read_source(str(folder))
+    assert [item.id for item in found.items] == [
+        "cup/a.png",
+        "cup/file.png",
+        "cup/lost.png",  # a failure that is named when it is read
+        "plate/b.png",
+        "plate/deep/c.png",
+    ]
+    assert found.passed_over == (
+        "4 passed over (links to folders that are read under another name): again, cup/top, cup/up, ...",
+    )
+
+
+def test_a_folder_with_nothing_but_hidden_files_says_so(tmp_path: Path) -> None:
+    (tmp_path / ".a.png").write_bytes(b"")
+    with pytest.raises(EmptyCatalog, match=r"found none\. Passed over: 1 passed over \(hidden.*\.a\.png"):
+        read_manifest(str(tmp_path))
+
+
+def test_a_table_in_an_archive_names_images_of_the_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub/items.csv", "id,uri\n1,a::b.png\n")
+    (item,) = read_manifest(f"zip://sub/items.csv::file://{tmp_path}/a.zip")
+    assert item.uri == f"zip://sub/a::b.png::file://{tmp_path}/a.zip"
+
+
+@pytest.mark.parametrize("name", ["a::b", "my pictures", "bücher", "100%", "50%25 off", "zip::x"])
+def test_any_folder_name_can_be_read(tmp_path: Path, name: str) -> None:
+    """As a path, as a plain file:// URL and percent-encoded, a name is a name."""
+    folder = tmp_path / name
+    (folder / "cup").mkdir(parents=True)
+    (folder / "cup" / "1.png").write_bytes(b"")
+    (folder / "t.csv").write_text("id,uri\n1,cup/1.png\n")
+    expected = f"file://{folder}/cup/1.png"
+    for source in (str(folder), f"file://{folder}", folder.as_uri()):
+        assert [item.uri for item in read_manifest(source)] == [expected]
+        assert [item.uri for item in read_manifest(f"{source}/t.csv")] == [expected]

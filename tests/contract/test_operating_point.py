@@ -9,7 +9,7 @@ import pytest
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.operating_point import OperatingPoint, OpisAroundTarget
 from retrieval.errors import CorruptArtifact
 
 
@@ -85,3 +85,32 @@ def test_unusable_fields_are_refused(cosine_point: OperatingPoint, change: dict[
 def test_what_is_no_operating_point(data: bytes) -> None:
     with pytest.raises(CorruptArtifact, match="this place"):
         OperatingPoint.from_json(data, "this place")
+
+
+def test_a_point_written_before_the_cap_on_images_keeps_its_document_and_id(cosine_point: OperatingPoint) -> None:
+    """What says nothing is not written, so that a document of an older version is written again byte for byte."""
+    document = cosine_point.to_json()
+    assert document["certificate"]
+    assert "max_images" not in document["certificate"]
+    capped = dataclasses.replace(
+        cosine_point, certificate=dataclasses.replace(cosine_point.certificate, max_images=5, seed=2)
+    )
+    again = OperatingPoint.from_json(json_bytes(capped.to_json()), "here")
+    assert again == capped
+    assert again.id != cosine_point.id
+
+
+def test_opis_around_the_target_is_kept_and_older_points_stay_what_they_are(cosine_point: OperatingPoint) -> None:
+    older = dataclasses.replace(
+        cosine_point, compared=tuple(dataclasses.replace(e, around_target=None) for e in cosine_point.compared)
+    )
+    document = older.to_json()
+    assert all("around_target" not in entry for entry in document["compared"])
+    assert OperatingPoint.from_json(json_bytes(document), "here") == older
+    around = OpisAroundTarget(far_low=1e-4, far_high=1e-2, opis=0.02, floor=0.01, debiased=None)
+    newer = dataclasses.replace(
+        older, compared=tuple(dataclasses.replace(e, around_target=around) for e in older.compared)
+    )
+    again = OperatingPoint.from_json(json_bytes(newer.to_json()), "here")
+    assert again == newer
+    assert again.id != older.id

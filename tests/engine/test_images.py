@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,23 @@ import pytest
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import read_manifest
 from retrieval.engine.images import read_bytes
-from retrieval.errors import ImageTooLarge, InvalidImage
+from retrieval.errors import ImageTooLarge, InvalidImage, SourceNotAllowed
 
 
 @pytest.mark.parametrize(
-    "name", ["plain.png", "a b.png", "100%.png", "what?.png", "a#1.png", "a[1].png", "all*.png", "ü~.png"]
+    "name",
+    [
+        "plain.png",
+        "a b.png",
+        "100%.png",
+        "what?.png",
+        "a#1.png",
+        "a[1].png",
+        "all*.png",
+        "ü~.png",
+        "a::b.png",
+        "100%25.png",
+    ],
 )
 def test_any_file_name_can_be_read(name: str, tmp_path: Path) -> None:
     """A file name is a name, never a pattern or a chain of protocols."""
@@ -24,6 +37,21 @@ def test_any_file_name_can_be_read(name: str, tmp_path: Path) -> None:
     (item,) = [item for item in read_manifest(str(tmp_path)) if item.id == name]
     assert read_bytes(item.uri, DEFAULT_LIMITS) == b"content"
     assert read_bytes(str(tmp_path / name), DEFAULT_LIMITS) == b"content"
+    assert read_bytes((tmp_path / name).as_uri(), DEFAULT_LIMITS) == b"content"
+
+
+def test_the_name_on_the_disk_is_meant_before_the_decoded_one(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(b"decoded")
+    (tmp_path / "a%20b.png").write_bytes(b"literal")
+    assert read_bytes(f"file://{tmp_path}/a%20b.png", DEFAULT_LIMITS) == b"literal"
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    """Reading it would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for uri in (str(tmp_path / "pipe.png"), "/dev/zero"):
+        with pytest.raises(SourceNotAllowed, match="only regular files are read"):
+            read_bytes(uri, DEFAULT_LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,16 @@ def test_the_threshold_keeps_its_target_and_no_lower_one_does(far: float, score:
     assert point.choice.far <= far
 
 
+def test_families_widen_the_intervals_and_leave_the_threshold() -> None:
+    data = crowded()
+    families = [f"family {int(label.split()[1]) // 10}" for label in data.labels]
+    plain, grouped = (run(each, [Score()]).choice for each in (data, replace(data, families=families)))
+    assert plain.n_families is None
+    assert (grouped.threshold, grouped.far, grouped.n_families) == (plain.threshold, plain.far, 6)
+    widths = [choice.far_interval.high - choice.far_interval.low for choice in (plain, grouped)]
+    assert widths[1] > 2 * widths[0]
+
+
 @pytest.mark.slow
 def test_probabilities_rise_with_the_score_and_follow_the_prevalence() -> None:
     data, grid = crowded(), np.linspace(-1, 1, 101)
@@ -221,7 +231,7 @@ def test_both_certificates_and_their_refusals() -> None:
     assert point.certificate is not None
     assert point.certificate.strict
     assert point.mean_certificate is None
-    assert "at least 1999 classes, found 60" in point.mean_certificate_refusal
+    assert "at least 1000 classes, found 60" in point.mean_certificate_refusal
 
 
 @pytest.mark.slow
@@ -387,3 +397,9 @@ def test_too_many_unreadable_images_stop_it(
     with pytest.raises(TooManyFailures, match="3 of 60 items cannot be read, at most 1 are allowed"):
         begin(data=str(folder), activate=True)
     assert store.operating_points(tiny_bundle.digest) == []
+
+
+@pytest.mark.slow
+def test_a_family_column_that_is_missing_is_named(begin: Calibrate) -> None:
+    with pytest.raises(InvalidManifest, match="column 'maker'"):
+        begin(family="maker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -19,8 +20,10 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.live import needs_reindex
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
+from retrieval.engine.store.points import last_active_key
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,
@@ -370,6 +373,53 @@ def test_a_snapshot_of_another_score_is_refused(
     assert isinstance(change.problem, BundleMismatch)
     assert "reindex the catalogue" in str(change.problem)
     assert search(live, QUERIES[0]).live is before
+
+
+def test_a_restart_serves_the_last_pair_that_belonged_together(
+    live: Searcher,
+    index: Callable[..., SnapshotId],
+    images: Path,
+    calibrated: Store,
+    cosine_point: OperatingPoint,
+    cohort_point: OperatingPoint,
+    cohort_score: Score,
+) -> None:
+    """Not the pair of the build, if another threshold of the same score was active since; the reindex ends the wait."""
+    stricter = replace(cosine_point, choice=replace(cosine_point.choice, threshold=0.99))
+    activate(calibrated, stricter, Score())
+    activate(calibrated, cohort_point, cohort_score)
+    assert needs_reindex(calibrated, cohort_point) == ("shop",)
+    fresh = make_searcher(calibrated)
+    pair, problem = fresh.refresh()
+    assert pair.live is not None
+    assert pair.live.point == stricter
+    assert isinstance(problem.problem, BundleMismatch)
+    assert search(fresh, QUERIES[0]).live is pair.live
+    assert fresh.refresh() == []
+    index(images)
+    (change,) = fresh.refresh()
+    assert change.live is not None
+    assert change.live.point == cohort_point
+    assert needs_reindex(calibrated, cohort_point) == ()
+
+
+def test_the_pair_of_the_build_serves_if_nothing_else_is_recorded(
+    live: Searcher, calibrated: Store, cosine_point: OperatingPoint, cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """A snapshot names its operating point; one of an earlier version does not, and then nothing can be served."""
+    activate(calibrated, cohort_point, cohort_score)
+    calibrated.objects.delete(last_active_key(cosine_point.bundle_digest, cosine_point.score_digest))
+    fresh = make_searcher(calibrated)
+    assert [change.live and change.live.point for change in fresh.refresh()] == [cosine_point, None]
+    snapshot = calibrated.current("shop")
+    path = Path(calibrated.url.removeprefix("file://")) / "catalogs/shop/snapshots" / snapshot / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("operating_point_id") == cosine_point.id
+    path.write_text(json.dumps(manifest))
+    older = make_searcher(calibrated)
+    (change,) = older.refresh()
+    assert isinstance(change.problem, BundleMismatch)
+    assert older.live == {}
 
 
 def test_a_snapshot_of_another_dimension_is_refused(live: Searcher, replaced: SnapshotId, calibrated: Store) -> None:

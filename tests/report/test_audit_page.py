@@ -429,3 +429,15 @@ def test_confused_images_are_shown(report: AuditReport) -> None:
     (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert "no picture" in page.text
+
+
+def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
+    """The row states its band; a report without this figure, such as an older one, has no such row."""
+    found = report.opis_target
+    assert found is not None
+    assert report.to_json()["opis_target"]["value"] == found.value
+    row = f"around the target, FAR {percent(found.far_low)} to {percent(found.far_high)}"
+    assert row in Page(render_report(report)).text
+    without = replace(report, opis_target=None)
+    assert "around the target" not in Page(render_report(without)).text
+    assert without.to_json()["opis_target"] is None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from training.cli.terminal import AsJson, bars, print_result
+from training.cli.terminal import AsJson, bars, print_result, read_reporting
 
 
 def export(  # noqa: PLR0913  # the options of a command are its parameters
@@ -44,14 +44,16 @@ def export(  # noqa: PLR0913  # the options of a command are its parameters
     With --images it also measures how far similarities near the threshold move and which decisions flip. If more than
     --max-flips flip, nothing is written.
     """
-    from retrieval.contract.manifest import read_manifest
     from training.export import ExportOptions, ExportProgress, export_run, shift_of
 
+    passed_over: list[str] = []
+    measured = read_reporting(images, passed_over) if images else None
+    calibrating = read_reporting(calibration_images, passed_over) if calibration_images else None
     with bars() as shown:
         options = ExportOptions(
             precision=precision,
-            images=read_manifest(images) if images else None,
-            calibration_images=read_manifest(calibration_images) if calibration_images else None,
+            images=measured,
+            calibration_images=calibrating,
             far_target=far,
             max_flips=max_flips,
             licence=licence,
@@ -68,6 +70,7 @@ def export(  # noqa: PLR0913  # the options of a command are its parameters
         "model_bytes": bundle.evaluation["export"]["model_bytes"],
         "parity": bundle.evaluation["export"]["parity"],
         "shift": None if shift is None else shift.to_json(),
+        "passed_over": passed_over,
     }
     text = f"bundle {bundle.digest} in {out}: {bundle.dimension} dimensions, {precision}, ONNX opset {bundle.opset}"
     print_result(result, text if shift is None else f"{text}\n{shift}", as_json)
@@ -85,14 +88,14 @@ def evaluate(
     Measures ranking, TAR at several FARs, OPIS, and the rates on half of the classes at a threshold of the other half.
     """
     from retrieval.contract.bundle import open_bundle
-    from retrieval.contract.manifest import read_manifest
     from retrieval.engine.encoder import Encoder
     from training.evaluation import embed_images
     from training.evaluation import evaluate as evaluate_embeddings
     from training.evaluation.report import to_markdown, write_report
 
     encoder = Encoder.open(open_bundle(bundle))
-    items = read_manifest(data)
+    passed_over: list[str] = []
+    items = read_reporting(data, passed_over)
     with bars() as shown:
         found = embed_images(
             items,
@@ -105,4 +108,4 @@ def evaluate(
     evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))
     written = write_report(evaluation, found.embeddings, labels, report) if report else []
     lines = [to_markdown(evaluation), *(f"wrote {path}" for path in written)]
-    print_result(evaluation.to_json(), "\n".join(lines), as_json)
+    print_result({**evaluation.to_json(), "passed_over": passed_over}, "\n".join(lines), as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retrieval.terminal import VERDICT_FAILED, err
-from training.cli.terminal import AsJson, bars, print_result
+from training.cli.terminal import AsJson, bars, print_result, read_reporting, report_passed_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,11 +76,12 @@ def split(  # noqa: PLR0913  # the options of a command are its parameters
         parts = split_by_class(found.known, shares | {NEW: new}, seed=seed)
     else:
         parts = {**split_by_class(found.known, shares, seed=seed), NEW: list(found.new)}
+    report_passed_over(found.passed_over)
     summary = write_splits(parts, out)
     lines = [
         f"{out / name}.csv: {n:,} images of {summary.n_classes[name]:,} classes" for name, n in summary.n_images.items()
     ]
-    print_result(asdict(summary), "\n".join(lines), as_json)
+    print_result({**asdict(summary), "passed_over": list(found.passed_over)}, "\n".join(lines), as_json)
 
 
 def duplicates(
@@ -109,13 +110,13 @@ def duplicates(
     The exit code is 1 if there are any and no cleaned tables were written. Finds exact copies and copies that were
     scaled or compressed again, but no cropped, rotated or mirrored ones.
     """
-    from retrieval.contract.manifest import read_manifest
     from retrieval.errors import InvalidInput
     from training.data import find_duplicates
 
     if drop is not None and merge is not None:
         raise InvalidInput("expected --drop or --merge, found both")
-    parts = {manifest: read_manifest(manifest) for manifest in manifests}
+    passed_over: list[str] = []
+    parts = {manifest: read_reporting(manifest, passed_over) for manifest in manifests}
     with bars() as shown:
         report = find_duplicates(parts, tolerance=tolerance, progress=shown.watch("looking"))
     for failure in report.unreadable:
@@ -131,10 +132,11 @@ def duplicates(
         f"{report.n_images:,} images: {len(report.harmful):,} pairs of one picture in two parts or under two labels, "
         f"{report.n_harmless:,} inside one class"
     )
-    cleaned: dict[str, Any] = {}
+    cleaned: dict[str, Any] = {"passed_over": passed_over}
     folder = drop or merge
     if folder is not None:
-        cleaned, lines = _write_cleaned(parts, report.harmful, folder, merge=merge is not None)
+        written, lines = _write_cleaned(parts, report.harmful, folder, merge=merge is not None)
+        cleaned |= written
         found += lines
     print_result({**asdict(report), **cleaned}, "\n".join([*found, summary]), as_json)
     if report.harmful and folder is None:

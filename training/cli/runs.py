@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from retrieval.terminal import COULD_NOT_RUN, INTERRUPTED, err, print_error
-from training.cli.terminal import AsJson, bars, print_result
+from training.cli.terminal import AsJson, bars, print_result, read_reporting
 
 
 def train(  # noqa: PLR0913  # the options of a command are its parameters
@@ -41,7 +41,6 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
     from it; the weights are bit-identical to those of an uninterrupted run. If stderr is no terminal, each work prints
     a line for every tenth of it.
     """
-    from retrieval.contract.manifest import read_manifest
     from training.config import load_config
     from training.data import require_disjoint
     from training.loop import Observers, is_main_process, leave_processes, train_embedder
@@ -50,7 +49,8 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
     settings = load_config(config)
     if seed is not None:
         settings = replace(settings, seed=seed)
-    items, held_out = read_manifest(data), read_manifest(validation)
+    passed_over: list[str] = []
+    items, held_out = read_reporting(data, passed_over), read_reporting(validation, passed_over)
     if not allow_shared_classes:
         require_disjoint({f"--data {data}": items, f"--validation {validation}": held_out})
     with _interruptible(f"--resume continues from the last checkpoint in {out}"), bars() as shown:
@@ -63,7 +63,7 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
         )
         evaluation = train_embedder(settings, items, held_out, out, device=device, resume=resume, observers=observers)
     seconds = time.perf_counter() - started
-    result = {"run": str(out), "seconds": seconds, "held_out": evaluation.to_json()}
+    result = {"run": str(out), "seconds": seconds, "held_out": evaluation.to_json(), "passed_over": passed_over}
     if is_main_process():
         print_result(result, f"{evaluation}\nrun: {out} ({seconds:.0f} s)", as_json)
     leave_processes()

@@ -1,6 +1,6 @@
 """The option for JSON and the progress bars that the commands of training share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +9,27 @@ import typer
 from retrieval.terminal import MoveBar, err, print_json, progress_bars
 
 if TYPE_CHECKING:
+    from retrieval.contract.manifest import Item
     from training.experiment import RunNews
     from training.loop import StepReport
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+def read_reporting(source: str, passed_over: list[str]) -> "list[Item]":
+    """Read a manifest; print what it holds and is no item to stderr, and add it to `passed_over`."""
+    from retrieval.contract.manifest import read_source
+
+    found = read_source(source)
+    report_passed_over(found.passed_over)
+    passed_over += found.passed_over
+    return found.items
+
+
+def report_passed_over(sentences: Iterable[str]) -> None:
+    """Print what a manifest holds and is no item to stderr."""
+    for sentence in sentences:
+        err.print(sentence, markup=False)
 
 
 class Bars:

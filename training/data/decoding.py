@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.contract.files import failing_as, read_file
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing, preprocess
-from retrieval.errors import InvalidInput, RetrievalError, TooManyFailures
+from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError, TooManyFailures
 
 Progress = Callable[[int, int], None]
 
@@ -67,17 +68,16 @@ def read_item(item: Item, preprocessing: Preprocessing) -> NDArray[np.float32] |
     """Read one item as the encoder sees it, [3, crop, crop] float32, or return why it cannot be read."""
     try:
         return preprocess(fetch(item.uri), preprocessing)
-    except (OSError, RetrievalError) as error:
+    except RetrievalError as error:
         return Unreadable(item, str(error))
 
 
 def fetch(uri: str) -> bytes:
-    """Fetch the bytes at a path or an fsspec URL. Raises OSError if there is no file, InvalidInput if it is no URL."""
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-    except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
-        raise InvalidInput(f"{uri} cannot be opened: {error}") from error
-    data: bytes = filesystem.cat_file(path)
+    """Fetch the bytes at a path or URL, as indexing does. Raises InvalidImage if that fails, ImageTooLarge."""
+    with failing_as(InvalidImage, f"{uri} cannot be read"):
+        data = read_file(uri, DEFAULT_LIMITS.image_bytes + 1)
+    if len(data) > DEFAULT_LIMITS.image_bytes:
+        raise ImageTooLarge(f"{uri} has more than {DEFAULT_LIMITS.image_bytes:,} bytes, the limit")
     return data
 
 

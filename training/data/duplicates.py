@@ -26,6 +26,7 @@ from training.data.decoding import Progress, Unreadable, fetch
 # WEBP, differ by less. Of 31 million pairs of emoji with different labels, 7 differ by less; people also confuse these.
 DEFAULT_TOLERANCE = 3.0
 
+_BATCH = 16  # pictures whose neighbours are held at a time
 _SIDE = 16  # of the thumbnails that are compared
 _COARSE = 3  # lowest frequencies per side that a first, quick search compares
 _STRETCH = 256
@@ -70,8 +71,8 @@ def find_duplicates(
     """Compare the images of all parts with each other.
 
     tolerance: largest difference of near duplicates; 0 finds equal files only. Every image is fetched and decoded once;
-    the comparison takes 3 kB of memory per image. If a picture occurs many times, each occurrence is compared with the
-    first.
+    the comparison takes 3 kB of memory per image. Pictures that are alike, such as blank pages, make a group: n of them
+    give n - 1 pairs, and each picture that is in a harmful pair is in one of those.
     """
     pictures: list[_Picture] = []
     unreadable: list[Unreadable] = []
@@ -96,7 +97,7 @@ def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
     try:
         data = fetch(item.uri)
         thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    except (OSError, RetrievalError) as error:
+    except RetrievalError as error:
         return Unreadable(item, str(error))
     return _Picture(part, item, hashlib.sha256(data).digest(), np.asarray(thumbnail))
 
@@ -117,23 +118,57 @@ def _near(pictures: Sequence[_Picture], tolerance: float) -> Iterator[Duplicate]
             if pictures[other].digest != first.digest:
                 yield _pair("near", first, pictures[other], 0.0)
     firsts = [pictures[same[0]] for same in groups]
-    for one, other, difference in _similar(np.stack([picture.thumbnail for picture in firsts]), tolerance):
-        yield _pair("near", firsts[one], firsts[other], difference)
+    if len(firsts) > 1:
+        kinds = _groups([f"{picture.part}\0{picture.item.label}".encode() for picture in firsts], least=1)
+        kind_of = np.empty(len(firsts), dtype=np.int64)
+        for number, rows in enumerate(kinds):
+            kind_of[rows] = number
+        for one, other, difference in _similar(np.stack([p.thumbnail for p in firsts]), kind_of, tolerance):
+            yield _pair("near", firsts[one], firsts[other], difference)
 
 
-def _similar(thumbnails: NDArray[np.uint8], tolerance: float) -> Iterator[tuple[int, int, float]]:
+def _similar(
+    thumbnails: NDArray[np.uint8], kinds: NDArray[np.int64], tolerance: float
+) -> Iterator[tuple[int, int, float]]:
     """Find pairs of rows of [n, 16, 16, 3] with a root mean square difference of at most `tolerance`.
 
-    The lowest frequencies of an orthonormal transform differ by at most the whole difference, so that a search among
-    them misses no pair.
+    Of n rows that are connected by such pairs, n - 1 pairs connect all, as many as possible of two different `kinds`:
+    there would be n * (n - 1) / 2. The lowest frequencies of an orthonormal transform differ by at most the whole
+    difference, so that a search among them misses no pair.
     """
-    values = thumbnails.astype(np.float32)
-    frequencies = scipy.fft.dctn(values, axes=(1, 2), norm="ortho")[:, :_COARSE, :_COARSE]
-    scale = np.sqrt(values[0].size)
-    for one, other in sorted(cKDTree(frequencies.reshape(len(values), -1)).query_pairs(tolerance * scale * (1 + 1e-5))):
-        difference = float(np.linalg.norm(values[one] - values[other]) / scale)
-        if difference <= tolerance:
-            yield one, other, difference
+    values = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    frequencies = scipy.fft.dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")[:, :_COARSE, :_COARSE]
+    coarse = frequencies.reshape(len(values), -1)
+    tree = cKDTree(coarse)
+    scale = float(np.sqrt(values.shape[1]))
+    group = np.arange(len(values))
+    members = {row: [row] for row in range(len(values))}
+    for across_kinds in (True, False):
+        for start in range(0, len(values), _BATCH):
+            batch = coarse[start : start + _BATCH]
+            nearby = tree.query_ball_point(batch, tolerance * scale * (1 + 1e-5), return_sorted=False)
+            for row, found in enumerate(nearby, start):
+                others = np.asarray(found)
+                others = others[group[others] != group[row]]  # connected already: no need to look
+                if across_kinds:
+                    others = others[kinds[others] != kinds[row]]
+                others = np.sort(others)
+                differences = np.linalg.norm(values[others] - values[row], axis=1) / scale
+                for place in np.argsort(differences, kind="stable"):
+                    other = int(others[place])
+                    if differences[place] > tolerance:
+                        break
+                    if group[other] != group[row]:
+                        _join(group, members, row, other)
+                        yield min(row, other), max(row, other), float(differences[place])
+
+
+def _join(group: NDArray[np.int64], members: dict[int, list[int]], one: int, other: int) -> None:
+    """Make one group of two; the smaller one takes the number of the larger."""
+    small, large = sorted((int(group[one]), int(group[other])), key=lambda number: len(members[number]))
+    moved = members.pop(small)
+    group[moved] = large
+    members[large] += moved
 
 
 def _groups(keys: Sequence[bytes], *, least: int = 2) -> list[list[int]]:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.consistency.classes import number_classes
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
@@ -176,11 +177,11 @@ def _labelled(
     file: NamelessFile | None,
 ) -> TrainingImages:
     _require_pairs(items)
-    classes, labels = np.unique(np.array([item.label for item in items], dtype=np.str_), return_inverse=True)
+    classes, labels = number_classes([item.label for item in items])
     return TrainingImages(
         items=tuple(items),
-        labels=labels.astype(np.int64),
-        classes=tuple(map(str, classes)),
+        labels=labels,
+        classes=classes,
         whole=whole,
         pixels=pixels,
         unreadable=unreadable,

@@ -37,14 +37,15 @@ def split_by_class(items: Sequence[Item], shares: Mapping[str, float], *, seed: 
         raise InvalidInput(f"shares must not be negative and leave some classes to train on, found {dict(shares)}")
     if unlabelled := [item.id for item in items if not item.label]:
         raise InvalidInput(f"every item needs a label, {len(unlabelled)} have none, for instance {unlabelled[0]!r}")
-    labels = np.random.default_rng(seed).permutation(sorted({item.label for item in items}))
+    classes = sorted({item.label for item in items})
+    labels = [classes[place] for place in np.random.default_rng(seed).permutation(len(classes))]
     counts = {name: int(share * len(labels)) for name, share in shares.items() if share > 0}
     counts[TRAIN] = len(labels) - sum(counts.values())
     if empty := [name for name, count in counts.items() if count == 0]:
         raise NotEnoughEvidence(f"{len(labels)} classes leave none for {', '.join(empty)}: add classes or raise shares")
     part_of, start = {}, 0
     for name, count in counts.items():
-        part_of.update(dict.fromkeys(labels[start : start + count].tolist(), name))
+        part_of.update(dict.fromkeys(labels[start : start + count], name))
         start += count
     parts: dict[str, list[Item]] = {name: [] for name in counts}
     for item in items:

@@ -16,6 +16,7 @@ from retrieval.consistency import (
     LabelledVectors,
     OpisOptions,
     OpisResult,
+    consistency_around,
     consistency_report,
     cross_fitted_rates,
     identification_rates,
@@ -26,6 +27,7 @@ from retrieval.consistency import (
     recall_at_k,
     thresholds_at_far,
 )
+from retrieval.consistency.classes import number_classes
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 from training.evaluation.results import Consistency, Evaluation, OtherClasses, RateAtFar
 from training.limits import HALF_A_DECADE, MIN_FALSE_ACCEPTS, PAPER_BAND
@@ -45,7 +47,7 @@ def require_evidence(labels: Sequence[str], *, far_target: float = 1e-2) -> None
             f"every image to evaluate on needs a label, {n_unlabelled} of {len(labels)} have none: label them, or "
             "remove them"
         )
-    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    counts = np.bincount(number_classes(labels)[1])
     if len(counts) < 2 or counts.max(initial=0) < 2:
         raise NotEnoughEvidence(
             f"an evaluation needs two classes and two images of a class, found {len(labels)} images of {len(counts)} "
@@ -126,6 +128,10 @@ def _consistency(
         found.append(_opis(vectors, around, "log_far"))
     except NotEnoughEvidence as error:
         missing["consistency around far_target"] = str(error)
+    try:
+        found.append(consistency_around(vectors, far_target, rng=np.random.default_rng(_SEED)))
+    except (NotEnoughEvidence, InvalidInput) as error:  # InvalidInput: a target above 0.5 has no decade above it
+        missing["consistency a decade around far_target"] = str(error)
     return tuple(
         Consistency(
             axis=result.axis,

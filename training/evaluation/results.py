@@ -66,10 +66,10 @@ class Evaluation:
     n_single: classes with one image, which have no positive pair. r_at_1, 2, 4, 8, map_at_r: of the ranking.
     threshold: the lowest with a pooled pair FAR of at most far_target on these images; tar: pooled TAR at it. opis:
     over FAR 1e-2 to 1e-1 on the axis of distance, with its noise floor and, if the images allow it, the debiased
-    estimate. consistency: the same with intervals, also on the axis of log FAR and over the decade around
-    far_target. tar_at_far: at each FAR that the number of pairs allows. other_classes, identification: at thresholds
-    chosen on other classes. missing: why a figure is missing, by its name. Fields with a default are measured only by
-    a full evaluation.
+    estimate. consistency: the same with intervals, also on the axis of log FAR, over the decade around far_target and
+    over a decade on either side of it. tar_at_far: at each FAR that the number of pairs allows. other_classes,
+    identification: at thresholds chosen on other classes. missing: why a figure is missing, by its name. Fields with a
+    default are measured only by a full evaluation.
     """
 
     n_images: int

@@ -15,6 +15,7 @@ from scipy.special import logit
 from sklearn.cluster import KMeans
 
 from retrieval.consistency import Calibrator, fit_scores, fit_whitening, labelled, thresholds_at_far
+from retrieval.consistency.classes import number_classes
 from retrieval.contract.score import cohort_score
 from retrieval.errors import NotEnoughEvidence
 
@@ -153,8 +154,8 @@ def _rising(calibrator: Calibrator, cosines: NDArray[np.float32]) -> NDArray[np.
 
 def _pairs(embeddings: Vectors, labels: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     rows, columns = np.triu_indices(len(embeddings), 1)
-    names = np.asarray(labels)
-    return _cosines(embeddings)[rows, columns], names[rows] == names[columns]
+    _, codes = number_classes(labels)
+    return _cosines(embeddings)[rows, columns], codes[rows] == codes[columns]
 
 
 def _pairs_with_ends(

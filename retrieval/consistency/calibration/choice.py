@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.calibration.fits import fit_scores
 from retrieval.consistency.calibration.kinds import CALIBRATOR_KINDS, Calibrator
 from retrieval.consistency.calibration.reliability import Reliability, mean_reliability, reliability
@@ -59,6 +60,7 @@ class DrawnPairs:
         return np.where(matches, prevalence / n_positives, (1 - prevalence) / n_negatives)
 
 
+@checked
 def draw_pairs(vectors: LabelledVectors, *, rng: np.random.Generator, max_pairs: int) -> DrawnPairs:
     """Return all pairs up to max_pairs of each kind, else an independent random draw of about that many.
 
@@ -112,6 +114,7 @@ class CalibratorComparison:
         return self.scores[0].kind
 
 
+@checked
 def cross_validate_calibrators(
     vectors: LabelledVectors,
     *,
@@ -149,6 +152,7 @@ def cross_validate_calibrators(
     return _compare(pairs, folds, prevalence, kinds, n_bins)
 
 
+@checked
 def fit_best_calibrator(
     vectors: LabelledVectors, *, prevalence: float, rng: np.random.Generator, max_pairs: int = _MAX_PAIRS
 ) -> Calibrator:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, logit
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.calibration.kinds import (
     MAX_KNOTS,
     BetaCalibrator,
@@ -31,6 +32,7 @@ Reals = NDArray[np.float64]
 _MAX_ROWS = 1 << 15
 
 
+@checked
 def fit_scores(scores: NDArray[np.float32], matches: NDArray[np.bool_], *, kind: str, prevalence: float) -> Calibrator:
     """Fit a calibrator of one kind on scores [n] and whether each pair matches [n].
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.documents import Document, Floats
 from retrieval.errors import InvalidInput
 
@@ -203,6 +204,7 @@ _KINDS: dict[str, type[Calibrator]] = {
 CALIBRATOR_KINDS = tuple(_KINDS)
 
 
+@checked
 def calibrator_from_json(document: Mapping[str, Any]) -> Calibrator:
     """Return the calibrator of a document that `to_json` wrote, for every kind.
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.errors import InvalidInput
 
 _Bins: TypeAlias = NDArray[np.float64]
@@ -28,6 +29,7 @@ class Reliability:
     log_loss: float  # weighted mean of -log(probability given to what happened), infinite if that was 0
 
 
+@checked
 def reliability(
     probabilities: NDArray[np.float64],
     matches: NDArray[np.bool_],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval, normal_quantile
 from retrieval.consistency.pairs.tiles import slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, Vectors
@@ -55,6 +56,7 @@ class CohortFit:
         )
 
 
+@checked
 def cohort_fit(
     cohort: LabelledVectors,
     catalogue: LabelledVectors,

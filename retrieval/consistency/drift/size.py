@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.drift.state import checked_scores
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.errors import NotEnoughEvidence
@@ -49,6 +50,7 @@ class DriftSize:
         )
 
 
+@checked
 def drift_size(reference: Reals, scores: Reals, *, rng: np.random.Generator, confidence: float = 0.95) -> DriftSize:
     """Return how far new scores [n] lie from reference scores [m], one per query, at least 10 of each.
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.drift.state import MEMORIES, DriftState, checked_scores, resolutions
 from retrieval.errors import NotEnoughEvidence
 
@@ -26,6 +27,7 @@ _IDLE = 0.5  # of the wealth dealt out is not bet: it waits for late drift
 _SHARE = 0.02  # of the wealth is dealt out again after each look
 
 
+@checked
 def start_drift(reference: Reals, *, rng: np.random.Generator) -> DriftState:
     """Return the state before the first look, from reference scores: [m] float, m >= 63.
 
@@ -64,6 +66,7 @@ def start_drift(reference: Reals, *, rng: np.random.Generator) -> DriftState:
     )
 
 
+@checked
 def look_for_drift(state: DriftState, scores: Reals, *, rng: np.random.Generator) -> DriftState:
     """Return the state after one more look, at new scores [n] float; no scores leave the state unchanged.
 

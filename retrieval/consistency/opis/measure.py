@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedMethod, DebiasedShares, debiased_shares
@@ -26,6 +27,10 @@ from retrieval.errors import InvalidInput, NotEnoughEvidence
 _BAND_THRESHOLDS = 1000
 # Nodes for what varies smoothly over the band: noise, its floor, and the shift of the mean in a bootstrap replicate.
 _THIN_NODES = 65
+# Around a target: a decade on either side, as far as the pairs show it.
+_DECADE = 10.0
+_LOOSEST = 0.5
+_SHOWN_FALSE_ACCEPTS = 10.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,7 @@ class OpisResult:
         return text + (f", {self.n_excluded} classes without a positive pair left out" if self.n_excluded else "")
 
 
+@checked
 def measure_opis(
     curves: OperatingCurves,
     options: OpisOptions = OpisOptions(),
@@ -158,6 +164,36 @@ def _intervals(
     return next(intervals), next(intervals)
 
 
+@checked
+def consistency_around(
+    vectors: VectorsOrPair, target_far: float, *, rng: np.random.Generator, confidence: float = 0.95
+) -> OpisResult:
+    """Return `consistency_report` over log FAR, from a tenth of the target to ten times it: where the threshold works.
+
+    The band of the paper, FAR 1 to 10 %, lies far from a threshold for one false match in a thousand. The strict end is
+    the FAR that these pairs can show with 10 false accepts if that is higher than a tenth of the target, the loose end
+    at most 0.5; the result states both.
+
+    Raises:
+        InvalidInput, InvalidEmbeddings: see `consistency_report`; also target_far outside (0, 0.5).
+        NotEnoughEvidence: fewer than 10 false accepts expected at the target; or see `consistency_report`.
+    """
+    if not 0 < target_far < _LOOSEST:
+        raise InvalidInput(f"target_far: expected a number between 0 and {_LOOSEST}, found {target_far}")
+    vectors = as_labelled(vectors)
+    # The pilot of the grid and the band itself round a count up or down by one.
+    shown = _SHOWN_FALSE_ACCEPTS / max(vectors.n_negatives, 1)
+    if shown >= target_far:
+        raise NotEnoughEvidence(
+            f"OPIS around a FAR of {target_far:g} needs about {_SHOWN_FALSE_ACCEPTS / target_far:.2g} negative pairs, "
+            f"found {vectors.n_negatives}; add images or classes"
+        )
+    low, high = max(target_far / _DECADE, shown), min(target_far * _DECADE, _LOOSEST)
+    options = OpisOptions(far_low=low, far_high=high, axis="log_far", confidence=confidence)
+    return consistency_report(vectors, options, rng=rng)
+
+
+@checked
 def consistency_report(
     vectors: VectorsOrPair, options: OpisOptions = OpisOptions(), *, rng: np.random.Generator
 ) -> OpisResult:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.consistency.arguments import check_fields
 from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.opis.utility import Axis, Band, find_band
 from retrieval.consistency.opis.weighting import Weighting, weigh_classes
@@ -29,6 +30,9 @@ class OpisOptions:
     weighting: Weighting = "equal"
     n_bootstrap: int = 1000  # replicates of the bootstrap over classes
     confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def band_of(self, curves: OperatingCurves) -> Band:
         """Return where to integrate, see `find_band`."""

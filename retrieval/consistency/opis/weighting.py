@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import Rates
 from retrieval.consistency.intervals import Interval, check_confidence
 from retrieval.errors import InvalidInput
@@ -51,16 +52,19 @@ def weigh_classes(weighting: Weighting, classes: tuple[str, ...], n_images: NDAr
     return np.asarray(weights / total, dtype=np.float64)
 
 
+@checked
 def resampled_weights(weights: Rates, n_bootstrap: int, rng: np.random.Generator) -> Iterator[Rates]:
     """Yield bootstrap replicates of the weights of classes, sum 1 each, in blocks: [b, T] float64.
 
     Classes are drawn uniformly with replacement and keep their weights; a replicate without any weight is drawn again.
 
     Raises:
-        InvalidInput: n_bootstrap is not positive.
+        InvalidInput: n_bootstrap is not positive, or there is no weight.
     """
     if n_bootstrap < 1:
         raise InvalidInput(f"expected at least one bootstrap replicate, found {n_bootstrap}")
+    if weights.ndim != 1 or len(weights) == 0:
+        raise InvalidInput(f"expected a weight for each of some classes, found {weights.shape}")
     n_classes = len(weights)
     block = max(1, _BLOCK_ENTRIES // n_classes)
     for done in range(0, n_bootstrap, block):
@@ -89,6 +93,7 @@ class ClassMean:
     p_value: float
 
 
+@checked
 def mean_over_classes(
     values: Rates, weights: Rates, *, n_bootstrap: int, confidence: float, rng: np.random.Generator
 ) -> ClassMean:
@@ -98,21 +103,34 @@ def mean_over_classes(
     with this interval.
 
     Raises:
-        InvalidInput: n_bootstrap is not positive, or confidence is not strictly between 0 and 1.
+        InvalidInput: n_bootstrap is not positive, confidence is not strictly between 0 and 1, or values and weights
+            differ in number.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), the bootstrap-t interval; here of |t|.
     """
     check_confidence(confidence)
+    if values.ndim != 1 or values.shape != weights.shape or len(values) == 0:
+        raise InvalidInput(f"expected a value and a weight for each class, found {values.shape} and {weights.shape}")
     mean = float(weights @ values)
     centred = values - mean  # so that squares do not cancel
-    parts = []
-    for drawn in resampled_weights(weights, n_bootstrap, rng):
-        errors = _standard_errors(drawn, weights, centred)
-        parts.append(np.divide(np.abs(drawn @ centred), errors, out=np.zeros_like(errors), where=errors > 0))
-    sizes = np.concatenate(parts) * _standard_errors(weights, weights, centred)
+    parts = [_sizes(centred, weights, drawn) for drawn in resampled_weights(weights, n_bootstrap, rng)]
+    sizes = np.concatenate(parts)
     reach = float(np.quantile(sizes, confidence))
     p_value = float((1 + np.count_nonzero(sizes >= abs(mean))) / (1 + n_bootstrap))
     return ClassMean(mean, Interval(mean - reach, mean + reach), p_value)
+
+
+def differs_from_zero(values: Rates, weights: Rates, draws: Rates, confidence: float) -> bool:
+    """Return whether the interval of `mean_over_classes` leaves out 0, with these draws: [b, k] weights."""
+    mean = float(weights @ values)
+    return abs(mean) > float(np.quantile(_sizes(values - mean, weights, draws), confidence))
+
+
+def _sizes(centred: Rates, weights: Rates, draws: Rates) -> Rates:
+    """Return |t| of each of the draws [b, k], in units of the mean of values whose mean is 0: [b]."""
+    errors = _standard_errors(draws, weights, centred)
+    ratios = np.divide(np.abs(draws @ centred), errors, out=np.zeros_like(errors), where=errors > 0)
+    return np.asarray(ratios * _standard_errors(weights, weights, centred), dtype=np.float64)
 
 
 def _standard_errors(drawn: Rates, weights: Rates, values: Rates) -> Rates:

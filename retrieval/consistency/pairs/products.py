@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from retrieval.consistency.arguments import checked
+from retrieval.errors import InvalidEmbeddings
+
 
 class OneThreadAProduct:
     """Limits the matrix library to one thread inside `with`; the setting is that of the whole process.
@@ -43,13 +46,17 @@ class OneThreadAProduct:
 one_thread_a_product = OneThreadAProduct()
 
 
+@checked
 def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32."""
+    """Return the scores of rows [p, D] with rows [q, D]: [p, q] float32. Raises InvalidEmbeddings on other shapes."""
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise InvalidEmbeddings(f"expected rows of one length on both sides, found {query.shape} and {gallery.shape}")
     with one_thread_a_product:
         scores: NDArray[np.float32] = query @ gallery.T
     return scores
 
 
+@checked
 def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the smallest float32 not below each threshold: a float32 score reaches both or neither."""
     nearest = thresholds.astype(np.float32)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs.tiles import Counts, Tile, sum_over_tiles, tiles_of
 from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -22,6 +23,7 @@ _PILOT_MARGIN = 1.5
 _PILOT_FALSE_ACCEPTS = 100
 
 
+@checked
 def thresholds_at_far(
     vectors: LabelledVectors, fars: Sequence[float] | NDArray[np.float64], *, threads: int | None = None
 ) -> NDArray[np.float64]:
@@ -31,7 +33,7 @@ def thresholds_at_far(
     of 0 gives the first value above every negative pair.
 
     Raises:
-        InvalidInput: a target outside [0, 1).
+        InvalidInput: no target, or one outside [0, 1).
         NotEnoughEvidence: no pair across classes.
 
     >>> from retrieval.consistency import labelled
@@ -40,8 +42,8 @@ def thresholds_at_far(
     array([0.])
     """
     fars = np.asarray(fars, dtype=np.float64)
-    if not ((fars >= 0) & (fars < 1)).all():
-        raise InvalidInput(f"FAR targets must lie in [0, 1), found {fars.tolist()}")
+    if fars.ndim != 1 or not fars.size or not ((fars >= 0) & (fars < 1)).all():
+        raise InvalidInput(f"expected at least one FAR target, all in [0, 1), found {fars.tolist()}")
     n_negatives = vectors.n_negatives
     if n_negatives == 0:
         raise NotEnoughEvidence("no two images of different classes make a pair; exclude fewer pairs or add classes")
@@ -57,6 +59,7 @@ def thresholds_at_far(
     return np.nextafter(rejected, np.float32(np.inf)).astype(np.float64)
 
 
+@checked
 def threshold_grid(
     vectors: LabelledVectors,
     *,

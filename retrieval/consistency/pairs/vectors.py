@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -26,6 +27,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 # Unit rows that were normalised or stored in float16 must pass: rounding the norm and each component to float16 changes
 # the length by at most 2 * 2^-11 = 9.8e-4. Float32 rows are within 1e-6.
 UNIT_NORM_TOLERANCE = 1e-3
+# Of the root mean square score. Sides that were rounded to float16 separately differ by some 3e-4.
+_ASYMMETRY = 1e-3
+_SYMMETRY_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +49,7 @@ class LabelledVectors:
     groups: Groups  # [n, a]; two vectors with an equal group make no pair, -1 equals none
     gallery_groups: Groups  # [g, a]
     cosine: bool  # whether the score is the cosine of unit rows
+    families: Codes | None = None  # [T], the family of each class; None: every class is drawn by itself
     positives: Codes = field(init=False)  # [T], pairs of each class
     negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
@@ -102,20 +107,30 @@ class LabelledVectors:
 VectorsOrPair: TypeAlias = LabelledVectors | tuple[Vectors, Sequence[str]]
 
 
+@checked
 def labelled(
-    embeddings: Vectors, labels: Sequence[str], *, gallery: Vectors | None = None, exclude: Columns = ()
+    embeddings: Vectors,
+    labels: Sequence[str],
+    *,
+    gallery: Vectors | None = None,
+    exclude: Columns = (),
+    families: Sequence[str] | None = None,
 ) -> LabelledVectors:
     """Check the vectors and labels of one set of images and return them sorted by class.
 
     Without a gallery, or with one equal to the embeddings, the score is cosine and unit rows are demanded. Otherwise
-    the two arrays are the two sides of an inner product and only have to be finite.
+    the two arrays are the two sides of an inner product, finite and symmetric: a pair has one score, whichever of its
+    images is the query. Two sets whose score is not symmetric go to `crossed`.
 
     embeddings, gallery: [n, D] float32; labels: n strings; exclude: columns of n strings, for instance makers: two
-    images with the same string in a column make no pair; the empty string equals none.
+    images with the same string in a column make no pair; the empty string equals none. families: n strings, the unit
+    above the class in which classes are drawn together, for instance the maker or the product line: intervals are then
+    over the draw of families. The empty string is a family of its class alone.
 
     Raises:
-        InvalidEmbeddings: wrong shape or dtype, NaN or infinity, rows that are not unit, or labels or a column of
-            another length or type.
+        InvalidEmbeddings: wrong shape or dtype, NaN or infinity, rows that are not unit, a score that is not symmetric,
+            or labels or a column of another length or type.
+        InvalidInput: images of one class are in several families.
         NotEnoughEvidence: fewer than two classes.
 
     >>> vectors = labelled(np.eye(3, dtype=np.float32), ["a", "a", "b"])
@@ -129,6 +144,8 @@ def labelled(
             raise InvalidEmbeddings(
                 f"gallery must have the shape of the embeddings {embeddings.shape}, found {gallery.shape}"
             )
+    if gallery is not None and len(embeddings):
+        _check_symmetry(embeddings, gallery)
     cosine = gallery is None or gallery is embeddings or np.array_equal(gallery, embeddings)
     if cosine:
         check_unit_rows(embeddings, "embeddings of a cosine score (for another score pass its gallery side too)")
@@ -146,9 +163,11 @@ def labelled(
         groups=groups,
         gallery_groups=groups,
         cosine=cosine,
+        families=None if families is None else _family_codes(families, labels, classes),
     )
 
 
+@checked
 def crossed(
     query_vectors: Vectors,
     query_labels: Sequence[str],
@@ -232,6 +251,7 @@ def check_same_images(first: LabelledVectors, second: LabelledVectors) -> None:
         raise InvalidInput("expected vectors of the same images: as many rows with the same labels in the same order")
 
 
+@checked
 def check_unit_rows(rows: Vectors, name: str) -> None:
     """Raise InvalidEmbeddings unless the rows [n, D] are finite and of norm 1; the message starts with the name."""
     if rows.ndim != 2:
@@ -272,6 +292,28 @@ def _check_array(name: str, vectors: Vectors) -> None:
         )
 
 
+def _check_symmetry(query: Vectors, gallery: Vectors) -> None:
+    """Raise InvalidEmbeddings unless query[i] . gallery[j] is query[j] . gallery[i] for all i and j, up to rounding.
+
+    The sum over all pairs of the squared difference is 2 (|Q G'|^2 - tr(Q G' Q G')), which takes only [D, D] products.
+    """
+    n, width = query.shape
+    products = [np.zeros((width, width)) for _ in range(3)]
+    for start in range(0, n, _SYMMETRY_ROWS):
+        q, g = (side[start : start + _SYMMETRY_ROWS].astype(np.float64) for side in (query, gallery))
+        for total, (left, right) in zip(products, ((q, q), (g, g), (g, q)), strict=True):
+            total += left.T @ right
+    of_query, of_gallery, crosswise = products
+    squares = float((of_query * of_gallery).sum())
+    apart = 2 * (squares - float((crosswise * crosswise.T).sum()))
+    if apart > _ASYMMETRY**2 * squares:
+        raise InvalidEmbeddings(
+            f"the score of a pair depends on which image is the query: its two scores differ by "
+            f"{np.sqrt(apart) / n:.2g} (root mean square over all pairs); pass two sides of a symmetric score, or two "
+            "sets to crossed"
+        )
+
+
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(label, str) for label in labels):
         raise InvalidEmbeddings("labels must be strings; convert class numbers to strings first")
@@ -289,6 +331,25 @@ def _sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tupl
     codes = np.fromiter((code_of[label] for label in labels), dtype=np.int64, count=n)
     order = np.argsort(codes, kind="stable").astype(np.int64)
     return codes[order], order
+
+
+def _family_codes(families: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Codes:
+    """Return the number of the family of each class: [T] int64."""
+    if len(families) != len(labels):
+        raise InvalidEmbeddings(f"expected one family per label, found {len(families)} for {len(labels)} labels")
+    family_of: dict[str, str] = {}
+    for label, family in zip(labels, families, strict=True):
+        if not isinstance(family, str):
+            raise InvalidEmbeddings("families must be strings; convert numbers to strings first")
+        if family_of.setdefault(label, family) != family:
+            raise InvalidInput(
+                f"expected all images of a class in one family, found class {label!r} in {family_of[label]!r} and "
+                f"{family!r}"
+            )
+    # A class without a family is one by itself; a tuple cannot equal a name.
+    names = [family_of[name] or (name,) for name in classes]
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names], dtype=np.int64)
 
 
 def _encode_groups(sides: Sequence[Columns], sizes: Sequence[int]) -> list[Groups]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval, wilson_interval
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import float32_at_least, scores_of
@@ -66,6 +67,7 @@ class Confusion:
         return sum(pair.n_accepted for pair in self.pairs) / max(self.n_false_accepts, 1)
 
 
+@checked
 def most_confused(
     vectors: LabelledVectors,
     threshold: float,
@@ -226,6 +228,7 @@ class ConfusedWith:
     n_pairs: int
 
 
+@checked
 def class_confusions(
     vectors: LabelledVectors, threshold: float, *, n_listed: int = 3
 ) -> dict[str, tuple[ConfusedWith, ...]]:

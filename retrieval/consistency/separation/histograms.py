@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.jackknife import jackknife_interval
 from retrieval.consistency.pairs.batches import scored_pairs
@@ -46,6 +47,7 @@ class ScoreHistograms:
     confidence: float
 
 
+@checked
 def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence: float = 0.95) -> ScoreHistograms:
     """Return histograms of within- and between-class scores over equal bins, with d', AUC and the overlap.
 

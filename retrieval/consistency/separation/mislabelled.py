@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.pairs.vectors import Codes, LabelledVectors, check_one_set, check_positives
@@ -67,6 +68,7 @@ class LabelMargins:
         )
 
 
+@checked
 def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = "nearest") -> LabelMargins:
     """Return the margin of every image's label, and the suspects at a threshold.
 

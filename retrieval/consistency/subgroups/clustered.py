@@ -23,7 +23,7 @@ class RateEstimates:
     errors: Values  # [k], counts
     pairs: Values  # [k], counts
     variances: Values  # [k], of the rates, over the draw of classes or images
-    n_clusters: NDArray[np.int64]  # [k], independent units behind each rate
+    n_clusters: Values  # [k], independent units behind each rate, as if they were equal: see `effective_number`
 
     @property
     def rates(self) -> Values:
@@ -54,12 +54,12 @@ class RateEstimates:
         """Return an interval for each rate, 0 to 1 without pairs; see `clustered_interval`."""
         effective = self.pairs / self.design_effects
         return [
-            clustered_interval(rate, n, int(clusters), confidence)
-            for rate, n, clusters in zip(self.rates.tolist(), effective.tolist(), self.n_clusters, strict=True)
+            clustered_interval(rate, n, clusters, confidence)
+            for rate, n, clusters in zip(self.rates.tolist(), effective.tolist(), self.n_clusters.tolist(), strict=True)
         ]
 
 
-def clustered_interval(rate: float, n_effective: float, n_clusters: int, confidence: float) -> Interval:
+def clustered_interval(rate: float, n_effective: float, n_clusters: float, confidence: float) -> Interval:
     """Return Wilson's interval of a rate as if from n_effective independent pairs, with Student's quantile.
 
     n_effective: pairs over the design effect, 0 gives 0 to 1; n_clusters: units that the design effect is known from,
@@ -86,17 +86,36 @@ def clustered_interval(rate: float, n_effective: float, n_clusters: int, confide
     return Interval(float(max(0.0, min(low, rate))), float(min(1.0, max(high, rate))))
 
 
+def corrected_residuals(errors: Values, pairs: Values, *, ends: int = 1) -> Values:
+    """Return errors less the pooled rate times pairs, by 1 - the share of the pairs: [T] or [T, k], like both.
+
+    A class that holds most of the pairs pulls the rate towards itself, so that its residual would hide how much it
+    differs from the others; by 1 - share it is the residual from the rate of the others. ends: of a pair that are
+    counted, 2 if the pairs of a class are those with an end in it.
+
+    Source: Bell, McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage samples", Survey
+    Methodology 28 (2002).
+
+    >>> corrected_residuals(np.array([1.0, 0.0]), np.array([3.0, 1.0])).round(2)  # 1/4 / (1/4), -1/4 / (3/4)
+    array([ 1.  , -0.33])
+    """
+    totals = np.maximum(pairs.sum(axis=0), 1)
+    shares = np.minimum(ends * pairs / totals, 1)
+    residuals = errors - errors.sum(axis=0) / totals * pairs
+    return np.asarray(np.divide(residuals, 1 - shares, out=np.zeros_like(residuals), where=shares < 1))
+
+
 def dyadic_covariance(by_class: Values, by_pair: Values) -> Values:
     """Return the covariance of k totals over pairs of classes: [k, k] float64.
 
-    by_class: [T, k], sum of the residuals of the pairs of classes that class takes part in; by_pair: [k, k], sum over
-    pairs of classes of the products of their residuals. Two pairs of classes are correlated if they share a class; this
-    part is kept positive, as a variance must be.
+    by_class: [T, k], sum of the residuals of the pairs of classes that class takes part in, as `corrected_residuals`
+    has them; by_pair: [k, k], sum over pairs of classes of the products of their residuals. Two pairs of classes are
+    correlated if they share a class; this part is kept positive, as a variance must be.
 
     Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
 
-    >>> dyadic_covariance(np.array([[2.0], [1.0], [1.0]]), np.array([[1.0]]))  # 3 / 2 * (4 + 1 + 1) - 1
-    array([[8.]])
+    >>> dyadic_covariance(np.array([[2.0], [1.0], [1.0]]), np.array([[1.0]]))  # 4 + 1 + 1 - 1
+    array([[5.]])
     """
     values, vectors = np.linalg.eigh(class_covariance(by_class) - 2 * by_pair)
     shared: Values = (vectors * np.maximum(values, 0)) @ vectors.T
@@ -108,16 +127,14 @@ def dyadic_variances(by_class: Values, by_pair: Values) -> Values:
 
     by_class: [T, k]; by_pair: [k], sum over pairs of classes of their squared residuals.
     """
-    n_classes = len(by_class)
-    every = (by_class**2).sum(axis=0) * (n_classes / max(n_classes - 1, 1))
+    every = (by_class**2).sum(axis=0)
     return np.asarray(np.maximum(every - 2 * by_pair, 0) + by_pair, dtype=np.float64)
 
 
 def class_covariance(by_class: Values) -> Values:
-    """Return the covariance of k totals over classes, [T, k] residuals of each: [k, k] float64.
+    """Return the covariance of k totals over classes, [T, k] corrected residuals of each: [k, k] float64.
 
     >>> class_covariance(np.array([[1.0], [-1.0]]))
-    array([[4.]])
+    array([[2.]])
     """
-    n_classes = len(by_class)
-    return np.asarray(by_class.T @ by_class * (n_classes / max(n_classes - 1, 1)), dtype=np.float64)
+    return np.asarray(by_class.T @ by_class, dtype=np.float64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.clustered import RateEstimates, Values
@@ -49,6 +50,7 @@ class GroupComparison:
     level: float  # significance level of the tests, over all groups of one rate
 
 
+@checked
 def compare_groups(
     vectors: LabelledVectors,
     groups: Sequence[str],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.classes import number_classes
 from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
@@ -69,7 +70,7 @@ def count_groups(vectors: LabelledVectors, groups: Sequence[str], threshold: flo
             f"expected one group per label, found {len(groups)} groups for {len(vectors.codes)} labels"
         )
     in_order = np.array(groups, dtype=object)[vectors.order]
-    names, group_of = np.unique(in_order.astype(str), return_inverse=True)
+    names, group_of = number_classes([str(name) for name in in_order])
     n_classes, n_groups = len(vectors.classes), len(names)
     crossed = np.triu_indices(n_groups) if n_groups <= _MAX_CROSSED else np.diag_indices(n_groups)
     cells = np.stack(crossed, axis=1).astype(np.int64)
@@ -92,7 +93,7 @@ def count_groups(vectors: LabelledVectors, groups: Sequence[str], threshold: flo
     keys, counts = tally.counts()
     both, cell = keys // len(cells), keys % len(cells)
     return GroupCounts(
-        groups=tuple(names.tolist()),
+        groups=names,
         n_images=n_images,
         cells=cells,
         positives=positives,

@@ -151,7 +151,7 @@ def compare_rates(
     """
     k = len(names)
     log_rates, covariance = _log_rates(estimates, covariance)
-    n_clusters = int(estimates.n_clusters.min())
+    n_clusters = float(estimates.n_clusters.min())
     rates = estimates.rates
     equal = np.exp(
         np.log((estimates.errors.sum() + 0.5) / (estimates.pairs.sum() + 1))
@@ -189,7 +189,7 @@ def _log_rates(estimates: RateEstimates, covariance: Values) -> tuple[Values, Va
     return np.log(smoothed), covariance
 
 
-def _p_equal(log_rates: Values, covariance: Values, n_clusters: int) -> float | None:
+def _p_equal(log_rates: Values, covariance: Values, n_clusters: float) -> float | None:
     contrasts = np.eye(len(log_rates))[1:] - np.eye(len(log_rates))[0]
     n_ratios, free = len(contrasts), n_clusters - len(contrasts)
     if free < 1:
@@ -200,7 +200,7 @@ def _p_equal(log_rates: Values, covariance: Values, n_clusters: int) -> float | 
 
 
 def _group_tests(
-    names: Sequence[str], log_rates: Values, covariance: Values, n_clusters: int, confidence: float
+    names: Sequence[str], log_rates: Values, covariance: Values, n_clusters: float, confidence: float
 ) -> tuple[GroupTest, ...]:
     k = len(names)
     contrasts = np.eye(k) - (1 - np.eye(k)) / (k - 1)

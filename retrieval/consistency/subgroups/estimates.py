@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.intervals import effective_numbers
 from retrieval.consistency.pairs.batches import accepted_pairs
 from retrieval.consistency.pairs.tally import PairTally
 from retrieval.consistency.pairs.vectors import LabelledVectors
@@ -14,6 +15,7 @@ from retrieval.consistency.subgroups.clustered import (
     RateEstimates,
     Values,
     class_covariance,
+    corrected_residuals,
     dyadic_covariance,
     dyadic_variances,
 )
@@ -69,7 +71,7 @@ def _false_accept_rates(
         pairs=pairs,
         variances=variances,
         # With one image only the classes that it meets vary.
-        n_clusters=np.where(n > 1, np.minimum(n, n_classes - 1), n_classes - 1).astype(np.int64),
+        n_clusters=np.where(n > 1, np.minimum(n, n_classes - 1), n_classes - 1).astype(np.float64),
     )
 
 
@@ -84,7 +86,7 @@ def _false_reject_rates(vectors: LabelledVectors, accepts: Values) -> RateEstima
     over_images = np.bincount(vectors.codes, residuals**2, len(n)) * n / np.maximum(n - 1, 1)
     single_pairs = pairs * rates * (1 - rates)
     variances = np.maximum(over_images - single_pairs, single_pairs) / np.maximum(pairs, 1) ** 2
-    return RateEstimates(errors=errors, pairs=pairs, variances=variances, n_clusters=n.astype(np.int64))
+    return RateEstimates(errors=errors, pairs=pairs, variances=variances, n_clusters=n)
 
 
 def false_accept_rates(counts: GroupCounts, cells: NDArray[np.int64]) -> tuple[RateEstimates, Values]:
@@ -99,14 +101,14 @@ def false_accept_rates(counts: GroupCounts, cells: NDArray[np.int64]) -> tuple[R
     accepted_by_class = accepted.by_class(len(n), len(cells)).astype(np.float64)
     errors = accepted_by_class.sum(axis=0) / 2
     rates = errors / np.maximum(pairs, 1)
-    residuals = accepted_by_class - rates * by_class
+    residuals = corrected_residuals(accepted_by_class, by_class, ends=2)
     by_pair = _residual_products(accepted, n, (g, h), half, rates)
     scale = np.maximum(np.outer(pairs, pairs), 1)
     estimates = RateEstimates(
         errors=errors,
         pairs=pairs,
         variances=dyadic_variances(residuals, np.diag(by_pair)) / np.diag(scale),
-        n_clusters=np.count_nonzero(n[:, g] + n[:, h], axis=0).astype(np.int64),
+        n_clusters=effective_numbers(by_class),
     )
     return estimates, dyadic_covariance(residuals, by_pair) / scale
 
@@ -124,9 +126,9 @@ def false_reject_rates(counts: GroupCounts, frr_pairs: FrrPairs) -> tuple[RateEs
     belongs[rows, g] = belongs[rows, h] = 1
     errors_by_class, pairs_by_class = (part.astype(np.float64) @ belongs for part in (rejected, counts.positives))
     errors, pairs = errors_by_class.sum(axis=0), pairs_by_class.sum(axis=0)
-    residuals = errors_by_class - errors / np.maximum(pairs, 1) * pairs_by_class
+    residuals = corrected_residuals(errors_by_class, pairs_by_class)
     covariance = class_covariance(residuals) / np.maximum(np.outer(pairs, pairs), 1)
-    n_clusters = np.count_nonzero(pairs_by_class, axis=0).astype(np.int64)
+    n_clusters = effective_numbers(pairs_by_class)
     return RateEstimates(errors=errors, pairs=pairs, variances=np.diag(covariance), n_clusters=n_clusters), covariance
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
 from retrieval.consistency.subgroups.clustered import RateEstimates
@@ -39,6 +40,7 @@ class GroupRates:
     n_classes: int = 1  # with an image in the group
 
 
+@checked
 def class_rates(
     vectors: LabelledVectors, threshold: float, *, confidence: float = 0.95, small_below: int = 5
 ) -> list[GroupRates]:

@@ -13,19 +13,31 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
 from retrieval.consistency.thresholds.enough import enough_data, least_target
 from retrieval.consistency.thresholds.near_optimum import near_optimum
-from retrieval.consistency.thresholds.rate_variances import RateVariances, log_interval, logit_interval, rate_variances
+from retrieval.consistency.thresholds.rate_variances import (
+    RateVariances,
+    log_interval,
+    predicted_interval,
+    predicted_tar_interval,
+    rate_variances,
+    tar_interval,
+)
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
 from retrieval.consistency.thresholds.targets import Target, parse_target
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 # With 10 errors a count has a relative error of a third: the most that a threshold may have.
 _MIN_ERRORS = 10
+# If half of the true pairs score above all negative pairs, no image is filed under several classes.
+_SEPARATED = 0.5
+# Fields that documents of older versions lack.
+_ADDED = {"far_units", "tar_units", "tar_trials", "class_tar", "n_families", "warnings"}
 _INTERVALS = ("threshold_interval", "far_interval", "class_far_interval", "tar_interval")
 
 
@@ -54,6 +66,14 @@ class ThresholdChoice:
     class_variance: float  # the part of the variance of log FAR that falls with 1 / n_classes
     pair_variance: float  # the part that falls with 1 / n_classes^2
     tar_variance: float  # of logit TAR
+    # Effective numbers: of classes (or families) behind the variance of FAR and behind TAR, and of independent pairs
+    # behind TAR. None in what older versions stored.
+    far_units: float | None = None
+    tar_units: float | None = None
+    tar_trials: float | None = None
+    class_tar: float | None = None  # mean over classes
+    n_families: int | None = None  # the units that were drawn, if they were given
+    warnings: tuple[str, ...] = ()  # sentences on what the intervals rest on
 
     @property
     def target_far(self) -> float:
@@ -71,6 +91,7 @@ class ThresholdChoice:
             f"for {self.target.describe()}: FAR {self.far:.4g} ({self.far_interval}), "
             f"class-mean FAR {self.class_far:.4g} ({self.class_far_interval}), "
             f"TAR {self.tar:.4g} ({self.tar_interval}), from {self.n_images} images of {self.n_classes} classes"
+            + "".join(f"; {warning}" for warning in self.warnings)
         )
 
     def predicted_far(self, n_new_classes: int) -> Interval:
@@ -84,8 +105,9 @@ class ThresholdChoice:
         if n_new_classes < 2:
             raise InvalidInput(f"a pooled FAR needs at least 2 new classes, found {n_new_classes}")
         ratio = self.n_classes / n_new_classes
-        variance = self.class_variance * (1 + ratio) + self.pair_variance * (1 + ratio**2)
-        return log_interval(self.far, variance, self.n_classes, self.confidence)
+        old = self.class_variance + self.pair_variance
+        new = self.class_variance * ratio + self.pair_variance * ratio**2
+        return predicted_interval(self.far, (old, new), self.far_units or self.n_classes, self.confidence)
 
     def predicted_tar(self, n_new_classes: int) -> Interval:
         """Predict the pooled TAR of n_new_classes other classes, with the stated confidence.
@@ -95,12 +117,26 @@ class ThresholdChoice:
         """
         if n_new_classes < 1:
             raise InvalidInput(f"a pooled TAR needs at least 1 new class, found {n_new_classes}")
-        variance = self.tar_variance * (1 + self.n_classes_with_positives / n_new_classes)
-        return logit_interval(self.tar, variance, self.n_classes_with_positives, self.confidence)
+        trials, units = self._tar_evidence
+        new_trials = trials * n_new_classes / self.n_classes_with_positives
+        return predicted_tar_interval(self.tar, (trials, units), new_trials, self.confidence)
+
+    @property
+    def _tar_evidence(self) -> tuple[float, float]:
+        """Effective pairs and classes behind TAR; of an older document, those that its variance amounts to."""
+        if self.tar_trials is not None and self.tar_units is not None:
+            return self.tar_trials, self.tar_units
+        units = float(self.n_classes_with_positives)
+        spread = self.tar_variance * self.tar * (1 - self.tar)
+        return (1 / spread if spread > 0 else units), units
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types from which `from_json` makes an equal value; the target as text."""
-        return {**asdict(self), "target": str(self.target)}
+        """Return plain JSON types from which `from_json` makes an equal value; the target as text.
+
+        What an older version did not store is left out where it is absent, so that digests of old documents stay.
+        """
+        document = {**asdict(self), "target": str(self.target), "warnings": list(self.warnings)}
+        return {name: value for name, value in document.items() if name not in _ADDED or value not in (None, [])}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ThresholdChoice:
@@ -111,26 +147,30 @@ class ThresholdChoice:
         """
         try:
             intervals = {name: Interval(**document[name]) for name in _INTERVALS}
-            return cls(**{**document, **intervals, "target": parse_target(document["target"])})
+            warnings = tuple(document.get("warnings", ()))
+            parsed = {"target": parse_target(str(document["target"])), "warnings": warnings}
+            return cls(**{**document, **intervals, **parsed})
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInput(f"the document of a threshold is incomplete or malformed: {error!r}") from error
 
 
+@checked
 def choose_threshold(
-    vectors: VectorsOrPair, *, target: Target, confidence: float = 0.95, min_classes: int = 20
+    vectors: VectorsOrPair, *, target: Target | str, confidence: float = 0.95, min_classes: int = 20
 ) -> ThresholdChoice:
     """Return the threshold that the target asks for, with intervals over the draw of classes.
 
-    vectors: see `labelled`, or a tuple (embeddings, labels). min_classes counts classes with at least two images: with
-    fewer than about 20, the variance over classes is itself uncertain by a third. Nothing is random.
+    vectors: see `labelled`, or a tuple (embeddings, labels); target: a `Target` or its text. min_classes counts classes
+    with at least two images: with fewer than about 20, the variance over classes is itself uncertain by a third.
+    Nothing is random.
     Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
-    FAR intervals are symmetric in the logarithm, TAR intervals in the logit, with Student's quantiles; variances as in
+    FAR intervals are symmetric in the logarithm, TAR intervals are Wilson's, with Student's quantiles; variances as in
     `rate_variances`. For FAR, class-mean FAR, FRR and precision, the threshold's interval contains the thresholds at
     which the sample reaches the target moved by its standard error (test inversion, as for quantiles). For F-beta and
     utility it contains those that are not significantly worse than the best, see `near_optimum`, and covers more than
-    stated. With fewer than about 60 classes the intervals of FAR and of the threshold cover a few percent less than
-    stated: 0.86 to 0.9 if 0.9 is stated (`tests/bench/promises_kept.py`).
+    stated. The table in docs/consistency.md has the coverage in settings that are hard for intervals, such as few,
+    unequal or look-alike classes.
 
     Raises:
         NotEnoughEvidence: fewer than min_classes classes with two images, no threshold reaches the target, or fewer
@@ -148,6 +188,7 @@ def choose_threshold(
     (True, True)
     """
     check_confidence(confidence)
+    target = parse_target(target) if isinstance(target, str) else target
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     _check_data(vectors, target, min_classes)
@@ -158,7 +199,8 @@ def choose_threshold(
     variances = rate_variances(vectors, curves)
     far, class_far, tar = (float(rate[0]) for rate in (curves.pooled_far, curves.mean_far, curves.pooled_tar))
     n_classes, n_with_positives = len(vectors.classes), int(np.count_nonzero(curves.with_positives))
-    far_variance = variances.class_variance + variances.pair_variance
+    far_variance, known = variances.class_variance + variances.pair_variance, variances.tar
+    smooth = (curves.positives_accepted.sum() + 0.5) / (curves.positives.sum() + 1)  # finite if none is rejected
     return ThresholdChoice(
         target=target,
         threshold=threshold,
@@ -167,16 +209,22 @@ def choose_threshold(
         class_far=class_far,
         tar=tar,
         threshold_interval=_threshold_interval(vectors, target, threshold, variances, confidence),
-        far_interval=log_interval(far, far_variance, n_classes, confidence),
-        class_far_interval=log_interval(class_far, variances.mean_far, n_classes, confidence),
-        tar_interval=logit_interval(tar, variances.tar, n_with_positives, confidence),
+        far_interval=log_interval(far, far_variance, variances.far_units, confidence),
+        class_far_interval=log_interval(class_far, variances.mean_far, variances.mean_far_units, confidence),
+        tar_interval=tar_interval(tar, known.trials, known.units, confidence),
         n_classes=n_classes,
         n_classes_with_positives=n_with_positives,
         n_images=len(vectors.codes),
         confidence=confidence,
         class_variance=variances.class_variance,
         pair_variance=variances.pair_variance,
-        tar_variance=variances.tar,
+        tar_variance=1 / (known.trials * smooth * (1 - smooth)),
+        far_units=variances.far_units,
+        tar_units=known.units,
+        tar_trials=known.trials,
+        class_tar=float(curves.mean_tar[0]),
+        n_families=None if vectors.families is None else len(np.unique(vectors.families)),
+        warnings=variances.warnings,
     )
 
 
@@ -191,20 +239,22 @@ def _threshold_interval(
     """Return where the sample reaches the target's level moved up and down by its standard error."""
     if target.choice == "best":
         return near_optimum(vectors, target, threshold, confidence=confidence)
-    n_classes = int(np.count_nonzero(vectors.n_images > 1)) if target.kind == "frr" else len(vectors.classes)
     if target.far is not None:
-        spread = log_interval(target.far, variances.class_variance + variances.pair_variance, n_classes, confidence)
+        variance = variances.class_variance + variances.pair_variance
+        spread = log_interval(target.far, variance, variances.far_units, confidence)
         low, high = _at_fars(vectors, [spread.high, spread.low])
         return Interval(low, high)
     if target.kind == "class-far":
-        half_width = student_quantile(n_classes, confidence) * math.sqrt(variances.mean_far)
+        half_width = student_quantile(variances.mean_far_units, confidence) * math.sqrt(variances.mean_far)
         levels = [target.level * math.exp(half_width), target.level * math.exp(-half_width)]
+    elif target.kind == "frr":
+        known = tar_interval(target.value, variances.tar.trials, variances.tar.units, confidence)
+        levels = [-known.low, -known.high]
     else:
-        variance = variances.tar if target.kind == "frr" else variances.precision
-        half_width = student_quantile(n_classes, confidence) * math.sqrt(variance)
+        units = min(variances.far_units, variances.tar.units)
+        half_width = student_quantile(units, confidence) * math.sqrt(variances.precision)
         centre = float(logit(target.value))
-        sign = -1 if target.kind == "frr" else 1
-        levels = [sign * float(expit(centre - half_width)), sign * float(expit(centre + half_width))]
+        levels = [float(expit(centre - half_width)), float(expit(centre + half_width))]
     found = [find_threshold(vectors, Wanted(target.achieved, target.choice, level)) for level in levels]
     # If a level is out of reach the interval is open on that side; all thresholds above every score are equal.
     highest = _at_fars(vectors, [0.0])[0] if None in found else threshold
@@ -237,9 +287,15 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
 def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Target) -> None:
     false_accepts = int(curves.negatives_accepted.sum()) // 2
     if false_accepts == 0 and (target.far is not None or target.kind == "class-far"):
+        tie = f"more than a share {target.far or target.value:g} of the negative pairs tie at the highest score"
+        if curves.pooled_tar[0] >= _SEPARATED:
+            raise NotEnoughEvidence(
+                f"the classes are separated: {tie} of such a pair, and {curves.pooled_tar[0]:.3g} of the true pairs "
+                f"score higher. From {curves.thresholds[0]:.4f} on no negative pair is accepted, so these images do "
+                "not show which threshold the target asks for; add images of classes that look more alike"
+            )
         raise NotEnoughEvidence(
-            f"more than a share {target.far or target.value:g} of the negative pairs tie at the highest score, so no "
-            "threshold accepts any of them; look for images filed under several classes"
+            f"{tie}, so no threshold accepts any of them; look for images filed under several classes"
         )
     if false_accepts < _MIN_ERRORS:
         n_enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)

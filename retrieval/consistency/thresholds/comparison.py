@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import count_accepted
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_positives
 from retrieval.errors import InvalidInput
@@ -66,6 +67,7 @@ class ThresholdComparison:
         )
 
 
+@checked
 def compare_thresholds(vectors: LabelledVectors, *, active: float, proposed: float) -> ThresholdComparison:
     """Return what changes on the labelled pairs if the proposed threshold replaces the active one.
 

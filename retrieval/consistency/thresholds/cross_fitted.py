@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import count_accepted
 from retrieval.consistency.pairs.selection import thresholds_at_far
 from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
@@ -45,6 +46,7 @@ class CrossFittedRates:
         return float(ordered[-_tenth(len(ordered)) :].mean())
 
 
+@checked
 def cross_fitted_rates(
     vectors: LabelledVectors, *, target_far: float, n_splits: int = 5, rng: np.random.Generator
 ) -> CrossFittedRates:

@@ -1,7 +1,8 @@
 """Estimate the variance of the error rates at one threshold, over the draw of classes.
 
 FAR averages over *pairs* of classes, so a class takes part in many terms. Treating the rates of classes as independent
-would understate the variance up to four times.
+would understate the variance up to four times. If classes are drawn together in families, the families are the units
+in place of the classes.
 """
 
 from __future__ import annotations
@@ -10,101 +11,189 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
 
 from retrieval.consistency.curves import OperatingCurves, Rates
-from retrieval.consistency.intervals import Interval, student_quantile
-from retrieval.consistency.pairs.vectors import LabelledVectors
+from retrieval.consistency.intervals import Interval, effective_number, student_quantile
+from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
+from retrieval.consistency.subgroups.clustered import clustered_interval, corrected_residuals
 from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
+from retrieval.consistency.thresholds.warnings import rate_warnings
+
+# Classes with an outcome (say, rejected pairs) below which their number decides: the design effect of TAR is then as
+# much that of pairs that stand or fall together as the measured one.
+_KNOWN_FROM = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class TarEvidence:
+    """TAR as if from `trials` independent pairs, known from `units` equal classes."""
+
+    trials: float
+    units: float
+    variance: float  # of TAR
 
 
 @dataclass(frozen=True, slots=True)
 class RateVariances:
-    """Variances at one threshold."""
+    """Variances at one threshold, and the effective numbers of units (classes or families) that they are known from."""
 
     class_variance: float  # of log pooled FAR, the part that falls with 1 / n_classes
     pair_variance: float  # of log pooled FAR, the part that falls with 1 / n_classes^2
     mean_far: float  # of log class-mean FAR
-    tar: float  # of logit pooled TAR
     precision: float  # of logit precision, which is log TAR - log FAR and a constant
+    tar: TarEvidence
+    far_units: float
+    mean_far_units: float
+    warnings: tuple[str, ...]  # see `rate_warnings`
 
 
 def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVariances:
     """Return the variances at the one threshold of the curves, which must accept some negative pair.
 
     FAR: the dyadic-robust variance; a bootstrap that weights the pair (i, j) by w_i * w_j would count the part of
-    single pairs three times. TAR: that of a ratio of class totals.
+    single pairs three times. TAR: that of a ratio of class totals. Residuals are divided by 1 - share, the share of the
+    pairs that the unit takes part in: a unit that holds most pairs pulls the rate towards itself, and its residual
+    would hide how much it differs from the others. The effective number of units of FAR is that of their
+    contributions to the variance, so that few units that make most of it count as few.
+
     Cost: one pass; memory: the class pairs with false accepts.
 
-    Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015).
+    Source: Aronow, Samii, Assenova, "Cluster-robust variance estimation for dyadic data", Political Analysis 23 (2015);
+    Bell, McCaffrey, "Bias reduction in standard errors for linear regression with multi-stage samples", Survey
+    Methodology 28 (2002), for residuals by 1 - share; Satterthwaite (1946) for the effective number.
     """
     pairs = accepted_class_pairs(vectors, float(curves.thresholds[0]))
     n_images = vectors.n_images.astype(np.float64)
     n_classes = len(n_images)
+    units = np.arange(n_classes, dtype=np.int64) if vectors.families is None else vectors.families
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
     # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
-    by_class, by_pair = _residuals(pairs, n_images, far, np.full(n_classes, 1 / curves.negatives.sum()))
-    shared = max(float((by_class**2).sum()) - 2 * by_pair, 0.0)
-    mean_by_class, mean_by_pair = _residuals(pairs, n_images, mean_far, 1 / (n_classes * curves.negatives))
-    tar_by_class = _log_tar_residuals(curves)
+    by_unit, by_pair, shares = _residuals(pairs, n_images, units, far, np.full(n_classes, 1 / curves.negatives.sum()))
+    of_mean, mean_by_pair, _ = _residuals(pairs, n_images, units, mean_far, 1 / (n_classes * curves.negatives))
     pair_variance = by_pair / far**2
-    of_precision = float(((by_class / far - tar_by_class) ** 2).sum()) - pair_variance
+    accepted, positives = by_units(curves.positives_accepted[:, 0], units), by_units(curves.positives, units)
+    tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
+    of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(
-        class_variance=shared / far**2,
+        class_variance=max(_at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
         pair_variance=pair_variance,
-        mean_far=max(float((mean_by_class**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
-        tar=_logit_tar_variance(curves),
+        mean_far=max(float((of_mean**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
         precision=max(of_precision, pair_variance),
+        tar=tar_evidence(accepted, positives),
+        far_units=effective_number(by_unit**2),
+        mean_far_units=effective_number(of_mean**2),
+        warnings=rate_warnings(curves, pairs[2], families=vectors.families is not None),
     )
 
 
 def _residuals(
-    pairs: tuple[Counts, Counts, Counts], n_images: Rates, rate: float, weights: Rates
-) -> tuple[Rates, float]:
-    """Return the residual of each class, [T], and the sum of squares over class pairs.
+    pairs: tuple[Counts, Counts, Counts], n_images: Rates, units: Codes, rate: float, weights: Rates
+) -> tuple[Rates, float, Rates]:
+    """Return the residual of each unit, by 1 - its share: [U]; the sum of squares over pairs of units; the shares: [U].
 
-    The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a class is
-    the sum over its pairs. Most pairs accept nothing and are summed by formula.
+    The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a unit is
+    the sum over the pairs with an end in it. Most pairs accept nothing and are summed by formula.
     """
     u, n, (i, j), accepted = weights, n_images, pairs[:2], pairs[2].astype(np.float64)
-    of_pair = (u[i] + u[j]) * accepted
-    by_class = np.bincount(i, of_pair, minlength=len(n)) + np.bincount(j, of_pair, minlength=len(n))
-    by_class = by_class - rate * n * (u * (n.sum() - n) + (u * n).sum() - u * n)
-    squares, once, twice = n**2, u * n**2, u**2 * n**2
+    of_pair, first, second = (u[i] + u[j]) * accepted, units[i], units[j]
+    size, weighted = by_units(n, units), by_units(u * n, units)  # N_f and U_f = sum of u_i * n_i
+    n_units, inside = len(size), first == second
+    # Weight of the pairs inside a unit, and of all its pairs: all sum to 2, for each pair has two ends.
+    within = weighted * size - by_units(u * n**2, units)
+    shares = within + weighted * (size.sum() - size) + size * (weighted.sum() - weighted)
+    by_unit = np.bincount(first, of_pair, n_units) + np.bincount(second[~inside], of_pair[~inside], n_units)
+    by_unit = (by_unit - rate * shares) / np.maximum(1 - shares, 1e-9)
+    low, high = np.minimum(first, second)[~inside], np.maximum(first, second)[~inside]
+    keys, place = np.unique(low * n_units + high, return_inverse=True)
+    of_units = np.bincount(place, of_pair[~inside], len(keys))
+    low, high = keys // n_units, keys % n_units
+    expected = weighted[low] * size[high] + weighted[high] * size[low]
+    squares, once, twice = size**2, weighted * size, weighted**2
     every_product = twice.sum() * squares.sum() - (twice * squares).sum() + once.sum() ** 2 - (once**2).sum()
-    by_pair = ((u[i] + u[j]) ** 2 * (accepted**2 - 2 * rate * accepted * n[i] * n[j])).sum()
-    return by_class, float(by_pair + rate**2 * every_product)
+    by_pair = (of_units**2 - 2 * rate * of_units * expected).sum() + rate**2 * every_product
+    return by_unit, float(by_pair), shares
 
 
-def _log_tar_residuals(curves: OperatingCurves) -> Rates:
-    """Return the contribution of each class to the log of TAR: [T], 0 for a class without positives."""
-    accepted, n_with = curves.positives_accepted[:, 0], int(np.count_nonzero(curves.with_positives))
-    total = max(float(accepted.sum()), 0.5)
-    rate = float(curves.pooled_tar[0])
-    correction = math.sqrt(n_with / max(n_with - 1, 1))
-    return np.asarray((accepted - rate * curves.positives) / total * correction, dtype=np.float64)
+def _at_least_even(by_unit: Rates, shares: Rates) -> float:
+    """Return the sum of squared residuals, or if it is larger what units as different as these would show at any share.
+
+    Few large units make most of the sum, and by chance they may be alike. The squared differences of the rates of all
+    units, weighted by the shares, are known better. With equal shares both are the same.
+    """
+    relative = np.divide(by_unit**2, shares, out=np.zeros_like(shares), where=shares > 0)
+    even = float(relative.sum() / shares.sum() * (shares**2).sum())
+    return max(float((by_unit**2).sum()), even)
 
 
-def _logit_tar_variance(curves: OperatingCurves) -> float:
-    """Return the variance of logit TAR as a ratio of class totals, at least that of independent pairs."""
-    rows = curves.with_positives
-    accepted, positives = curves.positives_accepted[rows, 0], curves.positives[rows]
-    total, n_classes = float(positives.sum()), len(positives)
-    residuals = accepted - accepted.sum() / total * positives
-    rate = (accepted.sum() + 0.5) / (total + 1)  # keeps the logit finite if all or none are accepted
-    of_rate = max(float((residuals**2).sum()) * n_classes / (n_classes - 1) / total**2, rate * (1 - rate) / total)
-    return float(of_rate / (rate * (1 - rate)) ** 2)
+def by_units(values: Counts | Rates, units: Codes) -> Rates:
+    """Return the sums of values of classes [T] over the units: [U] float64."""
+    return np.bincount(units, values.astype(np.float64)).astype(np.float64)
 
 
-def log_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
+def tar_evidence(accepted: Rates, positives: Rates) -> TarEvidence:
+    """Return what the positive pairs of the units know about TAR: accepted, positives: [U], 0 without any.
+
+    The measured design effect is trusted as far as many units hold the rarer outcome: if few do, pairs of one unit are
+    taken to stand or fall together, as they may in the population.
+    """
+    total = float(positives.sum())
+    rate, units = float(accepted.sum()) / total, effective_number(positives)
+    binomial = rate * (1 - rate)
+    rarer = effective_number(accepted if rate < 0.5 else positives - accepted)
+    known = rarer / (rarer + _KNOWN_FROM)
+    measured = max(float((corrected_residuals(accepted, positives) ** 2).sum()) / total**2, binomial / total)
+    inverse = (known * measured / binomial if binomial > 0 else 0.0) + (1 - known) / units
+    smooth = (accepted.sum() + 0.5) / (total + 1)
+    return TarEvidence(trials=1 / inverse, units=units, variance=float(smooth * (1 - smooth) * inverse))
+
+
+def tar_interval(rate: float, trials: float, units: float, confidence: float) -> Interval:
+    """Return the interval of TAR from `TarEvidence`; see `clustered_interval`."""
+    return clustered_interval(rate, trials, units, confidence)
+
+
+def predicted_tar_interval(rate: float, known: tuple[float, float], new_trials: float, confidence: float) -> Interval:
+    """Return where TAR of a new draw of new_trials effective pairs may lie; known: trials and units of `TarEvidence`.
+
+    The variance of the difference is taken at the mean of both rates, as in a test of two shares, so that a new draw
+    without any rejected pair is inside where it is likely; and at the new rate, as in `clustered_interval`. Both ranges
+    are kept.
+
+    >>> predicted_tar_interval(0.99, (100, 100), 20, 0.95).high
+    1.0
+    """
+    trials, units = known
+    both = 1 / trials + 1 / new_trials
+    plain = tar_interval(rate, 1 / both, units, confidence)
+    k = student_quantile(units, confidence) ** 2 * both
+    own = trials / (trials + new_trials)
+    new = 1 - own
+    # (rate - new rate)^2 = k * mean * (1 - mean), mean = own * rate + new * new rate
+    square, linear = 1 + k * new**2, 2 * rate + k * new * (1 - 2 * own * rate)
+    constant = rate**2 - k * own * rate * (1 - own * rate)
+    half_width = math.sqrt(max(linear**2 - 4 * square * constant, 0.0)) / (2 * square)
+    low, high = linear / (2 * square) - half_width, linear / (2 * square) + half_width
+    return Interval(max(min(low, plain.low), 0.0), min(max(high, plain.high), 1.0))
+
+
+def log_interval(rate: float, variance: float, n_units: float, confidence: float) -> Interval:
     """Return the interval of a rate that is symmetric in its logarithm, with Student's quantile; at most 1."""
-    factor = math.exp(student_quantile(n_classes, confidence) * math.sqrt(variance))
+    factor = math.exp(min(student_quantile(n_units, confidence) * math.sqrt(variance), 700.0))
     return Interval(rate / factor, min(rate * factor, 1.0))
 
 
-def logit_interval(rate: float, variance: float, n_classes: int, confidence: float) -> Interval:
-    """Return the interval of a rate that is symmetric in its logit; it ends at 0 or 1 if the rate does."""
-    half_width = student_quantile(n_classes, confidence) * math.sqrt(variance)
-    centre = float(logit(min(max(rate, 1e-6), 1 - 1e-6)))
-    low, high = float(expit(centre - half_width)), float(expit(centre + half_width))
-    return Interval(0.0 if rate == 0 else low, 1.0 if rate == 1 else high)
+def predicted_interval(rate: float, variances: tuple[float, float], n_units: float, confidence: float) -> Interval:
+    """Return where the same rate of a new draw may lie: variances of its logarithm in the old and in the new draw.
+
+    It is that of `log_interval`, with a lower end that reaches 0 where the new draw may hold no event at all: if a rate
+    counts events, its variance falls with it, and the lower end is the smallest y with
+    (1 - y)^2 <= quantile^2 * (new + old * y), y: the new rate over the old one.
+
+    >>> predicted_interval(0.01, (1.0, 1.0), 1000, 0.95).low
+    0.0
+    """
+    old, new = (variance * student_quantile(n_units, confidence) ** 2 for variance in variances)
+    middle = 1 + old / 2
+    low = middle - math.sqrt(middle**2 - 1 + new) if new < 1 else 0.0
+    symmetric = log_interval(rate, sum(variances), n_units, confidence)
+    return Interval(min(rate * max(low, 0.0), symmetric.low), symmetric.high)

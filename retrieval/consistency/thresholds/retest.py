@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.thresholds.certificate import Certificate, MeanCertificate
 from retrieval.consistency.verdict import Finding
 
 _LEVEL = 0.025  # a certificate that holds is found broken with at most about this probability
 
 
+@checked
 def retest_certificate(certificate: Certificate, rates: Sequence[float] | NDArray[np.float64]) -> Finding:
     """Return whether the share of new classes above the certified limit can be chance, given the certificate.
 
@@ -46,6 +48,7 @@ def retest_certificate(certificate: Certificate, rates: Sequence[float] | NDArra
     )
 
 
+@checked
 def retest_mean_certificate(certificate: MeanCertificate, rates: Sequence[float] | NDArray[np.float64]) -> Finding:
     """Return whether the mean rate of new classes is above the certified one by more than chance.
 

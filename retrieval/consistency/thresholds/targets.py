@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from retrieval.consistency.arguments import check_fields, checked
 from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.opis.utility import utility
 from retrieval.errors import InvalidInput
@@ -64,6 +65,7 @@ class Target:
     at: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in get_args(TargetKind):
             raise InvalidInput(f"unknown kind of target {self.kind!r}; write one of {_WRITTEN}")
         share = self.kind in {"far", "class-far", "frr", "precision"}
@@ -160,6 +162,7 @@ class Target:
         return words[self.kind]
 
 
+@checked
 def parse_target(text: str) -> Target:
     """Parse a target from its text.
 

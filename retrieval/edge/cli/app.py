@@ -9,6 +9,7 @@ from retrieval.edge.cli.catalogs import list_catalogs
 from retrieval.edge.cli.demo import demo
 from retrieval.edge.cli.jobs import list_jobs, show_job
 from retrieval.edge.cli.operating_points import activate_point, list_points, show_point
+from retrieval.edge.cli.prune import prune
 from retrieval.edge.cli.reindex import reindex
 from retrieval.edge.cli.search import search
 from retrieval.edge.cli.serving import beat, health, serve, worker
@@ -29,7 +30,7 @@ def _options(version: Version = False) -> None:
     """Declare the options of the command itself; each runs on its own."""
 
 
-for command in (calibrate, reindex, search, audit, serve, worker, beat, health, demo):
+for command in (calibrate, reindex, search, audit, prune, serve, worker, beat, health, demo):
     app.command()(command)
 
 snapshots = typer.Typer(help="List the snapshots of a catalogue, or go back to an older one.", no_args_is_help=True)

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.manifests import check_manifest
-from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected
-from retrieval.edge.cli.replies import as_dict, moment, name_of, print_job
+from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
+from retrieval.edge.cli.replies import as_dict, followed, moment, name_of, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from retrieval.v1.audits_pb2 import Audit
 
 
@@ -37,9 +39,10 @@ def audit(
             print_job(job, as_json)
             return
         with progress_bar(f"auditing {catalog}") as progress:
-            job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+            job = client.wait(job, followed(progress))
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=job.result_id))
-    _show(found, report, as_json)
+    report_passed_over(job.passed_over)
+    _show(found, report, as_json, passed_over=job.passed_over)
     if found.verdict != audits_pb2.VERDICT_PASSED:
         raise typer.Exit(VERDICT_FAILED)
 
@@ -83,22 +86,26 @@ def show_audit(
     _show(found, report, as_json)
 
 
-def _show(found: "Audit", report: Path | None, as_json: bool) -> None:
-    """Copy the report if a folder is named, and print the audit."""
+def _show(found: "Audit", report: Path | None, as_json: bool, *, passed_over: "Sequence[str] | None" = None) -> None:
+    """Copy the report if a folder is named, and print the audit; `passed_over`: of its job, if that is known."""
     if report is not None:
         _copy_report(found, report)
     page = str(report / "report.html") if report is not None else found.report_html_uri
-    print_json(as_dict(found)) if as_json else _print_audit(found, page)
+    if not as_json:
+        _print_audit(found, page)
+        return
+    print_json(as_dict(found) | ({} if passed_over is None else {"passed_over": list(passed_over)}))
 
 
 def _copy_report(found: "Audit", folder: Path) -> None:
     """Copy the report of an audit from the store into a folder."""
-    import fsspec
+    from retrieval.contract.files import failing_as, read_file
+    from retrieval.errors import Unavailable
 
     folder.mkdir(parents=True, exist_ok=True)
     for uri in (found.report_html_uri, found.report_json_uri):
-        with fsspec.open(uri, "rb") as file:
-            (folder / uri.rsplit("/", 1)[-1]).write_bytes(file.read())
+        with failing_as(Unavailable, f"{uri} cannot be read"):
+            (folder / uri.rsplit("/", 1)[-1]).write_bytes(read_file(uri))
 
 
 def _print_audit(found: "Audit", page: str) -> None:

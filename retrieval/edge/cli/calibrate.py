@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Json, StateDir, Store
+from retrieval.edge.cli.options import Json, StateDir, Store, report_passed_over
+from retrieval.edge.cli.replies import print_needs_reindex
 from retrieval.terminal import err, out, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -54,6 +55,21 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         bool,
         typer.Option(help="Make certificates that hold exactly. Others may fall short by about 1 / classes."),
     ] = True,
+    certified_max_images: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="For the certificates, draw at most this many images of each class, with seed 0, so that one large "
+            "class does not decide them. [all]",
+        ),
+    ] = None,
+    family: Annotated[
+        str,
+        typer.Option(
+            help="Column that names families of classes, such as the maker: classes of a family look alike and come "
+            "together, so that intervals count families in place of classes."
+        ),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -65,8 +81,11 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
     Also prints the share of true pairs that the threshold rejects. If an operating point of this bundle with the same
     score is active, also prints which decisions on these images change.
     """
+    from retrieval.edge.settings import load_settings, use_cores_once
+
+    settings = load_settings(store_url=store, state_dir=state_dir)
+    use_cores_once(settings.n_threads)
     from retrieval.edge.jobs.records import now
-    from retrieval.edge.settings import load_settings
     from retrieval.edge.wiring import offline_parts
     from retrieval.flows.calibrate import CalibrationRequest, CalibrationTarget, run_calibration
 
@@ -78,8 +97,9 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_delta=certified_delta,
         certified_mean_far=certified_mean_far,
         certified_strict=certified_strict,
+        certified_max_images=certified_max_images,
     )
-    parts = offline_parts(load_settings(store_url=store, state_dir=state_dir))
+    parts = offline_parts(settings)
     request = CalibrationRequest(
         bundle=_digest(parts.store, bundle),
         data=data,
@@ -88,6 +108,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         target=wanted,
         seed=seed,
         activate=activate,
+        family=family,
     )
     with progress_bars() as progress:
         found = run_calibration(
@@ -97,6 +118,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
             created_at=now(),
             progress=progress,
         )
+    report_passed_over(found.passed_over)
     for failure in found.failures:
         err.print(f"left out {failure.item_id}: {failure.reason}", markup=False)
     print_json(found.to_json()) if as_json else _print_calibration(found)
@@ -140,12 +162,26 @@ def _print_calibration(found: "Calibration") -> None:
     rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
     print_table(title, columns, rows)
     out.print(evidence(operating_point_message(point, active=found.active)), markup=False)
+    if choice.class_tar is not None:
+        out.print(f"TAR, mean over classes {choice.class_tar:.3f}")
+    around = next((entry.around_target for entry in point.compared if entry.score_digest == point.score_digest), None)
+    if around is not None:
+        debiased = "unknown" if around.debiased is None else f"{around.debiased:.2e}"
+        out.print(
+            f"OPIS around the target (FAR {around.far_low:.2g} to {around.far_high:.2g}): {around.opis:.2e}, noise "
+            f"floor {around.floor:.2e}, debiased {debiased}"
+        )
+    if choice.n_families is not None:
+        out.print(f"intervals count {choice.n_families} families of classes")
+    for warning in choice.warnings:
+        out.print(f"note: {warning}", markup=False)
     before = "compared with the operating point that was active"
     out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")
     state = (
         "active" if found.active else f"stored; to activate it: `retrieval operating-points activate {point.id[:8]}`"
     )
     out.print(f"operating point {point.id} of bundle {point.bundle_digest}: {state}")
+    print_needs_reindex(found.needs_reindex, active=found.active)
 
 
 def _score_row(entry: "ScoreComparison", *, chosen: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.options import Address, Json, connected
-from retrieval.edge.cli.replies import as_dict, moment, name_of
+from retrieval.edge.cli.replies import as_dict, moment, name_of, waiting
 from retrieval.terminal import out, print_json, print_table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def list_jobs(
             name_of(job, "state"),
             _progress(job),
             moment(job.created_at),
-            job.error or job.result_id[:8],
+            job.error or job.result_id[:8] or (waiting(job) if job.waiting_for else ""),
         )
         for job in reply.jobs
     ]
@@ -73,4 +73,4 @@ def _outcome(job: "Job") -> str:
     """Return the id of the result, the error, or the reason why the job waits."""
     if job.result_id:
         return f"{'snapshot' if job.kind == 'reindex' else job.kind} {job.result_id}"
-    return job.error
+    return job.error or (waiting(job) if job.waiting_for else "")

@@ -6,7 +6,7 @@ import typer
 
 from retrieval.edge.cli.evidence import evidence, origin
 from retrieval.edge.cli.options import Address, Bundle, DryRun, Json, connected
-from retrieval.edge.cli.replies import as_dict, moment
+from retrieval.edge.cli.replies import as_dict, moment, print_needs_reindex
 from retrieval.terminal import out, print_json, print_table
 
 
@@ -62,7 +62,10 @@ def activate_point(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make an operating point active for every catalogue of its bundle. To go back, activate the older one."""
+    """Make an operating point active for every catalogue of its bundle. To go back, activate the older one.
+
+    If it has another score, names the catalogues that need a reindex: they answer with the earlier one until then.
+    """
     from retrieval.v1 import operating_points_pb2
 
     with connected(address) as client:
@@ -71,10 +74,16 @@ def activate_point(
             wanted = operating_points_pb2.GetOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
             reply = client.call(service.GetOperatingPoint, wanted)
             would = f"would activate operating point {reply.id}: threshold {reply.threshold:.4f}"
-            print_json({"dry_run": would}) if as_json else out.print(would)
+            if as_json:
+                print_json({"dry_run": would, "needs_reindex": list(reply.needs_reindex)})
+                return
+            out.print(would)
+            print_needs_reindex(reply.needs_reindex, active=False)
             return
         request = operating_points_pb2.ActivateOperatingPointRequest(bundle_digest=bundle, operating_point_id=point)
         reply = client.call(service.ActivateOperatingPoint, request)
-    print_json(as_dict(reply)) if as_json else out.print(
-        f"operating point {reply.id} is active: threshold {reply.threshold:.4f}"
-    )
+    if as_json:
+        print_json(as_dict(reply))
+        return
+    out.print(f"operating point {reply.id} is active: threshold {reply.threshold:.4f}")
+    print_needs_reindex(reply.needs_reindex, active=True)

@@ -1,11 +1,13 @@
 """Options and arguments that several commands share, and functions that use their values."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from retrieval.terminal import err
 
 if TYPE_CHECKING:
     from retrieval.client import Client
@@ -41,6 +43,12 @@ def connected(address: str | None) -> Iterator["Client"]:
 
     with connect(load_settings(address=address).address) as client:
         yield client
+
+
+def report_passed_over(sentences: Iterable[str]) -> None:
+    """Print what a manifest holds and is no item to stderr."""
+    for sentence in sentences:
+        err.print(sentence, markup=False)
 
 
 def absolute(manifest: str) -> str:

@@ -17,8 +17,9 @@ from retrieval.edge.cli.options import (
     Wait,
     absolute,
     connected,
+    report_passed_over,
 )
-from retrieval.edge.cli.replies import as_dict, print_job
+from retrieval.edge.cli.replies import as_dict, followed, print_job
 from retrieval.terminal import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
                 print_job(job, as_json)
                 return
             with progress_bar(f"reindexing {catalog}") as progress:
-                job = client.wait(job, lambda seen: progress(seen.n_done, seen.n_total))
+                job = client.wait(job, followed(progress))
             snapshot = _snapshot_of(client, job)
+    report_passed_over(job.passed_over)
     print_json({**as_dict(job), "snapshot": as_dict(snapshot)}) if as_json else _print_snapshot(snapshot)
 
 
@@ -114,6 +116,8 @@ def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job,
 
     settings = load_settings(**overrides)
     with progress_bar(f"reindexing {wanted['catalog']}") as progress:
-        job = job_message(reindex_here(settings, ReindexRequest(**wanted), progress))
+        show = followed(progress)
+        done = reindex_here(settings, ReindexRequest(**wanted), lambda job: show(job_message(job)))
+    job = job_message(done)
     manifest = open_store(settings).snapshot_manifest(job.catalog, SnapshotId(job.result_id))
     return job, snapshot_message(manifest, live=True)

@@ -1,11 +1,14 @@
 """Show the server's replies as JSON and as short lines."""
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from retrieval.terminal import out, print_json
+from retrieval.terminal import err, out, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -71,8 +74,41 @@ def print_job(job: "Job", as_json: bool) -> None:
         print_json(as_dict(job))
     elif job.result_id:
         out.print(f"{job.kind} of {job.catalog} done: {job.result_id}", markup=False)
+    elif job.waiting_for:
+        out.print(f"{job.kind} of {job.catalog}, job {job.id}, {waiting(job)}", markup=False)
     else:
         out.print(f"{job.kind} of {job.catalog} accepted as job {job.id}", markup=False)
+
+
+def print_needs_reindex(catalogs: "Sequence[str]", *, active: bool) -> None:
+    """Print which catalogues wait for a reindex while an operating point is active; nothing if there is none."""
+    if catalogs:
+        verb = "wait" if active else "would wait"
+        out.print(
+            f"warning: the live snapshot of {', '.join(catalogs)} has another score: until `retrieval reindex`, these "
+            f"catalogues {verb} and answer with the operating point that was active before",
+            markup=False,
+        )
+
+
+def followed(progress: Callable[[int, int], None]) -> Callable[["Job"], None]:
+    """Return a function that shows the progress of a job, and states on stderr when it begins to wait and why."""
+    last = ""
+
+    def show(job: "Job") -> None:
+        nonlocal last
+        progress(job.n_done, job.n_total)
+        if job.waiting_for and job.waiting_for != last:
+            err.print(f"job {job.id} {waiting(job)}", markup=False)
+        last = job.waiting_for or last
+
+    return show
+
+
+def waiting(job: "Job") -> str:
+    """Return when a job that waits is tried next, and why it waits, on one line."""
+    reason = " ".join(job.waiting_for.splitlines())
+    return f"waits, next try at {moment(job.next_try_at)} UTC: {reason}"
 
 
 def moment(timestamp: "Timestamp") -> str:

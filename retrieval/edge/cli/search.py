@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.edge.cli.options import Address, Json
+from retrieval.edge.cli.options import Address, Json, report_passed_over
 from retrieval.edge.cli.replies import as_dict
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.terminal import out, print_error, print_json, print_table, progress_bar
@@ -80,10 +80,11 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(address=address)
-    queries = _queries(image or [], manifest)
+    queries, passed_over = _queries(image or [], manifest)
+    report_passed_over(passed_over)
     with connect(settings.address) as client:
         wanted = _Wanted(catalog, limit, exclude_self)
-        result = Answers(catalog, _ask_all(client, wanted, queries, settings.limits))
+        result = Answers(catalog, _ask_all(client, wanted, queries, settings.limits), passed_over)
     if sheet is not None:
         result.draw(sheet, n_rows=sheet_rows, limits=settings.limits)
     print_json(result.to_json()) if as_json else result.print(n_rows=sheet_rows)
@@ -95,6 +96,7 @@ class Answers:
 
     catalog: str
     answers: tuple[Answer, ...]
+    passed_over: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return every reply as its message, with the id and label of its query."""
@@ -102,7 +104,8 @@ class Answers:
             {"id": a.query.id, "label": a.query.label, "error": a.error, **(as_dict(a.reply) if a.reply else {})}
             for a in self.answers
         ]
-        return {"catalog": self.catalog, "summary": self.summary(), "queries": queries}
+        passed_over = list(self.passed_over)
+        return {"catalog": self.catalog, "summary": self.summary(), "passed_over": passed_over, "queries": queries}
 
     def summary(self) -> dict[str, Any]:
         """Count over all queries; compute shares of right matches if the queries have labels."""
@@ -154,17 +157,23 @@ class Answers:
         path.write_bytes(draw_contact_sheet(rows, title=f"Matches in {self.catalog}", subtitle=subtitle))
 
 
-def _queries(images: Sequence[Path], manifest: str) -> list[Query]:
-    """Return the queries for some images and for every image of a manifest. Raises InvalidInput if there are none."""
+def _queries(images: Sequence[Path], manifest: str) -> tuple[list[Query], tuple[str, ...]]:
+    """Return the queries for some images and for every image of a manifest, and what the manifest passes over.
+
+    Raises InvalidInput if there are none.
+    """
+    passed_over: tuple[str, ...] = ()
     # a URL: [ and * are part of a name
     queries = [Query(path.name, f"file://{path.resolve()}", listed=True) for path in images]
     if manifest:
-        from retrieval.contract.manifest import read_manifest
+        from retrieval.contract.manifest import read_source
 
-        queries += [Query(item.id, item.uri, item.label) for item in read_manifest(manifest)]
+        source = read_source(manifest)
+        passed_over = source.passed_over
+        queries += [Query(item.id, item.uri, item.label) for item in source.items]
     if not queries:
         raise InvalidInput("nothing to search with: name an --image or a --manifest")
-    return queries
+    return queries, passed_over
 
 
 def _ask_all(client: "Client", wanted: _Wanted, queries: Sequence[Query], limits: "ImageLimits") -> tuple[Answer, ...]:

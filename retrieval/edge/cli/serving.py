@@ -8,6 +8,7 @@ from retrieval.edge.cli.options import Address, StateDir, Store
 from retrieval.terminal import out
 
 if TYPE_CHECKING:
+    from retrieval.client import Client
     from retrieval.edge.settings import Settings
 
 
@@ -16,9 +17,10 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
 
     It is ready when it logs `server_started` and `retrieval health` ends with 0.
     """
-    from retrieval.edge.settings import load_settings
+    from retrieval.edge.settings import load_settings, use_cores_once
 
     settings = load_settings(address=address, store_url=store, state_dir=state_dir)
+    use_cores_once(1)  # the server's own threads share the cores
     from retrieval.edge.server.serve import serve as run_server  # slow to import: wrong settings are reported first
 
     run_server(settings)
@@ -29,9 +31,10 @@ def worker(store: Store = None, state_dir: StateDir = None) -> None:
 
     It is ready when it logs `worker_ready`.
     """
-    from retrieval.edge.settings import load_settings
+    from retrieval.edge.settings import load_settings, use_cores_once
 
     settings = load_settings(store_url=store, state_dir=state_dir)
+    use_cores_once(max(1, settings.n_threads // settings.n_worker_processes))
     from retrieval.edge.jobs.worker import run_worker
 
     with _queue(settings):
@@ -49,13 +52,33 @@ def beat(store: Store = None, state_dir: StateDir = None) -> None:
 
 
 def health(address: Address = None) -> None:
-    """Exit with 0 if the server answers, with 3 if it does not."""
+    """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should."""
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
+    from retrieval.errors import NotReady
 
     with connect(load_settings(address=address).address, connect_s=0) as client:
         client.check_health()
+        catalogs = client.catalog_health()
+        reasons = {catalog: _reason(client, catalog) for catalog, serving in catalogs.items() if not serving}
     out.print("serving")
+    for catalog in catalogs:
+        out.print(f"{catalog}: {reasons.get(catalog, 'serving')}", markup=False)
+    if reasons:
+        raise NotReady(f"{len(reasons)} of {len(catalogs)} catalogues are not served: {', '.join(reasons)}")
+
+
+def _reason(client: "Client", catalog: str) -> str:
+    """Return why a catalogue is not served, as a search in it answers."""
+    from retrieval.errors import RetrievalError
+    from retrieval.v1 import search_pb2
+
+    query = search_pb2.Query(embedding=search_pb2.Embedding(values=[1.0]))
+    try:
+        client.call(client.search.Search, search_pb2.SearchRequest(catalog=catalog, query=query))
+    except RetrievalError as error:
+        return f"NOT serving: {error}"
+    return "NOT serving"
 
 
 @contextlib.contextmanager

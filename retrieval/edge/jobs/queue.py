@@ -10,7 +10,7 @@ from typing import Any
 import celery
 from kombu.exceptions import OperationalError
 
-from retrieval.edge.jobs.records import QUEUE_AWAY, Job, Jobs, redis_url
+from retrieval.edge.jobs.records import QUEUE_AWAY, Job, Jobs, redis_client, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.errors import JobsUnavailable
 from retrieval.flows.audit import AuditRequest
@@ -19,6 +19,7 @@ from retrieval.flows.reindex import ReindexRequest
 PLAN, EMBED, BUILD, AUDIT, SCHEDULED_AUDIT = (
     f"retrieval.{name}" for name in ("plan", "embed_shard", "build", "audit", "scheduled_audit")
 )
+QUEUE = "retrieval"
 _FIRST_STEP = {"reindex": PLAN, "audit": AUDIT}
 
 
@@ -26,6 +27,7 @@ def make_app(settings: Settings) -> celery.Celery:
     """Build the Celery application for these settings; it connects to the broker at first use."""
     app = celery.Celery("retrieval", set_as_current=False)
     url = redis_url(settings)
+    redis_client(url)  # checks it
     app.conf.update(
         broker_url=url.replace("unix://", "redis+socket://", 1),
         result_backend=None,
@@ -37,13 +39,17 @@ def make_app(settings: Settings) -> celery.Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={"visibility_timeout": settings.redelivery_s, "socket_timeout": 30},
-        task_default_queue="retrieval",
+        task_default_queue=QUEUE,
         worker_concurrency=n_processes(settings),
         worker_pool="solo" if settings.device != "cpu" else "prefork",
     )
     if settings.audit_every_h:
         app.conf.beat_schedule = {
-            "audit": {"task": SCHEDULED_AUDIT, "schedule": settings.audit_every_h * 3600.0},
+            "audit": {
+                "task": SCHEDULED_AUDIT,
+                "schedule": settings.audit_every_h * 3600.0,
+                "args": [_plain(_scheduled(settings))],  # a worker does not know the settings of the scheduler
+            },
         }
     return app
 
@@ -54,7 +60,7 @@ def submit(app: celery.Celery, jobs: Jobs, kind: str, request: ReindexRequest | 
     A running job's first step is sent again: this is harmless, and it starts a job whose sender died before sending.
     Raises JobsUnavailable, and FailedPrecondition if another request runs on the catalogue.
     """
-    job = jobs.start(kind, request.catalog, json.loads(json.dumps(asdict(request))))
+    job = jobs.start(kind, request.catalog, _plain(request))
     send_first_step(app, job)
     return job
 
@@ -72,6 +78,18 @@ def send(app: celery.Celery, task: str, *arguments: Any) -> None:
         raise JobsUnavailable(QUEUE_AWAY) from error
 
 
+def _scheduled(settings: Settings) -> AuditRequest:
+    return AuditRequest(
+        catalog=settings.audit_catalog, manifest_uri=settings.audit_manifest, group_by=settings.audit_groups
+    )
+
+
+def _plain(request: ReindexRequest | AuditRequest) -> dict[str, Any]:
+    """Return a request as plain JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(request)))
+    return plain
+
+
 def n_processes(settings: Settings) -> int:
-    """Return the number of worker processes: one with a GPU, because a CUDA context does not survive a fork."""
-    return 1 if settings.device != "cpu" else settings.worker_processes or settings.n_threads
+    """Return the number of worker processes."""
+    return settings.n_worker_processes

@@ -1,17 +1,19 @@
 """The record of every job in Redis, and the lock that allows one job of a kind for each catalogue.
 
-A repeated request returns the running job. The flows do the work, `worker.py` distributes it. Only this file and
-`embedded.py` import the Redis client.
+A repeated request returns the running job. The flows do the work, `worker.py` distributes it, `attempts.py` counts.
+Only this file and `embedded.py` import the Redis client.
 """
 
 import contextlib
 import json
+import re
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NewType
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -27,6 +29,11 @@ JobId = NewType("JobId", str)
 QUEUE_AWAY = (
     "the job queue cannot be reached; queries are not affected. Start `retrieval worker`, which brings an embedded "
     "one, or set RETRIEVAL_REDIS_URL to a running Redis"
+)
+# It never quotes the URL: of a URL that cannot be parsed, nobody knows which part is the password.
+URL_UNUSABLE = (
+    "RETRIEVAL_REDIS_URL: expected redis://[user:password@]host[:port][/number], rediss://... or unix:///path. In a "
+    "password write %40 for @, %3A for :, %2F for /, %23 for #, %3F for ?, %5B for [ and %25 for %"
 )
 _PREFIX = "retrieval"
 _KEEP_FINISHED_S = 30 * 24 * 3600
@@ -54,7 +61,8 @@ class Job:
     """One job.
 
     `request` is plain JSON. `n_total` is 0 until the job is planned. `result_id` names the snapshot or the audit of a
-    job that succeeded; `error` is set if the job failed.
+    job that succeeded; `error` is set if the job failed. While a task cannot go on, `waiting_for` is the reason and
+    `next_try_at` the time of its next try. `passed_over`: see `contract/manifest.py`.
     """
 
     id: JobId
@@ -68,11 +76,58 @@ class Job:
     error: str = ""
     created_at: str
     finished_at: str = ""
+    waiting_for: str = ""
+    next_try_at: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 def redis_url(settings: Settings) -> str:
     """Return the URL of the configured Redis, or of the embedded one if none is configured."""
     return settings.redis_url.get_secret_value() or f"unix://{socket_path(settings.state_dir)}"
+
+
+def redis_client(url: str, *, timeout_s: float = _TIMEOUT_S) -> "redis.Redis":
+    """Return a client that does not connect yet. Raises InvalidSettings, without the URL, if it is unusable."""
+    if not _is_usable(url):
+        raise InvalidSettings(URL_UNUSABLE)
+    try:
+        client = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),  # for a stale connection; more would keep callers waiting
+        )
+        client.connection_pool.make_connection()  # checks the options of the URL; it does not connect
+    except (ValueError, TypeError, redis.RedisError):
+        raise InvalidSettings(URL_UNUSABLE) from None  # the cause may hold a part of the password
+    return client
+
+
+def answers(url: str) -> bool:
+    """Return True if a Redis answers at once."""
+    client = redis_client(url, timeout_s=1.0)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _is_usable(url: str) -> bool:
+    """Return False for a URL that clients read differently, for instance because its password holds a `/`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if "@" in parts.path + parts.query or parts.fragment:  # the password ends where a client sees no end of it
+        return False
+    if parts.scheme == "unix":
+        return parts.path not in ("", "/")
+    path_is_number = parts.path in ("", "/") or re.fullmatch(r"/\d{1,9}", parts.path) is not None
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port != 0 and path_is_number
 
 
 class Jobs:
@@ -83,16 +138,18 @@ class Jobs:
 
     def __init__(self, url: str) -> None:
         """Do not connect yet. Raises InvalidSettings if the URL is invalid."""
+        self._redis = redis_client(url)
+
+    def check(self) -> None:
+        """Raise InvalidSettings if a Redis answers but refuses this URL; one that does not answer may start later."""
         try:
-            self._redis = redis.Redis.from_url(
-                url,
-                decode_responses=True,
-                socket_timeout=_TIMEOUT_S,
-                socket_connect_timeout=_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),  # for a stale connection; more would keep callers waiting
-            )
-        except ValueError as error:  # its text has no password
-            raise InvalidSettings(f"RETRIEVAL_REDIS_URL: {error}") from error
+            self._redis.ping()
+        except redis.exceptions.BusyLoadingError:
+            return
+        except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError) as error:
+            raise InvalidSettings(f"RETRIEVAL_REDIS_URL: the server refuses it: {error}") from error
+        except redis.RedisError:
+            return
 
     def start(self, kind: str, catalog: str, request: Mapping[str, Any]) -> Job:
         """Record a new job, or return the running one with the same request.
@@ -108,7 +165,7 @@ class Jobs:
             state=JobState.QUEUED,
             created_at=now(),
         )
-        with _reachable():
+        with reachable():
             # the record first: a lock never names a job without a record
             self._redis.set(_key(new.id), _dump(new), ex=_KEEP_FINISHED_S)
             # after a broken connection the client sends this again and finds its own lock
@@ -119,13 +176,14 @@ class Jobs:
             running_id = self._redis.get(lock)
         running = self._find(JobId(str(running_id))) if running_id else None
         if running is None or running.state.is_final:  # it has just ended, or its record is lost
-            with _reachable():
+            with reachable():
                 self._redis.eval(_RELEASE, 1, lock, str(running_id))
             return self.start(kind, catalog, request)
         if digest_json(running.request) == digest_json(request):
             return running
         raise FailedPrecondition(
             f"catalogue {catalog!r}: {kind} job {running.id} with other settings is running: wait for it to end"
+            + (f". It waits, next try at {running.next_try_at}: {running.waiting_for}" if running.waiting_for else "")
         )
 
     def get(self, job_id: JobId) -> Job:
@@ -136,28 +194,34 @@ class Jobs:
         return job
 
     def _find(self, job_id: JobId) -> Job | None:
-        with _reachable():
+        with reachable():
             value = self._redis.get(_key(job_id))
-            n_done = self._redis.scard(_done_key(job_id))
+            n_done = self._redis.scard(job_key(job_id, "done"))
+            waiting = [json.loads(str(entry)) for entry in self._redis.hvals(job_key(job_id, "waiting"))]
         if value is None:
             return None
         record = json.loads(str(value))
         record["n_done"] = max(int(str(n_done)), record["n_done"])
-        return Job(**{**record, "state": JobState(record["state"])})
+        record["passed_over"] = tuple(record.get("passed_over", ()))
+        job = Job(**{**record, "state": JobState(record["state"])})
+        if not waiting or job.state.is_final:
+            return job
+        first = min(waiting, key=lambda entry: str(entry["at"]))
+        return replace(job, waiting_for=first["reason"], next_try_at=first["at"])
 
     def ids_starting(self, prefix: str) -> list[JobId]:
         """List the ids that start with `start`; none if it has characters other than letters and digits."""
         if not prefix.isalnum():
             return []
         start = _key("")
-        with _reachable():
+        with reachable():
             names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}{prefix}*")]
         return [JobId(name) for name in names if ":" not in name]  # other keys of a job have a suffix
 
     def all(self, catalog: str = "") -> list[Job]:
         """List all jobs, or those of one catalogue, newest first; finished ones are kept for 30 days."""
         start = _key("")
-        with _reachable():
+        with reachable():
             names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}*", count=1000)]
         found = [self._find(JobId(name)) for name in names if ":" not in name]
         wanted = [job for job in found if job is not None and catalog in ("", job.catalog)]
@@ -165,7 +229,7 @@ class Jobs:
 
     def running(self) -> list[Job]:
         """List all jobs that have not ended."""
-        with _reachable():
+        with reachable():
             ids = [self._redis.get(lock) for lock in self._redis.scan_iter(f"{_PREFIX}:running:*")]
         found = [self._find(JobId(str(job_id))) for job_id in ids if job_id]
         return [job for job in found if job is not None and not job.state.is_final]
@@ -178,20 +242,15 @@ class Jobs:
         """Record the progress of a job that is one task."""
         self._change(job_id, state=JobState.RUNNING, n_done=n_done, n_total=n_total)
 
+    def mark_passed_over(self, job_id: JobId, passed_over: Sequence[str]) -> None:
+        """Record what the manifest holds and is no item."""
+        if passed_over:
+            self._change(job_id, passed_over=list(passed_over))
+
     def mark_done(self, job_id: JobId, number: int) -> None:
         """Record that a shard is done; recorded twice, it counts once."""
-        with _reachable():
-            self._redis.sadd(_done_key(job_id), number)
-
-    def begin_attempt(self, job_id: JobId, task: str) -> int:
-        """Count an attempt at a task, and return the number of attempts since the last one that succeeded."""
-        with _reachable():
-            return int(str(self._redis.hincrby(_attempts_key(job_id), task, 1)))
-
-    def end_attempt(self, job_id: JobId, task: str) -> None:
-        """Record that the task succeeded."""
-        with _reachable():
-            self._redis.hdel(_attempts_key(job_id), task)
+        with reachable():
+            self._redis.sadd(job_key(job_id, "done"), number)
 
     def succeed(self, job_id: JobId, result_id: str) -> None:
         """Record the result, and free the catalogue for another job."""
@@ -204,14 +263,14 @@ class Jobs:
     def _finish(self, job_id: JobId, **changes: Any) -> None:
         job = self.get(job_id)
         self._change(job_id, **changes, finished_at=now())
-        with _reachable():  # repeatable: after a kill before this line, the next call frees the catalogue
+        with reachable():  # repeatable: after a kill before this line, the next call frees the catalogue
             self._redis.eval(_RELEASE, 1, _lock_key(job.kind, job.catalog), job_id)
             self._redis.expire(_key(job_id), _KEEP_FINISHED_S)
-            self._redis.delete(_done_key(job_id), _attempts_key(job_id))
+            self._redis.delete(*(job_key(job_id, part) for part in ("done", "attempts", "waiting")))
 
     def _change(self, job_id: JobId, **changes: Any) -> None:
         """Replace fields of a job that has not ended."""
-        with _reachable():
+        with reachable():
 
             def replace(transaction: Any) -> None:
                 record = json.loads(transaction.get(_key(job_id)) or "{}")
@@ -236,12 +295,9 @@ def _lock_key(kind: str, catalog: str) -> str:
     return f"{_PREFIX}:running:{kind}:{catalog}"
 
 
-def _done_key(job_id: str) -> str:
-    return f"{_key(job_id)}:done"
-
-
-def _attempts_key(job_id: str) -> str:
-    return f"{_key(job_id)}:attempts"
+def job_key(job_id: str, part: str) -> str:
+    """Return the key of a part of a job beside its record."""
+    return f"{_key(job_id)}:{part}"
 
 
 def _dump(job: Job) -> str:
@@ -249,7 +305,8 @@ def _dump(job: Job) -> str:
 
 
 @contextlib.contextmanager
-def _reachable() -> Iterator[None]:
+def reachable() -> Iterator[None]:
+    """Raise JobsUnavailable for every error of Redis in the block."""
     try:
         yield
     except redis.RedisError as error:

@@ -10,7 +10,7 @@ from retrieval.engine.live import live_parts
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
 from retrieval.errors import UnknownJob
-from retrieval.flows.audit import audits
+from retrieval.flows.audit import audits, finished_audit
 from retrieval.v1 import audits_pb2, audits_pb2_grpc, jobs_pb2
 
 
@@ -36,7 +36,7 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
             audit_id = resolve_prefix(
                 request.audit_id, ids, kind=f"audit of catalogue {request.catalog}", unknown=UnknownJob
             )
-            return messages.audit_message(self._store, self._store.audit(request.catalog, audit_id))
+            return messages.audit_message(self._store, finished_audit(self._store, request.catalog, audit_id))
 
         return await asyncio.to_thread(get)
 

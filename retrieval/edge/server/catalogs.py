@@ -11,7 +11,7 @@ from retrieval.edge.server.watch import Watch
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import RetrievalError
-from retrieval.flows.reindex import roll_back, settle_bundle
+from retrieval.flows.reindex import roll_back, rollback_target, settle_bundle
 from retrieval.v1 import catalogs_pb2, catalogs_pb2_grpc, jobs_pb2
 
 
@@ -56,6 +56,15 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
             return [catalog(name) for name in sorted(self._store.catalogs())]
 
         return catalogs_pb2.ListCatalogsResponse(catalogs=await asyncio.to_thread(catalogs))
+
+    async def CheckRollback(  # noqa: N802
+        self, request: catalogs_pb2.RollbackRequest, context: Context
+    ) -> catalogs_pb2.Snapshot:
+        """Return the snapshot that a rollback would make live."""
+        target = SnapshotId(request.snapshot_id)
+        manifest = await asyncio.to_thread(rollback_target, self._store, request.catalog, target)
+        live = await asyncio.to_thread(self._store.current, request.catalog)
+        return snapshot_message(manifest, live=manifest.id == live)
 
     async def Rollback(self, request: catalogs_pb2.RollbackRequest, context: Context) -> catalogs_pb2.Snapshot:  # noqa: N802
         """Make an older snapshot live."""

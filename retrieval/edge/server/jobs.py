@@ -1,6 +1,10 @@
 """The service of protos/retrieval/v1/jobs.proto, and the job queue that all servicers share."""
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -20,6 +24,10 @@ log = structlog.get_logger()
 
 _DEFAULT_LISTED, _MAX_LISTED = 50, 1000
 
+_THREADS = 8
+_LOOK_S = 5.0  # how long the reply about a finished job waits for the server to see its snapshot
+_Result = TypeVar("_Result")
+
 
 class JobQueue:
     """The job queue for an event loop: calls to Redis and Celery run on threads."""
@@ -27,20 +35,25 @@ class JobQueue:
     def __init__(self, settings: Settings) -> None:
         self._jobs = Jobs(redis_url(settings))
         self._app = make_app(settings)
+        # not the threads of the store: a store that does not answer must not keep jobs from being read
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="jobs")
 
     async def submit(self, kind: str, request: ReindexRequest | AuditRequest) -> Job:
         """Store and send a job, or return the running one with the same request."""
-        job = await asyncio.to_thread(submit, self._app, self._jobs, kind, request)
+        job = await self._on_thread(submit, self._app, self._jobs, kind, request)
         log.info("job_accepted", id=job.id, kind=kind, catalog=request.catalog)
         return job
 
     async def get(self, job_id: str) -> Job:
         """Return the record of the job with this id, or with the only id that starts with it."""
-        return await asyncio.to_thread(self._find, job_id)
+        return await self._on_thread(self._find, job_id)
+
+    async def _on_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
     async def all(self, catalog: str) -> list[Job]:
         """Return the records of all jobs, or of those of one catalogue, newest first."""
-        return await asyncio.to_thread(self._jobs.all, catalog)
+        return await self._on_thread(self._jobs.all, catalog)
 
     def _find(self, job_id: str) -> Job:
         try:
@@ -61,7 +74,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         """Report the state of a job."""
         job = await self._queue.get(request.job_id)
         if job.state is JobState.SUCCEEDED and job.kind == "reindex":
-            await self._watch.look()  # a client that learns of the new snapshot can search it here at once
+            await self._watch.look_for(_LOOK_S)  # a client that learns of the new snapshot can search it here at once
         return job_message(job)
 
     async def ListJobs(  # noqa: N802

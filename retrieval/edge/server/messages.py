@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.edge.jobs.messages import timestamp
 from retrieval.engine.store import REPORT, Store
@@ -20,9 +21,18 @@ def query_from(message: search_pb2.Query) -> bytes | QueryEmbedding:
         case "image":
             return message.image
         case "embedding":
-            values = np.fromiter(message.embedding.values, dtype=np.float32)
-            return QueryEmbedding(values, message.embedding.bundle_digest)
+            return QueryEmbedding(_floats(message.embedding), message.embedding.bundle_digest)
     raise InvalidInput("query: expected an image or an embedding, found neither")
+
+
+def _floats(message: search_pb2.Embedding) -> NDArray[np.float32]:
+    """Return the values of an embedding, read from its wire format: one by one they cost 100 times as much."""
+    n_values = len(message.values)
+    if n_values == 0:
+        return np.empty(0, dtype=np.float32)
+    n_bytes = 4 * n_values
+    content = message.SerializeToString()  # the first field, packed: its key, its length (7 bits a byte), its values
+    return np.frombuffer(content, dtype="<f4", count=n_values, offset=1 + -(-n_bytes.bit_length() // 7))
 
 
 def limit_from(message: search_pb2.SearchRequest | search_pb2.BatchSearchRequest) -> int:

@@ -5,10 +5,11 @@ import asyncio
 import structlog
 
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.operating_point import OperatingPointId
+from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.edge.messages import operating_point_message
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
+from retrieval.engine.live import needs_reindex
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
 from retrieval.errors import UnknownOperatingPoint
@@ -36,7 +37,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
                 if request.operating_point_id
                 else self._store.active_operating_point(bundle)
             )
-            return operating_point_message(point, active=point.id == self._store.active_id(bundle))
+            return self._message(point, active=point.id == self._store.active_id(bundle))
 
         return await asyncio.to_thread(get)
 
@@ -50,7 +51,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             active = self._store.active_id(bundle)
             points = self._store.operating_points(bundle)
             return operating_points_pb2.ListOperatingPointsResponse(
-                operating_points=[operating_point_message(p, active=p.id == active) for p in points]
+                operating_points=[self._message(p, active=p.id == active) for p in points]
             )
 
         return await asyncio.to_thread(get)
@@ -64,11 +65,18 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             bundle = self._bundle(request.bundle_digest)
             point = self._store.activate(bundle, self._point_id(bundle, request.operating_point_id))
             log.info("operating_point_activated", id=point.id, bundle=bundle)
-            return operating_point_message(point, active=True)
+            message = self._message(point, active=True)
+            if message.needs_reindex:
+                log.warning("catalogs_need_reindex", operating_point=point.id, catalogs=list(message.needs_reindex))
+            return message
 
         message = await asyncio.to_thread(activate)
         await self._watch.look()
         return message
+
+    def _message(self, point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:
+        waiting = needs_reindex(self._store, point)
+        return operating_point_message(point, active=active, needs_reindex=waiting)
 
     def _bundle(self, digest: str) -> BundleDigest:
         """Return the bundle with this name or digest, or whose digest starts so; the only bundle for ""."""

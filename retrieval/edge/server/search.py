@@ -8,11 +8,11 @@ from retrieval.client.statuses import status_of
 from retrieval.edge import telemetry
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context, log_unknown
+from retrieval.edge.server.limits import MAX_BATCH_QUERIES, check_reply, reply_limit
 from retrieval.errors import InvalidInput, RetrievalError
 from retrieval.flows.search import Searcher
 from retrieval.v1 import search_pb2, search_pb2_grpc
 
-MAX_BATCH_QUERIES = 256
 _BATCH_AT_ONCE = 32  # enough to fill the model's batches; more would keep other callers out
 
 
@@ -36,26 +36,34 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             raise InvalidInput(f"queries: expected 1 to {MAX_BATCH_QUERIES}, found {len(request.queries)}")
         limit = messages.limit_from(request)
         slots = asyncio.Semaphore(_BATCH_AT_ONCE)
+        allowed, n_bytes = reply_limit(context), 0
 
-        async def search(query: search_pb2.Query) -> search_pb2.SearchResponse:
+        async def search(query: search_pb2.Query) -> search_pb2.BatchResult:
+            nonlocal n_bytes
             async with slots:
-                return await self._search(request.catalog, query, limit)
+                check_reply(n_bytes, allowed)  # a reply that cannot be sent is not computed to its end
+                try:
+                    result = search_pb2.BatchResult(response=await self._search(request.catalog, query, limit))
+                except Exception as error:  # noqa: BLE001  # a defect in one query does not affect the others
+                    result = _failed(error)
+                n_bytes += result.ByteSize()
+                return result
 
-        answers = await asyncio.gather(*map(search, request.queries), return_exceptions=True)
-        return search_pb2.BatchSearchResponse(results=[_batch_result(answer) for answer in answers])
+        tasks = [asyncio.ensure_future(search(query)) for query in request.queries]
+        try:
+            return search_pb2.BatchSearchResponse(results=await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _search(self, catalog: str, query: search_pb2.Query, limit: int) -> search_pb2.SearchResponse:
         result = await self._searcher.search(catalog, messages.query_from(query), limit=limit)
         return messages.search_response(result)
 
 
-def _batch_result(answer: search_pb2.SearchResponse | BaseException) -> search_pb2.BatchResult:
-    if isinstance(answer, search_pb2.SearchResponse):
-        return search_pb2.BatchResult(response=answer)
-    if isinstance(answer, RetrievalError):
-        code, message = status_of(answer), str(answer)
-    elif isinstance(answer, Exception):
-        code, message = grpc.StatusCode.INTERNAL, log_unknown("BatchSearch", answer)
+def _failed(error: Exception) -> search_pb2.BatchResult:
+    if isinstance(error, RetrievalError):
+        code, message = status_of(error), str(error)
     else:
-        raise answer
+        code, message = grpc.StatusCode.INTERNAL, log_unknown("BatchSearch", error)
     return search_pb2.BatchResult(error=search_pb2.QueryError(code=code.value[0], message=message))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +16,10 @@ from grpc_reflection.v1alpha import reflection
 from retrieval.edge import telemetry
 from retrieval.edge.server.audits import AuditServicer
 from retrieval.edge.server.catalogs import CatalogServicer
+from retrieval.edge.server.health import HealthServicer
 from retrieval.edge.server.interceptors import ErrorsToStatuses
 from retrieval.edge.server.jobs import JobQueue, JobServicer
+from retrieval.edge.server.limits import largest_request
 from retrieval.edge.server.operating_points import OperatingPointServicer
 from retrieval.edge.server.search import SearchServicer
 from retrieval.edge.server.watch import Watch
@@ -39,7 +42,7 @@ from retrieval.v1 import (
 
 log = structlog.get_logger()
 
-_MIB = 1024 * 1024
+_STORE_THREADS = 16
 # The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
 
@@ -61,15 +64,20 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
 @contextlib.asynccontextmanager
 async def running_server(settings: Settings) -> AsyncIterator[int]:
     """Run a server while the block runs and yield its port; at the end, running calls get the grace period."""
+    # every `asyncio.to_thread` here calls the store; jobs, the refresh and searches have threads of their own
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store"))
     searcher = make_searcher(settings)
     server = grpc.aio.server(
-        interceptors=[ErrorsToStatuses()],
+        interceptors=[ErrorsToStatuses(settings.limits)],
         options=[
-            ("grpc.max_receive_message_length", max(4 * settings.image_bytes, 64 * _MIB)),
+            ("grpc.max_receive_message_length", largest_request(settings.limits)),
+            # gRPC would cancel calls that wait to be accepted; the interceptor refuses them with a status and a hint
+            ("grpc.server.max_pending_requests", 2**31 - 1),
+            ("grpc.server.max_pending_requests_hard_limit", 2**31 - 1),
             ("grpc.so_reuseport", 0),  # a second server on the same port must fail and not share it
         ],
     )
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer()
     watch = Watch(searcher, health_servicer)
     names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
     for add, servicer, file in _services(settings, searcher, watch):

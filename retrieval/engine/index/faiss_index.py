@@ -67,8 +67,26 @@ class FaissIndex:
         return cls(native, spec)
 
     def save(self, path: Path) -> None:
-        """Write the index into a file that `load` reads."""
-        faiss.write_index(self._native, str(path))
+        """Write the index into a file that `load` reads. Raises OSError if the disk is full.
+
+        FAISS's own writer raises a RuntimeError then, or reports nothing if only its last bytes find no room.
+        """
+        failed: list[OSError] = []
+        with path.open("wb") as file:
+
+            def write(data: bytes) -> None:
+                try:
+                    file.write(data)
+                except OSError as error:
+                    failed.append(error)
+                    raise
+
+            try:
+                faiss.write_index(self._native, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]  # the stub forgets it
+            except RuntimeError:
+                if not failed:
+                    raise
+                raise failed[0] from None
 
     @property
     def n_items(self) -> int:

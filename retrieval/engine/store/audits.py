@@ -1,11 +1,11 @@
 """Finished audits in the store."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from retrieval.contract.documents import read_object
 from retrieval.engine.store.objects import Objects, checked_name
-from retrieval.errors import CorruptArtifact, UnknownJob
+from retrieval.errors import UnknownJob
 
 REPORT = "report.json"
 
@@ -25,11 +25,7 @@ class Audits:
         data = self.objects.get(f"{_audit_prefix(catalog, audit_id)}/{REPORT}")
         if data is None:
             raise UnknownJob(f"catalogue {catalog!r} has no audit {audit_id}")
-        try:
-            report: dict[str, Any] = json.loads(data)
-        except ValueError as error:
-            raise CorruptArtifact(f"audit {audit_id}: its report cannot be read: {error}") from error
-        return report
+        return read_object(data, f"audit {audit_id}: its report")
 
     def audits(self, catalog: str) -> list[str]:
         """Return the ids of the finished audits of a catalogue."""

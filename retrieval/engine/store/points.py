@@ -3,6 +3,7 @@
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import json_bytes
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
+from retrieval.contract.score import ScoreDigest
 from retrieval.engine.store.bundles import bundle_prefix
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownOperatingPoint
@@ -24,9 +25,10 @@ class OperatingPoints:
             raise UnknownOperatingPoint(
                 f"bundle {bundle} has no operating point {point_id}: see `retrieval operating-points`"
             )
-        point = OperatingPoint.from_json(data, f"operating point {point_id}")
-        if point.id != point_id:
-            raise CorruptArtifact(f"operating point {point_id}: its content has id {point.id}")
+        where = f"operating point {point_id}"
+        point = OperatingPoint.from_json(data, where)
+        if (found := OperatingPoint.id_of(data, where)) != point_id:
+            raise CorruptArtifact(f"{where}: its content has id {found}: it was changed; calibrate again")
         if point.bundle_digest != bundle:
             raise BundleMismatch(f"operating point {point_id} was made for bundle {point.bundle_digest}, not {bundle}")
         return point
@@ -55,6 +57,19 @@ class OperatingPoints:
                 "`retrieval operating-points activate`"
             )
         return self.operating_point(bundle, point_id)
+
+    def last_active_id(self, bundle: BundleDigest, score: ScoreDigest) -> OperatingPointId | None:
+        """Return the id of the operating point with this score that was active last; None if another score never was.
+
+        Activating an operating point with another score records the one that was active before.
+        """
+        name = self.objects.pointer(last_active_key(bundle, score))
+        return None if name is None else OperatingPointId(name)
+
+
+def last_active_key(bundle: BundleDigest, score: ScoreDigest) -> str:
+    """Return the key of the pointer to the operating point that was active before another score was."""
+    return f"{bundle_prefix(bundle)}/operating_points/ACTIVE-{checked_name(score, 'score')}"
 
 
 def active_key(bundle: BundleDigest) -> str:

@@ -8,8 +8,8 @@ from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
-from retrieval.engine.store.objects import Objects, checked_name
-from retrieval.errors import UnknownCatalog, UnknownSnapshot
+from retrieval.engine.store.objects import Objects, checked_name, is_full
+from retrieval.errors import CorruptArtifact, OutOfSpace, UnknownCatalog, UnknownSnapshot
 
 CURRENT = "CURRENT"
 
@@ -20,13 +20,21 @@ class Snapshots:
     objects: Objects
 
     def put_snapshot(self, manifest: SnapshotManifest, index: Index, items: ItemTable) -> SnapshotManifest:
-        """Store a snapshot without publishing it, the manifest last; return the manifest with the checksums."""
+        """Store a snapshot without publishing it, the manifest last; return the manifest with the checksums.
+
+        Raises OutOfSpace, also if the folder for temporary files is full.
+        """
         prefix = _snapshot_prefix(manifest.catalog, manifest.id)
         files = {}
         with tempfile.TemporaryDirectory() as folder:
             for kind, save in ((INDEX, index.save), (ITEMS, items.save)):
                 path = Path(folder) / kind
-                save(path)
+                try:
+                    save(path)
+                except OSError as error:
+                    if is_full(error):
+                        raise OutOfSpace(f"disk full: cannot write the {kind} of a snapshot: {error}") from error
+                    raise
                 checksum = digest_file(path)
                 files[f"{checksum}.{kind}"] = checksum
                 self.objects.put_file(f"{prefix}/{checksum}.{kind}", path)
@@ -44,7 +52,14 @@ class Snapshots:
         data = self.objects.get(key)
         if data is None:
             raise UnknownSnapshot(f"catalogue {catalog} has no snapshot {snapshot}: see `retrieval snapshots list`")
-        return SnapshotManifest.from_json(data, f"{self.objects.url}/{key}")
+        where = f"{self.objects.url}/{key}"
+        manifest = SnapshotManifest.from_json(data, where)
+        if (manifest.catalog, manifest.id) != (catalog, snapshot):
+            raise CorruptArtifact(
+                f"{where} is the manifest of snapshot {manifest.id} of catalogue {manifest.catalog}: it was copied or "
+                "moved; reindex the catalogue"
+            )
+        return manifest
 
     def open_snapshot(self, catalog: str, snapshot: SnapshotId) -> Snapshot:
         """Open and verify a snapshot. Raises UnknownSnapshot, CorruptArtifact."""

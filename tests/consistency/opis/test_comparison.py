@@ -98,3 +98,19 @@ def test_what_cannot_be_compared_is_refused(family, plain) -> None:
         compare_results(with_shares(plain, np.ones(12)), with_shares(plain, np.ones(11)), n_bootstrap=9, rng=rng())
     with pytest.raises(InvalidInput, match="vectors of the same images"):
         compare_consistency(vectors, labelled(rows[:-1], labels[:-1]), rng=rng())
+
+
+@pytest.mark.slow
+def test_the_ratio_of_equal_models_is_1_as_often_as_stated(family) -> None:
+    """Skewed shares of 12 classes, equal on average: percentiles of the ratio held 1 in 0.88 of these draws."""
+    rows, labels = family(np.random.default_rng(0), n_classes=12, n_images=5)
+    result = consistency_report(labelled(rows, labels), FEW_DRAWS, rng=rng())
+    draw, held = np.random.default_rng(3), 0
+    for _ in range(120):
+        both = np.exp(draw.normal(size=12))
+        shares = [both * np.exp(0.8 * draw.normal(size=12)) for _ in range(2)]
+        compared = compare_results(*(with_shares(result, values) for values in shares), n_bootstrap=300, rng=draw)
+        assert compared.ratio_interval is not None
+        assert compared.ratio in compared.ratio_interval
+        held += 1 in compared.ratio_interval
+    assert held / 120 >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / 120)

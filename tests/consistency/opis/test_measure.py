@@ -9,6 +9,7 @@ import pytest
 from retrieval.consistency import (
     OperatingCurves,
     OpisOptions,
+    consistency_around,
     consistency_report,
     crossed,
     labelled,
@@ -336,3 +337,18 @@ def test_band_of_tied_scores_has_no_width() -> None:
     empty = curves_of([[0.9, 0.1, 0.1]] * 2, [0.5, 0.0, 0.0], [0.1, 0.2, 0.3])
     with pytest.raises(NotEnoughEvidence, match="no false accept"):
         measure_opis(empty, OpisOptions(axis="log_far", distance_range=(1.2, 1.3)), rng=rng())
+
+
+def test_opis_around_a_target_covers_a_decade_on_either_side(family) -> None:
+    """And where the pairs cannot show a tenth of the target, the result states from which FAR on it was measured."""
+    vectors = labelled(*family(np.random.default_rng(30), n_classes=60, n_images=5, dimension=8, spread=0.3))
+    found = consistency_around(vectors, 0.004, rng=rng())
+    assert (found.axis, found.far_low) == ("log_far", pytest.approx(4e-4, rel=0.05))
+    assert found.far_high == pytest.approx(4e-2, rel=0.05)
+    few = consistency_around(vectors, 0.001, rng=rng())
+    assert few.far_low == pytest.approx(10.5 / vectors.n_negatives, rel=0.1)
+    assert few.far_high == pytest.approx(1e-2, rel=0.05)
+    with pytest.raises(NotEnoughEvidence, match=r"OPIS around a FAR of 0.0001 needs about 1"):
+        consistency_around(vectors, 1e-4, rng=rng())
+    with pytest.raises(InvalidInput, match=r"between 0 and 0.5"):
+        consistency_around(vectors, 0.5, rng=rng())

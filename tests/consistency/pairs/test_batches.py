@@ -13,11 +13,10 @@ from tests.consistency.conftest import tile_of
 
 @given(n=st.integers(2, 20), size=st.integers(1, 25))
 def test_batches_hold_every_pair_once_with_its_own_score(n: int, size: int) -> None:
-    query = np.eye(n, dtype=np.float32) * np.arange(1, n + 1, dtype=np.float32)
-    gallery = np.tile(np.arange(n, dtype=np.float32) * 100, (n, 1)).T.copy()
+    query = np.arange(1, n + 1, dtype=np.float32)[:, None]
+    gallery = query * np.float32(100)
     vectors = labelled(query, ["a"] + ["b"] * (n - 1), gallery=gallery)
-    # score(i, j) = (i + 1) * 100 * j for the sum over the gallery's constant row j
-    expected = sorted((i + 1) * 100.0 * j for i, j in itertools.combinations(range(n), 2))
+    expected = sorted((i + 1) * 100.0 * (j + 1) for i, j in itertools.combinations(range(n), 2))
     with tile_of(size):
         batches = list(scored_pairs(vectors))
     assert sorted(np.concatenate([batch.scores for batch in batches]).tolist()) == expected

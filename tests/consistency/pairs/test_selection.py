@@ -43,8 +43,8 @@ def test_selected_threshold_is_the_lowest_that_keeps_the_target(base: np.ndarray
 def test_whole_products_are_not_lost_to_rounding() -> None:
     """100 negatives at target 0.29 allow 29 false accepts, although 0.29 * 100 rounds below 29."""
     scores = np.arange(100, dtype=np.float32)
-    query = np.column_stack([np.append(scores, 1), np.zeros(101)]).astype(np.float32)
-    gallery = np.column_stack([np.ones(101), np.zeros(101)]).astype(np.float32)
+    query = np.column_stack([np.append(scores, 0), np.ones(101)]).astype(np.float32)
+    gallery = query[:, ::-1].copy()  # the score is the sum of two numbers, of which one is 0 between classes
     labels = ["many"] * 100 + ["one"]
     (threshold,) = thresholds_at_far(labelled(query, labels, gallery=gallery), [0.29])
     assert (scores >= threshold).sum() == 29

@@ -110,3 +110,19 @@ def test_rows_that_are_not_unit_are_named() -> None:
             check_unit_rows(bad, "the rows")
     with pytest.raises(InvalidEmbeddings, match=r"the rows: expected an array \[n, d\], found shape \(2,\)"):
         check_unit_rows(UNIT[0], "the rows")
+
+
+def test_families_hold_whole_classes() -> None:
+    """A class without a family is one by itself, also where a family has its name."""
+    rows = np.eye(4, dtype=np.float32)
+    labels = ["a", "b", "c", "d"]
+    families = labelled(rows, labels, families=["x", "", "x", "b"]).families
+    assert families is not None
+    assert families.tolist() == [0, 1, 0, 2]
+    assert labelled(rows, labels).families is None
+    with pytest.raises(InvalidInput, match="class 'a' in 'x' and 'y'"):
+        labelled(rows, ["a", "a", "b", "c"], families=["x", "y", "z", "z"])
+    with pytest.raises(InvalidEmbeddings, match="found 1 for 4 labels"):
+        labelled(rows, labels, families=["x"])
+    with pytest.raises(InvalidEmbeddings, match="families must be strings"):
+        labelled(rows, labels, families=["x", 1, "x", "x"])  # type: ignore[list-item]  # callers without types

@@ -31,8 +31,6 @@ def test_dyadic_covariance_is_the_sum_over_pairs_that_share_a_class() -> None:
     for a, b in itertools.product(dyads, dyads):
         if set(a) & set(b):
             expected += np.outer(residuals[a], residuals[b])
-    # Degrees of freedom: the part that is a sum over classes is scaled by T / (T - 1).
-    expected += by_class.T @ by_class / (n_classes - 1)
     np.testing.assert_allclose(dyadic_covariance(by_class, by_pair), expected)
     np.testing.assert_allclose(dyadic_variances(by_class, np.diag(by_pair)), np.diag(expected))
 

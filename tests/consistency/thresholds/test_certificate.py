@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency import certify, certify_mean, labelled, operating_curves
+from retrieval.consistency import certify, certify_mean, highest_mean_far, labelled, operating_curves
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -109,7 +109,7 @@ def test_too_few_classes_are_refused_with_the_number_that_suffices(family) -> No
         certify(labelled(rows, labels), alpha=0.02, delta=0.06)
     with pytest.raises(NotEnoughEvidence, match="at least 19 classes, found 18"):
         certify_mean(labelled(rows, labels), alpha=0.05, strict=False)
-    with pytest.raises(NotEnoughEvidence, match="at least 39 classes, found 18"):
+    with pytest.raises(NotEnoughEvidence, match="at least 20 classes, found 18"):
         certify_mean(labelled(rows, labels), alpha=0.05)
     alone = [f"{label} {row}" if row % 3 else label for row, label in enumerate(labels)]
     with pytest.raises(NotEnoughEvidence, match="at least 9 classes, found 0"):
@@ -123,3 +123,71 @@ def test_impossible_levels_are_refused(alpha: float, delta: float, family) -> No
         certify(labelled(rows, labels), alpha=alpha, delta=delta)
     with pytest.raises(InvalidInput, match="'far' or 'frr', found 'eer'"):
         certify_mean(labelled(rows, labels), alpha=0.2, rate="eer")  # type: ignore[arg-type]  # without types
+
+
+def test_the_class_that_decides_is_named_and_capped(family) -> None:
+    """99 classes of 5 images and one of 300: classes are enough, but a new one may be as large as the largest."""
+    rng = np.random.default_rng(20)
+    rows, labels = family(rng, n_classes=100, n_images=300, dimension=8)
+    kept = np.concatenate([np.arange(300), *(300 * code + np.arange(5) for code in range(1, 100))])
+    vectors = labelled(rows[kept], [labels[row] for row in kept])
+    for refused in (
+        lambda: certify(vectors, alpha=0.1, delta=0.05),
+        lambda: certify_mean(vectors, alpha=0.1),
+    ):
+        with pytest.raises(NotEnoughEvidence, match=r"'class 0000' with 300 of 795 images.*\(max_images=5;"):
+            refused()
+    found = certify(vectors, alpha=0.1, delta=0.05, max_images=5, seed=3)
+    assert (found.n_classes, found.max_images, found.seed) == (100, 5, 3)
+    assert "(from 100 classes, at most 5 images of each drawn with seed 3, strict)" in str(found)
+    assert certify(vectors, alpha=0.1, delta=0.05, max_images=5, seed=3) == found
+    assert certify_mean(vectors, alpha=0.1, max_images=5).max_images == 5
+    with pytest.raises(InvalidInput, match="max_images of at least 2"):
+        certify(vectors, alpha=0.1, delta=0.05, max_images=1)
+
+
+def most_false_accepts(n: int, far: float) -> float:
+    """Solve the program of `highest_mean_far`: for each pair of classes, the shares that fall at t_i and at t_j."""
+    from scipy.optimize import linprog
+
+    pairs = [(i, j) for i in range(n + 1) for j in range(i + 1, n + 1)]
+    constraints = np.zeros((n + 1 + len(pairs), 2 * len(pairs)))
+    for pair, (i, j) in enumerate(pairs):
+        constraints[:i, 2 * pair] = constraints[:j, 2 * pair + 1] = 1
+        constraints[i, 2 * pair + 1] = 0
+        constraints[n + 1 + pair, 2 * pair : 2 * pair + 2] = 1
+    limits = np.append(np.full(n + 1, far * n * (n - 1) / 2), np.ones(len(pairs)))
+    return float(-linprog(-np.tile([1.0, 2.0], len(pairs)), A_ub=constraints, b_ub=limits, bounds=(0, 1)).fun)
+
+
+@pytest.mark.parametrize("n", [5, 9, 14])
+@pytest.mark.parametrize("alpha", [0.22, 0.25, 0.3])
+def test_the_certified_mean_is_the_optimum_of_its_program(n: int, alpha: float) -> None:
+    far = highest_mean_far(alpha, n)
+    assert most_false_accepts(n, far) == pytest.approx(alpha * n * (n + 1), rel=1e-6)
+    assert far > ((n + 1) * alpha - 2) / (n - 1)
+
+
+def test_the_mean_certificate_holds_where_classes_are_bad_one_by_one() -> None:
+    """Each class has a place, and below it is confused with all others: there the textbook's rule has no slack."""
+    n, alpha, rng, found = 30, 0.2, np.random.default_rng(21), []
+    pairs = n * (n - 1) / 2
+    for _ in range(4000):
+        places = np.sort(rng.random(n))[::-1]
+        n_bad = np.arange(n + 1)  # at a threshold just below the place of the next class
+        mean = 1 - (n - n_bad) * (n - n_bad - 1) / 2 / pairs
+        bad = int(np.flatnonzero(mean <= highest_mean_far(alpha, n))[-1])
+        threshold = places[bad]  # lowest threshold with so many bad classes
+        found.append(1.0 if rng.random() > threshold else bad / n)
+    assert alpha / 2 <= np.mean(found) <= alpha + 0.01
+
+
+@pytest.mark.slow
+def test_the_mean_certificate_covers_and_is_less_strict(family) -> None:
+    """Over 200 draws of 60 classes: the mean FAR of new classes keeps alpha, at the higher mean that is now allowed."""
+    rng, alpha, found = np.random.default_rng(22), 0.05, []
+    for _ in range(200):
+        rows, labels = family(rng, n_classes=80, n_images=2, dimension=8, spread=0.3, crowding=0.8)
+        certificate = certify_mean((rows[:120], labels[:120]), alpha=alpha)
+        found.append(((rows[120:] @ rows[:120].T) >= certificate.threshold).mean())
+    assert 0.5 * alpha <= np.mean(found) <= alpha

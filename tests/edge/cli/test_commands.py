@@ -32,7 +32,7 @@ def retrieval(running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_health(retrieval: Command) -> None:
-    assert retrieval("health") == (0, "serving\n", "")
+    assert retrieval("health") == (0, f"serving\n{CATALOG}: serving\n", "")
 
 
 def test_health_names_what_to_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,3 +233,13 @@ def test_an_empty_manifest_argument_is_not_the_present_folder(retrieval: Command
     """A script's empty variable."""
     code, _, err = retrieval("audit", CATALOG, "")
     assert (code, err) == (2, "error: manifest_uri: expected a path or URL, found nothing\n")
+
+
+def test_a_search_reports_what_its_folder_holds_beside_images(retrieval: Command, tmp_path: Path) -> None:
+    (tmp_path / "queries").mkdir()
+    shot(3, 9).save(tmp_path / "queries" / "shot.jpg")
+    (tmp_path / "queries" / "note.txt").write_text("no image")
+    code, out, err = retrieval("search", "--catalog", CATALOG, "--manifest", tmp_path / "queries", "--json")
+    assert code == 0
+    assert json.loads(out)["passed_over"] == ["1 passed over (no images): note.txt"]
+    assert "1 passed over (no images): note.txt" in err

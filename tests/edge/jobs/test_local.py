@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retrieval.edge.jobs.embedded import is_running
+from retrieval.edge.jobs.embedded import embedded_valkey, is_running
 from retrieval.edge.jobs.local import reindex_here
-from retrieval.edge.jobs.records import JobState
+from retrieval.edge.jobs.records import Job, JobState
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.engine.store import Store
 from retrieval.errors import InvalidInput, RetrievalError, Unavailable
@@ -29,7 +29,7 @@ def request_of(manifest: Path) -> ReindexRequest:
     return ReindexRequest(catalog=CATALOG, manifest_uri=str(manifest))
 
 
-def ignore(_done: int, _total: int) -> None:
+def ignore(_: Job) -> None:
     pass
 
 
@@ -47,7 +47,7 @@ def test_the_job_has_succeeded_and_nothing_runs_afterwards(
     job = reindex_here(
         settings,
         request_of(write_class_folders(tmp_path / "images", n_classes=3, n_images=2)),
-        lambda done, total: seen.append((done, total)),
+        lambda job: seen.append((job.n_done, job.n_total)),
     )
     assert (job.state, job.n_done, job.n_total) == (JobState.SUCCEEDED, 1, 1)
     assert job.result_id == calibrated.current(CATALOG)
@@ -73,9 +73,10 @@ def test_a_worker_that_ends_early_is_reported(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the caller would wait for ever; the Valkey ends all the same."""
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(Unavailable, match="the worker ended with exit code 1"):
-        reindex_here(settings, request_of(tmp_path), ignore)
+    with embedded_valkey(settings.state_dir):
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(Unavailable, match="the worker ended with exit code 1"):
+            reindex_here(settings, request_of(tmp_path), ignore)
     assert not is_running(settings.state_dir)
 
 

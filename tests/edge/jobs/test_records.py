@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import traceback
 from pathlib import Path
 
 import pytest
 import redis
 
-from retrieval.edge.jobs.embedded import _start_once, _stop, embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.embedded import embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.queue import make_app
 from retrieval.edge.jobs.records import Jobs, JobState
+from retrieval.edge.settings import load_settings
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
 
 REQUEST = {"catalog": "shoes", "manifest_uri": "images"}
@@ -60,14 +62,6 @@ def test_progress_counts_each_shard_once(jobs: Jobs) -> None:
     assert jobs.get(job.id).n_done == 3
 
 
-def test_attempts_are_counted_until_one_ends_well(jobs: Jobs) -> None:
-    """A task that kills its worker again and again is noticed."""
-    job = jobs.start("reindex", "attempts", REQUEST)
-    assert [jobs.begin_attempt(job.id, "embed:0") for _ in range(3)] == [1, 2, 3]
-    jobs.end_attempt(job.id, "embed:0")
-    assert jobs.begin_attempt(job.id, "embed:0") == 1
-
-
 def test_unknown_job_is_not_found(jobs: Jobs) -> None:
     """An id that nobody gave out is NOT_FOUND."""
     with pytest.raises(UnknownJob, match="nothing"):
@@ -108,16 +102,6 @@ def test_lock_that_a_kill_left_behind_blocks_nobody(jobs: Jobs, state_dir: Path,
     client.close()
 
 
-def test_two_starters_get_one_valkey(tmp_path: Path) -> None:
-    """Workers that start at the same moment share one server: two would write one append-only file."""
-    socket_path(tmp_path).unlink(missing_ok=True)
-    with ThreadPoolExecutor(4) as pool:
-        started = [process for process in pool.map(_start_once, [tmp_path] * 4) if process is not None]
-    assert len(started) == 1
-    assert is_running(tmp_path)
-    _stop(started[0])
-
-
 def test_state_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     """A file where the folder should be is an error of the family."""
     (tmp_path / "file").touch()
@@ -135,6 +119,42 @@ def test_ids_are_found_by_their_start(jobs: Jobs) -> None:
     """Ids alone, without the other keys of a job; a pattern finds nothing."""
     job = jobs.start("reindex", "starts", REQUEST)
     jobs.mark_done(job.id, 0)
-    jobs.begin_attempt(job.id, "embed:0")
     assert jobs.ids_starting(job.id[:8]) == [job.id]
     assert jobs.ids_starting("*") == jobs.ids_starting("") == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret@t/x@host:6379/0",
+        "redis://:1234/s3cret@host:6379/0",  # read by clients as port 1234
+        "redis://:p#s3cret@host:6379/0",
+        "redis://:12?s3cret@host:6379/0",
+        "redis://:s3cret[@host:6379/0",
+        "redis://:s3cret%zz:@host:99999/0",
+        "redis://:s3cret@host:6379/abc",
+        "redis://:s3cret@host:6379/0?bogus=1",
+        "amqp://user:s3cret@host/",
+        "s3cret",
+    ],
+)
+def test_an_unusable_url_never_shows_its_password(url: str) -> None:
+    """Nobody knows where the password of such a URL ends, so nothing of it is quoted, in the causes neither."""
+    for use in (Jobs, lambda url: make_app(load_settings(redis_url=url))):
+        with pytest.raises(InvalidSettings, match=r"RETRIEVAL_REDIS_URL: expected redis://") as caught:
+            use(url)
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value, limit=0))
+
+
+@pytest.mark.parametrize("password", ["p@ss", "pa:ss", "p%ss", "p%40s%3As%25"])
+def test_a_password_with_special_characters_is_used(password: str) -> None:
+    """Where every client reads it alike, it need not be encoded."""
+    Jobs(f"redis://:{password}@127.0.0.1:1/0")
+    make_app(load_settings(redis_url=f"redis://user:{password}@127.0.0.1:1/0"))
+
+
+def test_a_url_that_the_server_refuses_is_a_setting(state_dir: Path) -> None:
+    """A number that the server does not have, for instance; a server that is away may start later."""
+    with pytest.raises(InvalidSettings, match="RETRIEVAL_REDIS_URL: the server refuses it: DB index is out of range"):
+        Jobs(f"unix://{socket_path(state_dir)}?db=12345").check()
+    Jobs("redis://127.0.0.1:1/0").check()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +28,13 @@ from structlog.testing import capture_logs
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.edge.jobs import worker as worker_module
-from retrieval.edge.jobs.queue import AUDIT, BUILD, EMBED, PLAN, SCHEDULED_AUDIT, submit
-from retrieval.edge.jobs.records import Job, JobState
+from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
+from retrieval.edge.jobs.queue import AUDIT, BUILD, EMBED, PLAN, make_app, submit
+from retrieval.edge.jobs.records import Job, JobState, redis_url
 from retrieval.edge.jobs.worker import Worker, run_beat
 from retrieval.edge.settings import load_settings
 from retrieval.engine.store import Store
-from retrieval.errors import InvalidSettings, JobsUnavailable, Unavailable
+from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, Unavailable
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from tests.edge.jobs.conftest import Message, waiting
@@ -79,6 +87,11 @@ def deliver(worker: Worker, message: Message) -> None:
     assert result.state in ("SUCCESS", "RETRY"), result.traceback
 
 
+def refused_retry(*, exc: Exception, countdown: int) -> None:
+    """Stand in for Celery's own: in this process it would try again at once."""
+    raise RuntimeError(f"retry in {countdown} s") from exc
+
+
 def work_off(worker: Worker, client: redis.Redis, *, times: int = 1) -> list[str]:
     """Deliver messages, each so many times, until none waits; returns the tasks in their order."""
     done = []
@@ -105,6 +118,23 @@ def test_a_reindex_goes_from_message_to_live_snapshot(
     assert calibrated.snapshot_manifest(CATALOG, calibrated.current(CATALOG)).n_items == N_CLASSES * N_IMAGES
     assert staged(calibrated, job) == []
     assert worker.jobs.running() == []
+
+
+def test_old_snapshots_are_pruned_after_each_publish(
+    calibrated: Store, state_dir: Path, client: redis.Redis, tmp_path: Path
+) -> None:
+    """As many as the settings say stay, with their embeddings."""
+    worker = Worker(load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1, keep_snapshots=2))
+    made = []
+    for number in range(4):
+        folder = write_class_folders(tmp_path / f"images{number}", n_classes=2 + number, n_images=1)
+        request = ReindexRequest(catalog=CATALOG, manifest_uri=str(folder))
+        job = submit(worker.app, worker.jobs, "reindex", request)
+        work_off(worker, client)
+        made.append(worker.jobs.get(job.id).result_id)
+    worker.parts.embedder.pool.shutdown()
+    assert sorted(calibrated.snapshot_ids(CATALOG)) == sorted(made[2:])
+    assert len(calibrated.embedding_keys(calibrated.only_bundle())) == 2
 
 
 def test_plan_sends_a_task_for_each_shard(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
@@ -219,7 +249,7 @@ def test_an_unknown_error_is_tried_again_and_then_fails_the_job(
     job = worker.jobs.get(reindexing.id)
     assert len(calls) == N_ATTEMPTS
     assert job.state is JobState.FAILED
-    assert f"{BUILD} was started {N_ATTEMPTS} times and never finished" in job.error
+    assert f"{BUILD} failed {N_ATTEMPTS} times, the last time with an unexpected KeyError" in job.error
     assert "secret" not in job.error
 
 
@@ -240,23 +270,190 @@ def test_an_error_that_passes_does_not_count_afterwards(
     assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
 
 
+def test_a_step_before_its_plan_asks_for_the_plan(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
+    """A step whose plan was lost neither runs for ever nor fails its job: the plan sends it again."""
+    for step in (Message(EMBED, (reindexing.id, 0)), Message(BUILD, (reindexing.id,))):
+        waiting(client)
+        deliver(worker, step)
+        assert waiting(client) == [Message(PLAN, (reindexing.id,))]
+    deliver(worker, Message(PLAN, (reindexing.id,)))
+    work_off(worker, client)
+    assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
+
+
+def die_at(worker: Worker, job: Job, task: str) -> None:
+    """Begin a task in another process, which dies."""
+    program = (
+        "import sys; from retrieval.edge.jobs.attempts import Attempts; from retrieval.edge.jobs.records import JobId\n"
+        "print(Attempts(sys.argv[1], lease_s=60).begin(JobId(sys.argv[2]), sys.argv[3]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, redis_url(worker._settings), job.id, task],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "None" not in done.stdout
+
+
 @pytest.mark.slow
-def test_a_step_before_its_plan_waits_for_it(worker: Worker, reindexing: Job) -> None:
-    """Messages of a job whose plan was lost do not run for ever."""
-    deliver(worker, Message(EMBED, (reindexing.id, 0)))
-    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
-
-
 def test_a_shard_that_kills_its_worker_fails_the_job(worker: Worker, reindexing: Job, client: redis.Redis) -> None:
     """A killed process cannot count, so an attempt is counted before it begins, for each shard on its own."""
     deliver(worker, *waiting(client))
     first, second = waiting(client)
     for _ in range(N_ATTEMPTS):
-        worker.jobs.begin_attempt(reindexing.id, f"{EMBED}:0")
+        die_at(worker, reindexing, f"{EMBED}:0")
     deliver(worker, second)
     assert worker.jobs.get(reindexing.id).state is JobState.RUNNING
     deliver(worker, first)
-    assert f"{EMBED}:0 was started {N_ATTEMPTS} times" in worker.jobs.get(reindexing.id).error
+    assert f"{EMBED}:0 was started {N_ATTEMPTS} times and each time its process ended" in (
+        worker.jobs.get(reindexing.id).error
+    )
+
+
+def test_a_task_that_is_delivered_again_while_it_works_runs_once(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten deliveries to another process of a task that is alive are dropped, and none counts as a death."""
+    embed, begun = worker_module.reindex.embed_planned_shard, []
+    other = Worker(worker._settings)
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.append(arguments[3])
+        if len(begun) == 1:
+            for _ in range(10):
+                deliver(other, Message(EMBED, (reindexing.id, arguments[3])))
+        return embed(*arguments, **options)
+
+    monkeypatch.setattr(worker_module.reindex, "embed_planned_shard", slow)
+    work_off(worker, client)
+    assert sorted(begun) == [0, 1]
+    assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
+
+
+def test_a_task_at_work_renews_its_lease(
+    calibrated: Store, state_dir: Path, client: redis.Redis, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task may take longer than its lease: another process still does not get it."""
+    settings = load_settings(state_dir=state_dir, store_url=calibrated.url, redelivery_s=10, threads=1)
+    monkeypatch.setattr(worker_module, "_LEASE_S", 0.4)
+    worker, other = Worker(settings), Worker(settings)
+    job = submit(worker.app, worker.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+    plan, begun = worker_module.reindex.plan, []
+
+    def slow(*arguments: Any) -> Any:
+        begun.append(arguments)
+        time.sleep(1.2)
+        if len(begun) == 1:
+            deliver(other, Message(PLAN, (job.id,)))
+        return plan(*arguments)
+
+    monkeypatch.setattr(worker_module.reindex, "plan", slow)
+    deliver(worker, *waiting(client))
+    assert len(begun) == 1
+
+
+def test_a_job_that_waits_shows_why_and_until_when(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store is away the job states it with the time of the next try; it goes on for longer than any count."""
+    left, seen = [9], []
+    load = worker_module.reindex.load_plan
+
+    def away(*arguments: Any) -> Any:
+        seen.append(worker.jobs.get(reindexing.id))
+        if left[0]:
+            left[0] -= 1
+            raise Unavailable("cannot access bucket/plan.json: it does not answer")
+        return load(*arguments)
+
+    deliver(worker, *waiting(client))
+    first, second = waiting(client)
+    monkeypatch.setattr(worker_module.reindex, "load_plan", away)
+    monkeypatch.setattr(worker.app.tasks[EMBED], "retry", refused_retry)
+    for _ in range(9):
+        before = datetime.now(UTC)
+        with pytest.raises(RuntimeError, match="retry in 2 s"):
+            worker.app.tasks[EMBED].apply(args=first.arguments, throw=True)
+        job = worker.jobs.get(reindexing.id)
+        assert job.state is JobState.RUNNING
+        assert job.waiting_for == "cannot access bucket/plan.json: it does not answer"
+        assert 1.9 <= (datetime.fromisoformat(job.next_try_at) - before).total_seconds() <= 3
+        other = ReindexRequest(catalog=CATALOG, manifest_uri="other")
+        with pytest.raises(FailedPrecondition, match=r"It waits, next try at .*: cannot access bucket"):
+            submit(worker.app, worker.jobs, "reindex", dataclasses.replace(other, bundle_digest="b" * 32))
+    deliver(worker, first)
+    deliver(worker, second)
+    work_off(worker, client)
+    done = worker.jobs.get(reindexing.id)
+    assert (done.state, done.waiting_for, done.next_try_at) == (JobState.SUCCEEDED, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/store/x"),
+            "disk full: .*No space left on device.*/store/x",
+        ),
+        (OSError("Couldn't deserialize thrift"), "cannot read .*: Couldn't deserialize thrift"),
+    ],
+)
+def test_a_cause_that_stays_fails_the_job_with_its_text(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, error: OSError, expected: str
+) -> None:
+    """The job ends at the first try with what really went wrong, not with a count of attempts."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker_module.reindex, "plan", fails)
+    assert work_off(worker, client) == [PLAN]
+    failed = worker.jobs.get(reindexing.id)
+    assert failed.state is JobState.FAILED
+    assert re.search(expected, failed.error)
+
+
+def test_a_full_disk_under_the_index_is_named(
+    worker: Worker, reindexing: Job, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAISS reports a full disk as a RuntimeError or not at all; the job names the disk."""
+    put_snapshot = Store.put_snapshot
+
+    def small_disk(*arguments: Any) -> Any:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            return put_snapshot(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    monkeypatch.setattr(Store, "put_snapshot", small_disk)
+    work_off(worker, client)
+    failed = worker.jobs.get(reindexing.id)
+    assert failed.state is JobState.FAILED
+    assert failed.error.startswith("disk full: ")
+
+
+def test_a_job_whose_message_was_lost_is_resumed(
+    calibrated: Store, state_dir: Path, client: redis.Redis, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker may drop a message, or its holder may die elsewhere: a worker that watches sends the first step."""
+    monkeypatch.setattr(worker_module, "_LEASE_S", 0.1)
+    settings = load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1)
+    worker = Worker(settings)
+    job = submit(worker.app, worker.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+    ended = threading.Event()
+    watching = threading.Thread(target=worker.watch, args=(ended,))
+    watching.start()
+    try:
+        assert waiting(client)
+        deadline = time.monotonic() + 20
+        while not client.llen("retrieval"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        ended.set()
+        watching.join()
+    assert waiting(client)[0] == Message(PLAN, (job.id,))
 
 
 @pytest.mark.slow
@@ -391,20 +588,21 @@ def test_an_audit_of_unusable_images_fails_its_job(
 def test_a_scheduled_audit_that_still_runs_is_not_started_again(
     calibrated: Store, state_dir: Path, client: redis.Redis
 ) -> None:
-    """Two ticks of the schedule give one job with the request of the settings."""
-    settings = load_settings(
-        state_dir=state_dir,
-        store_url=calibrated.url,
-        audit_catalog=CATALOG,
-        audit_manifest="images",
-        audit_group_by="maker, camera",
+    """Two ticks give one job with the request that the scheduler sent; the worker has no settings of an audit."""
+    scheduler = load_settings(
+        audit_every_h=1.0, audit_catalog=CATALOG, audit_manifest="images", audit_group_by="maker, camera"
     )
-    worker = Worker(settings)
+    (entry,) = make_app(scheduler).conf.beat_schedule.values()
+    worker = Worker(load_settings(state_dir=state_dir, store_url=calibrated.url))
     for _ in range(2):
-        worker.app.tasks[SCHEDULED_AUDIT].apply(throw=True)
+        worker.app.tasks[entry["task"]].apply(args=json.loads(json.dumps(entry["args"])), throw=True)
     (job,) = worker.jobs.running()
     assert waiting(client) == [Message(AUDIT, (job.id,))] * 2
     assert job.request == {"catalog": CATALOG, "manifest_uri": "images", "group_by": ["maker", "camera"]}
+    other = {"catalog": CATALOG, "manifest_uri": "others", "group_by": []}
+    with capture_logs() as logs:
+        worker.app.tasks[entry["task"]].apply(args=[other], throw=True)
+    assert [log["event"] for log in logs] == ["scheduled_audit_skipped"]
 
 
 @pytest.mark.parametrize("missing", ["audit_every_h", "audit_catalog", "audit_manifest"])
@@ -437,3 +635,73 @@ def test_a_worker_that_breaks_is_no_worker_that_was_stopped(
                 process.send_signal(stop)
                 stop = None
         assert process.wait(60) == code
+
+
+def test_a_job_reads_inside_the_roots_only(
+    calibrated: Store, state_dir: Path, images: Path, labelled_images: Path, tmp_path: Path, client: redis.Redis
+) -> None:
+    """Who starts a job over gRPC reads what RETRIEVAL_IMAGE_ROOTS lists; other rows fail, another table is refused."""
+    settings = load_settings(
+        state_dir=state_dir, store_url=calibrated.url, threads=1, worker_processes=1, image_roots=str(tmp_path)
+    )
+    worker = Worker(settings)
+    outside = submit(worker.app, worker.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+    deliver(worker, *waiting(client))
+    assert "RETRIEVAL_IMAGE_ROOTS" in worker.jobs.get(outside.id).error
+    audit = submit(worker.app, worker.jobs, "audit", AuditRequest(catalog=CATALOG, manifest_uri=str(labelled_images)))
+    for message in waiting(client):
+        deliver(worker, message)
+    assert "RETRIEVAL_IMAGE_ROOTS" in worker.jobs.get(audit.id).error
+    (tmp_path / "table.csv").write_text("id,uri\na,/etc/passwd\nb,/etc/hosts\n")
+    request = ReindexRequest(catalog="other", manifest_uri=str(tmp_path / "table.csv"))
+    mixed = submit(worker.app, worker.jobs, "reindex", request)
+    for _ in range(3):
+        for message in waiting(client):
+            deliver(worker, message)
+    assert worker.jobs.get(mixed.id).state is JobState.FAILED
+    worker.parts.embedder.pool.shutdown()
+
+
+def test_what_a_folder_holds_and_is_no_item_is_in_the_job(
+    worker: Worker, images: Path, tmp_path: Path, client: redis.Redis
+) -> None:
+    """Nothing disappears without a word."""
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "images" / "note.txt").write_text("note")
+    request = ReindexRequest(catalog=CATALOG, manifest_uri=str(tmp_path / "images"))
+    job = submit(worker.app, worker.jobs, "reindex", request)
+    work_off(worker, client)
+    assert worker.jobs.get(job.id).state is JobState.SUCCEEDED
+    assert worker.jobs.get(job.id).passed_over == (
+        "1 passed over (hidden, or left by another program): .hidden.png",
+        "1 passed over (no images): note.txt",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_a_worker_whose_queue_hangs_ends_within_seconds(tmp_path: Path) -> None:
+    """Celery would wait for its queue for a minute."""
+    with embedded_valkey(tmp_path / "other"):
+        url = f"unix://{socket_path(tmp_path / 'other')}"
+        environment = os.environ | {"RETRIEVAL_REDIS_URL": url, "RETRIEVAL_STATE_DIR": str(tmp_path)}
+        client = redis.Redis(unix_socket_path=str(socket_path(tmp_path / "other")))
+        server, deadline = client.info()["process_id"], time.monotonic() + 60
+        with subprocess.Popen(
+            [sys.executable, "-m", "retrieval.edge.cli", "worker"],
+            env=environment | {"RETRIEVAL_WORKER_PROCESSES": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            while not client.exists("_kombu.binding.retrieval"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            os.kill(server, signal.SIGSTOP)
+            try:
+                process.terminate()
+                assert process.wait(15) == 0
+            finally:
+                os.kill(server, signal.SIGCONT)
+                process.kill()

@@ -51,6 +51,8 @@ def test_damaged_snapshot_is_refused_and_the_old_one_serves(running: Running) ->
     try:
         index_file = next(copy / name for name in manifest.files if name.endswith("index.faiss"))
         index_file.write_bytes(index_file.read_bytes()[:100])
+        path = copy / "manifest.json"  # a snapshot under another id would be refused for that alone
+        path.write_text(path.read_text().replace(live, "damaged"))
         request = catalogs_pb2.RollbackRequest(catalog=CATALOG, snapshot_id="damaged")
         with pytest.raises(CorruptArtifact, match="truncated or"):
             running.client.call(running.client.catalogs.Rollback, request)

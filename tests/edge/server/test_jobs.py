@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from retrieval.client import Client, connect
 from retrieval.edge.jobs.embedded import embedded_valkey
@@ -115,3 +118,49 @@ def test_jobs_are_listed_newest_first(served: tuple[Client, Jobs]) -> None:
     assert listed(catalog="nowhere") == []
     with pytest.raises(InvalidInput, match="limit: expected 1 to 1000"):
         listed(limit=0)
+
+
+class HangingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A file system that answers only while its gate is open."""
+
+    protocol = "hanging"
+    store: dict[str, Any] = {}  # noqa: RUF012  # as fsspec wants it
+    pseudo_dirs = [""]  # noqa: RUF012
+    gate = threading.Event()
+
+    def ls(self, path: str, **options: Any) -> Any:
+        assert self.gate.wait(60)
+        return super().ls(path, **options)
+
+    def cat_file(self, path: str, **options: Any) -> Any:
+        assert self.gate.wait(60)
+        return super().cat_file(path, **options)
+
+
+@pytest.mark.slow
+def test_a_store_that_hangs_does_not_keep_jobs_from_being_read(tmp_path: Path) -> None:
+    """Twice as many calls wait for the store as it has threads; jobs, also finished ones, are reported all the same."""
+    fsspec.register_implementation("hanging", HangingFileSystem, clobber=True)
+    HangingFileSystem.gate.set()
+    settings = load_settings(
+        state_dir=tmp_path / "state", store_url="hanging://store", address="127.0.0.1:0", refresh_s=3600, threads=1
+    )
+    with embedded_valkey(settings.state_dir), Serving(settings) as port, connect(f"127.0.0.1:{port}") as client:
+        jobs = Jobs(redis_url(settings))
+        running = jobs.start("reindex", "shop", {"manifest_uri": "a"})
+        done = jobs.start("reindex", "hats", {"manifest_uri": "a"})
+        jobs.succeed(done.id, "snapshot")
+        HangingFileSystem.gate.clear()
+        try:
+            request = catalogs_pb2.ListSnapshotsRequest(catalog="shop")
+            waiting = [client.catalogs.ListSnapshots.future(request, timeout=60) for _ in range(40)]
+            time.sleep(0.5)
+            started = time.monotonic()
+            assert get(client, running.id).id == running.id
+            assert time.monotonic() - started < 2
+            assert get(client, done.id).state == jobs_pb2.JOB_STATE_SUCCEEDED
+            assert time.monotonic() - started < 12, "it waits some seconds for the new snapshot"
+        finally:
+            HangingFileSystem.gate.set()
+        codes = {call.code().name for call in waiting}
+    assert codes == {"NOT_FOUND"}

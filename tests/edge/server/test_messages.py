@@ -161,7 +161,7 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     """Each field of the message comes from the field of the same name; no field stays at its default."""
     choice = replace(cosine_point.choice, confidence=0.9)  # not the default
     cosine_point = replace(cosine_point, choice=choice)
-    message = operating_point_message(cosine_point, active=active)
+    message = operating_point_message(cosine_point, active=active, needs_reindex=["shop"])
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
     for name in ("far", "tar", "confidence", "n_classes", "n_images"):
@@ -174,6 +174,7 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     assert message.target == str(choice.target)
     assert message.created_at.ToDatetime(UTC) == time_of(cosine_point.created_at)
     assert message.active == active
+    assert message.needs_reindex == ["shop"]
     unset = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
     assert unset <= ({"tar", "far"} if active else {"tar", "far", "active"})
 

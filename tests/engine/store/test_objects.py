@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.engine.store.objects import Objects
-from retrieval.errors import CorruptArtifact, Unavailable
+from retrieval.errors import CorruptArtifact, OutOfSpace, Unavailable
 
 # Writes an object and dies where its temporary file is complete but not yet renamed.
 KILLED_WRITER = """
@@ -188,3 +191,72 @@ def test_an_artefact_that_is_damaged_in_the_cache_is_fetched_once_more(tmp_path:
     local.put("a/file", b"bad")
     with pytest.raises(CorruptArtifact, match="found bad"):
         local.opened("a", text)
+
+
+@pytest.mark.parametrize("name", ["my store", "bücher", "a::b", "100%", "a%20b"])
+def test_a_store_lies_in_the_folder_that_its_name_says(tmp_path: Path, name: str) -> None:
+    """Whether its URL is percent-encoded or not."""
+    Objects((tmp_path / name).as_uri()).put("folder/object", b"1")
+    assert (tmp_path / name / "folder" / "object").read_bytes() == b"1"
+    for url in (str(tmp_path / name), f"file://{tmp_path}/{name}", (tmp_path / name).as_uri()):
+        assert Objects(url).get("folder/object") == b"1"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_errors_of_every_library_make_the_store_unavailable(tmp_path: Path) -> None:
+    """Botocore's and aiohttp's are no OSError."""
+
+    class AwayError(Exception):
+        pass
+
+    class Away:
+        def __getattr__(self, name: str) -> object:
+            def fail(*_: object, **__: object) -> None:
+                raise AwayError("away")
+
+            return fail if name != "invalidate_cache" else lambda *_: None
+
+    objects = Objects("memory://away", cache=tmp_path)
+    objects._fs = Away()
+    for call in (
+        lambda: objects.get("a"),
+        lambda: objects.exists("a"),
+        lambda: objects.put("a", b""),
+        lambda: objects.delete("a"),
+        lambda: objects.names("a"),
+        lambda: objects.local("a"),
+    ):
+        with pytest.raises(Unavailable, match="memory://away/a: away"):
+            call()
+
+
+def test_copies_of_a_remote_store_are_bounded(tmp_path: Path) -> None:
+    """What was not used for the longest time goes first; a copy in use stays, what a killed writer left goes."""
+    cache = tmp_path / "cache"
+    objects = Objects(f"memory:///{uuid.uuid4().hex}", cache=cache, cache_bytes=25_000)
+    for name in "abcd":
+        objects.put(f"{name}/file", bytes(10_000))
+    paths = {}
+    for age, name in ((3000, "a"), (4000, "b"), (2000, "c")):
+        paths[name] = objects.local(name)
+        os.utime(paths[name], (time.time() - age,) * 2)
+    (cache / ".left").write_bytes(b"x")
+    os.utime(cache / ".left", (time.time() - 9000,) * 2)
+    objects.local("b")  # it is in use now
+    objects.local("d")
+    assert [name for name in "abc" if paths[name].exists()] == ["b"]
+    assert not (cache / ".left").exists()
+    assert len((objects.local("a") / "file").read_bytes()) == 10_000
+
+
+def test_a_full_disk_is_named(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no store that is away for a moment: another try meets it again."""
+    objects.put("a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutOfSpace, match=r"^disk full: cannot write .*/a: .*No space left on device"):
+        objects.put("a", b"new")
+    assert objects.get("a") == b"old"

@@ -67,3 +67,20 @@ def test_usage_errors(tmp_path: Path, training: Callable[..., tuple[int, str, st
         found, out, err = training(*arguments)
         assert (found, out) == (code, ""), err
         assert expected in err
+
+
+def test_what_is_no_image_is_reported(tmp_path: Path, training: Callable[..., tuple[int, str, str]]) -> None:
+    """By every command that reads a folder, to stderr and in the JSON."""
+    data = write_class_folders(tmp_path / "data", n_classes=20, n_images=2)
+    (data / ".ipynb_checkpoints").mkdir()
+    (data / ".ipynb_checkpoints" / "a.png").write_bytes(encoded(noise(8)))
+    (data / "again").symlink_to(next(path for path in sorted(data.iterdir()) if not path.name.startswith(".")))
+    expected = [
+        "1 passed over (hidden, or left by another program): .ipynb_checkpoints",
+        "1 passed over (links to folders that are read under another name): again",
+    ]
+    for arguments in (("split", data, "--out", tmp_path / "my"), ("duplicates", data)):
+        code, out, err = training(*arguments, "--json")
+        assert code == 0, err
+        assert json.loads(out)["passed_over"] == expected
+        assert all(sentence in err for sentence in expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -99,17 +100,47 @@ def test_unreadable_images_are_reported(kept: dict[str, list[Item]], tmp_path: P
     assert report.n_images == 25
 
 
-def test_the_quick_search_misses_nothing() -> None:
-    """Against all pairs, one by one."""
+def near_blank(number: int) -> Image.Image:
+    noise = np.random.default_rng(number).normal(0, 3, (32, 32, 1)).repeat(3, axis=2)
+    return Image.fromarray(np.clip(245 + noise, 0, 255).astype(np.uint8))
+
+
+def test_near_blank_pages_are_a_group(kept: dict[str, list[Item]], tmp_path: Path) -> None:
+    """Not listed pair by pair, and yet every page that has a harmful twin is named."""
+    names = [keep(kept, tmp_path, "new", f"blank {page % 3}", encoded(near_blank(page))) for page in range(60)]
+    report = found(kept)
+    assert len(report.harmful) + report.n_harmless == 59
+    assert {name for pair in report.harmful for name in pair.ids} == set(names)
+    assert all(pair.labels[0] != pair.labels[1] for pair in report.harmful)
+
+
+@pytest.mark.parametrize("kinds", [1, 4, 48])
+def test_the_quick_search_misses_nothing(kinds: int) -> None:
+    """Against all pairs, one by one: the same pictures are connected, by pairs of different kinds where there are."""
     rng = np.random.default_rng(0)
     thumbnails = rng.integers(0, 256, (12, 16, 16, 3)).repeat(4, axis=0) + rng.integers(-6, 7, (48, 16, 16, 3))
     thumbnails = thumbnails.clip(0, 255).astype(np.uint8)
+    kind_of = np.arange(48) % kinds
     for tolerance in (1.0, 5.0, 5.3):
-        expected = set()
+        expected = {}
         for one in range(48):
             for other in range(one + 1, 48):
                 distance = np.sqrt(np.mean((thumbnails[one].astype(float) - thumbnails[other]) ** 2))
                 if distance <= tolerance:
-                    expected.add((one, other, round(float(distance), 3)))
-        assert {(a, b, round(d, 3)) for a, b, d in _similar(thumbnails, tolerance)} == expected
+                    expected[one, other] = float(distance)
+        pairs = {(one, other): difference for one, other, difference in _similar(thumbnails, kind_of, tolerance)}
+        assert pairs == {pair: pytest.approx(expected[pair], abs=1e-3) for pair in pairs}
+        assert components(pairs) == components(expected)
+        assert len(pairs) == sum(len(rows) - 1 for rows in components(expected))
+        across = [pair for pair in expected if kind_of[pair[0]] != kind_of[pair[1]]]
+        assert components([pair for pair in pairs if pair in across]) == components(across)
     assert len(expected) > 10
+
+
+def components(pairs: Iterable[tuple[int, int]]) -> set[frozenset[int]]:
+    """The rows that pairs connect."""
+    of: dict[int, frozenset[int]] = {}
+    for pair in pairs:
+        joined = frozenset().union(*(of.get(row, frozenset({row})) for row in pair))
+        of |= dict.fromkeys(joined, joined)
+    return set(of.values())

@@ -85,10 +85,11 @@ def test_a_class_with_one_image_is_remarked_on(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_refused_before_it_is_filled(training_items: list[Item], tmp_path: Path) -> None:
     """More bytes than any disk has: the message says how many, and what to do; nothing is left behind."""
-    vast = replace(PREPROCESSING, resize=3_000_000)
-    n_bytes = f"{len(training_items) * 3_000_000**2 * 3:,}"
+    vast = replace(PREPROCESSING, resize=16_384)
+    many = training_items * 10_000
+    n_bytes = f"{len(many) * 16_384**2 * 3:,}"
     with pytest.raises(InvalidInput, match=rf'need {n_bytes} bytes, .* data\.cache = "none"'):
-        open_training_images(training_items, vast, configured().data, cache=tmp_path, progress=ignore)
+        open_training_images(many, vast, configured().data, cache=tmp_path, progress=ignore)
     assert list(tmp_path.iterdir()) == []
 
 

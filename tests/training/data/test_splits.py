@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_impossible_splits_are_refused() -> None:
         split_by_class(items(8), SHARES, seed=0)
     with pytest.raises(InvalidInput, match="every item needs a label"):
         split_by_class([Item(id="a", uri="a", label="", attributes={})], SHARES, seed=0)
+
+
+def test_one_long_label_does_not_take_room_for_each_class(tmp_path: Path) -> None:
+    """An array of text is as wide as its longest; the same seed gives the same split as with short names."""
+    items = [Item(id=str(i), uri="x", label=f"class {i // 2:05}", attributes={}) for i in range(4000)]
+    long = [Item(id=i.id, uri="x", label=i.label + "x" * 5000 * (i.id == "0"), attributes={}) for i in items]
+    tracemalloc.start()
+    parts = split_by_class(long, {"new": 0.2}, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000
+    expected = split_by_class(items, {"new": 0.2}, seed=0)
+    assert {name: [item.id for item in part] for name, part in parts.items()}.keys() == expected.keys()

@@ -47,7 +47,7 @@ def test_figures_are_those_of_the_mathematics(drawn: tuple[np.ndarray, list[str]
     recall = recall_at_k(vectors, k=(1, 2, 4, 8))
     assert [evaluation.r_at_1, evaluation.r_at_2, evaluation.r_at_4, evaluation.r_at_8] == list(recall.values())
     assert evaluation.map_at_r == map_at_r(vectors)
-    distance, log_far, around = evaluation.consistency
+    distance, log_far, around, decades = evaluation.consistency
     assert (distance.axis, log_far.axis, around.axis) == ("distance", "log_far", "log_far")
     assert (distance.opis, distance.floor, distance.debiased) == (
         evaluation.opis,
@@ -57,6 +57,7 @@ def test_figures_are_those_of_the_mathematics(drawn: tuple[np.ndarray, list[str]
     expected = consistency_report(vectors, OpisOptions(axis="log_far"), rng=np.random.default_rng(0))
     assert (log_far.opis, log_far.debiased, log_far.eps_opis) == (expected.value, expected.debiased, expected.eps_opis)
     assert (around.far_low, around.far_high) == (pytest.approx(10**-2.5, rel=0.05), pytest.approx(10**-1.5, rel=0.05))
+    assert (decades.far_low, decades.far_high) == (pytest.approx(1e-3, rel=0.05), pytest.approx(1e-1, rel=0.05))
     tars = {rate.far: rate.tar for rate in evaluation.tar_at_far}
     assert list(tars) == [1e-1, 1e-2, 1e-3]
     assert tars[1e-2] == evaluation.tar

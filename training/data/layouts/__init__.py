@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.files import suffix_of
+from retrieval.contract.manifest import read_source
+from retrieval.contract.tables import TABLE_SUFFIXES
 from retrieval.errors import EmptyCatalog, InvalidInput, InvalidManifest
 from training.config import suggestion
 from training.data.layouts import cars_196, inaturalist_2018, text_tables
@@ -45,12 +47,12 @@ def read_layout(source: str, name: str = AUTO) -> Layout:
         hint = suggestion(name, (AUTO, PLAIN, *LAYOUTS))
         raise InvalidInput(f"layout: expected one of {', '.join((AUTO, PLAIN, *LAYOUTS))}, found {name!r}{hint}")
     if name == PLAIN or (name == AUTO and _is_file(source)):
-        return Layout(known=read_manifest(source), new=None)
+        return _plain(source)
     tree = Tree.open(source)
     if name == AUTO:
         name = next((candidate for candidate, layout in LAYOUTS.items() if layout.fits(tree)), PLAIN)
         if name == PLAIN:
-            return Layout(known=read_manifest(source), new=None)
+            return _plain(source)
     if not LAYOUTS[name].fits(tree):
         expected = " or ".join(" and ".join(names) for names in LAYOUTS[name].markers)
         raise InvalidManifest(f"{source}: expected the folder of {name} with {expected}, found none of them")
@@ -62,5 +64,10 @@ def read_layout(source: str, name: str = AUTO) -> Layout:
     return layout
 
 
+def _plain(source: str) -> Layout:
+    found = read_source(source)
+    return Layout(known=found.items, new=None, passed_over=found.passed_over)
+
+
 def _is_file(source: str) -> bool:
-    return source.lower().endswith((".csv", ".parquet", ".jsonl"))
+    return suffix_of(source) in TABLE_SUFFIXES

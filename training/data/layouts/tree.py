@@ -8,18 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
-
+from retrieval.contract.files import Place as Folder
+from retrieval.contract.files import failing_as
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The images of a data set. new: those of its test classes, None if it prescribes no split by class."""
+    """The images of a data set. new: those of its test classes, None if it prescribes no split by class.
+
+    passed_over: see `retrieval/contract/manifest.py`.
+    """
 
     known: Sequence[Item]
     new: Sequence[Item] | None
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,25 +39,20 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A folder on any file system that fsspec supports, with the names of all files in it."""
+    """A folder on any file system that fsspec supports, with the names of all files in it that are not hidden."""
 
     root: str
-    _filesystem: Any
-    _folder: str
+    _folder: Folder
     _files: frozenset[str] = field(repr=False)
 
     @classmethod
     def open(cls, root: str) -> "Tree":
         """Open the folder at a path or URL. Raises InvalidManifest if there is none."""
-        try:
-            filesystem, folder = fsspec.core.url_to_fs(root)
-            if not filesystem.isdir(folder):
+        with failing_as(InvalidManifest, f"{root} cannot be opened"):
+            folder = Folder.of(root)
+            if not folder.is_folder():
                 raise InvalidManifest(f"{root}: expected the folder of a data set, found none")
-        except (ValueError, ImportError) as error:  # an unknown protocol, or one whose package is not installed
-            raise InvalidManifest(f"{root} cannot be opened: {error}") from error
-        prefix = folder.rstrip("/") + "/"
-        files = frozenset(path.removeprefix(prefix) for path in filesystem.find(folder))
-        return cls(root, filesystem, prefix, files)
+            return cls(root, folder, frozenset(folder.walk().files))
 
     def has(self, *names: str) -> bool:
         """Return whether all of these files exist; names are paths from the root."""
@@ -82,8 +81,8 @@ class Tree:
         """Read the bytes of a file. Raises InvalidManifest if it is missing."""
         if not self.has(name):
             raise InvalidManifest(f"{self.root}: expected the file {name}, found none")
-        data: bytes = self._filesystem.cat_file(self._folder + name)
-        return data
+        with failing_as(InvalidManifest, f"{self.root}/{name} cannot be read"):
+            return self._folder.inside(name).read_file()
 
     def mat(self, name: str) -> dict[str, Any]:
         """Read the variables of a MATLAB file, structs as records. Raises InvalidManifest if it cannot be read."""
@@ -100,8 +99,7 @@ class Tree:
         """Make an item of the image at `path` from the root; the path is its id. Raises InvalidManifest if missing."""
         if path not in self._files:
             raise InvalidManifest(f"{place}: names the image {path}, which is not in {self.root}")
-        uri = self._filesystem.unstrip_protocol(self._folder + path)
-        return Item(id=path, uri=uri, label=label, attributes=attributes)
+        return Item(id=path, uri=self._folder.inside(path).url, label=label, attributes=attributes)
 
 
 @dataclass(frozen=True, slots=True)

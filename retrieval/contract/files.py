@@ -1,0 +1,344 @@
+"""Reads the files and folders that paths and URLs name, in the same way in training and in serving.
+
+Decides what a name means, what is tried again and which error each library's error becomes. `manifest.py` decides which
+files are images. Local files need no library; fsspec, which is slow to import, reads everything else.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote, urljoin, urlsplit
+
+from retrieval.errors import RetrievalError
+
+_Result = TypeVar("_Result")
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
+# fsspec reads every `::` as a link of a chain. Only after these file systems is it one, elsewhere it is part of a name.
+_ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
+_WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
+_LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
+_WEB = ("http", "https")
+
+_CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
+_CHUNK_BYTES = 64 * 1024
+_PAUSES_S = (0.2, 1.0)  # before the second and the third try
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
+
+# Names of files and folders that programs leave between a user's own, beside all those that begin with a dot.
+_SYSTEM_NAMES = frozenset(
+    {
+        "__macosx",
+        "__pycache__",
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+    }
+)
+
+
+@contextlib.contextmanager
+def failing_as(
+    error_class: type[RetrievalError], what: str, *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Raise `error_class` for every error of a file system in the block except `but`; `what` begins its message.
+
+    Each file system raises errors of its own library (aiohttp, botocore, zipfile), which have no common class.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (RetrievalError, *but)):
+            raise
+        raise error_class(f"{what}: {str(error) or type(error).__name__}") from error
+
+
+def is_absolute(name: str) -> bool:
+    """Return True for a URL, a chain of file systems or an absolute path; False for a path relative to something."""
+    return name.startswith("/") or _URL.match(name) is not None or _is_chain(name)
+
+
+def local_path(name: str) -> Path | None:
+    """Return the path that a path or file:// URL names; None for any other URL.
+
+    Some programs percent-encode file:// URLs and others do not: the file that exists is meant, and if neither does, the
+    decoded name. In a path, % is a letter like any other.
+    """
+    if _is_chain(name):
+        return None
+    protocol, found, rest = name.partition("://")
+    if found and protocol in ("file", "local"):
+        literal = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
+    elif name.startswith("file:/"):
+        literal = name.removeprefix("file:")
+    elif _URL.match(name):
+        return None
+    else:
+        path = Path(name)
+        return path.expanduser() if name.startswith("~/") and not path.exists() else path
+    if "%" in literal and not os.path.lexists(literal):
+        return Path(unquote(literal, errors="surrogateescape"))
+    return Path(literal)
+
+
+def suffix_of(name: str) -> str:
+    """Return the lower-case suffix of a path or URL; a query string does not hide it."""
+    if name.partition("://")[0].lower() in _WEB:
+        name = unquote(urlsplit(name).path)
+    return PurePosixPath(name).suffix.lower()
+
+
+def is_loopback(url: str) -> bool:
+    """Return True if a URL names this machine by its loopback address, which no proxy can reach."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def read_file(name: str, most: int | None = None) -> bytes:
+    """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
+
+    Raises OSError and the errors of the library that reads: see `failing_as`. Only a regular file is read, because a
+    pipe or a device may never end.
+    """
+    path = local_path(name)
+    return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The files of a folder, sorted, as paths inside it; `passed_over`: those left out, with the reason of each."""
+
+    files: list[str]
+    passed_over: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file or folder on a file system of fsspec. Its methods raise the errors of the library that reads."""
+
+    filesystem: Any
+    path: str
+    _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
+
+    @classmethod
+    def of(cls, name: str, **limits: Any) -> "Place":
+        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
+
+        limits: further options of the file system of a remote URL.
+        """
+        import fsspec
+
+        if (path := local_path(name)) is not None:
+            return cls(fsspec.filesystem("file"), str(path.absolute()))
+        if _is_chain(name):
+            first, rest = _LINK.split(name, 1) if _LINK.search(name) else (name, "")
+            if (target := local_path(rest)) is not None:
+                rest = f"file://{target.absolute()}"
+            protocol, found, member = first.partition("://")
+            if protocol in _ARCHIVES and found:
+                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}")
+                return cls(filesystem, member.strip("/"), (protocol, rest))
+            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
+        protocol = name.partition("://")[0].lower()
+        kind = fsspec.get_filesystem_class(protocol)
+        options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
+        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it is read by HTTP, which has no folders, only pages with links."""
+        return self.path.partition("://")[0].lower() in _WEB
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine."""
+        return self.filesystem.protocol in ("file", ("file", "local"))
+
+    def is_folder(self) -> bool:
+        """Return True if it is a folder."""
+        return bool(_retried(lambda: self.filesystem.isdir(self.path)))
+
+    def is_file(self) -> bool:
+        """Return True if it is a file."""
+        if self.is_web:
+            return bool(_retried(lambda: self.filesystem.exists(self.path, strict=True)))
+        return bool(_retried(lambda: self.filesystem.isfile(self.path)))
+
+    def inside(self, relative: str) -> "Place":
+        """Return the place of a path inside this folder."""
+        joined = f"{self.path.rstrip('/')}/{relative}" if self.path else relative
+        return Place(self.filesystem, joined, self._archive)
+
+    def beside(self, relative: str) -> str:
+        """Return the URL of a path that is relative to the folder of this file."""
+        if self.is_web:
+            return urljoin(self.path, relative if relative.startswith("/") else f"./{relative}")
+        parent = PurePosixPath(self.path).parent
+        return Place(self.filesystem, str(parent / relative), self._archive).url
+
+    @property
+    def url(self) -> str:
+        """The name by which every process finds it again."""
+        if self._archive is not None:
+            protocol, rest = self._archive
+            return f"{protocol}://{self.path}::{rest}"
+        return f"file://{self.path}" if self.is_local else str(self.filesystem.unstrip_protocol(self.path))
+
+    def read_file(self, most: int | None = None) -> bytes:
+        """Return the bytes of the file, or its first `most`, with a few tries."""
+        if self.is_local:
+            return _read_regular(Path(self.path), most)
+        return _retried(lambda: self._read_once(most))
+
+    def _read_once(self, most: int | None) -> bytes:
+        if self.is_web:
+            import fsspec
+
+            data: bytes = fsspec.asyn.sync(self.filesystem.loop, _get, self.filesystem, self.path, most)
+            return data
+        with self.filesystem.open(self.path, "rb") as file:
+            return bytes(file.read() if most is None else file.read(most))
+
+    def walk(self) -> Walk:
+        """List the files of a folder and of its sub-folders. Links to folders are followed, each folder once."""
+        return _walk_local(self.path) if self.is_local else self._walk_remote()
+
+    def _walk_remote(self) -> Walk:
+        prefix = f"{self.path.rstrip('/')}/" if self.path else ""
+        names = _retried(lambda: sorted(self.filesystem.find(self.path)))
+        files: list[str] = []
+        hidden: dict[str, None] = {}
+        for name in names:
+            inside = name.removeprefix(prefix)
+            if (
+                not inside or inside.endswith("/") or (self.is_web and urlsplit(name).query)
+            ):  # an index page sorts itself
+                continue
+            parts = inside.split("/")
+            first = next((n for n, part in enumerate(parts, start=1) if is_hidden(part)), 0)
+            if first:
+                hidden["/".join(parts[:first])] = None
+            else:
+                files.append(inside)
+        return Walk(files, [(name, HIDDEN) for name in hidden])
+
+
+HIDDEN = "hidden, or left by another program"
+LINKED_AGAIN = "links to folders that are read under another name"
+NOT_REGULAR = "pipes, sockets or devices"
+
+
+def is_hidden(name: str) -> bool:
+    """Return True for a file or folder name that a user did not give: hidden, or left by another program."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _walk_local(root: str) -> Walk:
+    files: list[str] = []
+    passed_over: list[tuple[str, str]] = []
+    seen: set[tuple[int, int]] = set()
+    real_root = Path(root).resolve()
+    folders: list[str] = [""]
+    links: list[str] = []
+    while folders or links:
+        # the real tree first: a folder keeps its own name, and a link to it is the second name
+        inside = folders.pop() if folders else links.pop(0)
+        folder = Path(root, inside)
+        state = folder.stat()
+        if (state.st_dev, state.st_ino) in seen or (inside and real_root.is_relative_to(folder.resolve())):
+            passed_over.append((inside, LINKED_AGAIN))
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda found: found.name):
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                if is_hidden(entry.name):
+                    passed_over.append((name, HIDDEN))
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(name)
+                elif entry.is_file() or entry.is_symlink():  # a link to nothing fails by its name when it is read
+                    files.append(name)
+                else:
+                    passed_over.append((name, NOT_REGULAR))
+        links.sort()
+    return Walk(sorted(files), sorted(passed_over))
+
+
+def _is_chain(name: str) -> bool:
+    first, found, _ = name.partition("::")
+    return bool(found) and first.partition("://")[0] in _WRAPPERS
+
+
+def _read_regular(path: Path, most: int | None) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for its writer
+    with open(descriptor, "rb") as file:  # noqa: PTH123  # a descriptor has no path
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "expected a regular file, found a pipe, socket or device", str(path))
+        return file.read() if most is None else file.read(most)
+
+
+def _web_options(url: str) -> dict[str, Any]:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=_WHOLE_S, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    # trust_env: use the proxies of the environment
+    return {"client_kwargs": {"timeout": timeout, "trust_env": not is_loopback(url)}}
+
+
+async def _get(filesystem: Any, url: str, most: int | None) -> bytes:
+    """Read a URL, no further than `most` bytes even if its server sends more."""
+    session = await filesystem.set_session()
+    data = bytearray()
+    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as response:
+        if response.status in (404, 410):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+        response.raise_for_status()
+        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+            data += chunk
+            if most is not None and len(data) >= most:
+                return bytes(data[:most])
+    return bytes(data)
+
+
+def _retried(read: Callable[[], _Result]) -> _Result:
+    for pause in _PAUSES_S:
+        try:
+            return read()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(pause)
+    return read()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return True for an error that the next try may not meet: a busy server or a broken connection."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status in _BUSY
+    if isinstance(error, (TimeoutError, ValueError)):  # waited long already; a wrong URL
+        return False
+    return isinstance(error, (ConnectionError, aiohttp.ClientError))

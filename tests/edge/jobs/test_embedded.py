@@ -1,0 +1,133 @@
+"""The embedded Valkey: shared by its users, started again after a kill, gone with the last user."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from retrieval.edge.jobs.embedded import embedded_valkey, is_running, socket_path
+from retrieval.edge.jobs.records import Jobs
+
+USER = """
+import sys
+from pathlib import Path
+from retrieval.edge.jobs.embedded import embedded_valkey
+with embedded_valkey(Path(sys.argv[1])):
+    print("in use", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def user_of(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that uses the Valkey until its input gets a line."""
+    command = [sys.executable, "-c", USER, str(state_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in use\n"
+        yield process
+        process.kill()
+
+
+def servers_of(state_dir: Path) -> list[psutil.Process]:
+    """Valkey servers of a state folder, without their keepers."""
+    found = []
+    for process in psutil.process_iter(["name", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if str(socket_path(state_dir)) in command and "keeper.py" not in command:
+            found.append(process)
+    return found
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_replaced(state_dir: Path, old: psutil.Process) -> bool:
+    found = servers_of(state_dir)
+    return len(found) == 1 and found != [old] and is_running(state_dir)
+
+
+def test_users_that_start_together_share_one_server(tmp_path: Path) -> None:
+    """Two servers would write to one file."""
+    together = threading.Barrier(5)
+
+    def use() -> None:
+        with embedded_valkey(tmp_path):
+            together.wait(30)
+            together.wait(30)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    together.wait(30)
+    assert is_running(tmp_path)
+    assert len(servers_of(tmp_path)) == 1
+    together.wait(30)
+    for thread in threads:
+        thread.join()
+    assert servers_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("ending", ["in order", "killed"])
+def test_the_server_lives_as_long_as_one_of_its_users(tmp_path: Path, ending: str) -> None:
+    """The user that started it ends: the other one goes on with the same server. After the last one nothing is left."""
+    with user_of(tmp_path) as first:
+        with user_of(tmp_path) as second:
+            servers = servers_of(tmp_path)
+            assert len(servers) == 1
+            jobs = Jobs(f"unix://{socket_path(tmp_path)}")
+            jobs.start("reindex", "shoes", {})
+            if ending == "killed":
+                first.kill()
+            else:
+                assert first.stdin is not None
+                first.stdin.write("\n")
+                first.stdin.flush()
+            first.wait(30)
+            time.sleep(1)
+            assert servers_of(tmp_path) == servers
+            assert [job.catalog for job in jobs.running()] == ["shoes"]
+            assert second.stdin is not None
+            if ending == "killed":
+                second.kill()
+            else:
+                second.stdin.write("\n")
+                second.stdin.flush()
+            second.wait(30)
+            eventually(lambda: servers_of(tmp_path) == [])
+        assert not is_running(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.timeout(120)
+def test_a_killed_server_is_started_again_by_a_user(tmp_path: Path) -> None:
+    """Whichever of server and keeper is killed, there is one server again within seconds, with the jobs of before."""
+    with embedded_valkey(tmp_path):
+        jobs = Jobs(f"unix://{socket_path(tmp_path)}")
+        jobs.start("reindex", "shoes", {})
+        time.sleep(1.1)  # the file is synced every second
+        for victim in ("server", "keeper", "server"):
+            (server,) = servers_of(tmp_path)
+            process = server if victim == "server" else server.parent()
+            assert process is not None
+            process.kill()
+            eventually(partial(is_replaced, tmp_path, server))
+            assert [job.catalog for job in jobs.running()] == ["shoes"]
+    assert servers_of(tmp_path) == []
