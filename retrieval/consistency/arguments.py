@@ -74,7 +74,7 @@ def _as(wanted: Any, value: Any, name: str) -> Any:
         try:
             return _as_one(option, value, name)
         except (InvalidInput, InvalidEmbeddings) as error:
-            refusals.append(error)
+            refusals.append(error.with_traceback(None))  # a frame in a cycle would keep the arrays alive
     if len(refusals) == 1:
         raise refusals[0]
     raise InvalidInput(f"{name}: expected {' or '.join(_words(option) for option in options)}, found {_found(value)}")

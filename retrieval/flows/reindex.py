@@ -70,7 +70,7 @@ class Plan:
     request: ReindexRequest
     n_items: Count
     n_shards: Count
-    passed_over: tuple[str, ...] = ()
+    passed_over: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

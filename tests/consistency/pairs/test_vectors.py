@@ -124,5 +124,5 @@ def test_families_hold_whole_classes() -> None:
         labelled(rows, ["a", "a", "b", "c"], families=["x", "y", "z", "z"])
     with pytest.raises(InvalidEmbeddings, match="found 1 for 4 labels"):
         labelled(rows, labels, families=["x"])
-    with pytest.raises(InvalidEmbeddings, match="families must be strings"):
+    with pytest.raises(InvalidInput, match="families: expected a sequence or None, found list"):
         labelled(rows, labels, families=["x", 1, "x", "x"])  # type: ignore[list-item]  # callers without types

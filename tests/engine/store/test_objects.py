@@ -226,7 +226,7 @@ def test_errors_of_every_library_make_the_store_unavailable(tmp_path: Path) -> N
         lambda: objects.names("a"),
         lambda: objects.local("a"),
     ):
-        with pytest.raises(Unavailable, match="memory://away/a: away"):
+        with pytest.raises(Unavailable, match=r"memory://away/a: .*away"):
             call()
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidManifest
-from training.data.layouts.tree import Layout, Place, Tree
+from training.data.layouts.tree import Layout, Reference, Tree
 
 _ALL = "cars_annos.mat"
 _META, _TRAIN = "devkit/cars_meta.mat", "devkit/cars_train_annos.mat"
@@ -32,7 +32,7 @@ _LAST_KNOWN = 98
 
 MARKERS = ((_ALL,), *((_META, _TRAIN, test) for test in _TEST), (_NAMES, _TRAIN_LINES, _TEST_LINES))
 
-_Entry = tuple[Place, str, int]  # where it was read, path of the image from the root, number of the class
+_Entry = tuple[Reference, str, int]  # where it was read, path of the image from the root, number of the class
 
 
 def read(tree: Tree) -> Layout:
@@ -65,7 +65,7 @@ def _from_mat(tree: Tree, name: str, *, path: str, folder: str) -> list[_Entry]:
     if missing := {path, "class"}.difference(annotations.dtype.names or ()):
         raise InvalidManifest(f"{tree.root}/{name}: annotations have no field {', '.join(sorted(missing))}")
     return [
-        (Place(path=f"{tree.root}/{name}", line=row), f"{folder}{entry[path]}", int(entry["class"]))
+        (Reference(path=f"{tree.root}/{name}", line=row), f"{folder}{entry[path]}", int(entry["class"]))
         for row, entry in enumerate(annotations, start=1)
     ]
 
@@ -85,7 +85,7 @@ def _from_lines(tree: Tree, file: str, part: str, names: list[str]) -> Iterator[
         yield line.place, f"{_FOLDERS}/{part}/{folder}/{line.values[0]}", number
 
 
-def _name(names: list[str], number: int, place: Place) -> str:
+def _name(names: list[str], number: int, place: Reference) -> str:
     if not 1 <= number <= len(names):
         raise InvalidManifest(f"{place}: expected a class from 1 to {len(names)}, found {number}")
     return names[number - 1]

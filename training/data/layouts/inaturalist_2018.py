@@ -14,7 +14,7 @@ from typing import Any
 
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidManifest
-from training.data.layouts.tree import Layout, Place, Tree
+from training.data.layouts.tree import Layout, Reference, Tree
 
 _TRAIN, _TEST = "Inaturalist_train_set1.txt", "Inaturalist_test_set1.txt"
 _FOLDERS = ("Inat_dataset_splits/", "")
@@ -48,14 +48,14 @@ def _from_json(tree: Tree, name: str) -> list[Item]:
         ) from error
     items = []
     for number, image in enumerate(images, start=1):
-        place = Place(path=f"{tree.root}/{name} annotations", line=number)
+        place = Reference(path=f"{tree.root}/{name} annotations", line=number)
         if image not in paths:
             raise InvalidManifest(f"{place}: image {image} is not among the images")
         items.append(_item(tree, paths[image], place))
     return items
 
 
-def _item(tree: Tree, path: str, place: Place) -> Item:
+def _item(tree: Tree, path: str, place: Reference) -> Item:
     folders = path.split("/")
     if len(folders) < 3:
         raise InvalidManifest(f"{place}: expected train_val2018/Supercategory/class/name.jpg, found {path!r}")

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from retrieval.contract.files import Place as Folder
-from retrieval.contract.files import failing_as
+from retrieval.contract.files import Place, failing_as
 from retrieval.contract.manifest import Item
 from retrieval.errors import InvalidManifest
 
@@ -27,7 +26,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Reference:
     """The file and line of a value, for messages."""
 
     path: str
@@ -42,14 +41,14 @@ class Tree:
     """A folder on any file system that fsspec supports, with the names of all files in it that are not hidden."""
 
     root: str
-    _folder: Folder
+    _folder: Place
     _files: frozenset[str] = field(repr=False)
 
     @classmethod
     def open(cls, root: str) -> "Tree":
         """Open the folder at a path or URL. Raises InvalidManifest if there is none."""
         with failing_as(InvalidManifest, f"{root} cannot be opened"):
-            folder = Folder.of(root)
+            folder = Place.of(root)
             if not folder.is_folder():
                 raise InvalidManifest(f"{root}: expected the folder of a data set, found none")
             return cls(root, folder, frozenset(folder.walk().files))
@@ -71,7 +70,7 @@ class Tree:
         for number, line in enumerate(text.splitlines(), start=1):
             if number <= header or not line.strip():
                 continue
-            place = Place(path=f"{self.root}/{name}", line=number)
+            place = Reference(path=f"{self.root}/{name}", line=number)
             values = [value.strip() for value in line.strip().split(separator, n_values - 1)]
             if len(values) != n_values or not all(values):
                 raise InvalidManifest(f"{place}: expected {n_values} values, found {line.strip()[:100]!r}")
@@ -95,7 +94,7 @@ class Tree:
             raise InvalidManifest(f"{self.root}/{name}: expected a MATLAB file, {error}") from error
         return variables
 
-    def item(self, path: str, label: str, place: Place, **attributes: str) -> Item:
+    def item(self, path: str, label: str, place: Reference, **attributes: str) -> Item:
         """Make an item of the image at `path` from the root; the path is its id. Raises InvalidManifest if missing."""
         if path not in self._files:
             raise InvalidManifest(f"{place}: names the image {path}, which is not in {self.root}")
@@ -106,7 +105,7 @@ class Tree:
 class Line:
     """One line of a text file, split into values."""
 
-    place: Place
+    place: Reference
     values: tuple[str, ...]
 
     def number(self, position: int) -> int:
