@@ -32,6 +32,16 @@ for name in [name for name in os.environ if name.startswith("RETRIEVAL_")]:
     del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Restore the environment: commands that run in this process set the threads of libraries, also for its children."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model's bundle; read only."""
