@@ -34,7 +34,7 @@ for name in [name for name in os.environ if name.startswith("RETRIEVAL_")]:
 
 @pytest.fixture(autouse=True)
 def _same_environment() -> Iterator[None]:
-    """Restore the environment: commands that run in this process set the threads of libraries, also for its children."""
+    """Restore the environment: commands that run in this process set the threads of libraries, for children too."""
     before = dict(os.environ)
     yield
     for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
