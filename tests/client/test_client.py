@@ -136,6 +136,7 @@ def test_loopback_is_never_sent_through_a_proxy(monkeypatch: pytest.MonkeyPatch,
                 assert len(snapshots(client).snapshots) == 1
 
 
+@pytest.mark.slow
 def test_a_call_ends_at_its_timeout() -> None:
     """As if no server answered: the message names the server and the time."""
     with (

@@ -431,6 +431,7 @@ def test_confused_images_are_shown(report: AuditReport) -> None:
     assert "no picture" in page.text
 
 
+@pytest.mark.slow
 def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
     """The row states its band; a report without this figure, such as an older one, has no such row."""
     found = report.opis_target

@@ -39,6 +39,7 @@ def plain():
     )
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_shows_no_difference(family) -> None:
     rows, labels = family(rng(), n_classes=30, n_images=5, spread=0.3)
     result = compare_consistency(labelled(rows, labels), labelled(rows.copy(), labels), FEW_DRAWS, rng=rng())
@@ -89,6 +90,7 @@ def test_ratio_is_withheld_where_the_second_may_be_zero(plain) -> None:
     assert "ratio" not in str(result)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(family, plain) -> None:
     rows, labels = family(rng(), n_classes=40, n_images=3)
     vectors = labelled(rows, labels)

@@ -106,6 +106,7 @@ def test_activating_another_score_names_the_catalogues(
     assert filled.active_id(cosine_point.bundle_digest) == cohort_point.id
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_rollback_checks_what_the_rollback_checks(
     settings: Settings, filled: Store, retrieval: Command, tiny_encoder: Encoder, pool: Executor, tmp_path: Path
 ) -> None:

@@ -329,6 +329,7 @@ def test_a_task_that_is_delivered_again_while_it_works_runs_once(
     assert worker.jobs.get(reindexing.id).state is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 def test_a_task_at_work_renews_its_lease(
     calibrated: Store, state_dir: Path, client: redis.Redis, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +434,7 @@ def test_a_full_disk_under_the_index_is_named(
     assert failed.error.startswith("disk full: ")
 
 
+@pytest.mark.slow
 def test_a_job_whose_message_was_lost_is_resumed(
     calibrated: Store, state_dir: Path, client: redis.Redis, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

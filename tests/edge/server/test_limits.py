@@ -138,6 +138,7 @@ def many_matches(monkeypatch: pytest.MonkeyPatch, running: Running) -> Callable[
     return repeat
 
 
+@pytest.mark.slow
 def test_a_reply_that_a_plain_client_cannot_receive_is_answered_with_advice(
     running: Running, many_matches: Callable[[int], None]
 ) -> None:

@@ -89,6 +89,7 @@ def test_sigkill_and_resume_give_the_weights_of_an_uninterrupted_run(
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(
     tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
