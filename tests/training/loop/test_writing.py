@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,15 +31,21 @@ def largest_file(n_bytes: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A file system of 12 MiB of its own.
+
+    It is not in pytest's folder: if this process is killed, the mount stays, and pytest could not remove the folder.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        folder.rmdir()
         pytest.skip("only root may mount a file system, and not everywhere")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
 
 
 def test_a_file_is_replaced_or_left(tmp_path: Path) -> None:
