@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import float32_at_least
-from retrieval.engine.index.index import Hits
+from retrieval.engine.index.index import Hits, check_vectors
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings
+from retrieval.errors import CorruptArtifact, DeviceUnavailable
 
 _BLAS_BATCH = 16  # query batches from this size on use matrix products, see `_use_matrix_products`
 
@@ -32,7 +32,7 @@ class FaissIndex:
     @classmethod
     def build(cls, vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> "FaissIndex":
         """Build an index, see `build_index`."""
-        _check(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
         if device == "cuda" and not n_gpus():
             raise DeviceUnavailable(
                 "device=cuda was requested, but FAISS sees no GPU: install the `gpu` extra or use cpu"
@@ -100,7 +100,7 @@ class FaissIndex:
 
     def above(self, queries: NDArray[np.float32], threshold: float) -> list[Hits]:
         """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by position."""
-        _check(queries, self.dimension)
+        check_vectors(queries, self.dimension)
         limits, scores, positions = self._native.range_search(queries, _radius(threshold))
         return [_sorted(positions[a:b], scores[a:b]) for a, b in itertools.pairwise(limits)]
 
@@ -119,18 +119,6 @@ def _radius(threshold: float) -> float:
 def _sorted(positions: NDArray[np.int64], scores: NDArray[np.float32]) -> Hits:
     order = np.lexsort((positions, -scores))
     return Hits(positions[order], scores[order])
-
-
-def _check(vectors: NDArray[np.float32], dimension: int) -> None:
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] != dimension or not dimension:
-        raise InvalidEmbeddings(
-            f"expected float32 vectors [n, {dimension or 'd'}], found {vectors.dtype} {vectors.shape}"
-        )
-    if not len(vectors):
-        raise InvalidEmbeddings(f"expected at least one vector of dimension {dimension}, found none")
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise InvalidEmbeddings(f"expected finite vectors, found NaN or infinity in row {row}")
 
 
 def _use_matrix_products(dimension: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import InvalidEmbeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,16 @@ def recall(found: Sequence[Hits], expected: Sequence[Hits]) -> float:
     n_expected = sum(len(hits.positions) for hits in expected)
     n_found = sum(np.isin(wanted.positions, hits.positions).sum() for hits, wanted in zip(found, expected, strict=True))
     return float(n_found) / n_expected if n_expected else 1.0
+
+
+def check_vectors(vectors: NDArray[np.float32], dimension: int) -> None:
+    """Raise InvalidEmbeddings unless these are finite float32 vectors [n, dimension], n >= 1."""
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.shape[1] != dimension or not dimension:
+        raise InvalidEmbeddings(
+            f"expected float32 vectors [n, {dimension or 'd'}], found {vectors.dtype} {vectors.shape}"
+        )
+    if not len(vectors):
+        raise InvalidEmbeddings(f"expected at least one vector of dimension {dimension}, found none")
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise InvalidEmbeddings(f"expected finite vectors, found NaN or infinity in row {row}")

@@ -1,0 +1,1 @@
+"""Complete threshold search: `layout.py` encodes and proves, `lists.py` skips, `kernels.py` searches, `choice.py` tunes."""

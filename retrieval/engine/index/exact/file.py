@@ -1,0 +1,70 @@
+"""The file of an exact index: a header, then its arrays as they are used, so that processes can share the pages.
+
+    magic (8 bytes) | length of the header (8 bytes, little-endian) | header (JSON) | arrays, each aligned to 64 bytes
+
+The header names each array with its type, shape and offset. The arrays are mapped into memory, not read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import CorruptArtifact
+
+_MAGIC = b"EXACT\x00\x00\x01"
+_ALIGNMENT = 64
+_LONGEST_HEADER = 1 << 16
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write a description and arrays into a file. Raises OSError if the disk is full."""
+    entries, offset = {}, 0
+    for name, array in arrays.items():
+        entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
+        offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    header = json.dumps({**description, "arrays": entries}).encode()
+    header += b" " * (-(len(_MAGIC) + 8 + len(header)) % _ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+        for array in arrays.values():
+            file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else b"")
+            file.write(b"\x00" * (-array.nbytes % _ALIGNMENT))
+
+
+def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return the description and the arrays of a file, mapped read-only. Raises CorruptArtifact if it is damaged."""
+    try:
+        whole = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
+    start = len(_MAGIC) + 8
+    length = int.from_bytes(whole[len(_MAGIC) : start].tobytes(), "little")
+    if whole[: len(_MAGIC)].tobytes() != _MAGIC or length > _LONGEST_HEADER:
+        raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no exact index")
+    try:
+        header = json.loads(whole[start : start + length].tobytes())
+        arrays = {
+            name: _array(whole, start + length, entry) for name, entry in header.pop("arrays").items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
+    return header, arrays
+
+
+def _array(whole: NDArray[np.uint8], start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    """Return one array of the file. Raises ValueError if the file is too short for it."""
+    dtype, shape = np.dtype(str(entry["dtype"])), tuple(int(size) for size in entry["shape"])
+    first = start + int(entry["offset"])
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or dtype.hasobject or not start <= first <= len(whole) - size:
+        raise ValueError(f"its header describes an array {dtype} {shape} that does not lie in the file")
+    return whole[first : first + size].view(dtype).reshape(shape)

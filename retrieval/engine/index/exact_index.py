@@ -1,0 +1,117 @@
+"""The exact index: finds every vector whose score reaches a threshold, and looks at few of them in full.
+
+`exact/layout.py` has the proof that nothing is missed, `exact/lists.py` the blocks that can be skipped,
+`exact/kernels.py` the compiled loops.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.engine.index.exact.choice import Choice, encode_best
+from retrieval.engine.index.exact.file import map_arrays, write_arrays
+from retrieval.engine.index.exact.forms import best_form
+from retrieval.engine.index.exact.instructions import BLOCK
+from retrieval.engine.index.exact.kernels import Gallery
+from retrieval.engine.index.exact.lists import Lists
+from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
+from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+
+_N_BOUNDS = 11
+
+
+class ExactIndex:
+    """An immutable index in memory, or mapped from its file. Searching is safe from several threads."""
+
+    def __init__(self, encoded: Encoded, choice: Choice) -> None:
+        self._encoded = encoded
+        self._everything = everything(self.n_items)
+        self.choice = choice
+        self.spec = IndexSpec()
+
+    @classmethod
+    def build(cls, vectors: NDArray[np.float32], *, threshold: float | None = None) -> ExactIndex:
+        """Build an index over `vectors` [n, D] float32 that is fastest at `threshold`; it is exact at any other too."""
+        check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        return cls(*encode_best(vectors, threshold, best_form()))
+
+    @classmethod
+    def load(cls, path: Path, *, dimension: int, n_items: int) -> ExactIndex:
+        """Open an index, see `load_index`."""
+        description, arrays = map_arrays(path)
+        try:
+            gallery = Gallery(**{name: arrays[name] for name in Gallery._fields})
+            lists = Lists(**{name: arrays[name] for name in Lists._fields})
+            encoded = Encoded(gallery, lists, arrays["order"])
+            choice = Choice(**description["choice"])
+        except (KeyError, TypeError) as error:
+            raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
+        _check_shapes(encoded, path, dimension, n_items)
+        return cls(encoded, choice)
+
+    def save(self, path: Path) -> None:
+        """Write the index into a file that `load` maps. Raises OSError if the disk is full."""
+        encoded = self._encoded
+        arrays = {**encoded.gallery._asdict(), **encoded.lists._asdict(), "order": encoded.rows}
+        write_arrays(path, {"choice": asdict(self.choice)}, arrays)
+
+    @property
+    def n_items(self) -> int:
+        """The number of vectors."""
+        return len(self._encoded.gallery.rows)
+
+    @property
+    def dimension(self) -> int:
+        """The number of columns of the vectors."""
+        return self._encoded.gallery.rows.shape[1]
+
+    def above(
+        self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
+    ) -> list[Hits]:
+        """Return, for each row of `queries` [q, D], everything with `score >= threshold`: best first, ties by row.
+
+        The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
+        """
+        check_vectors(queries, self.dimension)
+        if np.isnan(threshold):
+            raise InvalidEmbeddings("expected a threshold, found NaN")
+        mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
+        found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
+        order = np.lexsort((found.rows, -found.scores, found.queries))
+        ends = np.searchsorted(found.queries[order], np.arange(1, len(queries)))
+        rows, scores = found.rows[order].astype(np.int64), found.scores[order]
+        return [Hits(*hit) for hit in zip(np.split(rows, ends), np.split(scores, ends), strict=True)]
+
+
+def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
+    """Raise CorruptArtifact if the arrays do not belong together or are not of this index."""
+    gallery, lists, order = encoded
+    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
+    p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
+    n_offsets = len(gallery.offsets)
+    expected = {
+        "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
+        "codes": (gallery.codes, np.uint8, (n_items, -(-d // 64) * 64)),
+        "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),
+        "rows": (gallery.rows, np.float32, (n_items, dimension)),
+        "basis": (gallery.basis, np.float64, (min(p, d), dimension - (2 if n_offsets else 0))),
+        "bounds": (gallery.bounds, np.float64, (_N_BOUNDS,)),
+        "centres": (lists.centres, np.float32, (n_lists, d)),
+        "angles": (lists.angles, np.float64, (n_lists, 4)),
+        "limits": (lists.limits, np.float64, (n_lists, 2)),
+        "first_blocks": (lists.first_blocks, np.int64, (n_lists + 1,)),
+        "first_segments": (lists.first_segments, np.int64, (n_lists + 1,)),
+        "segments": (lists.segments, np.float32, (n_segments, 2)),
+        "order": (order, np.int32, (n_items if len(order) else 0,)),
+    }
+    for name, (array, dtype, shape) in expected.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise CorruptArtifact(
+                f"index {path}: expected {np.dtype(dtype)} {shape} as {name}, found {array.dtype} {array.shape}"
+            )
