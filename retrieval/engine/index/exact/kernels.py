@@ -94,6 +94,16 @@ def _round_to_codes(values, n, step, codes):
 
 
 @compiled
+def _steps(value, unit, codes, position):
+    """Write a value as whole units, rounded up; return what must be added for each vector if it is less than one."""
+    if value < unit:  # a whole unit for each step of a vector would be the larger bound
+        codes[position] = 0
+        return value * 255.0
+    codes[position] = np.int8(np.ceil(value / unit))
+    return 0.0
+
+
+@compiled
 def encode_query(query, lowest, gallery, encoded, number):
     """Encode one query [D] float32 as row `number`; a vector with a score above `lowest` passes both limits."""
     scale, error, length, rest_scale = gallery.bounds[:4]
@@ -121,10 +131,10 @@ def encode_query(query, lowest, gallery, encoded, number):
     unit = step * scale
     codes = encoded.codes[number]
     total, left = _round_to_codes(projected, p, step, codes)
-    codes[p] = np.int8(np.ceil(rest * rest_scale / unit))
-    if gallery.offsets.shape[0]:
-        codes[p + 1] = np.int8(np.ceil(offset_step / unit))
     slack = error * prefix + left * length + lost
+    slack += _steps(rest * rest_scale, unit, codes, p)
+    if gallery.offsets.shape[0]:
+        slack += _steps(offset_step, unit, codes, p + 1)
     limit = np.floor((lowest - weight * offset_lowest - slack) / unit) + 128 * total
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
 

@@ -1,0 +1,160 @@
+"""Exact search finds what brute force in float64 finds: nothing is missed, nothing is too much, for any data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval.engine.index.exact import kernels
+from retrieval.engine.index.exact.instructions import Form, Portable, Vnni, has_vnni
+from retrieval.engine.index.exact.layout import directions, encode, has_offset
+from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
+from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
+from retrieval.engine.index.exact_index import ExactIndex
+from retrieval.errors import InvalidEmbeddings
+from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
+
+FORMS: list[Form] = [Portable(), Vnni()] if has_vnni() else [Portable()]
+
+
+def encoded_as(vectors: Vectors, n_bytes: int, *, lists: bool) -> Encoded:
+    offset = has_offset(vectors)
+    own = vectors[:, :-2] if offset else vectors
+    basis = directions(own)
+    if not lists:
+        return Encoded(encode(vectors, basis, n_bytes), no_lists(own.shape[1]), np.empty(0, np.int32))
+    order, sorted_lists = sort_into_lists(own, vectors[:, -1] if offset else vectors[:0, -1])
+    return Encoded(encode(vectors[order], basis, n_bytes), sorted_lists, order)
+
+
+def as_set(found: object) -> set[tuple[int, int, float]]:
+    queries, rows, values = found  # type: ignore[misc]  # a named tuple
+    listed = list(zip(queries.tolist(), rows.tolist(), values.tolist(), strict=True))
+    assert len(set(listed)) == len(listed), "a match is found twice"
+    return set(listed)
+
+
+def expected(all_scores: np.ndarray, threshold: float) -> set[tuple[int, int, float]]:
+    queries, rows = np.nonzero(all_scores.astype(np.float64) >= threshold)
+    return set(zip(queries.tolist(), rows.tolist(), all_scores[queries, rows].tolist(), strict=True))
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    n=st.integers(1, 300),
+    d=st.integers(1, 90),
+    n_bytes=st.sampled_from([4, 16, 32, 128]),
+    lists=st.booleans(),
+    seed=st.integers(0, 10_000),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_finds_what_brute_force_finds(
+    kind: str, n: int, d: int, n_bytes: int, lists: bool, seed: int, data: st.DataObject
+) -> None:
+    """Thresholds are fixed ones, and scores that occur: a score equal to the threshold is a match."""
+    rng = np.random.default_rng(seed)
+    vectors = KINDS[kind](n, d, rng)
+    queries = queries_of(vectors, kind, data.draw(st.integers(1, 9)), rng)
+    all_scores = scores(vectors, queries)
+    threshold = data.draw(
+        st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, np.inf])
+        | st.sampled_from(sorted(map(float, all_scores.ravel()))).flatmap(
+            lambda score: st.sampled_from([score, np.nextafter(score, np.inf), np.nextafter(score, -np.inf)])
+        )
+    )
+    encoded = encoded_as(vectors, n_bytes, lists=lists)
+    wanted = expected(all_scores, threshold)
+    for form in FORMS:
+        assert as_set(find(form, encoded, queries, threshold, everything(n))) == wanted
+        alone = [find(form, encoded, query[None], threshold, everything(n)) for query in queries]
+        found = {(q, row, score) for q, part in enumerate(alone) for _, row, score in as_set(part)}
+        assert found == wanted
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every vector of a gallery of several tiles is a match."""
+    n = 2 * kernels.TILE * 64 + 77
+    vectors = KINDS["clustered"](n, 8, np.random.default_rng(3))
+    encoded = encoded_as(vectors, 16, lists=lists)
+    for queries in (vectors[:1], vectors[:9]):
+        found = find(FORMS[-1], encoded, queries, -2.0, everything(n))
+        assert len(found.rows) == n * len(queries)
+        assert np.array_equal(np.sort(found.queries * np.int64(n) + found.rows), np.arange(n * len(queries)))
+
+
+@given(n=st.integers(1, 400), share=st.sampled_from([0.0, 0.003, 0.5, 1.0]), lists=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_only_allowed_rows_are_found(n: int, share: float, lists: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = KINDS["clustered"](n, 20, rng)
+    allowed = rng.random(n) < share
+    encoded = encoded_as(vectors, 16, lists=lists)
+    wanted = {hit for hit in expected(scores(vectors, vectors[:6]), 0.4) if allowed[hit[1]]}
+    assert as_set(find(FORMS[-1], encoded, vectors[:6], 0.4, mask_of(allowed, encoded))) == wanted
+
+
+@pytest.mark.parametrize("d", [2, 3, 17, 128, 512, 1536])
+@pytest.mark.parametrize("kind", ["clustered", "offset"])
+def test_every_dimension(d: int, kind: str) -> None:
+    vectors = KINDS[kind](500, d, np.random.default_rng(d))
+    index = ExactIndex.build(vectors, threshold=0.3)
+    queries = queries_of(vectors, kind, 5, np.random.default_rng(1))
+    found = index.above(queries, 0.3)
+    for number, hits in enumerate(found):
+        row_scores = scores(vectors, queries[number : number + 1])[0]
+        order = np.lexsort((np.arange(len(row_scores)), -row_scores))
+        order = order[row_scores[order] >= np.float32(0.3)]
+        assert hits.positions.tolist() == order.tolist()
+        assert np.array_equal(hits.scores, row_scores[order])
+
+
+def test_lists_skip_blocks_without_missing_anything() -> None:
+    """The test has teeth: a query at a high threshold visits few blocks."""
+    rng = np.random.default_rng(5)
+    vectors = KINDS["clustered"](20_000, 24, rng)
+    encoded = encoded_as(vectors, 16, lists=True)
+    ranges = np.empty((len(encoded.lists.centres) + 1, 2), np.int64)
+    n = kernels.find_ranges(encoded.lists, vectors[7], 0.97, False, 0, len(encoded.gallery.blocks), ranges)
+    visited = (ranges[:n, 1] - ranges[:n, 0]).sum() / len(encoded.gallery.blocks)
+    assert 0 < visited < 0.2
+    wanted = expected(scores(vectors, vectors[:40]), 0.97)
+    assert len(wanted) > 40
+    assert as_set(find(FORMS[-1], encoded, vectors[:40], 0.97, everything(20_000))) == wanted
+
+
+def test_bad_queries_are_refused() -> None:
+    index = ExactIndex.build(KINDS["clustered"](100, 8, np.random.default_rng(0)))
+    with pytest.raises(InvalidEmbeddings, match=r"expected float32 vectors \[n, 8\], found float32 \(2, 7\)"):
+        index.above(np.zeros((2, 7), np.float32), 0.5)
+    with pytest.raises(InvalidEmbeddings, match="expected a threshold, found NaN"):
+        index.above(np.zeros((2, 8), np.float32), float("nan"))
+    with pytest.raises(InvalidEmbeddings, match="NaN or infinity in row 1"):
+        index.above(np.array([[0] * 8, [np.inf] * 8], np.float32), 0.5)
+
+
+def grids() -> list[tuple[Vectors, Vectors]]:
+    """Return galleries and queries whose rounding errors point in the worst direction.
+
+    On a line, the error of the gallery's codes is parallel to the query. On the grid, the gallery has no error, and the
+    small part of each query, which its codes lose, is all that the matches differ by.
+    """
+    line = np.linspace(-1, 1, 997, dtype=np.float32)[:, None]
+    grid = np.array([(i, j) for i in range(-127, 128, 8) for j in range(-63, 64, 2)]) / 127
+    queries = [(1, share / 127) for share in (-0.49, -0.2, 0.3, 0.49)]
+    return [(line, line[::83]), (grid.astype(np.float32), np.array(queries, np.float32))]
+
+
+@pytest.mark.parametrize("gallery", [0, 1])
+def test_each_slack_is_needed(gallery: int) -> None:
+    """Every score that occurs is the threshold once, and the match that has it is found."""
+    vectors, queries = grids()[gallery]
+    encoded = encoded_as(vectors, 16, lists=False)
+    all_scores = scores(vectors, queries)
+    for threshold in np.unique(all_scores)[::7]:
+        for form in FORMS:
+            found = find(form, encoded, queries, float(threshold), everything(len(vectors)))
+            assert as_set(found) == expected(all_scores, threshold)
