@@ -270,7 +270,7 @@ def test_a_threshold_that_lets_too_much_through_fails(
         "certificate": True,  # at its own threshold, which is higher than the active one
         "certificate_on_average": True,
     }
-    assert all("there the certificate says nothing" in finding.explanation for finding in report.findings[2:])
+    assert all("the certificate does not hold there" in finding.explanation for finding in report.findings[2:])
     assert audited.audit("shop", "a1")["verdict"] == "failed"
 
 
@@ -284,7 +284,7 @@ def test_a_threshold_that_rejects_too_much_fails(audit: Audit, audited: Store, c
         "certificate": True,
         "certificate_on_average": True,
     }
-    assert not any("says nothing" in finding.explanation for finding in report.findings)
+    assert not any("does not hold there" in finding.explanation for finding in report.findings)
     assert "stricter than needed" in report.findings[0].explanation
 
 

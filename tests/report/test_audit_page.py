@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency import Interval
+from retrieval.consistency import Finding, Interval
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.engine.images import Failure
 from retrieval.engine.score_choice import LabelledEmbeddings
-from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
+from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, measure
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.report.audit_page import p_value, percent, render_report, span
 
