@@ -86,6 +86,27 @@ def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()
             raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
 
 
+def families_of(items: Sequence[Item], source: str, column: str) -> list[str] | None:
+    """Return the family of each item from a column, "" for none; None without a column.
+
+    Call it before the images are embedded: raises InvalidManifest if the column is missing, or if items of one label
+    are in several families.
+    """
+    if not column:
+        return None
+    if not any(column in item.attributes for item in items):
+        found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
+        raise InvalidManifest(f"{source}: expected a column {column!r} of families, found {found}")
+    families, family_of = [item.attributes.get(column, "") for item in items], dict[str, str]()
+    for item, family in zip(items, families, strict=True):
+        if family_of.setdefault(item.label, family) != family:
+            raise InvalidManifest(
+                f"{source}: column {column!r}: expected all images of a class in one family, found class "
+                f"{item.label!r} in {family_of[item.label]!r} and {family!r}"
+            )
+    return families
+
+
 def _read_folder(folder: Place) -> Manifest:
     walk = folder.walk()
     passed_over = list(walk.passed_over)

@@ -64,6 +64,7 @@ class OperatingPoint:
 
     `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
     `compared`: the rates of each tried score, the chosen one included. `data_digest`: of the labels and images.
+    `family`: the column of families of classes that the intervals count, "" if they count classes.
     """
 
     bundle_digest: BundleDigest
@@ -78,6 +79,7 @@ class OperatingPoint:
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: str
+    family: str = ""
 
     @property
     def threshold(self) -> float:
@@ -102,6 +104,8 @@ class OperatingPoint:
         for entry in document["compared"]:
             if entry["around_target"] is None:
                 del entry["around_target"]
+        if not self.family:
+            del document["family"]
         return document
 
     @classmethod
@@ -156,6 +160,7 @@ class _PointDocument:
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: Moment
+    family: str = ""
 
 
 def _check_parts(value: dict[str, Any], where: str) -> None:

@@ -23,7 +23,7 @@ from retrieval.consistency import (
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import Item, Manifest, check_labels, read_source
+from retrieval.contract.manifest import Item, Manifest, check_labels, families_of, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
@@ -148,7 +148,8 @@ def run_calibration(
     bundle = store.bundle(request.bundle).digest
     source = read_source(request.data)
     items = source.items
-    check_labels(items, request.data, (request.family,) if request.family else ())
+    check_labels(items, request.data)
+    families_of(items, request.data, request.family)  # refused before the images are embedded
     cohort_source = read_source(request.cohort) if request.cohort else Manifest([])
     others = cohort_source.items
     check_cohort(items, others)
@@ -164,8 +165,8 @@ def run_calibration(
 
     embedded = embed(request.data, items)
     labels = [item.label for item in embedded.items]
-    families = [item.attributes[request.family] for item in embedded.items] if request.family else None
-    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families)
+    families = families_of(embedded.items, request.data, request.family)
+    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families, request.family)
     scores: tuple[Score, ...] = (Score(),)
     failures = embedded.failures
     if request.cohort:
@@ -225,6 +226,7 @@ def calibrate(
         compared=tuple(entry.comparison for entry in measured),
         data_digest=data.data_digest,
         created_at=created_at,
+        family=data.family,
     )
 
 

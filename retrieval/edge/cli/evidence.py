@@ -39,6 +39,9 @@ def _sentences(point: "OperatingPoint") -> Iterator[str]:
             f"promise for {point.n_classes:,} new classes ({level}): FAR {_span(point.far_promised)}, "
             f"TAR {_span(point.tar_promised, '.3f')}"
         )
+    if point.HasField("n_families"):
+        column = f" (column {point.family})" if point.family else ""
+        yield f"intervals and promise count {point.n_families:,} families of classes{column}"
     for name, text, field in (
         ("certificate", point.certificate, "certificate_threshold"),
         ("certificate on average", point.mean_certificate, "mean_certificate_threshold"),

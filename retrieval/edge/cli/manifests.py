@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from retrieval.errors import InvalidManifest
@@ -10,11 +10,11 @@ from retrieval.errors import InvalidManifest
 _RESERVED = frozenset({"id", "uri", "label"})
 
 
-def check_manifest(manifest: str, *, group_by: Sequence[str] = (), index: str = "") -> None:
+def check_manifest(manifest: str, *, group_by: Sequence[str] = (), family: str = "", index: str = "") -> None:
     """Raise an error of wrong usage if a job with this manifest could only fail.
 
-    group_by: columns that the manifest must have; index: an index that needs a number of items. URLs are not read,
-    because only the workers may be able to. Raises InvalidManifest, and InvalidInput for the index.
+    group_by, family: columns that the manifest must have; index: an index that needs a number of items. URLs are not
+    read, because only the workers may be able to. Raises InvalidManifest, and InvalidInput for the index.
     """
     if not manifest or "://" in manifest:
         return
@@ -24,8 +24,9 @@ def check_manifest(manifest: str, *, group_by: Sequence[str] = (), index: str = 
             f"{manifest}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
             "file:///FOLDER/FILE for a path that only the workers have"
         )
-    if group_by:
-        _check_columns(path, group_by)
+    wanted = {column: "to group by" for column in group_by} | ({family: "of families"} if family else {})
+    if wanted:
+        _check_columns(path, wanted)
     if index:
         from retrieval.engine.index.spec import IndexSpec
 
@@ -33,15 +34,16 @@ def check_manifest(manifest: str, *, group_by: Sequence[str] = (), index: str = 
             spec.check_items(_most_items(path))
 
 
-def _check_columns(path: Path, group_by: Sequence[str]) -> None:
+def _check_columns(path: Path, wanted: Mapping[str, str]) -> None:
+    """Raise InvalidManifest if a column is missing; wanted: what each column is for."""
     columns = _columns(path)
     if columns is None:  # the worker reports what is wrong with it
         return
-    groups = [column for column in columns if column not in _RESERVED]
-    for column in group_by:
-        if column not in groups:
-            what = "a folder has no columns" if path.is_dir() else f"found {', '.join(groups) or 'none'}"
-            raise InvalidManifest(f"{path}: expected a column {column!r} to group by, {what}")
+    others = [column for column in columns if column not in _RESERVED]
+    for column, purpose in wanted.items():
+        if column not in others:
+            what = "a folder has no columns" if path.is_dir() else f"found {', '.join(others) or 'none'}"
+            raise InvalidManifest(f"{path}: expected a column {column!r} {purpose}, {what}")
 
 
 def _columns(path: Path) -> Sequence[str] | None:
@@ -58,7 +60,11 @@ def _columns(path: Path) -> Sequence[str] | None:
 
             names: list[str] = pyarrow.parquet.read_schema(path).names
             return names
-    except (OSError, ValueError, csv.Error):
+        if suffix == ".jsonl":
+            from retrieval.contract.tables import read_table
+
+            return read_table(path.read_bytes(), suffix, str(path), ()).columns
+    except (OSError, ValueError, csv.Error, InvalidManifest):
         return None
     return None
 

@@ -34,7 +34,7 @@ from retrieval.consistency import (
     warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
-from retrieval.contract.manifest import Item, check_labels, read_source
+from retrieval.contract.manifest import Item, check_labels, families_of, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
@@ -51,11 +51,16 @@ DEFAULT_LIMITS = VerdictLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRequest:
-    """What to audit: the model and threshold of `catalog`, on the labelled images of `manifest_uri`."""
+    """What to audit: the model and threshold of `catalog`, on the labelled images of `manifest_uri`.
+
+    `group_by`: columns of groups that are compared; `family`: a column whose values name the units in which classes are
+    drawn together, "" for none.
+    """
 
     catalog: str
     manifest_uri: str
     group_by: tuple[str, ...] = ()
+    family: str = ""
 
     def check(self) -> None:
         """Raise InvalidInput if a value can never work."""
@@ -92,6 +97,7 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     source = read_source(request.manifest_uri)
     items = source.items
     check_labels(items, request.manifest_uri, request.group_by)
+    families_of(items, request.manifest_uri, request.family)  # refused before the images are embedded
     embedded = embed_items(
         store,
         embedder,
@@ -124,8 +130,9 @@ def measure(
 ) -> AuditReport:
     """Measure labelled embeddings at an operating point and judge them. Raises NotEnoughEvidence."""
     labels = [item.label for item in embedded.items]
+    families = families_of(embedded.items, request.manifest_uri, request.family)
     queries, gallery = score.vectors(embedded.embeddings)
-    vectors = labelled(queries, labels, gallery=gallery)
+    vectors = labelled(queries, labels, gallery=gallery, families=families)
     plain = vectors if vectors.cosine else labelled(embedded.embeddings, labels)
     threshold, choice = point.threshold, point.choice
     certificates = [found for found in (point.certificate, point.mean_certificate) if found is not None]
@@ -140,12 +147,13 @@ def measure(
         )
         for column in request.group_by
     }
-    n_classes = len(exact.classes)
-    far = PromisedRate(measured=float(exact.pooled_far[0]), promised=choice.predicted_far(n_classes))
-    tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_classes - exact.n_excluded))
+    n_classes, n_families = len(exact.classes), vectors.n_families
+    n_far, n_tar = _promised_for(point, n_classes, n_classes - exact.n_excluded, n_families)
+    far = PromisedRate(measured=float(exact.pooled_far[0]), promised=choice.predicted_far(n_far))
+    tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_tar))
     rng = np.random.default_rng(_SEED)
     opis_cosine = consistency_report(plain, rng=rng)
-    warnings = warnings_at(vectors, exact)
+    warnings = (*_family_notes(point, request.family, n_families), *warnings_at(vectors, exact))
     groups = {column: comparison.groups for column, comparison in comparisons.items()}
     of_far, *others = judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict)
     return AuditReport(
@@ -174,7 +182,37 @@ def measure(
         opis_target=_around_target(vectors, choice.target_far),
         findings=[noted(of_far, warnings), *others, *_retests(point, curves)],
         warnings=warnings,
+        family=request.family,
+        n_families=n_families,
     )
+
+
+def _promised_for(point: OperatingPoint, n_classes: int, n_with: int, n_families: int | None) -> tuple[int, int]:
+    """Return for how many new classes the promises of FAR and TAR are asked; n_with: classes with a positive pair.
+
+    If families are named here and were in calibration, they are the units. Then the promise is the one for as many
+    classes as so many families held there, or for fewer if there are fewer: those of one family come together.
+    """
+    if n_families is None or point.choice.n_families is None:
+        return n_classes, n_with
+    most = round(n_families * point.choice.n_classes / point.choice.n_families)
+    return max(2, min(n_classes, most)), max(1, min(n_with, most))
+
+
+def _family_notes(point: OperatingPoint, family: str, n_families: int | None) -> Iterator[str]:
+    """Yield a sentence if families were named in calibration and not here, or the other way round."""
+    counted = point.choice.n_families
+    if counted is not None and n_families is None:
+        column = f" (column {point.family!r})" if point.family else ""
+        yield (
+            f"calibration counted {counted} families of classes{column} and the promise takes classes here to come in "
+            "as large families; name their column for this audit too"
+        )
+    if counted is None and n_families is not None:
+        yield (
+            f"the {n_families} families of column {family!r} were not named in calibration, so its promise takes "
+            "every class to be drawn by itself; calibrate with this column"
+        )
 
 
 def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding]:

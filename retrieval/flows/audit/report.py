@@ -39,7 +39,8 @@ class AuditReport:
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
     its label.
-    `passed_over`: see `contract/manifest.py`.
+    `passed_over`: see `contract/manifest.py`. `family`: the column of families of classes, "" without one; `n_families`:
+    their number.
     """
 
     id: str
@@ -69,6 +70,8 @@ class AuditReport:
     opis_target: OpisResult | None = None
     warnings: Sequence[str] = ()
     passed_over: Sequence[str] = ()
+    family: str = ""
+    n_families: int | None = None
 
     @property
     def groups(self) -> dict[str, Sequence[GroupRates]]:
@@ -116,6 +119,8 @@ class AuditReport:
             "n_images": self.n_images,
             "n_classes": self.n_classes,
             "n_single": self.n_single,
+            "family": self.family,
+            "n_families": self.n_families,
             "failures": {failure.item_id: failure.reason for failure in self.failures},
             "passed_over": list(self.passed_over),
             "groups": {name: [asdict(rates) for rates in groups] for name, groups in self.groups.items()},
@@ -164,6 +169,10 @@ class _ReportDocument:
     opis: dict[str, Any]
     n_images: Count
     n_classes: Count
+    passed_over: tuple[str, ...] = ()  # this and what follows: absent in older reports
+    warnings: tuple[str, ...] = ()
+    family: str = ""
+    n_families: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
