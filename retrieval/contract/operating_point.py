@@ -101,6 +101,8 @@ class OperatingPoint:
         for certificate in (document["certificate"], document["mean_certificate"]):
             if certificate and certificate["max_images"] is None:
                 del certificate["max_images"], certificate["seed"]
+            if certificate and certificate["n_families"] is None:
+                del certificate["n_families"]
         for entry in document["compared"]:
             if entry["around_target"] is None:
                 del entry["around_target"]

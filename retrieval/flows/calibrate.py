@@ -17,6 +17,7 @@ from retrieval.consistency import (
     MeanCertificate,
     Target,
     ThresholdComparison,
+    cap_advice,
     certify,
     certify_mean,
     compare_thresholds,
@@ -107,7 +108,7 @@ class Calibration:
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
     were left out, of the calibration images and of the cohort; `needs_reindex`: the catalogues whose live snapshot was
     built with another score, so that they wait for a reindex while this operating point is active; `passed_over`: see
-    `contract/manifest.py`.
+    `contract/manifest.py`; `advice`: a sentence for each certificate that fewer images of large classes would loosen.
     """
 
     point: OperatingPoint
@@ -117,6 +118,7 @@ class Calibration:
     failures: Sequence[Failure]
     needs_reindex: tuple[str, ...] = ()
     passed_over: Sequence[str] = ()
+    advice: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -129,6 +131,7 @@ class Calibration:
             "needs_reindex": list(self.needs_reindex),
             "failures": [asdict(failure) for failure in self.failures],
             "passed_over": list(self.passed_over),
+            "advice": list(self.advice),
         }
 
 
@@ -191,6 +194,7 @@ def run_calibration(
         failures=failures,
         needs_reindex=needs_reindex(store, point),
         passed_over=(*source.passed_over, *cohort_source.passed_over),
+        advice=_advice(data.scored(score), point),
     )
 
 
@@ -253,6 +257,13 @@ def _changes(
     if changes is None:
         return None, f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
     return changes, ""
+
+
+def _advice(vectors: LabelledVectors, point: OperatingPoint) -> tuple[str, ...]:
+    """Return what would loosen the certificates of unequal classes."""
+    named = (("certificate", point.certificate), ("certificate on average", point.mean_certificate))
+    advised = [(name, cap_advice(vectors, found)) for name, found in named if found is not None]
+    return tuple(f"{name}: {sentence}" for name, sentence in advised if sentence)
 
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:

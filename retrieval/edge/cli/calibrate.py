@@ -165,7 +165,7 @@ def _print_calibration(found: "Calibration") -> None:
             f"OPIS around the target (FAR {around.far_low:.2g} to {around.far_high:.2g}): {around.opis:.2e}, noise "
             f"floor {around.floor:.2e}, debiased {debiased}"
         )
-    for warning in choice.warnings:
+    for warning in (*choice.warnings, *found.advice):
         out.print(f"note: {warning}", markup=False)
     before = "compared with the operating point that was active"
     out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")

@@ -24,7 +24,7 @@ def check_manifest(manifest: str, *, group_by: Sequence[str] = (), family: str =
             f"{manifest}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
             "file:///FOLDER/FILE for a path that only the workers have"
         )
-    wanted = {column: "to group by" for column in group_by} | ({family: "of families"} if family else {})
+    wanted = dict.fromkeys(group_by, "to group by") | ({family: "of families"} if family else {})
     if wanted:
         _check_columns(path, wanted)
     if index:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.consistency import (
     Finding,
@@ -180,7 +181,7 @@ def measure(
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
         opis_target=_around_target(vectors, choice.target_far),
-        findings=[noted(of_far, warnings), *others, *_retests(point, curves)],
+        findings=[noted(of_far, warnings), *others, *_retests(point, curves, vectors.families)],
         warnings=warnings,
         family=request.family,
         n_families=n_families,
@@ -215,7 +216,7 @@ def _family_notes(point: OperatingPoint, family: str, n_families: int | None) ->
         )
 
 
-def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding]:
+def _retests(point: OperatingPoint, curves: OperatingCurves, families: NDArray[np.int64] | None) -> Iterator[Finding]:
     """Test the certificates of the operating point on the new classes, each at its own threshold."""
 
     def retested(finding: Finding, certified: float) -> Finding:
@@ -225,9 +226,9 @@ def _retests(point: OperatingPoint, curves: OperatingCurves) -> Iterator[Finding
         return noted(finding, [f"{active}: the certificate does not hold there"])
 
     if (found := point.certificate) is not None:
-        yield retested(retest_certificate(found, curves.at(found.threshold).far[:, 0]), found.threshold)
+        yield retested(retest_certificate(found, curves.at(found.threshold).far[:, 0], families), found.threshold)
     if (mean := point.mean_certificate) is not None:
-        yield retested(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0]), mean.threshold)
+        yield retested(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0], families), mean.threshold)
 
 
 def _thumbnails(report: AuditReport, items: Sequence[Item], embedder: ImageEmbedder) -> dict[int, bytes]:

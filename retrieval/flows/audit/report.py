@@ -39,8 +39,8 @@ class AuditReport:
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
     its label.
-    `passed_over`: see `contract/manifest.py`. `family`: the column of families of classes, "" without one; `n_families`:
-    their number.
+    `passed_over`: see `contract/manifest.py`. `family`: the column of families of classes, "" without one;
+    `n_families`: their number.
     """
 
     id: str

@@ -187,11 +187,15 @@ def test_errors_of_the_server_have_their_exit_codes(retrieval: Command, running:
 
 def test_what_can_only_fail_is_refused_before_the_job(retrieval: Command, running: Running, tmp_path: Path) -> None:
     """Exit code 2, although no queue is there: a group that is no column, a missing manifest, too few items."""
-    images = running.folder / "images" / "manifest.csv"
+    images, lines = running.folder / "images" / "manifest.csv", running.folder / "lines.jsonl"
+    lines.write_text('{"id": "1", "uri": "1.png", "label": "a"}\n{"id": "2", "uri": "2.png", "shelf": 3}\n')
     for message, *arguments in (
         ("expected a column 'nosuch' to group by", "audit", CATALOG, images, "--group-by", "nosuch"),
         ("expected a column 'label' to group by", "audit", CATALOG, images, "--group-by", "label"),
         ("a folder has no columns", "audit", CATALOG, tmp_path, "--group-by", "camera"),
+        ("column 'maker' of families, found camera", "audit", CATALOG, images, "--family", "maker"),
+        ("column 'maker' of families, found shelf", "audit", CATALOG, lines, "--family", "maker"),
+        ("a folder has no columns", "audit", CATALOG, tmp_path, "--family", "maker"),
         ("found nothing there", "audit", CATALOG, tmp_path / "no.csv"),
         ("found nothing there", "reindex", CATALOG, tmp_path / "no.csv"),
         ("use Flat or at most 2 lists", "reindex", CATALOG, images, "--index", "IVF9,nprobe=1"),
