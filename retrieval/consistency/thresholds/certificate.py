@@ -250,7 +250,7 @@ def _many(units: Units, level: float) -> str:
 
 
 def _drawn_from(vectors: LabelledVectors, max_images: int | None, seed: int) -> LabelledVectors:
-    """Return the vectors with at most max_images of each class, drawn with the seed whatever the order of the rows."""
+    """Return the vectors with at most max_images of each class, drawn with the seed, for any order of the rows."""
     if max_images is None:
         return vectors
     if max_images < 2 or seed < 0:

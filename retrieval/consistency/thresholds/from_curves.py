@@ -71,7 +71,7 @@ def threshold_from_curves(
     if column is None:
         raise NotEnoughEvidence(
             f"no threshold of the {len(curves.thresholds)} of these curves reaches {target.describe()}; count at more "
-            "thresholds, or ask for less"
+            "thresholds, or use a looser target"
         )
     found = curves.at(float(curves.thresholds[column]))
     if (false_accepts := int(found.negatives_accepted.sum()) // 2) < _MIN_ERRORS:

@@ -58,7 +58,7 @@ def _holds(threshold: float, certified: float) -> str:
         return f"holds at the chosen threshold {threshold:.4f}, which is not below {certified:.4f}"
     return (
         f"DOES NOT HOLD at the chosen threshold {threshold:.4f}, which is below {certified:.4f}: use a "
-        "stricter target, or ask for less"
+        "stricter target, or certify a higher FAR"
     )
 
 

@@ -47,7 +47,7 @@ def test_another_target_is_compared_with_the_one_in_use(
     assert second["changes"]["proposed"] == second["choice"]["threshold"]
     assert len(second["changes"]["classes"]) == 30
     text = printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--target", "f1@0.05"))
-    for expected in ("the largest F1 where", "of the true pairs", "decisions change", "stored; to activate it"):
+    for expected in ("the largest F1 if", "of the true pairs", "decisions change", "stored; to activate it"):
         assert expected in text
     assert Store(str(tmp_path / "store")).active_id(tiny_bundle.digest) == first["id"]
 
