@@ -70,8 +70,8 @@ def judge(
         Finding(
             limit="far_within_promise",
             passed=far.measured <= far.promised.high,
-            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for this number of new "
-            f"classes{stricter}",
+            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for a set of new "
+            f"classes of this size{stricter}",
         ),
         Finding(
             limit="tar_within_promise",

@@ -144,14 +144,16 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
 def _variances(curves: OperatingCurves, sampling: float) -> RateVariances:
     """Return `rate_variances` from the totals of classes; sampling: of log FAR, by a sample of the pairs.
 
-    Without the part of single pairs of classes, it stays in the sum over classes and counts twice. For class-mean FAR
-    the other end of a pair is taken to have as many images.
+    The part of single pairs of classes is not known: it stays in the sum over classes and counts twice. For class-mean
+    FAR, a class also is in the FARs of all others, there with the share of its images; its own FAR stands for that part.
     """
     n_classes, far, class_far = len(curves.classes), curves.pooled_far[0], curves.mean_far[0]
     shares = curves.negatives / (curves.negatives.sum() / 2)
     accepted, positives = (values.astype(np.float64) for values in (curves.positives_accepted[:, 0], curves.positives))
     by_class = (curves.far[:, 0] / far - 1) * shares / np.maximum(1 - shares, 1e-9)
-    of_mean = 2 * (curves.far[:, 0] / class_far - 1) / max(n_classes - 2, 1)
+    of_others = 1 / (curves.n_images.sum() - curves.n_images)
+    in_mean = (1 + curves.n_images * (of_others.sum() - of_others)) / n_classes  # 2 / n_classes if sizes are equal
+    of_mean = (curves.far[:, 0] / class_far - 1) * in_mean / np.maximum(1 - in_mean, 1e-9)
     of_tar = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     return RateVariances(
         class_variance=at_least_even(by_class, shares) + sampling,

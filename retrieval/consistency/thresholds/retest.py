@@ -38,14 +38,14 @@ def retest_certificate(certificate: Certificate, rates: Values, families: NDArra
     is_above = np.asarray(rates, dtype=np.float64) > certificate.alpha
     above, n_new = int(np.count_nonzero(is_above)), len(is_above)
     found = (
-        f"at threshold {certificate.threshold:.4f}, {above} of {n_new} new classes have {certificate.rate.upper()} "
-        f"above {certificate.alpha:g}"
+        f"At threshold {certificate.threshold:.4f}, {above} of {n_new} new classes have {certificate.rate.upper()} "
+        f"above {_percent(certificate.alpha)}"
     )
-    certified = f"certified is a share of at most {certificate.delta:g}"
+    certified = f"certified is a share of at most {_percent(certificate.delta)}"
     if families is not None:
         shares = _by_family(is_above, families)
         passed = _mean_is_within(shares, certificate.delta, certificate.n_families or certificate.n_classes)
-        found += f", a mean share of {float(shares.mean()):.3g} of {len(shares)} families"
+        found += f", on average {_percent(float(shares.mean()))} of the classes of {len(shares)} families"
         note = "" if passed else ", and the difference is more than chance"
         return Finding(limit="certificate", passed=passed, explanation=f"{found}; {certified}{note}")
     from scipy.stats import betabinom  # slow to import
@@ -81,8 +81,8 @@ def retest_mean_certificate(
     return Finding(
         limit="certificate_on_average",
         passed=passed,
-        explanation=f"at threshold {certificate.threshold:.4f} the mean {certificate.rate.upper()} of {len(values)} "
-        f"new classes{named} is {float(units.mean()):.4g}; certified is at most {certificate.alpha:g}"
+        explanation=f"At threshold {certificate.threshold:.4f}, the mean {certificate.rate.upper()} of {len(values)} "
+        f"new classes{named} is {_percent(float(units.mean()))}; certified is at most {_percent(certificate.alpha)}"
         + (", and the difference is more than chance" if not passed else ""),
     )
 
@@ -100,3 +100,7 @@ def _by_family(values: NDArray[np.bool_] | NDArray[np.float64], families: NDArra
     """Return the mean of each family."""
     numbers = np.unique(families, return_inverse=True)[1]
     return np.asarray(np.bincount(numbers, values.astype(np.float64)) / np.bincount(numbers), dtype=np.float64)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

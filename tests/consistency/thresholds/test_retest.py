@@ -18,11 +18,11 @@ def test_one_bad_family_is_one_event() -> None:
     assert not retest_certificate(SHARE, rates).passed
     found = retest_certificate(replace(SHARE, n_families=10), rates, FAMILIES)
     assert found.passed
-    assert "24 of 120 new classes have FAR above 0.1, a mean share of 0.2 of 10 families" in found.explanation
+    assert "24 of 120 new classes have FAR above 10%, on average 20% of the classes of 10 families" in found.explanation
     assert not retest_mean_certificate(replace(MEAN, alpha=0.04), rates).passed
     mean = retest_mean_certificate(replace(MEAN, alpha=0.04, n_families=10), rates, FAMILIES)
     assert mean.passed
-    assert "120 new classes in 10 families is 0.1; certified is at most 0.04" in mean.explanation
+    assert "120 new classes in 10 families is 10%; certified is at most 4%" in mean.explanation
 
 
 def test_many_bad_families_fail() -> None:
