@@ -144,8 +144,8 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
 def _variances(curves: OperatingCurves, sampling: float) -> RateVariances:
     """Return `rate_variances` from the totals of classes; sampling: of log FAR, by a sample of the pairs.
 
-    The part of single pairs of classes is not known: it stays in the sum over classes and counts twice. For class-mean
-    FAR, a class also is in the FARs of all others, there with the share of its images; its own FAR stands for that part.
+    The part of single pairs of classes is not known: it stays in the sum over classes and counts twice. In class-mean
+    FAR, a class is also a part of the FARs of all others, by the share of its images; its own FAR stands for that part.
     """
     n_classes, far, class_far = len(curves.classes), curves.pooled_far[0], curves.mean_far[0]
     shares = curves.negatives / (curves.negatives.sum() / 2)
