@@ -58,6 +58,10 @@ def test_train_export_evaluate(
     # Two programs, one model: cosines differ by rounding, so at most single pairs change sides.
     assert found["r_at_1"] == pytest.approx(trained["held_out"]["r_at_1"], abs=0.02)
     assert found["threshold"] == pytest.approx(trained["held_out"]["threshold"], abs=1e-3)
+    assert "warnings" in found
+    code, out, err = training("evaluate", *options[:4], "--family", "maker")
+    assert (code, out) == (2, "")
+    assert "expected a column 'maker' of families, found none" in err
 
 
 def test_errors_are_one_line_without_a_trace(
