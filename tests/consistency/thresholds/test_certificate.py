@@ -260,3 +260,17 @@ def test_certificates_hold_for_a_new_family(family) -> None:
                 found.append((rows[codes == code] @ rows[met].T >= threshold).mean() <= 0.3)
     assert np.mean(kept[True]) >= 0.9 - 0.03
     assert np.mean(kept[False]) < np.mean(kept[True])
+
+
+def test_the_cap_that_is_named_leaves_nearly_the_most_room(family) -> None:
+    """60 classes of 2 to 30 images: a cap of 20 was named, which certifies next to nothing."""
+    rng = np.random.default_rng(28)
+    rows, labels = family(rng, n_classes=60, n_images=30, dimension=12, spread=0.4, crowding=0.8)
+    sizes = np.floor(np.exp(rng.uniform(np.log(2), np.log(31), size=60))).astype(int)
+    kept = np.concatenate([30 * code + np.arange(size) for code, size in enumerate(sizes)])
+    vectors = labelled(rows[kept], [labels[row] for row in kept])
+    with pytest.raises(NotEnoughEvidence, match=r"with 29 of 628 images.*\(max_images=2\), or strict=False"):
+        certify_mean(vectors, alpha=0.05)
+    loose, strict = (certify_mean(vectors, alpha=0.05, max_images=cap) for cap in (2, 20))
+    assert loose.threshold < strict.threshold - 0.1
+    assert loose.tar > 2 * strict.tar
