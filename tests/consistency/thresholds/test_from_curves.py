@@ -93,7 +93,7 @@ def test_what_curves_cannot_show_is_refused(drawn, grid) -> None:
 
 
 def test_tar_is_that_of_the_embeddings_and_a_large_class_is_named(family) -> None:
-    """At the same threshold the intervals, predictions and effective numbers of TAR are equal, also at unequal sizes."""
+    """At the same threshold the intervals, predictions and effective numbers of TAR are equal, at unequal sizes too."""
     rows, labels = family(np.random.default_rng(3), n_classes=60, n_images=40, dimension=10, spread=0.4, crowding=0.5)
     kept = np.concatenate([40 * code + np.arange(40 if code == 7 else 3 + code % 4) for code in range(60)])
     rows, labels = rows[kept], [labels[row] for row in kept]
