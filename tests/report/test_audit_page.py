@@ -444,6 +444,7 @@ def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
     assert without.to_json()["opis_target"] is None
 
 
+@pytest.mark.slow
 def test_families_and_what_was_passed_over_are_shown(report: AuditReport) -> None:
     """Both as text that no browser reads as markup."""
     choice = replace(report.point.choice, n_families=7)

@@ -262,6 +262,7 @@ def test_certificates_hold_for_a_new_family(family) -> None:
     assert np.mean(kept[False]) < np.mean(kept[True])
 
 
+@pytest.mark.slow
 def test_the_cap_that_is_named_leaves_nearly_the_most_room(family) -> None:
     """60 classes of 2 to 30 images: a cap of 20 was named, which certifies next to nothing."""
     rng = np.random.default_rng(28)

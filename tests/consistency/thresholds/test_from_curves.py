@@ -92,6 +92,7 @@ def test_what_curves_cannot_show_is_refused(drawn, grid) -> None:
         threshold_from_curves(curves, target="far=0.01", min_classes=61)
 
 
+@pytest.mark.slow
 def test_tar_is_that_of_the_embeddings_and_a_large_class_is_named(family) -> None:
     """At the same threshold the intervals, predictions and effective numbers of TAR are equal, at unequal sizes too."""
     rows, labels = family(np.random.default_rng(3), n_classes=60, n_images=40, dimension=10, spread=0.4, crowding=0.5)
