@@ -21,7 +21,7 @@ from retrieval.errors import RetrievalError
 
 _Result = TypeVar("_Result")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", re.IGNORECASE)
 # fsspec reads every `::` as a link of a chain. Only after these file systems is it one, elsewhere it is part of a name.
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
@@ -83,10 +83,10 @@ def local_path(name: str) -> Path | None:
     if _is_chain(name):
         return None
     protocol, found, rest = name.partition("://")
-    if found and protocol in ("file", "local"):
+    if found and protocol.lower() in ("file", "local"):
         literal = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
-    elif name.startswith("file:/"):
-        literal = name.removeprefix("file:")
+    elif name[:6].lower() == "file:/":
+        literal = name[5:]
     elif _URL.match(name):
         return None
     else:
@@ -273,14 +273,21 @@ def _walk_local(root: str) -> Walk:
                 name = f"{inside}/{entry.name}" if inside else entry.name
                 if is_hidden(entry.name):
                     passed_over.append((name, HIDDEN))
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     (links if entry.is_symlink() else folders).append(name)
-                elif entry.is_file() or entry.is_symlink():  # a link to nothing fails by its name when it is read
+                elif entry.is_symlink() or entry.is_file():  # a link to nothing fails by its name when it is read
                     files.append(name)
                 else:
                     passed_over.append((name, NOT_REGULAR))
         links.sort()
     return Walk(sorted(files), sorted(passed_over))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_chain(name: str) -> bool:

@@ -149,6 +149,7 @@ def test_suffixes(name: str, suffix: str) -> None:
         ("file:///no/a%20b", "/no/a b"),
         ("file://localhost/no/b%C3%BCcher", "/no/bücher"),
         ("file:/no/a", "/no/a"),
+        ("FILE:///no/a", "/no/a"),
         ("/no/a%20b", "/no/a%20b"),
         ("/no/a::b", "/no/a::b"),
         ("memory://a", None),
