@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from retrieval.contract.files import suffix_of
 from retrieval.contract.formats import IMAGE_SUFFIXES
 from retrieval.errors import InvalidManifest
@@ -221,6 +219,8 @@ def _column_text(column: Any) -> list[str] | None:
     if pa.types.is_fixed_size_binary(kind):
         values = [value and value.rstrip(b"\0") for value in values]  # what fills it up is no text
     elif pa.types.is_float32(kind):
+        import numpy as np
+
         values = [None if value is None else float(str(np.float32(value))) for value in values]  # not 0.10000000149
     try:
         return [_text(value) for value in values]
