@@ -6,7 +6,6 @@ files are images. Local files need no library; fsspec, which is slow to import, 
 
 import contextlib
 import errno
-import ipaddress
 import os
 import re
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
+from retrieval.contract.loopback import is_loopback, reach_directly
 from retrieval.errors import RetrievalError
 
 _Result = TypeVar("_Result")
@@ -27,6 +27,7 @@ _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
 _WEB = ("http", "https")
+_S3 = ("s3", "s3a")
 
 _CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
 _CHUNK_BYTES = 64 * 1024
@@ -104,15 +105,6 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def is_loopback(url: str) -> bool:
-    """Return True if a URL names this machine by its loopback address, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def read_file(name: str, most: int | None = None) -> bytes:
     """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
 
@@ -161,7 +153,10 @@ class Place:
         protocol = name.partition("://")[0].lower()
         kind = fsspec.get_filesystem_class(protocol)
         options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+        filesystem = kind(**{**options, **limits})
+        if protocol in _S3:
+            reach_directly(filesystem)
+        return cls(filesystem, kind._strip_protocol(name))
 
     @property
     def is_web(self) -> bool:
