@@ -16,8 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
+from retrieval.contract.folders import Walk, sort_names, walk_local
 from retrieval.contract.loopback import is_loopback, reach_directly
-from retrieval.errors import RetrievalError
+from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
 _Result = TypeVar("_Result")
 
@@ -33,25 +34,6 @@ _CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
 _CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
-
-# Names of files and folders that programs leave between a user's own, beside all those that begin with a dot.
-_SYSTEM_NAMES = frozenset(
-    {
-        "__macosx",
-        "__pycache__",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-    }
-)
 
 
 @contextlib.contextmanager
@@ -115,12 +97,16 @@ def read_file(name: str, most: int | None = None) -> bytes:
     return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """The files of a folder, sorted, as paths inside it; `passed_over`: those left out, with the reason of each."""
+def read_image(name: str, most: int) -> bytes:
+    """Return the bytes of an image. Raises InvalidImage if nothing can be read, ImageTooLarge if there are over `most`.
 
-    files: list[str]
-    passed_over: list[tuple[str, str]]
+    Training, indexing and queries read with it.
+    """
+    with failing_as(InvalidImage, f"{name} cannot be read"):
+        data = read_file(name, most + 1)
+    if len(data) > most:
+        raise ImageTooLarge(f"{name} has more than {most:,} bytes, the limit")
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,74 +201,14 @@ class Place:
 
     def walk(self) -> Walk:
         """List the files of a folder and of its sub-folders. Links to folders are followed, each folder once."""
-        return _walk_local(self.path) if self.is_local else self._walk_remote()
+        return walk_local(self.path) if self.is_local else self._walk_remote()
 
     def _walk_remote(self) -> Walk:
         prefix = f"{self.path.rstrip('/')}/" if self.path else ""
         names = _retried(lambda: sorted(self.filesystem.find(self.path)))
-        files: list[str] = []
-        hidden: dict[str, None] = {}
-        for name in names:
-            inside = name.removeprefix(prefix)
-            if (
-                not inside or inside.endswith("/") or (self.is_web and urlsplit(name).query)
-            ):  # an index page sorts itself
-                continue
-            parts = inside.split("/")
-            first = next((n for n, part in enumerate(parts, start=1) if is_hidden(part)), 0)
-            if first:
-                hidden["/".join(parts[:first])] = None
-            else:
-                files.append(inside)
-        return Walk(files, [(name, HIDDEN) for name in hidden])
-
-
-HIDDEN = "hidden, or left by another program"
-LINKED_AGAIN = "links to folders that are read under another name"
-NOT_REGULAR = "pipes, sockets or devices"
-
-
-def is_hidden(name: str) -> bool:
-    """Return True for a file or folder name that a user did not give: hidden, or left by another program."""
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
-
-
-def _walk_local(root: str) -> Walk:
-    files: list[str] = []
-    passed_over: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    real_root = Path(root).resolve()
-    folders: list[str] = [""]
-    links: list[str] = []
-    while folders or links:
-        # the real tree first: a folder keeps its own name, and a link to it is the second name
-        inside = folders.pop() if folders else links.pop(0)
-        folder = Path(root, inside)
-        state = folder.stat()
-        if (state.st_dev, state.st_ino) in seen or (inside and real_root.is_relative_to(folder.resolve())):
-            passed_over.append((inside, LINKED_AGAIN))
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda found: found.name):
-                name = f"{inside}/{entry.name}" if inside else entry.name
-                if is_hidden(entry.name):
-                    passed_over.append((name, HIDDEN))
-                elif _is_folder(entry):
-                    (links if entry.is_symlink() else folders).append(name)
-                elif entry.is_symlink() or entry.is_file():  # a link to nothing fails by its name when it is read
-                    files.append(name)
-                else:
-                    passed_over.append((name, NOT_REGULAR))
-        links.sort()
-    return Walk(sorted(files), sorted(passed_over))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        inside = [name.removeprefix(prefix) for name in names]
+        # not an object that stands for a folder; an index page links to itself, sorted in other ways
+        return sort_names([name for name in inside if name.strip("/") and not (self.is_web and urlsplit(name).query)])
 
 
 def _is_chain(name: str) -> bool:

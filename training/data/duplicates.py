@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from retrieval.contract.files import read_image
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import decode
 from retrieval.errors import RetrievalError
-from training.data.decoding import Progress, Unreadable, fetch
+from training.data.decoding import Progress, Unreadable
 from training.data.likeness import Groups, similar
 
 # Measured on photographs: nine of ten copies that are compressed to JPEG 75, scaled by a half or by two, or both with
@@ -103,7 +105,7 @@ def find_duplicates(
 def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
     part, item = named
     try:
-        data = fetch(item.uri)
+        data = read_image(item.uri, DEFAULT_LIMITS.image_bytes)
         thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     except RetrievalError as error:
         return Unreadable(item, str(error))
