@@ -117,6 +117,7 @@ def test_loopback_is_never_sent_through_a_proxy(monkeypatch: pytest.MonkeyPatch)
         assert read_file("http://pictures.invalid/x.png") == b"from the proxy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "fsspec"])
 @pytest.mark.parametrize("reader", ["image", "table", "store"])
 def test_s3_on_loopback_is_never_sent_through_a_proxy(
