@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.manifests import check_manifest
-from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
+from retrieval.edge.cli.options import (
+    Address,
+    Catalog,
+    Json,
+    Manifest,
+    Wait,
+    absolute,
+    check_early,
+    connected,
+    report_passed_over,
+)
 from retrieval.edge.cli.replies import as_dict, followed, moment, name_of, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
@@ -31,7 +40,7 @@ def audit(
     """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
-    check_manifest(manifest, group_by=group_by or [])
+    check_early(manifest, labelled=True, group_by=group_by or [])
     request = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [])
     with connected(address) as client:
         job = client.call(client.audits.StartAudit, request)

@@ -1,0 +1,113 @@
+"""Looks at a manifest before a job is accepted, and refuses one with which the job could only fail.
+
+Reads a limited part: whether it is there, the names of its columns, and how many items it can have at most. The job
+reads everything, and has the last word.
+"""
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from retrieval.contract.files import Place, failing_as, is_absolute, local_path, suffix_of
+from retrieval.contract.tables import TABLE_SUFFIXES
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import InvalidManifest, Unavailable
+
+_MOST_BYTES = 32 * 1024**2  # of a table; a longer one has at least its header here
+_ITEM_COLUMNS = frozenset({"id", "uri", "label"})
+
+
+def check_manifest(source: str, *, labelled: bool = False, group_by: Sequence[str] = (), index: str = "Flat") -> None:
+    """Raise an error if a job with this manifest could only fail.
+
+    labelled: the job needs labels; group_by: columns that the manifest must have; index: may need a number of items.
+    A relative path, and a file:// URL in a folder that is not here, are left to the job: workers see others.
+    Raises InvalidManifest, InvalidInput for the index, Unavailable if the manifest cannot be read now.
+    """
+    spec = IndexSpec.parse(index)
+    with failing_as(Unavailable, f"{source} cannot be read"):
+        place = Place.of(source)
+        is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES
+        if not is_table and place.is_folder():
+            _check_folder(place, group_by, spec)
+        elif place.is_file():
+            _check_table(place, labelled=labelled, group_by=group_by, spec=spec)
+        elif not _may_be_elsewhere(source):
+            raise InvalidManifest(
+                f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
+                "file:///FOLDER/FILE for a path that only the workers have"
+            )
+
+
+def _may_be_elsewhere(source: str) -> bool:
+    """Return True for a relative path, and for a file:// URL in a folder that this machine does not have."""
+    path = local_path(source)
+    if path is None or not is_absolute(source):
+        return path is not None
+    return source.startswith("file:") and not path.parent.exists()
+
+
+def _check_folder(folder: Place, group_by: Sequence[str], spec: IndexSpec) -> None:
+    if group_by:
+        raise InvalidManifest(f"{folder.url}: expected a column {group_by[0]!r} to group by, a folder has no columns")
+    if not spec.n_lists:
+        return
+    if folder.is_local:  # no further than needed
+        files = (name for _, _, names in os.walk(folder.path, followlinks=True) for name in names)
+        spec.check_items(sum(1 for _ in itertools.islice(files, spec.least_items)))
+    else:
+        spec.check_items(len(folder.walk().files))
+
+
+def _check_table(place: Place, *, labelled: bool, group_by: Sequence[str], spec: IndexSpec) -> None:
+    where, suffix = place.path, suffix_of(place.path)
+    if suffix not in TABLE_SUFFIXES:
+        raise InvalidManifest(f"{where}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
+    data = place.read_file(_MOST_BYTES)
+    columns, n_most = _outline(data, suffix)
+    if columns is None:
+        return
+    needed = ("id", "uri", "label") if labelled else ("id", "uri")
+    if missing := [name for name in needed if name not in columns]:
+        found = ", ".join(columns) or "none"
+        raise InvalidManifest(
+            f"{where}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found {found}"
+        )
+    groups = [column for column in columns if column not in _ITEM_COLUMNS]
+    for column in group_by:
+        if column not in groups:
+            raise InvalidManifest(
+                f"{where}: expected a column {column!r} to group by, found {', '.join(groups) or 'none'}"
+            )
+    if len(data) < _MOST_BYTES:
+        spec.check_items(n_most)
+
+
+def _outline(data: bytes, suffix: str) -> tuple[Sequence[str] | None, int]:
+    """Return the columns of a table, None if they cannot be found here, and a number that its rows do not exceed."""
+    if suffix == ".parquet":
+        return _outline_of_parquet(data)
+    first, *_ = data.lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)
+    try:
+        if suffix == ".csv":
+            text = io.StringIO(data[: 1024**2].decode("utf-8-sig", errors="replace"), newline="")
+            return next((row for row in csv.reader(text) if row), []), max(data.count(b"\n"), data.count(b"\r"))
+        row: Any = json.loads(first)
+        return (tuple(row) if isinstance(row, dict) else None), data.count(b"\n") + 1
+    except (ValueError, csv.Error):  # the job reports what is wrong with it
+        return None, 0
+
+
+def _outline_of_parquet(data: bytes) -> tuple[Sequence[str] | None, int]:
+    import pyarrow as pa  # slow to import, and few manifests need it
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pa.BufferReader(data))
+        return file.schema_arrow.names, int(file.metadata.num_rows)
+    except (pa.ArrowException, OSError):  # damaged, or longer than what was read
+        return None, 0
