@@ -150,8 +150,8 @@ class Answers:
         if answered:
             by = answered[0][1].provenance
             subtitle = (
-                f"everything whose {by.score_kind} score reaches the one threshold {by.threshold:.4f}, best first; "
-                "below: this score and the match probability p"
+                f"{by.score_kind} score of at least {by.threshold:.4f}, best first; "
+                "below: this score and match probability p"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw_contact_sheet(rows, title=f"Matches in {self.catalog}", subtitle=subtitle))
