@@ -91,13 +91,13 @@ def _outline(data: bytes, suffix: str) -> tuple[Sequence[str] | None, int]:
     """Return the columns of a table, None if they cannot be found here, and a number that its rows do not exceed."""
     if suffix == ".parquet":
         return _outline_of_parquet(data)
-    first, *_ = data.lstrip(b"\xef\xbb\xbf\r\n").split(b"\n", 1)
+    n_lines = max(data.count(b"\n"), data.count(b"\r")) + (not data.endswith((b"\n", b"\r")))
     try:
         if suffix == ".csv":
             text = io.StringIO(data[: 1024**2].decode("utf-8-sig", errors="replace"), newline="")
-            return next((row for row in csv.reader(text) if row), []), max(data.count(b"\n"), data.count(b"\r"))
-        row: Any = json.loads(first)
-        return (tuple(row) if isinstance(row, dict) else None), data.count(b"\n") + 1
+            return next((row for row in csv.reader(text) if row), []), max(0, n_lines - 1)
+        row: Any = json.loads(data.lstrip().split(b"\n", 1)[0])
+        return (tuple(row) if isinstance(row, dict) else None), n_lines
     except (ValueError, csv.Error):  # the job reports what is wrong with it
         return None, 0
 

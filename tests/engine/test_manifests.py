@@ -63,7 +63,7 @@ def test_tables_are_looked_into(tmp_path: Path, web: str, suffix: str, remote: b
         check_manifest(source, group_by=["colour", "maker"])
     with pytest.raises(InvalidManifest, match="expected a column 'label' to group by"):
         check_manifest(source, group_by=["label"])
-    with pytest.raises(InvalidInput, match="expected at least 78 items"):
+    with pytest.raises(InvalidInput, match=r"expected at least 78 items .*, found 50:"):
         check_manifest(source, index="IVF2,nprobe=1")
 
 
