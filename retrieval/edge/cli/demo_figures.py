@@ -79,7 +79,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = found["threshold_interval"]
     far_low, far_high = found["far_promised"]
     tar_low, tar_high = found["tar_promised"]
-    opis, queries = found["opis"], found["queries"]
+    queries = found["queries"]
     return [
         ("target", found["target"]),
         ("score", found["score"]),
@@ -89,8 +89,14 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("TAR, new classes", f"{found['tar_new']:.3f}"),
         ("TAR promised", f"{tar_low:.3f} to {tar_high:.3f}"),
         ("R@1", f"{found['r_at_1']:.3f}"),
-        ("OPIS", f"{opis['value']:.3g}, noise floor {opis['floor']:.3g}, {opis['axis']} axis"),
+        ("OPIS, FAR 1e-2 to 1e-1", _sentence(found["opis"])),
+        ("OPIS around the target", _sentence(found["opis_target"]) if found["opis_target"] else "unknown"),
         ("queries", f"{queries['n_queries']}, of which {queries['n_without_match']} have no match"),
         ("matches right", f"{queries['matches_right'] or 0:.1%}, first ones {queries['first_match_right'] or 0:.1%}"),
         ("verdict", found["verdict"]),
     ]
+
+
+def _sentence(opis: dict[str, Any]) -> str:
+    debiased = "unknown" if opis["debiased"] is None else f"{opis['debiased']:.2e}"
+    return f"{opis['value']:.2e}, noise floor {opis['floor']:.2e}, debiased {debiased}"
