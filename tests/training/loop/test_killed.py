@@ -150,7 +150,8 @@ def test_two_interrupted_processes_save_once_and_resume_exactly(tmp_path: Path, 
 @pytest.mark.timeout(300)
 def test_two_processes_end_together_if_one_is_interrupted(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """The one that was not interrupted is the one that writes."""
-    assert read_checkpoint(tmp_path / "run")["step"] == interrupt_two(folders, tmp_path / "run", ranks=(1,))
+    step = interrupt_two(folders, tmp_path / "run", ranks=(1,))
+    assert read_checkpoint(tmp_path / "run")["step"] == step
 
 
 def interrupt_two(folders: tuple[Path, Path], out: Path, *, ranks: Sequence[int]) -> int:
