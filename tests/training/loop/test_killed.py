@@ -62,7 +62,7 @@ def start(folders: tuple[Path, Path], config: Path, out: Path) -> subprocess.Pop
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
-    """Until there is one that is not the first."""
+    """Wait until there is a checkpoint that is not the first."""
     seen = set()
     deadline = time.monotonic() + 100
     while len(seen) < 2:
@@ -97,7 +97,7 @@ def test_sigkill_and_resume_give_the_weights_of_an_uninterrupted_run(
 def test_an_interrupt_says_how_to_go_on(
     tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As from the keyboard, in the midst of training."""
+    """Interrupted in the midst of training, as from the keyboard, a run saves and names --resume."""
     text = LONG.format(steps=5000).replace("checkpoint_every = 1\n", "checkpoint_every = 4999\n")
     (tmp_path / "config.toml").write_text(text)
     out = tmp_path / "run"
