@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.edge.cli.demo_figures import Trial, figures, print_figures
+from retrieval.edge.cli.demo_figures import TriedTarget, figures, print_figures
 from retrieval.edge.cli.options import Json
 from retrieval.errors import FailedPrecondition, Unavailable
 from retrieval.terminal import err, print_json
@@ -141,14 +141,14 @@ def _train(demo: Demo, seed: int) -> None:
         demo.run("export", why, "training", "export", str(demo.folder / "run"), "--out", str(demo.folder / "bundle"))
 
 
-def _trials(demo: Demo, seed: int, target: str) -> list[Trial]:
+def _trials(demo: Demo, seed: int, target: str) -> list[TriedTarget]:
     """Calibrate for the loose target and for the one to use, which comes last and so stays active."""
     folder = demo.folder
     loose = _calibrate(demo, seed, _LOOSE)
     in_use = _calibrate(demo, seed, target, "--activate")
     return [
-        Trial(_LOOSE, folder / "contact_sheet_loose.png", folder / "report-loose", loose),
-        Trial(target, folder / "contact_sheet.png", folder / "report", in_use),
+        TriedTarget(_LOOSE, folder / "contact_sheet_loose.png", folder / "report-loose", loose),
+        TriedTarget(target, folder / "contact_sheet.png", folder / "report", in_use),
     ]
 
 
@@ -179,7 +179,7 @@ def _services(demo: Demo) -> Iterator[None]:
         yield
 
 
-def _try(demo: Demo, trial: Trial) -> dict[str, Any]:
+def _try(demo: Demo, trial: TriedTarget) -> dict[str, Any]:
     """Activate a threshold, index, search and audit with it; return the figures."""
     why = f"use the threshold for the target {trial.target}"
     demo.run("activate", why, "retrieval", "operating-points", "activate", trial.point["id"], "--json")

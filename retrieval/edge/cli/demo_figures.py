@@ -20,7 +20,7 @@ Continue with your own images: a folder with one sub-folder per class, or a tabl
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TriedTarget:
     """A target, the operating point that calibration chose for it, its contact sheet and the folder of its report."""
 
     target: str
@@ -29,7 +29,7 @@ class Trial:
     point: dict[str, Any]
 
 
-def figures(trial: Trial, report: dict[str, Any], queries: dict[str, Any]) -> dict[str, Any]:
+def figures(trial: TriedTarget, report: dict[str, Any], queries: dict[str, Any]) -> dict[str, Any]:
     """Return what calibration, search and audit found at one threshold."""
     return {
         "target": trial.target,
