@@ -10,9 +10,9 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from retrieval.contract.files import Place, failing_as, is_absolute, local_path, suffix_of
+from retrieval.contract.files import Place, failing_as, is_absolute, local_path, read_file, suffix_of
 from retrieval.contract.tables import TABLE_SUFFIXES
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import InvalidManifest, Unavailable
@@ -30,17 +30,27 @@ def check_manifest(source: str, *, labelled: bool = False, group_by: Sequence[st
     """
     spec = IndexSpec.parse(index)
     with failing_as(Unavailable, f"{source} cannot be read"):
-        place = Place.of(source)
-        is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES
-        if not is_table and place.is_folder():
-            _check_folder(place, group_by, spec)
-        elif place.is_file():
-            _check_table(place, labelled=labelled, group_by=group_by, spec=spec)
+        kind = _kind(source)
+        if kind == "folder":
+            _check_folder(source, group_by, spec)
+        elif kind == "file":
+            _check_table(source, labelled=labelled, group_by=group_by, spec=spec)
         elif not _may_be_elsewhere(source):
             raise InvalidManifest(
                 f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
                 "file:///FOLDER/FILE for a path that only the workers have"
             )
+
+
+def _kind(source: str) -> Literal["folder", "file", "nothing"]:
+    """Return what a source names; a local one without fsspec, which is slow to import."""
+    if (path := local_path(source)) is not None:
+        return "folder" if path.is_dir() else "file" if path.is_file() else "nothing"
+    place = Place.of(source)
+    is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES  # or the links in it would be a folder
+    if not is_table and place.is_folder():
+        return "folder"
+    return "file" if place.is_file() else "nothing"
 
 
 def _may_be_elsewhere(source: str) -> bool:
@@ -51,23 +61,23 @@ def _may_be_elsewhere(source: str) -> bool:
     return source.startswith("file:") and not path.parent.exists()
 
 
-def _check_folder(folder: Place, group_by: Sequence[str], spec: IndexSpec) -> None:
+def _check_folder(source: str, group_by: Sequence[str], spec: IndexSpec) -> None:
     if group_by:
-        raise InvalidManifest(f"{folder.url}: expected a column {group_by[0]!r} to group by, a folder has no columns")
+        raise InvalidManifest(f"{source}: expected a column {group_by[0]!r} to group by, a folder has no columns")
     if not spec.n_lists:
         return
-    if folder.is_local:  # no further than needed
-        files = (name for _, _, names in os.walk(folder.path, followlinks=True) for name in names)
+    if (path := local_path(source)) is not None:  # no further than needed
+        files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
         spec.check_items(sum(1 for _ in itertools.islice(files, spec.least_items)))
     else:
-        spec.check_items(len(folder.walk().files))
+        spec.check_items(len(Place.of(source).walk().files))
 
 
-def _check_table(place: Place, *, labelled: bool, group_by: Sequence[str], spec: IndexSpec) -> None:
-    where, suffix = place.path, suffix_of(place.path)
+def _check_table(source: str, *, labelled: bool, group_by: Sequence[str], spec: IndexSpec) -> None:
+    suffix = suffix_of(source if local_path(source) is not None else Place.of(source).path)
     if suffix not in TABLE_SUFFIXES:
-        raise InvalidManifest(f"{where}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
-    data = place.read_file(_MOST_BYTES)
+        raise InvalidManifest(f"{source}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
+    data = read_file(source, _MOST_BYTES)
     columns, n_most = _outline(data, suffix)
     if columns is None:
         return
@@ -75,13 +85,13 @@ def _check_table(place: Place, *, labelled: bool, group_by: Sequence[str], spec:
     if missing := [name for name in needed if name not in columns]:
         found = ", ".join(columns) or "none"
         raise InvalidManifest(
-            f"{where}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found {found}"
+            f"{source}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found {found}"
         )
     groups = [column for column in columns if column not in _ITEM_COLUMNS]
     for column in group_by:
         if column not in groups:
             raise InvalidManifest(
-                f"{where}: expected a column {column!r} to group by, found {', '.join(groups) or 'none'}"
+                f"{source}: expected a column {column!r} to group by, found {', '.join(groups) or 'none'}"
             )
     if len(data) < _MOST_BYTES:
         spec.check_items(n_most)

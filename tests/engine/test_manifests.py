@@ -6,6 +6,7 @@ import functools
 import http.server
 import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_what_is_missing_is_named(tmp_path: Path, web: str) -> None:
         with pytest.raises(InvalidManifest, match="found nothing there"):
             check_manifest(gone)
     check_manifest("file:///nowhere/gone.csv")  # the workers may have this folder
+
+
+def test_a_table_inside_an_archive_is_looked_into(tmp_path: Path) -> None:
+    """Its suffix is that of the table, not of the archive."""
+    table = write(tmp_path, ".csv")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(table, "parts/items.csv")
+    source = f"zip://parts/items.csv::file://{tmp_path}/all.zip"
+    check_manifest(source, group_by=["colour"])
+    with pytest.raises(InvalidManifest, match="'maker' to group by, found colour"):
+        check_manifest(source, group_by=["maker"])
 
 
 def test_folders_have_no_columns_and_are_counted_no_further_than_needed(tmp_path: Path) -> None:
