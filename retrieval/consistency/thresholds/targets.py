@@ -148,14 +148,14 @@ class Target:
         """Return the target in words.
 
         >>> Target("far", 0.01).describe(), Target("f", 1, 0.01).describe()
-        ('pooled FAR at most 0.01', 'the largest F1 where a share 0.01 of pairs match')
+        ('pooled FAR at most 0.01', 'the largest F1 if a share 0.01 of pairs match')
         """
         words = {
             "far": f"pooled FAR at most {self.value:g}",
             "class-far": f"class-mean FAR at most {self.value:g}",
             "frr": f"FRR at most {self.value:g}",
-            "precision": f"precision at least {self.value:g} where a share {self._at:g} of pairs match",
-            "f": f"the largest F{self.value:g} where a share {self._at:g} of pairs match",
+            "precision": f"precision at least {self.value:g} if a share {self._at:g} of pairs match",
+            "f": f"the largest F{self.value:g} if a share {self._at:g} of pairs match",
             "utility": f"the largest mean utility of classes (c = {self.value:g})",
             "false-matches": f"at most {self.value:g} false match{'' if self.value == 1 else 'es'} a query in a "
             f"gallery of {_digits(self._at)}",
