@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.manifests import check_manifest
 from retrieval.edge.cli.options import (
     Address,
     Catalog,
@@ -14,6 +13,7 @@ from retrieval.edge.cli.options import (
     Manifest,
     Wait,
     absolute,
+    check_early,
     connected,
     report_passed_over,
 )
@@ -40,7 +40,7 @@ def audit(  # noqa: PLR0913  # the options of a command are its parameters
     """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
-    check_manifest(manifest, group_by=group_by or [], family=family)
+    check_early(manifest, labelled=True, group_by=group_by or [], family=family)
     request = audits_pb2.StartAuditRequest(
         catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [], family=family
     )
