@@ -6,7 +6,6 @@ files are images. Local files need no library; fsspec, which is slow to import, 
 
 import contextlib
 import errno
-import ipaddress
 import os
 import re
 import stat
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
+from retrieval.contract.time_limits import WEB, time_limits
 from retrieval.errors import RetrievalError
 
 _Result = TypeVar("_Result")
@@ -26,9 +26,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
-_WEB = ("http", "https")
 
-_CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
 _CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
@@ -99,18 +97,9 @@ def local_path(name: str) -> Path | None:
 
 def suffix_of(name: str) -> str:
     """Return the lower-case suffix of a path or URL; a query string does not hide it."""
-    if name.partition("://")[0].lower() in _WEB:
+    if name.partition("://")[0].lower() in WEB:
         name = unquote(urlsplit(name).path)
     return PurePosixPath(name).suffix.lower()
-
-
-def is_loopback(url: str) -> bool:
-    """Return True if a URL names this machine by its loopback address, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def read_file(name: str, most: int | None = None) -> bytes:
@@ -140,11 +129,8 @@ class Place:
     _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
 
     @classmethod
-    def of(cls, name: str, **limits: Any) -> "Place":
-        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
-
-        limits: further options of the file system of a remote URL.
-        """
+    def of(cls, name: str) -> "Place":
+        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable."""
         import fsspec
 
         if (path := local_path(name)) is not None:
@@ -160,13 +146,13 @@ class Place:
             return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
         protocol = name.partition("://")[0].lower()
         kind = fsspec.get_filesystem_class(protocol)
-        options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+        options = {} if protocol in WEB else kind._get_kwargs_from_urls(name)
+        return cls(kind(**{**options, **time_limits(name)}), kind._strip_protocol(name))
 
     @property
     def is_web(self) -> bool:
         """Whether it is read by HTTP, which has no folders, only pages with links."""
-        return self.path.partition("://")[0].lower() in _WEB
+        return self.path.partition("://")[0].lower() in WEB
 
     @property
     def is_local(self) -> bool:
@@ -297,14 +283,6 @@ def _read_regular(path: Path, most: int | None) -> bytes:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "expected a regular file, found a pipe, socket or device", str(path))
         return file.read() if most is None else file.read(most)
-
-
-def _web_options(url: str) -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=_WHOLE_S, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    # trust_env: use the proxies of the environment
-    return {"client_kwargs": {"timeout": timeout, "trust_env": not is_loopback(url)}}
 
 
 async def _get(filesystem: Any, url: str, most: int | None) -> bytes:

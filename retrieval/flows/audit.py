@@ -52,6 +52,7 @@ from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmb
 from retrieval.engine.images import Failure
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
+from retrieval.engine.store.listed import Listed, listed
 from retrieval.engine.thumbnails import thumbnail
 from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence
 
@@ -219,11 +220,14 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     return report
 
 
-def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
+def audits(store: Store, catalog: str) -> Listed[dict[str, Any]]:
     """Return the reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
     store.current(catalog)
-    reports = [finished_audit(store, catalog, audit_id) for audit_id in store.audits(catalog)]
-    return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
+    return listed(
+        store.audits(catalog),
+        lambda audit_id: finished_audit(store, catalog, audit_id),
+        created_at=lambda report: str(report["created_at"]),
+    )
 
 
 def finished_audit(store: Store, catalog: str, audit_id: str) -> dict[str, Any]:

@@ -156,6 +156,7 @@ class Audit(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REPORT_HTML_URI_FIELD_NUMBER: _builtins.int
     REPORT_JSON_URI_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     catalog: _builtins.str
     bundle_digest: _builtins.str
@@ -175,6 +176,8 @@ class Audit(_message.Message):
     report_html_uri: _builtins.str
     """URLs of the report in the store."""
     report_json_uri: _builtins.str
+    problem: _builtins.str
+    """In a list: the reason why the audit cannot be read; then only id and catalog are set."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
         """One sentence per limit that was checked."""
@@ -206,10 +209,11 @@ class Audit(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         report_html_uri: _builtins.str = ...,
         report_json_uri: _builtins.str = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "far_promised", b"far_promised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "problem", b"problem", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,9 +9,10 @@ import fsspec
 import pytest
 
 from retrieval.contract import files
-from retrieval.contract.files import Place, failing_as, is_loopback, local_path, read_file, suffix_of
+from retrieval.contract.files import Place, failing_as, local_path, read_file, suffix_of
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.manifest import Item, read_manifest, read_source
+from retrieval.contract.time_limits import is_loopback
 from retrieval.engine.images import read_bytes
 from retrieval.errors import ImageTooLarge, InvalidImage, InvalidInput, InvalidManifest, RetrievalError
 from tests.pictures import encoded, noise

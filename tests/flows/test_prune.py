@@ -104,9 +104,9 @@ def test_a_snapshot_that_is_about_to_be_published_stays(calibrated: Store, snaps
 
 
 def test_wrong_policies_and_catalogues_are_refused(calibrated: Store) -> None:
-    with pytest.raises(InvalidInput, match="expected keep and keep_days of 0 or more, found -1, 0"):
+    with pytest.raises(InvalidInput, match="expected keep, keep_days and keep_audits of 0 or more, found -1, 0"):
         PrunePolicy(keep=-1, keep_days=0)
-    with pytest.raises(InvalidInput, match="found 1, nan"):
+    with pytest.raises(InvalidInput, match="found 1, nan, 0"):
         PrunePolicy(keep=1, keep_days=float("nan"))
     with pytest.raises(UnknownCatalog, match="nothing"):
         prune(calibrated, PrunePolicy(keep=1), now=NOW, catalogs=["nothing"])
