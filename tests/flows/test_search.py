@@ -255,7 +255,7 @@ def test_unusable_embeddings(live: Searcher, change: Callable[[Vector], Vector],
 def test_unknown_catalogues(live: Searcher, calibrated: Store) -> None:
     with pytest.raises(UnknownCatalog, match="'other' is not served here; served are: shop"):
         search(live, QUERIES[0], catalog="other")
-    searcher = make_searcher(calibrated)
+    searcher = make_searcher(calibrated, catalogs=("third",))
     with pytest.raises(NotReady, match="'shop' is not live: the store has not been read yet"):
         search(searcher, QUERIES[0])
     searcher.refresh()

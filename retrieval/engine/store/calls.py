@@ -44,7 +44,7 @@ def within(limit_s: float, function: Callable[..., _Result], *arguments: Any, **
     except TimeoutError:
         if outcome.done():
             raise
-        raise TimeoutError(f"no answer within {limit_s:g} s") from None
+        raise TimeoutError(f"no answer within {limit_s:.3g} s") from None
 
 
 def is_full(error: OSError) -> bool:

@@ -56,7 +56,7 @@ class Objects:
         self._cache_bytes = cache_bytes
         with failing_as(InvalidSettings, f"the store {url} cannot be opened"):
             place = Place.of(url)
-            _check_folder(place)
+            _check_place(url, place)
         self._fs, self._root, self._is_local = place.filesystem, place.path, place.is_local
         if hasattr(self._fs, "retries"):
             self._fs.retries = 1  # of s3fs, beside those of botocore: a store that is away would take four times longer
@@ -278,10 +278,12 @@ def _full_disk_named(what: str) -> Iterator[None]:
         raise
 
 
-def _check_folder(place: Place) -> None:
-    """Raise NotADirectoryError if a local store is a file: it will never be one."""
+def _check_place(url: str, place: Place) -> None:
+    """Raise OSError or ValueError if nothing can ever be stored there: a file, or a URL without bucket or host."""
     if place.is_local and Path(place.path).is_file():
         raise NotADirectoryError(f"expected a folder, found a file: {place.path}")
+    if not place.is_local and not url.partition(":")[2].strip("/"):
+        raise ValueError("expected a bucket, host or path after the scheme")
 
 
 def _sync(path: Path) -> None:

@@ -198,7 +198,7 @@ def test_damaged_pointer_is_data_loss(calibrated: Store, content: bytes) -> None
 def test_store_that_is_a_file_is_a_wrong_setting(tmp_path: Path) -> None:
     """It will never be a folder; below a file nothing can be stored either."""
     (tmp_path / "store").touch()
-    with pytest.raises(InvalidSettings, match="expected a folder, found a file: .*/store$"):
+    with pytest.raises(InvalidSettings, match=r"expected a folder, found a file: .*/store$"):
         Store((tmp_path / "store").as_uri())
     store = Store(f"{(tmp_path / 'store').as_uri()}/below")
     for ask in (lambda: store.bundle_name(BundleDigest("b")), store.catalogs):
