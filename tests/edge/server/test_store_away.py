@@ -27,7 +27,7 @@ from retrieval.edge.server.serve import serve
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store
-from retrieval.errors import InvalidSettings, NotReady
+from retrieval.errors import InvalidSettings, Unavailable
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.v1 import search_pb2
 from tests.edge.conftest import Serving
@@ -149,8 +149,9 @@ def test_a_start_without_the_store(how: str, named: str, settings: Settings, ret
         assert reason in err
         assert retrieval("health", "--ready", *address)[0] == 3
         assert retrieval("health", "--alive", *address)[:2] == (0, "alive\n")
-        with connect(f"127.0.0.1:{port}") as client, pytest.raises(NotReady, match=reason):
-            client.call(client.search.Search, search_pb2.SearchRequest(catalog="cups"))
+        query = search_pb2.Query(embedding=search_pb2.Embedding(values=[1.0]))
+        with connect(f"127.0.0.1:{port}") as client, pytest.raises(Unavailable, match=reason):
+            client.call(client.search.Search, search_pb2.SearchRequest(catalog="cups", query=query))
         come_back()
         deadline = time.monotonic() + 30
         while retrieval("health", *address)[:2] != (0, "serving\ncups: serving\nhats: serving\n"):
