@@ -138,6 +138,7 @@ class Searcher:
                 changed = self._refresh_one(catalog)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one catalogue, the others go on
                 if isinstance(error, Unavailable):
+                    self._store_problem = str(error)  # until it is known to be the catalogue's
                     self._store.catalogs()  # raises if it is not this catalogue but the store
                 problem = _as_known(error)
                 if self._live.get(catalog) is not before:  # the pair of before another score was activated

@@ -70,10 +70,10 @@ class Objects:
         """Return True if the object exists."""
         return self._kind(key) == "file"
 
-    def get(self, key: str) -> bytes | None:
-        """Return the bytes of an object, or None if it does not exist."""
+    def get(self, key: str, *, limit_s: float | None = None) -> bytes | None:
+        """Return the bytes of an object, or None if it does not exist. A remote store gets `limit_s` seconds."""
         try:
-            return bytes(self._ask(key, transfer_s(), "cat_file"))
+            return bytes(self._ask(key, limit_s or transfer_s(), "cat_file"))
         except FileNotFoundError:
             return None
 
@@ -183,7 +183,7 @@ class Objects:
 
     def pointer(self, key: str) -> str | None:
         """Return the name in a pointer, None if there is no pointer. Raises CorruptArtifact if it holds no name."""
-        data = self.get(key)
+        data = self.get(key, limit_s=ANSWER_S)
         if data is None:
             return None
         name = data.decode(errors="replace").strip()
