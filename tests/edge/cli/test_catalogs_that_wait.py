@@ -57,7 +57,11 @@ def retrieval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit, match=r"^\d+$") as left:
             main()
         captured = capsys.readouterr()
-        lines = [line for line in captured.out.splitlines(keepends=True) if '"event"' not in line and not re.match(r"\d{4}-", line)]
+        lines = [
+            line
+            for line in captured.out.splitlines(keepends=True)
+            if '"event"' not in line and not re.match(r"\d{4}-", line)
+        ]
         return int(str(left.value.code)), "".join(lines), captured.err
 
     return run
