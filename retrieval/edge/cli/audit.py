@@ -70,6 +70,8 @@ def list_audits(catalog: Catalog, address: Address = None, as_json: Json = False
     rows = [
         (a.id, name_of(a, "verdict"), f"{a.far:.4g}", f"{a.tar:.3f}", a.n_classes, a.n_images,
          a.operating_point_id[:8], moment(a.created_at))
+        if not a.problem
+        else (a.id, "damaged", "", "", "", "", a.problem, "")
         for a in reply.audits
     ]  # fmt: skip
     columns = ("id", "verdict", "FAR", "TAR", "classes", "images", "point", "created")
@@ -92,7 +94,7 @@ def show_audit(
             listed = client.call(client.audits.ListAudits, audits_pb2.ListAuditsRequest(catalog=catalog))
             if not listed.audits:
                 raise UnknownJob(f"catalogue {catalog!r} has no finished audit: run one with `retrieval audit`")
-            audit = listed.audits[0].id
+            audit = listed.audits[0].id  # damaged ones are last
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=audit))
     _show(found, report, as_json)
 

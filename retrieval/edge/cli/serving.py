@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from retrieval.edge.cli.options import Address, Json, StateDir, Store
 from retrieval.terminal import out, print_json
@@ -51,14 +53,31 @@ def beat(store: Store = None, state_dir: StateDir = None) -> None:
     run_beat(settings)
 
 
-def health(address: Address = None, as_json: Json = False) -> None:
-    """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should."""
+def health(
+    address: Address = None,
+    alive: Annotated[bool, typer.Option("--alive", help="Only check that the server answers.")] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Only check that the server answers queries, whatever single catalogues do.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should.
+
+    For programs that restart a server there is --alive, for those that send it queries --ready.
+    """
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
-    from retrieval.errors import NotReady
+    from retrieval.errors import InvalidInput, NotReady
 
+    if alive and ready:
+        raise InvalidInput("--alive, --ready: expected one of them, found both")
     with connect(load_settings(address=address).address, connect_s=0) as client:
-        client.check_health()
+        is_serving = client.is_serving()
+        if alive:
+            out.print("alive")
+            return
+        if not is_serving:
+            raise NotReady(f"the server answers, but does not serve: {_reason(client, '')}")
         catalogs = client.catalog_health()
         reasons = {catalog: _reason(client, catalog) for catalog, serving in catalogs.items() if not serving}
     if as_json:
@@ -69,7 +88,7 @@ def health(address: Address = None, as_json: Json = False) -> None:
         for catalog in catalogs:
             serving = f"NOT serving: {reasons[catalog]}" if catalog in reasons else "serving"
             out.print(f"{catalog}: {serving}", markup=False)
-    if reasons:
+    if reasons and not (ready and len(reasons) < len(catalogs)):
         raise NotReady(f"{len(reasons)} of {len(catalogs)} catalogues are not served: {', '.join(reasons)}")
 
 
@@ -83,7 +102,7 @@ def _reason(client: "Client", catalog: str) -> str:
         client.call(client.search.Search, search_pb2.SearchRequest(catalog=catalog, query=query))
     except RetrievalError as error:
         return str(error)
-    return "its health is not SERVING, although it answers"
+    return "it is served again"
 
 
 @contextlib.contextmanager
