@@ -55,6 +55,15 @@ class Settings(BaseSettings):
         ge=64 * 1024 * 1024,
         description="Memory that the images of a process may take together while they are decoded, in bytes.",
     )
+    image_cpu_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=3600,
+        description=(
+            "CPU seconds that decoding one image may take; then it is refused and the process that decodes it is "
+            "replaced."
+        ),
+    )
     image_roots: str = Field(
         default="",
         description=(
@@ -107,7 +116,12 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels, memory_bytes=self.image_memory_bytes)
+        return ImageLimits(
+            image_bytes=self.image_bytes,
+            pixels=self.image_pixels,
+            memory_bytes=self.image_memory_bytes,
+            cpu_s=self.image_cpu_s,
+        )
 
     @property
     def job_limits(self) -> ImageLimits:

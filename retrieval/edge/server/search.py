@@ -24,7 +24,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:  # noqa: N802
         """Return everything above the threshold."""
-        response = await self._search(request.catalog, request.query, messages.limit_from(request))
+        response = await self._search(request.catalog, request.query, messages.limit_from(request), context.peer())
         telemetry.MATCHES.labels(catalog=request.catalog).observe(response.total_matches)
         return response
 
@@ -43,7 +43,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             async with slots:
                 check_reply(n_bytes, allowed)  # a reply that cannot be sent is not computed to its end
                 try:
-                    result = search_pb2.BatchResult(response=await self._search(request.catalog, query, limit))
+                    result = search_pb2.BatchResult(
+                        response=await self._search(request.catalog, query, limit, context.peer())
+                    )
                 except Exception as error:  # noqa: BLE001  # a defect in one query does not affect the others
                     result = _failed(error)
                 n_bytes += result.ByteSize()
@@ -56,8 +58,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             for task in tasks:
                 task.cancel()
 
-    async def _search(self, catalog: str, query: search_pb2.Query, limit: int) -> search_pb2.SearchResponse:
-        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit)
+    async def _search(
+        self, catalog: str, query: search_pb2.Query, limit: int, caller: str
+    ) -> search_pb2.SearchResponse:
+        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit, caller=caller)
         return messages.search_response(result)
 
 

@@ -86,6 +86,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(names, server)
     port = _bind(server, settings.address)
+    await asyncio.to_thread(searcher.warm)
     await watch.look()
     await server.start()
     await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
