@@ -11,12 +11,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
+from retrieval.contract.sources import ANYWHERE, origin_of
 from retrieval.errors import RetrievalError
 
 _Result = TypeVar("_Result")
@@ -28,10 +29,7 @@ _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "di
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
 _WEB = ("http", "https")
 
-_CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
-_CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
 
 # Names of files and folders that programs leave between a user's own, beside all those that begin with a dot.
 _SYSTEM_NAMES = frozenset(
@@ -113,14 +111,16 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def read_file(name: str, most: int | None = None) -> bytes:
+def read_file(name: str, most: int | None = None, *, roots: Sequence[str] | None = None) -> bytes:
     """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
+
+    roots: see `Place.of`.
 
     Raises OSError and the errors of the library that reads: see `failing_as`. Only a regular file is read, because a
     pipe or a device may never end.
     """
     path = local_path(name)
-    return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
+    return _read_regular(path, most) if path is not None else Place.of(name, roots=roots).read_file(most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,10 @@ class Place:
     _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
 
     @classmethod
-    def of(cls, name: str, **limits: Any) -> "Place":
+    def of(cls, name: str, *, roots: Sequence[str] | None = None, **limits: Any) -> "Place":
         """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
 
+        roots: where a server of the web may lead, see `check_source`; None: to its own host and to public ones.
         limits: further options of the file system of a remote URL.
         """
         import fsspec
@@ -155,13 +156,16 @@ class Place:
                 rest = f"file://{target.absolute()}"
             protocol, found, member = first.partition("://")
             if protocol in _ARCHIVES and found:
-                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}")
+                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}", **_chain_options(rest, roots))
                 return cls(filesystem, member.strip("/"), (protocol, rest))
-            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
+            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}", **_chain_options(rest, roots)))
         protocol = name.partition("://")[0].lower()
+        if protocol in _WEB:
+            from retrieval.contract.web import Web
+
+            return cls(Web(**{**_web_options(name, roots), **limits}), name)
         kind = fsspec.get_filesystem_class(protocol)
-        options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+        return cls(kind(**{**kind._get_kwargs_from_urls(name), **limits}), kind._strip_protocol(name))
 
     @property
     def is_web(self) -> bool:
@@ -213,7 +217,9 @@ class Place:
         if self.is_web:
             import fsspec
 
-            data: bytes = fsspec.asyn.sync(self.filesystem.loop, _get, self.filesystem, self.path, most)
+            from retrieval.contract.web import get
+
+            data: bytes = fsspec.asyn.sync(self.filesystem.loop, get, self.filesystem, self.path, most)
             return data
         with self.filesystem.open(self.path, "rb") as file:
             return bytes(file.read() if most is None else file.read(most))
@@ -299,27 +305,18 @@ def _read_regular(path: Path, most: int | None) -> bytes:
         return file.read() if most is None else file.read(most)
 
 
-def _web_options(url: str) -> dict[str, Any]:
-    import aiohttp
+def _chain_options(rest: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of the last link of a chain, if it is read over the web."""
+    last = rest.rpartition("::")[2]
+    protocol = last.partition("://")[0].lower()
+    return {protocol: _web_options(last, roots)} if protocol in _WEB else {}
 
-    timeout = aiohttp.ClientTimeout(total=_WHOLE_S, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    # trust_env: use the proxies of the environment
-    return {"client_kwargs": {"timeout": timeout, "trust_env": not is_loopback(url)}}
 
+def _web_options(url: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    from retrieval.contract.web import web
 
-async def _get(filesystem: Any, url: str, most: int | None) -> bytes:
-    """Read a URL, no further than `most` bytes even if its server sends more."""
-    session = await filesystem.set_session()
-    data = bytearray()
-    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as response:
-        if response.status in (404, 410):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-        response.raise_for_status()
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            data += chunk
-            if most is not None and len(data) >= most:
-                return bytes(data[:most])
-    return bytes(data)
+    allowed = (ANYWHERE, origin_of(url)) if roots is None else tuple(roots)
+    return web(allowed, uses_proxy=not is_loopback(url))
 
 
 def _retried(read: Callable[[], _Result]) -> _Result:
@@ -327,18 +324,9 @@ def _retried(read: Callable[[], _Result]) -> _Result:
         try:
             return read()
         except Exception as error:
-            if not _may_pass(error):
+            from retrieval.contract.web import may_pass
+
+            if not may_pass(error):
                 raise
         time.sleep(pause)
     return read()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return True for an error that the next try may not meet: a busy server or a broken connection."""
-    import aiohttp
-
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in _BUSY
-    if isinstance(error, (TimeoutError, ValueError)):  # waited long already; a wrong URL
-        return False
-    return isinstance(error, (ConnectionError, aiohttp.ClientError))

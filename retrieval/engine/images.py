@@ -24,7 +24,7 @@ def read_bytes(uri: str, limits: ImageLimits) -> bytes:
     """
     check_source(uri, limits.roots)
     with failing_as(InvalidImage, f"{uri} cannot be read"):
-        data = read_file(uri, limits.image_bytes + 1)
+        data = read_file(uri, limits.image_bytes + 1, roots=limits.roots)
     if len(data) > limits.image_bytes:
         raise ImageTooLarge(f"{uri} has more than {limits.image_bytes:,} bytes, the limit")
     return data
