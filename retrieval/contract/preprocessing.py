@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from retrieval.contract.formats import HEAD_BYTES, REMEDIES, sniffed
 from retrieval.contract.image_files import check_parts, n_scans, without_metadata
@@ -23,6 +23,8 @@ from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
 Image.MAX_IMAGE_PIXELS = None
+# Compressed texts of 2 MB unpack to 64 MiB, which nobody reads; a file with more is opened without them.
+PngImagePlugin.MAX_TEXT_MEMORY = 1024 * 1024
 with contextlib.suppress(ImportError):  # the extra "heif"
     import pillow_heif
 

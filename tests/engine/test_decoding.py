@@ -88,11 +88,9 @@ def test_every_way_of_decoding_refuses_alike(decoders: Decoders) -> None:
 
 @pytest.mark.slow
 def test_an_image_that_takes_too_long_is_refused_and_its_process_replaced(decoders: Decoders) -> None:
-    started = time.monotonic()
     for _ in range(2):
         with pytest.raises(InvalidImage, match=r"the image needs more than 0\.3 CPU seconds to decode"):
             decoders.prepare(HEAVY, PREPROCESSING, IMPATIENT)
-    assert time.monotonic() - started < 20
     assert decoders.prepare(SMALL, PREPROCESSING, IMPATIENT).shape == (3, 32, 32)
 
 
@@ -148,7 +146,7 @@ def test_a_caller_who_goes_away_frees_the_decoder() -> None:
     alone = time.monotonic()
     asyncio.run(Decoders(1).prepare_for("a", encoded(pictures.noise(5100), "JPEG"), PREPROCESSING, DEFAULT_LIMITS))
     alone = time.monotonic() - alone
-    assert asyncio.run(run()) < alone + 1.5
+    assert asyncio.run(run()) < 2 * alone + 3  # the other calls would take eight seconds or more
 
 
 @pytest.mark.slow
@@ -164,7 +162,33 @@ def test_small_images_pass_large_ones() -> None:
         started = time.monotonic()
         for _ in range(10):
             await decoders.prepare_for("another", SMALL, PREPROCESSING, DEFAULT_LIMITS)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
+        for task in waiting:
+            task.cancel()
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_an_image_that_seems_small_and_is_slow_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a header says, the lane of small images stays free."""
+    monkeypatch.setattr(lanes, "_SMALL_CPU_S", 0.2)
+    wrong = "import retrieval.contract.preprocessing as p; p._SMALL_WORK = 10 ** 12; "  # as if all were small
+    monkeypatch.setattr(processes, "_START", processes._START.replace("from retrieval", wrong + "from retrieval"))
+    decoders = Decoders(2)
+
+    async def run() -> None:
+        slow = [
+            asyncio.create_task(decoders.prepare_for(f"caller {n}", HEAVY, PREPROCESSING, PATIENT)) for n in range(6)
+        ]
+        turns = decoders._turns
+        while turns._running.total() + sum(map(len, turns._waiting.values())) < 6:
+            await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await decoders.prepare_for("another", SMALL, PREPROCESSING, PATIENT)
+        assert time.monotonic() - started < 5  # all of them together take twelve seconds or more
+        done, waiting = await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        assert done.pop().result().shape == (3, 32, 32)
         for task in waiting:
             task.cancel()
 

@@ -6,7 +6,7 @@ one costs its caller an error and nobody else anything. A caller who goes away f
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.memory import image_memory
 from retrieval.contract.preprocessing import Preprocessing
-from retrieval.engine.decoding.processes import PROCESSES, Cost, DecoderProcess, Request
+from retrieval.engine.decoding.processes import PROCESSES, Cost, DecoderProcess, Request, TooSlow
 from retrieval.engine.decoding.turns import Turns
 
 _MOST_PROCESSES = 16  # of a lane
+_SMALL_CPU_S = 1.0  # a small image takes a quarter of it at most, on a slow core
 _MOST_LARGE = 32  # large images under way; a second of a core each
 
 
@@ -60,7 +61,7 @@ class Decoders:
             if small is not None:
                 return small
             async with self._turns.taken(caller):
-                return await loop.run_in_executor(self._large, self._decoded, image, request)
+                return await loop.run_in_executor(self._large, self._decoded_as_large, image, request)
         except asyncio.CancelledError:
             request.cancel()
             raise
@@ -69,10 +70,22 @@ class Decoders:
         with PROCESSES.borrowed(request) as process:
             return _finished(process, process.open(image.data, image.limits), image)
 
-    def _decoded_if_small(self, image: _Image, request: Request) -> NDArray[np.float32] | None:
+    def _decoded_as_large(self, image: _Image, request: Request) -> NDArray[np.float32]:
         with PROCESSES.borrowed(request) as process:
             cost = process.open(image.data, image.limits)
-            return _finished(process, cost, image) if cost.is_small else None
+            return _finished(process, replace(cost, is_small=False), image)
+
+    def _decoded_if_small(self, image: _Image, request: Request) -> NDArray[np.float32] | None:
+        """Decode an image; return None if it is large, or takes the time of a large one whatever its header says."""
+        short = replace(image.limits, cpu_s=min(image.limits.cpu_s, _SMALL_CPU_S))
+        try:
+            with PROCESSES.borrowed(request) as process:
+                cost = process.open(image.data, short)
+                return _finished(process, cost, replace(image, limits=short)) if cost.is_small else None
+        except TooSlow:
+            if short == image.limits:
+                raise
+            return None
 
 
 def _finished(process: DecoderProcess, cost: Cost, image: _Image) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ in a thread.
 import contextlib
 import fcntl
 import json
-import math
 import os
 import signal
 import subprocess
@@ -27,7 +26,8 @@ from retrieval.contract.preprocessing import Preprocessing
 from retrieval.engine.decoding.frames import receive, send
 from retrieval.errors import ImageTooLarge, InvalidImage, Unavailable
 
-_PATIENCE = 6  # a busy machine grants a process at least a sixth of a core
+# A busy machine grants a process at least a sixth of a core, and starts it in so many seconds.
+_PATIENCE, _START_S = 6, 20.0
 _PIPE_BYTES = 1024 * 1024  # an answer in one step
 _START = (
     "import json, os, sys; os.environ.setdefault('OPENBLAS_NUM_THREADS', '1'); sys.path[:] = json.loads(sys.argv[1]); "
@@ -65,6 +65,10 @@ class Request:
             self._process = process
             if process is not None and self.is_cancelled:
                 raise Cancelled("the caller went away")
+
+
+class TooSlow(InvalidImage):
+    """Decoding took more than the time that was allowed."""
 
 
 class Cancelled(Exception):
@@ -117,15 +121,16 @@ class DecoderProcess:
 
     def _ask(self, fields: dict[str, Any], content: bytes, limits: ImageLimits) -> tuple[dict[str, Any], bytearray]:
         self.is_usable = False
-        deadline = time.monotonic() + _PATIENCE * limits.cpu_s + 1
+        allowed_s = _PATIENCE * limits.cpu_s + _START_S
+        deadline = time.monotonic() + allowed_s
         try:
             send(self._questions, {**fields, "cpu_s": limits.cpu_s}, content, deadline=deadline)
             answer, pixels = receive(self._answers, deadline=deadline)
         except TimeoutError:
             self.close()
-            raise InvalidImage(f"the image was not decoded within {math.ceil(_PATIENCE * limits.cpu_s)} s") from None
+            raise TooSlow(f"the image was not decoded within {allowed_s:.0f} s") from None
         except (EOFError, OSError):
-            raise InvalidImage(_cause(self._process.wait(), limits)) from None
+            raise _cause(self._process.wait(), limits) from None
         if "defect" in answer:
             raise RuntimeError(f"in a process that decodes: {answer['defect']}")
         self.is_usable = True
@@ -176,14 +181,18 @@ class DecoderProcesses:
             process.close()
 
 
-def _cause(code: int, limits: ImageLimits) -> str:
-    """Explain why a process ended in the middle of an image."""
+def _cause(code: int, limits: ImageLimits) -> InvalidImage:
+    """Return the error for a process that ended in the middle of an image."""
     if code == -signal.SIGPROF:
-        return f"the image needs more than {limits.cpu_s:g} CPU seconds to decode: save it again, or send a smaller one"
+        return TooSlow(
+            f"the image needs more than {limits.cpu_s:g} CPU seconds to decode: save it again, or send a smaller one"
+        )
     if code == -signal.SIGKILL:
-        return "the process that decoded the image was killed, often for lack of memory: send a smaller one"
+        return InvalidImage(
+            "the process that decoded the image was killed, often for lack of memory: send a smaller one"
+        )
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return f"the image makes its decoder crash ({name}): save it again with another program"
+    return InvalidImage(f"the image makes its decoder crash ({name}): save it again with another program")
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
