@@ -9,7 +9,7 @@ from retrieval.edge import telemetry
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context, log_unknown
 from retrieval.edge.server.limits import MAX_BATCH_QUERIES, check_reply, reply_limit
-from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.errors import InvalidInput, Overloaded, RetrievalError
 from retrieval.flows.search import Searcher
 from retrieval.v1 import search_pb2, search_pb2_grpc
 
@@ -70,4 +70,7 @@ def _failed(error: Exception) -> search_pb2.BatchResult:
         code, message = status_of(error), str(error)
     else:
         code, message = grpc.StatusCode.INTERNAL, log_unknown("BatchSearch", error)
-    return search_pb2.BatchResult(error=search_pb2.QueryError(code=code.value[0], message=message))
+    failed = search_pb2.QueryError(code=code.value[0], message=message)
+    if isinstance(error, Overloaded):
+        failed.retry_after.FromMilliseconds(round(1000 * error.retry_after_s))
+    return search_pb2.BatchResult(error=failed)

@@ -73,3 +73,14 @@ def test_calls_that_are_cancelled_free_the_decoders(channels: list[grpc.Channel]
     started = time.monotonic()
     modest.Search(request(SLOW))
     assert time.monotonic() - started < 2 * alone + 1  # not eight seconds
+
+
+@pytest.mark.slow
+def test_a_query_of_a_batch_that_finds_no_room_says_when_to_try_again(channels: list[grpc.Channel]) -> None:
+    queries = [search_pb2.Query(image=SLOW)] * 20 + [search_pb2.Query(image=GOOD)]
+    request = search_pb2.BatchSearchRequest(catalog=CATALOG, queries=queries)
+    call = search_pb2_grpc.SearchServiceStub(channels[0]).BatchSearch(request, timeout=100)
+    refused = [result.error for result in call.results if result.error.code]
+    assert {error.code for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]}
+    assert {error.retry_after.ToMilliseconds() for error in refused} == {1000}
+    assert call.results[-1].response.matches[0].label == "place 3"
