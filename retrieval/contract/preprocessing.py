@@ -29,6 +29,11 @@ with contextlib.suppress(ImportError):  # the extra "heif"
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+    pillow_heif.options.DECODE_THREADS = 1  # callers decode several images at a time already
+with contextlib.suppress(ImportError):  # a Pillow without AVIF has the plug-in all the same
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # on 64 cores, the stacks of as many threads took half a gigabyte
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

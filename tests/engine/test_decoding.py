@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import psutil
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.memory import MemoryBudget
@@ -281,3 +282,9 @@ def test_an_image_that_takes_more_memory_than_there_is_is_refused_unseen(decoder
 def test_every_image_within_the_limit_on_pixels_fits_the_memory() -> None:
     """The defaults agree: the hungriest format takes 20 bytes a pixel."""
     assert 20 * DEFAULT_LIMITS.pixels <= DEFAULT_LIMITS.largest_bytes
+
+
+def test_one_image_takes_one_core() -> None:
+    """A library that starts a thread for each core would take the cores of other images, and memory for each stack."""
+    assert AvifImagePlugin._get_default_max_threads() == 1
+    assert pillow_heif.options.DECODE_THREADS == 1

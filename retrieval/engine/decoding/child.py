@@ -71,7 +71,6 @@ def _restrict() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other process, which then closes the pipe
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -85,6 +85,7 @@ class DecoderProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
+                process_group=0,  # Ctrl-C is for this process, which then closes the pipe
             )
         except OSError as error:
             raise Unavailable(f"no process to decode images can be started: {error}") from error
