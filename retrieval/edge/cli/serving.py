@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from retrieval.edge.cli.options import Address, StateDir, Store
-from retrieval.terminal import out
+from retrieval.edge.cli.options import Address, Json, StateDir, Store
+from retrieval.terminal import out, print_json
 
 if TYPE_CHECKING:
     from retrieval.client import Client
@@ -51,7 +51,7 @@ def beat(store: Store = None, state_dir: StateDir = None) -> None:
     run_beat(settings)
 
 
-def health(address: Address = None) -> None:
+def health(address: Address = None, as_json: Json = False) -> None:
     """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should."""
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
@@ -61,9 +61,14 @@ def health(address: Address = None) -> None:
         client.check_health()
         catalogs = client.catalog_health()
         reasons = {catalog: _reason(client, catalog) for catalog, serving in catalogs.items() if not serving}
-    out.print("serving")
-    for catalog in catalogs:
-        out.print(f"{catalog}: {reasons.get(catalog, 'serving')}", markup=False)
+    if as_json:
+        listed = [{"name": name, "serving": name not in reasons, "reason": reasons.get(name, "")} for name in catalogs]
+        print_json({"catalogs": listed})
+    else:
+        out.print("serving")
+        for catalog in catalogs:
+            serving = f"NOT serving: {reasons[catalog]}" if catalog in reasons else "serving"
+            out.print(f"{catalog}: {serving}", markup=False)
     if reasons:
         raise NotReady(f"{len(reasons)} of {len(catalogs)} catalogues are not served: {', '.join(reasons)}")
 
@@ -77,8 +82,8 @@ def _reason(client: "Client", catalog: str) -> str:
     try:
         client.call(client.search.Search, search_pb2.SearchRequest(catalog=catalog, query=query))
     except RetrievalError as error:
-        return f"NOT serving: {error}"
-    return "NOT serving"
+        return str(error)
+    return "its health is not SERVING, although it answers"
 
 
 @contextlib.contextmanager

@@ -306,7 +306,9 @@ def run_worker(settings: Settings) -> None:
     worker_shutting_down.connect(lambda **_: _end_without_queue(redis_url(settings)), weak=False)
     worker.app.steps["consumer"].add(_resuming(worker))
     # not `worker_main`, which ends as if all were well after an error
-    process = worker.app.Worker(loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True)
+    process = worker.app.Worker(
+        loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True, quiet=True
+    )
     ended = threading.Event()
     watching = threading.Thread(target=worker.watch, args=(ended,), name="watch", daemon=True)
     watching.start()

@@ -6,6 +6,7 @@ from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
+from retrieval.edge.server.manifests import ManifestCheck
 from retrieval.engine.live import live_parts
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
@@ -17,15 +18,17 @@ from retrieval.v1 import audits_pb2, audits_pb2_grpc, jobs_pb2
 class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
     """Starts audits and shows finished ones."""
 
-    def __init__(self, store: Store, queue: JobQueue) -> None:
+    def __init__(self, store: Store, queue: JobQueue, manifests: ManifestCheck) -> None:
+        self._manifests = manifests
         self._store = store
         self._queue = queue
 
     async def StartAudit(self, request: audits_pb2.StartAuditRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
-        """Check that the catalogue has a threshold in use, then put a job on the queue."""
+        """Check the threshold of the catalogue and the manifest, then put a job on the queue."""
         wanted = messages.audit_request(request)
         wanted.check()
         await asyncio.to_thread(live_parts, self._store, wanted.catalog)
+        await self._manifests.check(wanted)
         return job_message(await self._queue.submit("audit", wanted))
 
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802

@@ -7,6 +7,7 @@ from retrieval.edge.messages import snapshot_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
+from retrieval.edge.server.manifests import ManifestCheck
 from retrieval.edge.server.watch import Watch
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -18,7 +19,8 @@ from retrieval.v1 import catalogs_pb2, catalogs_pb2_grpc, jobs_pb2
 class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
     """Starts reindexes, lists snapshots and goes back to older ones."""
 
-    def __init__(self, store: Store, queue: JobQueue, watch: Watch) -> None:
+    def __init__(self, store: Store, queue: JobQueue, watch: Watch, manifests: ManifestCheck) -> None:
+        self._manifests = manifests
         self._store = store
         self._queue = queue
         self._watch = watch
@@ -28,6 +30,7 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         wanted = messages.reindex_request(request)
         wanted.check()
         settled = await asyncio.to_thread(settle_bundle, self._store, wanted)
+        await self._manifests.check(wanted)
         return job_message(await self._queue.submit("reindex", settled))
 
     async def ListSnapshots(  # noqa: N802

@@ -20,6 +20,7 @@ from retrieval.edge.server.health import HealthServicer
 from retrieval.edge.server.interceptors import ErrorsToStatuses
 from retrieval.edge.server.jobs import JobQueue, JobServicer
 from retrieval.edge.server.limits import largest_request
+from retrieval.edge.server.manifests import ManifestCheck
 from retrieval.edge.server.operating_points import OperatingPointServicer
 from retrieval.edge.server.search import SearchServicer
 from retrieval.edge.server.watch import Watch
@@ -52,11 +53,13 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
     store = open_store(settings)
     queue = JobQueue(settings)
     points = OperatingPointServicer(store, watch)
+    manifests = ManifestCheck(settings)
+    catalogs = CatalogServicer(store, queue, watch, manifests)
     return [
         (search_pb2_grpc.add_SearchServiceServicer_to_server, SearchServicer(searcher), search_pb2),
-        (catalogs_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(store, queue, watch), catalogs_pb2),
+        (catalogs_pb2_grpc.add_CatalogServiceServicer_to_server, catalogs, catalogs_pb2),
         (operating_points_pb2_grpc.add_OperatingPointServiceServicer_to_server, points, operating_points_pb2),
-        (audits_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(store, queue), audits_pb2),
+        (audits_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(store, queue, manifests), audits_pb2),
         (jobs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(queue, watch), jobs_pb2),
     ]
 
