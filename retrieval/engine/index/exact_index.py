@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,10 @@ class ExactIndex:
     def dimension(self) -> int:
         """The number of columns of the vectors."""
         return self._encoded.gallery.rows.shape[1]
+
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest records: the choice made when the index was built."""
+        return {"complete": True, **asdict(self.choice)}
 
     def above(
         self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
