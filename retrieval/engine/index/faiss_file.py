@@ -13,6 +13,7 @@ import faiss
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact.file import map_arrays, write_arrays
+from retrieval.engine.index.faiss_native import library
 from retrieval.errors import CorruptArtifact
 
 _CHUNK = 1 << 22
@@ -54,7 +55,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], fais
             raise CorruptArtifact(f"index {path} cannot be read: it is truncated or was changed")
         file.seek(size - length)
         try:
-            native = faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]  # the stub forgets it
+            native = faiss.read_index(library.PyCallbackIOReader(file.read))
         except RuntimeError as error:
             raise CorruptArtifact(f"index {path} cannot be read: this version of FAISS does not know it") from error
     return description, arrays, native
@@ -72,7 +73,7 @@ def _write_native(native: faiss.Index, write: Callable[[bytes], object]) -> None
             raise
 
     try:
-        faiss.write_index(native, faiss.PyCallbackIOWriter(write_or_note))  # type: ignore[attr-defined]  # the stub forgets it
+        faiss.write_index(native, library.PyCallbackIOWriter(write_or_note))
     except RuntimeError:
         if not failed:
             raise

@@ -23,6 +23,7 @@ from retrieval.engine.index.faiss_native import (
     decoded,
     only,
     prepare,
+    query_numbers,
     shape_of,
     stored_vectors,
 )
@@ -36,6 +37,7 @@ Vectors = NDArray[np.float32]
 
 _CHUNK = 1 << 16  # rows
 _COST_OF_ONE = 4  # of scoring a row at random, in rows that a scan passes
+_MANY = 0.25  # share of the rows; FAISS needs longer to skip the others than to score them
 _ROWS_FOR_GRAPH = 20  # a search in a graph with n candidates costs as much as scoring about this many times n rows
 
 _CANNOT_PROMISE = {
@@ -89,11 +91,9 @@ class FaissIndex:
             raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
         width = coded_width(dimension, spec)
         turn_shape = (dimension, width) if spec.codes not in ("", "SQfp16") else (0, 0)
-        found = (declared, *shape_of(native), originals.shape, turn.shape, originals.dtype, turn.dtype)
-        wanted = (
-            *(str(spec), n_items, width, spec.n_lists, spec.n_links),
-            *((n_items if spec.codes else 0, dimension), turn_shape, np.float32, np.float32),
-        )
+        found: list[object] = [declared, *shape_of(native), originals.shape, turn.shape, originals.dtype, turn.dtype]
+        wanted: list[object] = [str(spec), n_items, width, spec.n_lists, spec.n_links]
+        wanted += [(n_items if spec.codes else 0, dimension), turn_shape, np.dtype(np.float32), np.dtype(np.float32)]
         if found != wanted:
             raise CorruptArtifact(
                 f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, "
@@ -120,7 +120,7 @@ class FaissIndex:
     @property
     def dimension(self) -> int:
         """The number of columns of the vectors."""
-        return self._originals.shape[1]
+        return int(self._originals.shape[1])
 
     def details(self) -> dict[str, Any]:
         """Return what the manifest records."""
@@ -132,17 +132,24 @@ class FaissIndex:
     def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:
         """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by row.
 
-        The score is that of `ExactIndex`. allowed: [n], the rows that may be found; if they are few, all of them are
-        scored.
+        The score is that of `ExactIndex`. allowed: [n], the rows that may be found. If they are few, all of them are
+        scored; if they are many, or FAISS would multiply no matrices with a filter, the others are dropped afterwards.
         """
         check_search(self, queries, threshold, allowed)
         queries = np.ascontiguousarray(queries)
         radius = self._slack.radius(lowest_score(threshold), queries)
-        if radius is None or (allowed is not None and np.count_nonzero(allowed) <= self._few()):
+        n_allowed = self.n_items if allowed is None else int(np.count_nonzero(allowed))
+        if radius is None or (allowed is not None and n_allowed <= self._few()):
             rows = np.arange(self.n_items) if allowed is None else np.flatnonzero(allowed)
             numbers, positions = np.repeat(np.arange(len(queries)), len(rows)), np.tile(rows, len(queries))
         else:
-            numbers, positions = self._candidates(queries, radius, allowed)
+            many = n_allowed > _MANY * self.n_items or (self.spec.kind == "Flat" and len(queries) >= BLAS_BATCH)
+            chosen = None if allowed is None or many else only(self.spec, allowed)
+            limits, _, positions = self._native.range_search(turned(queries, self._turn), radius, params=chosen)
+            numbers = query_numbers(limits)
+            if allowed is not None and many:
+                kept = allowed[positions]
+                numbers, positions = numbers[kept], positions[kept]
         scores = self._scores(queries, numbers, positions)
         return hits_of(len(queries), numbers, positions, scores, threshold)
 
@@ -152,20 +159,6 @@ class FaissIndex:
             return self.spec.n_candidates * _ROWS_FOR_GRAPH
         share = self.spec.n_probes / self.spec.n_lists if self.spec.n_lists else 1
         return int(share * self.n_items / _COST_OF_ONE)
-
-    def _candidates(
-        self, queries: Vectors, radius: float, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the numbers of queries and the rows whose rounded scores exceed the radius."""
-        # With a filter FAISS multiplies no matrices, which is slower than to drop candidates afterwards.
-        afterwards = self.spec.kind == "Flat" and len(queries) >= BLAS_BATCH
-        chosen = None if allowed is None or afterwards else only(self.spec, allowed)
-        limits, _, positions = self._native.range_search(turned(queries, self._turn), radius, params=chosen)
-        numbers = np.repeat(np.arange(len(queries)), np.diff(limits.view(np.int64)))
-        if allowed is None or not afterwards:
-            return numbers, positions
-        kept = allowed[positions]
-        return numbers[kept], positions[kept]
 
     def _scores(self, queries: Vectors, numbers: NDArray[np.int64], positions: NDArray[np.int64]) -> Vectors:
         """Return the exact score of each pair."""

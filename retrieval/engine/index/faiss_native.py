@@ -1,6 +1,6 @@
 """Makes the objects of FAISS that a spec declares, and reads the vectors out of them."""
 
-from typing import Any
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -10,6 +10,7 @@ from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import DeviceUnavailable
 
 Vectors = NDArray[np.float32]
+library: Any = faiss  # for what its stubs forget
 
 BLAS_BATCH = 16  # query batches from this size on use matrix products, see `use_matrix_products`
 _BUILD_CANDIDATES = 200  # of HNSW: FAISS's 40 is too few for recalls near 1
@@ -40,19 +41,19 @@ def build_native(vectors: Vectors, spec: IndexSpec, *, device: str) -> faiss.Ind
         return graph
     # np: no polysemous codes, which take most of the time of training and are not used here
     codes = f"{spec.codes}np" if spec.n_code_bytes else spec.codes or "Flat"
-    native: faiss.IndexIVF = faiss.index_factory(dimension, f"IVF{spec.n_lists},{codes}", faiss.METRIC_INNER_PRODUCT)
+    native = library.index_factory(dimension, f"IVF{spec.n_lists},{codes}", faiss.METRIC_INNER_PRODUCT)
     if device == "cuda":
         native.clustering_index = faiss.index_cpu_to_all_gpus(flat)
     native.train(vectors)
-    native.clustering_index = None  # type: ignore[assignment]  # nullptr; the stub forgets it
+    native.clustering_index = None
     native.add(vectors)
-    return native
+    return cast(faiss.Index, native)
 
 
 def shape_of(native: faiss.Index) -> tuple[int, int, int, int]:
     """Return the number of vectors, their dimension, and the numbers of lists and of links."""
     n_lists = native.nlist if isinstance(native, faiss.IndexIVF) else 0
-    n_links = native.hnsw.nb_neighbors(1) if isinstance(native, faiss.IndexHNSW) else 0
+    n_links = cast(Any, native).hnsw.nb_neighbors(1) if isinstance(native, faiss.IndexHNSW) else 0
     return int(native.ntotal), int(native.d), int(n_lists), int(n_links)
 
 
@@ -79,21 +80,32 @@ def stored_vectors(native: faiss.Index) -> Vectors | None:
 
 def decoded(native: faiss.Index, rows: NDArray[np.int64]) -> Vectors:
     """Return the vectors of these rows as the lists store them."""
-    assert isinstance(native, faiss.IndexIVF)
-    if native.direct_map.type != faiss.DirectMap.Array:
-        native.make_direct_map()
-    vectors: Vectors = native.reconstruct_batch(rows)
+    lists = cast(Any, native)
+    if lists.direct_map.type != library.DirectMap.Array:
+        lists.make_direct_map()
+    vectors: Vectors = lists.reconstruct_batch(rows)
     vectors.flags.writeable = False
     return vectors
 
 
+def forget_places(native: faiss.Index) -> None:
+    """Free what `decoded` needs to find rows in the lists."""
+    cast(Any, native).set_direct_map_type(library.DirectMap.NoMap)
+
+
 def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
     """Return FAISS's parameters of a search in some rows."""
-    selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
     if spec.kind == "HNSW":
-        return faiss.SearchParametersHNSW(sel=selector, efSearch=spec.n_candidates)
+        return library.SearchParametersHNSW(sel=selector, efSearch=spec.n_candidates)
     if spec.codes == "RaBitQ":
-        return faiss.IVFRaBitQSearchParameters(sel=selector, nprobe=spec.n_probes)
+        return library.IVFRaBitQSearchParameters(sel=selector, nprobe=spec.n_probes)
     if spec.kind == "IVF":
-        return faiss.SearchParametersIVF(sel=selector, nprobe=spec.n_probes)
-    return faiss.SearchParameters(sel=selector)
+        return library.SearchParametersIVF(sel=selector, nprobe=spec.n_probes)
+    return library.SearchParameters(sel=selector)
+
+
+def query_numbers(limits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the number of the query of each result of a range search."""
+    counts: NDArray[np.int64] = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
+    return np.repeat(np.arange(len(counts)), counts)

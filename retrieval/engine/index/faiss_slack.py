@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.faiss_native import decoded, only
+from retrieval.engine.index.faiss_native import decoded, forget_places, only, query_numbers
 from retrieval.engine.index.self_test import as_queries
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import InvalidInput
@@ -102,21 +102,21 @@ def slack_of(native: faiss.Index, spec: IndexSpec, vectors: Vectors, turn: Vecto
     return Slack(of_norm=of_norm, fixed=fixed, largest=largest)
 
 
-def _furthest(native: faiss.IndexIVF, vectors: Vectors) -> float:
+def _furthest(native: faiss.Index, vectors: Vectors) -> float:
     """Return the largest distance of a vector from what is stored of it."""
     furthest = 0.0
     for start in range(0, len(vectors), _CHUNK):
         part = vectors[start : start + _CHUNK]
         lost = part.astype(np.float64) - decoded(native, np.arange(start, start + len(part)))
         furthest = max(furthest, float(np.sqrt(np.einsum("nd,nd->n", lost, lost).max())))
-    native.set_direct_map_type(faiss.DirectMap.NoMap)
+    forget_places(native)
     if not np.isfinite(furthest):
         raise InvalidInput("index SQfp16: 16 bits hold no value beyond 65,504: use IVF without SQfp16, or Exact")
     return furthest
 
 
 def _lost_by_codes(
-    native: faiss.IndexIVF, spec: IndexSpec, vectors: Vectors, turn: Vectors, threshold: float | None
+    native: faiss.Index, spec: IndexSpec, vectors: Vectors, turn: Vectors, threshold: float | None
 ) -> tuple[float, int]:
     """Return by how much the rounded scores of most matches are too low, and the number of matches measured."""
     rng = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def _lost_by_codes(
         turned(queries, turn), -_LARGEST, params=only(replace(spec, n_probes=spec.n_lists), allowed)
     )
     table = np.full(scores.shape, -np.inf, np.float32)
-    table[np.repeat(np.arange(len(own)), np.diff(limits.astype(np.int64))), np.searchsorted(sample, found)] = rounded
+    table[query_numbers(limits), np.searchsorted(sample, found)] = rounded
     lost = scores[numbers, columns].astype(np.float64) - table[numbers, columns]
     return max(0.0, float(np.quantile(lost, KEPT))), len(lost)
 

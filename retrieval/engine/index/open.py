@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import InvalidInput
 
 
 def build_index(
@@ -26,7 +27,7 @@ def build_index(
 
         return ExactIndex.build(vectors, threshold=threshold)
     if spec.kind == "milvus":
-        raise NotImplementedError(str(spec))
+        raise InvalidInput(f"index {spec}: Milvus is not available here")
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
@@ -39,7 +40,7 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> 
 
         return ExactIndex.load(path, dimension=dimension, n_items=n_items)
     if spec.kind == "milvus":
-        raise NotImplementedError(str(spec))
+        raise InvalidInput(f"index {spec}: Milvus is not available here")
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)

@@ -62,12 +62,10 @@ class SelfTest:
             queries, counts, rows, scores, threshold = (arrays[name] for name in NAMES)
         except KeyError as error:
             raise CorruptArtifact(f"index {path} cannot be read: it has no self-test, {error} is missing") from error
-        shapes = [(queries.dtype, queries.shape), (counts.dtype, counts.shape)]
-        shapes += [(rows.dtype, rows.shape), (scores.dtype, scores.shape), (threshold.dtype, threshold.shape)]
-        k, m = len(queries), int(counts.sum()) if counts.dtype == np.int64 and counts.ndim == 1 else 0
-        if k == 0 or shapes != [
-            (np.float32, (k, dimension)), (np.int64, (k,)), (np.int64, (m,)), (np.float32, (m,)), (np.float64, (1,)),
-        ]:  # fmt: skip
+        k, m = len(queries), int(counts.sum()) if counts.dtype == np.int64 else 0
+        found = [(array.dtype.name, array.shape) for array in (queries, counts, rows, scores, threshold)]
+        wanted = [("float32", (k, dimension)), ("int64", (k,)), ("int64", (m,)), ("float32", (m,)), ("float64", (1,))]
+        if not k or found != wanted:
             raise CorruptArtifact(f"index {path} cannot be read: its self-test is damaged")
         if (counts < 0).any() or not np.isfinite(queries).all() or np.isnan(threshold[0]):
             raise CorruptArtifact(f"index {path} cannot be read: its self-test is damaged")
