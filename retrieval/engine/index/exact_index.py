@@ -20,9 +20,9 @@ from retrieval.engine.index.exact.instructions import BLOCK
 from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.lists import Lists
 from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
-from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+from retrieval.errors import CorruptArtifact
 
 _N_BOUNDS = 11
 
@@ -83,9 +83,7 @@ class ExactIndex:
 
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
         """
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
         found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
         order = np.lexsort((found.rows, -found.scores, found.queries))
