@@ -15,7 +15,8 @@ from retrieval.consistency import (
     threshold_grid,
 )
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
-from tests.bench.measuring.coverage import SETTINGS, promises
+from tests.bench.measuring.coverage import promises
+from tests.bench.measuring.settings import SETTINGS
 
 NEW_FIELDS = {"far_units", "tar_units", "tar_trials", "class_tar", "n_families", "warnings"}
 
