@@ -19,10 +19,11 @@ from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
 
 Values = NDArray[np.float64]
 
-# Levels in standard errors. Of classes drawn one by one, about 2 in 100 collections are found to be in groups.
-_BOTH = 2.2  # of the two signs together
-_GROUPED = 3.5  # of the groups alone, if they also are
-_CLEARER = 1.3  # so many times as clear as without groups
+# Levels in standard errors. Of classes drawn one by one, about 4 in 100 collections are found to be in groups.
+_BOTH = 1.8  # of the two signs together,
+_OF_GROUPS = 0.5  # where groups weigh half as much: without families, neighbours are known to be as random orders
+_GROUPED = 4.0  # of the groups alone, if they also are
+_CLEARER = 1.35  # so many times as clear as without groups
 _ALIKE = 1.0  # of the neighbours, without which groups that are not clear may be crowded places
 # Groups that are hard to see are not found whole: then they are taken as large as families of six on average.
 _HIDDEN_SIZE = 6
@@ -72,7 +73,7 @@ def find_look_alikes(vectors: LabelledVectors) -> LookAlikes | None:
     alike = moran(_neighbours(cosines), own[drawn])
     clearly = grouped > _GROUPED and clearness > _CLEARER * expected
     if not clearly:
-        if alike <= _ALIKE or (grouped + alike) / math.sqrt(2) <= _BOTH:
+        if alike <= _ALIKE or _OF_GROUPS * grouped + alike <= _BOTH * math.hypot(1, _OF_GROUPS):
             return None
         n_groups = max(min(n_groups, len(drawn) // _HIDDEN_SIZE), _MIN_GROUPS)
     (units,) = cuts(_tree(cosines), [n_groups])

@@ -83,6 +83,14 @@ FRESH = (
         dimension=24, uneven=True,
     ),
     Setting("45 families of 2, FAR 1e-2", 90, (3, 3), 1e-2, family=2, alike=0.9, crowding=0.3, dimension=32),
+    # Written after the levels of `look_alike` were set with the settings above.
+    Setting("15 families of 7, d 20", 105, (4, 4), 1e-2, family=7, alike=0.7, family_spread=0.3, dimension=20),
+    Setting(
+        "uneven families of 10, d 40, FAR 1e-3", 140, (3, 6), 1e-3, family=10, alike=0.6, crowding=0.3, dimension=40,
+        uneven=True,
+    ),
+    Setting("70 of 4, d 40, crowded", 70, (4, 4), 1e-2, noise=0.7, crowding=0.7, dimension=40),
+    Setting("50 of 2 to 60, d 20, FAR 3e-2", 50, (2, 60), 3e-2, spread=0.4, crowding=0.6, dimension=20),
 )  # fmt: skip
 
 
