@@ -168,7 +168,7 @@ def test_false_accepts_of_few_pairs_of_classes_are_said(family) -> None:
     for code in range(0, 8, 2):  # four pairs of classes that look alike
         rows[4 * code + 4 : 4 * code + 8] = rows[4 * code : 4 * code + 4]
     choice = choose_threshold((rows, labels), target=Target("far", 0.001))
-    (warning,) = choice.warnings
+    warning = choice.warnings[-1]  # before it may stand that groups of look-alike classes were found
     assert "2 of 1770 pairs of classes hold half of the false accepts" in warning
     assert choice.far_units is not None
     assert choice.far_units < 20
