@@ -116,7 +116,7 @@ def moran(neighbours: NDArray[np.int64], values: Values) -> float:
     variance = n * ((n * n - 3 * n + 3) * s1 - n * s2 + 3 * s0**2)
     variance -= kurtosis * ((n * n - n) * s1 - 2 * n * s2 + 6 * s0**2)
     variance = variance / ((n - 1) * (n - 2) * (n - 3) * s0**2) - 1 / (n - 1) ** 2
-    return (index + 1 / (n - 1)) / math.sqrt(variance)
+    return float((index + 1 / (n - 1)) / math.sqrt(variance))
 
 
 def clearest_groups(cosines: Values) -> tuple[float, int]:
@@ -211,6 +211,6 @@ def _nearest(means: Values, drawn: NDArray[np.int64], units: Codes) -> Codes:
     centres = np.zeros((int(units.max()) + 1, means.shape[1]))
     np.add.at(centres, units, centred[drawn])
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-    found = np.argmax(centred @ centres.T, axis=1).astype(np.int64)
+    found: Codes = np.argmax(centred @ centres.T, axis=1).astype(np.int64)
     found[drawn] = units
     return found

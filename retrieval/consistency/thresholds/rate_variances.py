@@ -100,7 +100,11 @@ def _of_units(
 
 
 def _wider(first: RateVariances, second: RateVariances) -> RateVariances:
-    """Return the larger of each variance, and the smaller of each number that it is known from."""
+    """Return the larger of each variance, of classes alone (first) and of groups of look-alikes.
+
+    TAR is then known from as many units as there are groups. FAR stays known from the first: groups are alike because
+    they were sought, so their variance of FAR is too large as a rule, and Student's quantile of few would add to it.
+    """
     tar, other = first.tar, second.tar
     return RateVariances(
         class_variance=max(first.class_variance, second.class_variance),
@@ -108,8 +112,8 @@ def _wider(first: RateVariances, second: RateVariances) -> RateVariances:
         mean_far=max(first.mean_far, second.mean_far),
         precision=max(first.precision, second.precision),
         tar=TarEvidence(min(tar.trials, other.trials), min(tar.units, other.units), max(tar.variance, other.variance)),
-        far_units=min(first.far_units, second.far_units),
-        mean_far_units=min(first.mean_far_units, second.mean_far_units),
+        far_units=first.far_units,
+        mean_far_units=first.mean_far_units,
     )
 
 

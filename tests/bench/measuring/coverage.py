@@ -15,7 +15,7 @@ from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_limits
 
 from retrieval.consistency import (
     Interval,
