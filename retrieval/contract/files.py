@@ -6,51 +6,32 @@ files are images. Local files need no library; fsspec, which is slow to import, 
 
 import contextlib
 import errno
-import ipaddress
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
-from retrieval.errors import RetrievalError
+from retrieval.contract.folders import Walk, sort_names, walk_local
+from retrieval.contract.loopback import reach_directly
+from retrieval.contract.sources import ANYWHERE, origin_of
+from retrieval.contract.time_limits import WEB, time_limits
+from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
 _Result = TypeVar("_Result")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", re.IGNORECASE)
 # fsspec reads every `::` as a link of a chain. Only after these file systems is it one, elsewhere it is part of a name.
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
-_WEB = ("http", "https")
+_S3 = ("s3", "s3a")
 
-_CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
-_CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
-
-# Names of files and folders that programs leave between a user's own, beside all those that begin with a dot.
-_SYSTEM_NAMES = frozenset(
-    {
-        "__macosx",
-        "__pycache__",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-    }
-)
 
 
 @contextlib.contextmanager
@@ -83,10 +64,10 @@ def local_path(name: str) -> Path | None:
     if _is_chain(name):
         return None
     protocol, found, rest = name.partition("://")
-    if found and protocol in ("file", "local"):
+    if found and protocol.lower() in ("file", "local"):
         literal = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
-    elif name.startswith("file:/"):
-        literal = name.removeprefix("file:")
+    elif name[:6].lower() == "file:/":
+        literal = name[5:]
     elif _URL.match(name):
         return None
     else:
@@ -99,36 +80,35 @@ def local_path(name: str) -> Path | None:
 
 def suffix_of(name: str) -> str:
     """Return the lower-case suffix of a path or URL; a query string does not hide it."""
-    if name.partition("://")[0].lower() in _WEB:
+    if name.partition("://")[0].lower() in WEB:
         name = unquote(urlsplit(name).path)
     return PurePosixPath(name).suffix.lower()
 
 
-def is_loopback(url: str) -> bool:
-    """Return True if a URL names this machine by its loopback address, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def read_file(name: str, most: int | None = None) -> bytes:
+def read_file(name: str, most: int | None = None, *, roots: Sequence[str] | None = None) -> bytes:
     """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
+
+    roots: see `Place.of`.
 
     Raises OSError and the errors of the library that reads: see `failing_as`. Only a regular file is read, because a
     pipe or a device may never end.
     """
     path = local_path(name)
-    return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
+    return _read_regular(path, most) if path is not None else Place.of(name, roots=roots).read_file(most)
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """The files of a folder, sorted, as paths inside it; `passed_over`: those left out, with the reason of each."""
+def read_image(name: str, most: int, *, roots: Sequence[str] | None = None) -> bytes:
+    """Return the bytes of an image. Raises InvalidImage if nothing can be read, ImageTooLarge if there are over `most`.
 
-    files: list[str]
-    passed_over: list[tuple[str, str]]
+    roots: see `Place.of`.
+
+    Training, indexing and queries read with it.
+    """
+    with failing_as(InvalidImage, f"{name} cannot be read"):
+        data = read_file(name, most + 1, roots=roots)
+    if len(data) > most:
+        raise ImageTooLarge(f"{name} has more than {most:,} bytes, the limit")
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +120,10 @@ class Place:
     _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
 
     @classmethod
-    def of(cls, name: str, **limits: Any) -> "Place":
+    def of(cls, name: str, *, roots: Sequence[str] | None = None) -> "Place":
         """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
 
-        limits: further options of the file system of a remote URL.
+        roots: where a server of the web may lead, see `check_source`; None: to its own host and to public ones.
         """
         import fsspec
 
@@ -155,18 +135,24 @@ class Place:
                 rest = f"file://{target.absolute()}"
             protocol, found, member = first.partition("://")
             if protocol in _ARCHIVES and found:
-                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}")
+                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}", **_chain_options(rest, roots))
                 return cls(filesystem, member.strip("/"), (protocol, rest))
-            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
+            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}", **_chain_options(rest, roots)))
         protocol = name.partition("://")[0].lower()
+        if protocol in WEB:
+            from retrieval.contract.web import Web
+
+            return cls(Web(**_web_options(name, roots)), name)
         kind = fsspec.get_filesystem_class(protocol)
-        options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+        filesystem = kind(**{**kind._get_kwargs_from_urls(name), **time_limits(name)})
+        if protocol in _S3:
+            reach_directly(filesystem)
+        return cls(filesystem, kind._strip_protocol(name))
 
     @property
     def is_web(self) -> bool:
         """Whether it is read by HTTP, which has no folders, only pages with links."""
-        return self.path.partition("://")[0].lower() in _WEB
+        return self.path.partition("://")[0].lower() in WEB
 
     @property
     def is_local(self) -> bool:
@@ -213,74 +199,23 @@ class Place:
         if self.is_web:
             import fsspec
 
-            data: bytes = fsspec.asyn.sync(self.filesystem.loop, _get, self.filesystem, self.path, most)
+            from retrieval.contract.web import get
+
+            data: bytes = fsspec.asyn.sync(self.filesystem.loop, get, self.filesystem, self.path, most)
             return data
         with self.filesystem.open(self.path, "rb") as file:
             return bytes(file.read() if most is None else file.read(most))
 
     def walk(self) -> Walk:
         """List the files of a folder and of its sub-folders. Links to folders are followed, each folder once."""
-        return _walk_local(self.path) if self.is_local else self._walk_remote()
+        return walk_local(self.path) if self.is_local else self._walk_remote()
 
     def _walk_remote(self) -> Walk:
         prefix = f"{self.path.rstrip('/')}/" if self.path else ""
         names = _retried(lambda: sorted(self.filesystem.find(self.path)))
-        files: list[str] = []
-        hidden: dict[str, None] = {}
-        for name in names:
-            inside = name.removeprefix(prefix)
-            if (
-                not inside or inside.endswith("/") or (self.is_web and urlsplit(name).query)
-            ):  # an index page sorts itself
-                continue
-            parts = inside.split("/")
-            first = next((n for n, part in enumerate(parts, start=1) if is_hidden(part)), 0)
-            if first:
-                hidden["/".join(parts[:first])] = None
-            else:
-                files.append(inside)
-        return Walk(files, [(name, HIDDEN) for name in hidden])
-
-
-HIDDEN = "hidden, or left by another program"
-LINKED_AGAIN = "links to folders that are read under another name"
-NOT_REGULAR = "pipes, sockets or devices"
-
-
-def is_hidden(name: str) -> bool:
-    """Return True for a file or folder name that a user did not give: hidden, or left by another program."""
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
-
-
-def _walk_local(root: str) -> Walk:
-    files: list[str] = []
-    passed_over: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    real_root = Path(root).resolve()
-    folders: list[str] = [""]
-    links: list[str] = []
-    while folders or links:
-        # the real tree first: a folder keeps its own name, and a link to it is the second name
-        inside = folders.pop() if folders else links.pop(0)
-        folder = Path(root, inside)
-        state = folder.stat()
-        if (state.st_dev, state.st_ino) in seen or (inside and real_root.is_relative_to(folder.resolve())):
-            passed_over.append((inside, LINKED_AGAIN))
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda found: found.name):
-                name = f"{inside}/{entry.name}" if inside else entry.name
-                if is_hidden(entry.name):
-                    passed_over.append((name, HIDDEN))
-                elif entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(name)
-                elif entry.is_file() or entry.is_symlink():  # a link to nothing fails by its name when it is read
-                    files.append(name)
-                else:
-                    passed_over.append((name, NOT_REGULAR))
-        links.sort()
-    return Walk(sorted(files), sorted(passed_over))
+        inside = [name.removeprefix(prefix) for name in names]
+        # not an object that stands for a folder; an index page links to itself, sorted in other ways
+        return sort_names([name for name in inside if name.strip("/") and not (self.is_web and urlsplit(name).query)])
 
 
 def _is_chain(name: str) -> bool:
@@ -299,27 +234,18 @@ def _read_regular(path: Path, most: int | None) -> bytes:
         return file.read() if most is None else file.read(most)
 
 
-def _web_options(url: str) -> dict[str, Any]:
-    import aiohttp
+def _chain_options(rest: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of the last link of a chain, if it is read over the web."""
+    last = rest.rpartition("::")[2]
+    protocol = last.partition("://")[0].lower()
+    return {protocol: _web_options(last, roots)} if protocol in WEB else {}
 
-    timeout = aiohttp.ClientTimeout(total=_WHOLE_S, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    # trust_env: use the proxies of the environment
-    return {"client_kwargs": {"timeout": timeout, "trust_env": not is_loopback(url)}}
 
+def _web_options(url: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    from retrieval.contract.web import client_for
 
-async def _get(filesystem: Any, url: str, most: int | None) -> bytes:
-    """Read a URL, no further than `most` bytes even if its server sends more."""
-    session = await filesystem.set_session()
-    data = bytearray()
-    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as response:
-        if response.status in (404, 410):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-        response.raise_for_status()
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            data += chunk
-            if most is not None and len(data) >= most:
-                return bytes(data[:most])
-    return bytes(data)
+    allowed = (ANYWHERE, origin_of(url)) if roots is None else tuple(roots)
+    return {**time_limits(url), "get_client": client_for(allowed)}
 
 
 def _retried(read: Callable[[], _Result]) -> _Result:
@@ -327,18 +253,9 @@ def _retried(read: Callable[[], _Result]) -> _Result:
         try:
             return read()
         except Exception as error:
-            if not _may_pass(error):
+            from retrieval.contract.web import may_pass
+
+            if not may_pass(error):
                 raise
         time.sleep(pause)
     return read()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return True for an error that the next try may not meet: a busy server or a broken connection."""
-    import aiohttp
-
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in _BUSY
-    if isinstance(error, (TimeoutError, ValueError)):  # waited long already; a wrong URL
-        return False
-    return isinstance(error, (ConnectionError, aiohttp.ClientError))

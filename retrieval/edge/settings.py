@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.contract.limits import ImageLimits
+from retrieval.contract.sources import ANYWHERE, origin_of
 from retrieval.errors import InvalidSettings
 
 # Read by the libraries when they are loaded: OpenMP (FAISS), OpenBLAS and MKL (NumPy, SciPy, FAISS).
@@ -28,6 +29,12 @@ class Settings(BaseSettings):
 
     store_url: str = Field(
         default="", description="Store of artefacts: an fsspec URL or a path; empty: the folder `store` in state_dir."
+    )
+    store_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=3600,
+        description="Seconds within which the server answers a call that needs the store; UNAVAILABLE after that.",
     )
     state_dir: Path = Field(
         default=Path(".retrieval"), description="Folder of this machine's own state: embedded Valkey, default store."
@@ -55,11 +62,21 @@ class Settings(BaseSettings):
         ge=64 * 1024 * 1024,
         description="Memory that the images of a process may take together while they are decoded, in bytes.",
     )
+    image_cpu_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=3600,
+        description=(
+            "CPU seconds that decoding one image may take; then it is refused and the process that decodes it is "
+            "replaced."
+        ),
+    )
     image_roots: str = Field(
         default="",
         description=(
-            "Paths and URLs inside which jobs may read images and their tables, separated by commas; empty: all but "
-            "private and link-local addresses. The container images set /images."
+            "Paths and URLs inside which jobs may read images and their tables, separated by commas; *: all but "
+            "private and link-local addresses; empty: local paths and URLs of the store's scheme. The container "
+            "images set /images."
         ),
     )
     refresh_s: float = Field(
@@ -74,8 +91,11 @@ class Settings(BaseSettings):
     keep_snapshots: int = Field(
         default=5, ge=0, description="Newest snapshots of a catalogue that stay when a new one is published; 0: all."
     )
+    keep_audits: int = Field(
+        default=100, ge=0, description="Newest audits of a catalogue that stay when a snapshot is published; 0: all."
+    )
     keep_days: float = Field(
-        default=0.0, ge=0, description="Days for which a snapshot stays in any case; 0: only keep_snapshots counts."
+        default=0.0, ge=0, description="Days for which snapshots and audits stay in any case; 0: only numbers count."
     )
     cache_bytes: int = Field(
         default=8 * 1024**3, ge=0, description="Bytes of local copies of a remote store, in the temporary folder."
@@ -94,6 +114,9 @@ class Settings(BaseSettings):
     audit_group_by: str = Field(
         default="", description="Columns that name groups in scheduled audits, separated by commas."
     )
+    audit_family: str = Field(
+        default="", description="Column that names families of classes in scheduled audits; empty: none."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."
     )
@@ -107,12 +130,31 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels, memory_bytes=self.image_memory_bytes)
+        return ImageLimits(
+            image_bytes=self.image_bytes,
+            pixels=self.image_pixels,
+            memory_bytes=self.image_memory_bytes,
+            cpu_s=self.image_cpu_s,
+        )
 
     @property
     def job_limits(self) -> ImageLimits:
         """Largest image that a job decodes, and where its images may be: others than the operator start jobs."""
-        return dataclasses.replace(self.limits, roots=_names(self.image_roots))
+        return dataclasses.replace(self.limits, roots=self._roots)
+
+    @property
+    def _roots(self) -> tuple[str, ...]:
+        scheme = self.store.partition("://")[0]
+        return _names(self.image_roots) or ("/", *(() if scheme == "file" else (f"{scheme}://",)))
+
+    def limits_for(self, *sources: str) -> ImageLimits:
+        """Largest image of a command whose user names the sources: it may read from their hosts, private ones too."""
+        return dataclasses.replace(self.limits, roots=(ANYWHERE, *filter(None, map(origin_of, sources))))
+
+    def reading(self, source: str) -> "Settings":
+        """Return the settings for jobs on a source that the user of this machine names: its host may be read too."""
+        origin = origin_of(source)
+        return self.model_copy(update={"image_roots": ",".join((*self._roots, origin))}) if origin else self
 
     @property
     def n_threads(self) -> int:

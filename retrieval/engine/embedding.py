@@ -5,7 +5,7 @@ An embedding is reused if the bundle and the bytes of the images are the same; i
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.engine.decoding import prepare
+from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure, read_bytes
 from retrieval.engine.store import Store
@@ -27,11 +27,12 @@ SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEmbedder:
-    """The parts that embed images: the encoder of each bundle, the largest image, the threads that read and decode."""
+    """The parts that embed images: the encoder of each bundle, the largest image, threads that read, decoders."""
 
     encoder_of: Callable[[BundleDigest], Encoder]
     limits: ImageLimits
     pool: Executor
+    decoders: Decoders = field(default_factory=Decoders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def embed_shard(store: Store, embedder: ImageEmbedder, bundle: BundleDigest, ite
     encoder, limits = embedder.encoder_of(bundle), embedder.limits
     preprocessing = encoder.bundle.preprocessing
     read, failures = read_images(
-        items, lambda data: prepare(data, preprocessing, limits), limits=limits, pool=embedder.pool
+        items, lambda data: embedder.decoders.prepare(data, preprocessing, limits), limits=limits, pool=embedder.pool
     )
     digests = tuple(image.digest for image in read)
     key = embeddings_key(bundle, digest_json(digests))
@@ -117,10 +118,17 @@ def embed_items(
     Raises TooManyFailures as `check_failures` does.
     """
     shards: list[EmbeddedShard] = []
+    parts: list[NDArray[np.float32]] = []
     usable: list[Item] = []
     for start in range(0, len(items), SHARD_ITEMS):
         part = items[start : start + SHARD_ITEMS]
-        shards.append(embed_shard(store, embedder, bundle, part))
+        shard = embed_shard(store, embedder, bundle, part)
+        try:
+            parts.append(store.embeddings(shard.key))
+        except CorruptArtifact:  # pruned meanwhile: no snapshot uses them
+            shard = embed_shard(store, embedder, bundle, part)
+            parts.append(store.embeddings(shard.key))
+        shards.append(shard)
         usable.extend(part[row] for row in shards[-1].rows)
         progress(min(start + SHARD_ITEMS, len(items)), len(items))
     failures = tuple(failure for shard in shards for failure in shard.failures)
@@ -128,7 +136,7 @@ def embed_items(
     digests = [digest for shard in shards for digest in shard.image_digests]
     return EmbeddedItems(
         items=tuple(usable),
-        embeddings=np.concatenate([store.embeddings(shard.key) for shard in shards]),
+        embeddings=np.concatenate(parts),
         failures=failures,
         content_digest=digest_json([(item.label, digest) for item, digest in zip(usable, digests, strict=True)]),
     )

@@ -18,17 +18,21 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
 from retrieval.engine.batcher import Batcher
-from retrieval.engine.decoding import Decoders
+from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_last_live, open_live
+from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
     BundleMismatch,
+    CorruptArtifact,
     InvalidEmbeddings,
     InvalidInput,
+    NotFound,
     NotReady,
     Overloaded,
     RetrievalError,
+    Unavailable,
     UnknownCatalog,
 )
 
@@ -90,22 +94,30 @@ class Searcher:
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
+        self._store_problem = "the store has not been read yet"
+
+    def warm(self) -> None:
+        """Start what decodes images, so that the first query does not wait for it."""
+        self._decoders.warm()
 
     @property
     def live(self) -> dict[str, Live]:
         """The live pair of each catalogue."""
         return dict(self._live)
 
-    async def search(self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT) -> SearchResult:
+    async def search(
+        self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT, caller: str = ""
+    ) -> SearchResult:
         """Find everything in the catalogue whose score against the query reaches the threshold.
 
-        Raises InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
+        caller: who asks; callers with large images take turns. If this call is cancelled, its work ends. Raises
+        InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
         """
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"limit: expected 1 to {MAX_LIMIT}, found {limit}")
         live = self._live_of(catalog)
         if isinstance(query, bytes):
-            embedding = await self._embed(query, live)
+            embedding = await self._embed(query, live, caller)
         else:
             embedding = _checked_embedding(query, live)
         return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
@@ -115,13 +127,26 @@ class Searcher:
 
         If a pair cannot be served, the old one stays live; the same problem is reported once. After a restart the old
         one is the snapshot with the operating point that was active before another score was, see `engine/live.py`.
+        Raises Unavailable if the store does not answer; queries to what is not live get that as the reason.
         """
+        try:
+            changes = self._refresh_all()
+        except Unavailable as error:
+            self._store_problem = str(error)
+            raise
+        self._store_problem = ""
+        return changes
+
+    def _refresh_all(self) -> list["CatalogChange"]:
         changes = []
         for catalog in self._catalogs or self._store.catalogs():
             before = self._live.get(catalog)
             try:
                 changed = self._refresh_one(catalog)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one catalogue, the others go on
+                if isinstance(error, Unavailable):
+                    self._store_problem = str(error)  # until it is known to be the catalogue's
+                    self._store.catalogs()  # raises if it is not this catalogue but the store
                 problem = _as_known(error)
                 if self._live.get(catalog) is not before:  # the pair of before another score was activated
                     changes.append(CatalogChange(catalog=catalog, live=self._live[catalog], problem=None))
@@ -140,22 +165,34 @@ class Searcher:
             return live
         if catalog in self._problems:
             raise NotReady(f"catalogue {catalog!r} is not live: {self._problems[catalog]}")
+        if self._store_problem:
+            raise NotReady(f"catalogue {catalog!r} is not live: {self._store_problem}")
         served = ", ".join(sorted(self._live)) or "none yet; make one with `retrieval reindex`"
         raise UnknownCatalog(f"catalogue {catalog!r} is not served here; served are: {served}")
 
-    async def _embed(self, image: bytes, live: Live) -> NDArray[np.float32]:
+    async def _embed(self, image: bytes, live: Live, caller: str) -> NDArray[np.float32]:
         if self._n_waiting >= self._max_waiting:  # counts decoding too, which may be slower than the model
             raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
         self._n_waiting += 1
         try:
-            pixels = await self._decoders.prepare(image, live.bundle.preprocessing, self._limits)
+            pixels = await self._decoders.prepare_for(caller, image, live.bundle.preprocessing, self._limits)
             return await live.batcher.embed(pixels)
         finally:
             self._n_waiting -= 1
 
     def _refresh_one(self, catalog: str) -> Live | None:
-        old = self._live.get(catalog)
+        """Swap in what is live now. If that changes meanwhile, what was live may be pruned already: start again."""
         snapshot_id = self._store.current(catalog)
+        while True:
+            try:
+                return self._open_if_new(catalog, snapshot_id)
+            except (NotFound, CorruptArtifact):
+                before, snapshot_id = snapshot_id, self._store.current(catalog)
+                if before == snapshot_id:
+                    raise
+
+    def _open_if_new(self, catalog: str, snapshot_id: SnapshotId) -> Live | None:
+        old = self._live.get(catalog)
         manifest = self._store.snapshot_manifest(catalog, snapshot_id)
         active = self._store.active_id(manifest.bundle_digest)
         if old is not None and old.key == (snapshot_id, active):

@@ -306,7 +306,7 @@ def test_a_point_is_stored_and_activated_only_on_request(
     assert steps == [("embedding images", 120, 120)]
     assert not made.active
     assert store.active_id(tiny_bundle.digest) is None
-    assert store.operating_points(tiny_bundle.digest) == [made.point]
+    assert store.operating_points(tiny_bundle.digest).readable == [made.point]
     paths = sorted(folders["images"].rglob("*.png"))
     data = LabelledEmbeddings(
         tiny_encoder.embed_images([path.read_bytes() for path in paths]),
@@ -384,7 +384,7 @@ def test_what_cannot_be_calibrated_is_refused_before_embedding(
     with pytest.raises(UnknownBundle, match="bundle abc is not in the store"):
         begin(bundle=BundleDigest("abc"))
     assert store.objects.names(f"bundles/{tiny_bundle.digest}/embeddings") == []
-    assert store.operating_points(tiny_bundle.digest) == []
+    assert store.operating_points(tiny_bundle.digest).readable == []
 
 
 def test_too_many_unreadable_images_stop_it(
@@ -396,10 +396,31 @@ def test_too_many_unreadable_images_stop_it(
         path.write_bytes(b"no image")
     with pytest.raises(TooManyFailures, match="3 of 60 items cannot be read, at most 1 are allowed"):
         begin(data=str(folder), activate=True)
-    assert store.operating_points(tiny_bundle.digest) == []
+    assert store.operating_points(tiny_bundle.digest).readable == []
 
 
 @pytest.mark.slow
 def test_a_family_column_that_is_missing_is_named(begin: Calibrate) -> None:
-    with pytest.raises(InvalidManifest, match="column 'maker'"):
+    with pytest.raises(InvalidManifest, match="expected a column 'maker' of families, found none"):
         begin(family="maker")
+
+
+@pytest.mark.slow
+def test_families_are_recorded_and_a_cap_is_advised(
+    begin: Calibrate, folders: dict[str, Path], tmp_path: Path, store: Store
+) -> None:
+    """Most classes keep 2 of their 4 images: the certificate names a larger one and the cap; families of 3."""
+    lines = ["id,uri,label,maker"]
+    for number, folder in enumerate(sorted(folders["images"].iterdir())):
+        kept = sorted(folder.iterdir())[: 2 if number % 5 else 4]
+        lines += [f"{folder.name}/{path.name},{path},{folder.name},{number // 3}" for path in kept]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    target = CalibrationTarget(target=Target("far", 0.05), certified_mean_far=0.1, certified_far=0.3)
+    made = begin(data=str(tmp_path / "table.csv"), target=target)
+    assert made.point.mean_certificate is not None
+    assert any("with 4 of 72 images; at most 2 images a class (max_images=2)" in advice for advice in made.advice)
+    assert made.to_json()["advice"] == list(made.advice)
+    named = begin(data=str(tmp_path / "table.csv"), target=target, family="maker")
+    assert (made.point.family, named.point.family, named.point.choice.n_families) == ("", "maker", 10)
+    assert "family" not in made.point.to_json()
+    assert store.operating_point(named.point.bundle_digest, named.point.id) == named.point

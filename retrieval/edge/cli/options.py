@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,13 @@ Catalog = Annotated[str, typer.Argument(help="Name of the catalogue.")]
 Manifest = Annotated[
     str, typer.Argument(help="A folder (one sub-folder per class) or a .csv, .parquet or .jsonl with id, uri, label.")
 ]
+Family = Annotated[
+    str,
+    typer.Option(
+        help="Column that names families of classes, such as the maker: classes of a family look alike and come "
+        "together, so that intervals and promises count families in place of classes."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")]
 Bundle = Annotated[
     str, typer.Option("--bundle", help="Id of the bundle, its start, or its name; needed if the store holds several.")
@@ -49,6 +56,19 @@ def report_passed_over(sentences: Iterable[str]) -> None:
     """Print what a manifest holds and is no item to stderr."""
     for sentence in sentences:
         err.print(sentence, markup=False)
+
+
+def check_early(manifest: str, *, urls: bool = False, **wanted: Any) -> None:
+    """Raise what `engine.manifests.check_manifest` finds in a local manifest; with `urls` also in a remote one.
+
+    What cannot be read here is left to the server, whose workers may be able to.
+    """
+    from retrieval.engine.manifests import check_manifest
+    from retrieval.errors import Unavailable
+
+    if manifest and (urls or "://" not in manifest):
+        with contextlib.suppress(Unavailable):
+            check_manifest(absolute(manifest), **wanted)
 
 
 def absolute(manifest: str) -> str:

@@ -30,7 +30,8 @@ def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable
     """
     request.check()
     settled = settle_bundle(open_store(settings), request)
-    with embedded_valkey(settings.state_dir), _worker(settings) as worker:
+    own = settings.reading(request.manifest_uri)
+    with embedded_valkey(settings.state_dir), _worker(own) as worker:
         jobs = Jobs(redis_url(settings))
         job = submit(make_app(settings), jobs, "reindex", settled)
         while not (job := jobs.get(job.id)).state.is_final:
@@ -49,7 +50,7 @@ def _worker(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(
         [sys.executable, "-m", "retrieval.edge.cli", "worker"],
         env=child_environment(settings),
-        stdout=sys.stderr,  # Celery writes a banner to stdout, which is for the result
+        stdout=sys.stderr,  # this command's stdout is for the result
         preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
     )
     try:

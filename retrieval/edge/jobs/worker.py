@@ -39,7 +39,7 @@ from retrieval.edge.jobs.queue import (
 from retrieval.edge.jobs.records import Job, JobId, Jobs, answers, now, redis_url
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import OfflineParts, check_device, offline_parts
-from retrieval.engine.store.objects import is_full
+from retrieval.engine.store.calls import is_full
 from retrieval.errors import (
     FailedPrecondition,
     InvalidManifest,
@@ -90,8 +90,9 @@ class Worker:
 
     def plan(self, job: Job) -> None:
         """Split the manifest into shards and send a task for each shard that is missing."""
-        check_source(str(job.request["manifest_uri"]), self._settings.job_limits.roots)
-        planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
+        roots = self._settings.job_limits.roots
+        check_source(str(job.request["manifest_uri"]), roots)
+        planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request), roots)
         self.jobs.mark_running(job.id, n_total=planned.n_shards)
         self.jobs.mark_passed_over(job.id, planned.passed_over)
         missing = reindex.missing_shards(self.parts.store, job.id, planned)
@@ -129,13 +130,14 @@ class Worker:
 
     def _prune(self, catalog: str) -> None:
         """Remove the old snapshots of a catalogue; the job has succeeded whether that works or not."""
-        policy = prune.PrunePolicy(keep=self._settings.keep_snapshots, keep_days=self._settings.keep_days)
+        own = self._settings
+        policy = prune.PrunePolicy(keep=own.keep_snapshots, keep_days=own.keep_days, keep_audits=own.keep_audits)
         try:
             pruned = prune.prune(self.parts.store, policy, now=datetime.now(UTC), catalogs=[catalog])
         except (RetrievalError, OSError):
             log.exception("prune_failed", catalog=catalog)
             return
-        if pruned.snapshots or pruned.embeddings:
+        if pruned.snapshots or pruned.embeddings or pruned.audits or pruned.left_over:
             n_embeddings = len(pruned.embeddings)
             log.info("store_pruned", catalog=catalog, snapshots=pruned.snapshots, n_embeddings=n_embeddings)
 
@@ -305,7 +307,9 @@ def run_worker(settings: Settings) -> None:
     worker_shutting_down.connect(lambda **_: _end_without_queue(redis_url(settings)), weak=False)
     worker.app.steps["consumer"].add(_resuming(worker))
     # not `worker_main`, which ends as if all were well after an error
-    process = worker.app.Worker(loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True)
+    process = worker.app.Worker(
+        loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True, quiet=True
+    )
     ended = threading.Event()
     watching = threading.Thread(target=worker.watch, args=(ended,), name="watch", daemon=True)
     watching.start()
