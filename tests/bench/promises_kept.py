@@ -40,9 +40,9 @@ from retrieval.consistency import (
     wilson_interval,
 )
 from retrieval.errors import NotEnoughEvidence
-from tests.bench.measuring.coverage import RealData, table
-from tests.bench.measuring.domains import domain
-from tests.bench.measuring.emoji import Embedded, emoji
+from tests.bench.measuring.coverage import table
+from tests.bench.measuring.emoji import emoji
+from tests.bench.measuring.real import real_data
 from tests.bench.measuring.settings import FRESH, SETTINGS
 from tests.consistency.conftest import draw_family
 
@@ -304,32 +304,13 @@ def coverages(options: argparse.Namespace) -> list[Line]:
     """Count how often the 95 % intervals hold in the hard settings."""
     settings = (*SETTINGS[2::4], FRESH[1]) if options.quick else (*SETTINGS, *FRESH)
     lines = []
-    for where, promise, found in table(options.coverage_draws, options.seed, settings, real_data(options)):
+    for where, promise, found in table(
+        options.coverage_draws, options.seed, settings, [] if options.quick else real_data(options.model)
+    ):
         sure = wilson_interval(found.hits, found.draws)
         kept = sure.high >= _KEPT or promise.endswith("classes alone")  # what was promised without looking for groups
         lines.append(Line(where, f"covers: {promise}", "0.95", found.share, sure.low, sure.high, kept, found.width))
     return lines
-
-
-def real_data(options: argparse.Namespace) -> list[RealData]:
-    """Emoji by two models, and brand logos, at several rates; none with --quick or without a model."""
-    if options.quick or options.model == "none":
-        return []
-    found = []
-    for model in dict.fromkeys(("frozen", options.model)):
-        parts = emoji(model)
-        unseen = [parts[part] for part in ("cohort", "calibration", "audit")]
-        collections = {f"emoji {model}": _joined(unseen), f"logos {model}": domain("logos", model=model)}
-        for name, data in collections.items():
-            most = len(set(data.labels.tolist())) // 2
-            for n_classes, far in ((40, 1e-1), (min(100, most), 1e-2), (most, 1e-3)):
-                where = f"{name}, {n_classes} classes, FAR {far:g}"
-                found.append(RealData(where, data.embeddings, data.labels, n_classes, far))
-    return found
-
-
-def _joined(parts: Sequence[Embedded]) -> Embedded:
-    return Embedded(*(np.concatenate([getattr(part, field) for part in parts]) for field in Embedded.__slots__))
 
 
 def _line(data: str, promise: str, promised: str, values: Sequence[float]) -> Line:
