@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from retrieval.edge.jobs.connection import redis_url
 from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.jobs.queue import make_app, submit
-from retrieval.edge.jobs.records import Job, Jobs, redis_url
+from retrieval.edge.jobs.records import Job, Jobs
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import open_store
 from retrieval.errors import RetrievalError, Unavailable
