@@ -1,14 +1,13 @@
 """Snapshots of catalogues in the store, and the pointer to the live one of each catalogue."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
 from retrieval.engine.store.objects import Objects, checked_name, is_full
+from retrieval.engine.workspace import workspace
 from retrieval.errors import CorruptArtifact, OutOfSpace, UnknownCatalog, UnknownSnapshot
 
 CURRENT = "CURRENT"
@@ -26,9 +25,9 @@ class Snapshots:
         """
         prefix = _snapshot_prefix(manifest.catalog, manifest.id)
         files = {}
-        with tempfile.TemporaryDirectory() as folder:
+        with workspace() as folder:
             for kind, save in ((INDEX, index.save), (ITEMS, items.save)):
-                path = Path(folder) / kind
+                path = folder / kind
                 try:
                     save(path)
                 except OSError as error:
