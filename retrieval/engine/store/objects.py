@@ -68,6 +68,9 @@ class Objects:
         self._fs, self._root, self._is_local = place.filesystem, place.path, place.is_local
         if hasattr(self._fs, "retries"):
             self._fs.retries = _RETRIES
+        if (listings := getattr(self._fs, "dircache", None)) is not None:  # other processes write too: what is new
+            self._fs.invalidate_cache()  # would seem to be missing
+            listings.use_listings_cache = False
         self._cache: Path = cache or Path(tempfile.gettempdir()) / f"retrieval-{os.getuid()}"
         self._fetching = threading.Lock()
 
