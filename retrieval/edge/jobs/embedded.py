@@ -90,6 +90,7 @@ def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: thr
     while not ended.wait(_LOOK_S):
         if _is_locked(folder / "running"):
             continue
+        keepers[:] = [process for process in keepers if process.poll() is None]  # one that has ended is waited for
         try:
             with _locked(folder):
                 if not ended.is_set() and not _is_locked(folder / "running"):

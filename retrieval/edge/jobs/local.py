@@ -4,6 +4,8 @@ It needs no server and no Redis, and uses the same queue and worker as any other
 """
 
 import contextlib
+import functools
+import os
 import subprocess
 import sys
 import time
@@ -51,7 +53,7 @@ def _worker(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
         [sys.executable, "-m", "retrieval.edge.cli", "worker"],
         env=child_environment(settings),
         stdout=sys.stderr,  # Celery writes a banner to stdout, which is for the result
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # calls one C function
     )
     try:
         yield process

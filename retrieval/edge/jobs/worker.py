@@ -4,6 +4,7 @@ A worker that starts, or connects to its queue again, resumes every unfinished j
 whose messages were lost. What a task does is in `tasks.py`.
 """
 
+import functools
 import os
 import sys
 import threading
@@ -40,7 +41,7 @@ def run_worker(settings: Settings) -> None:
     tasks = Tasks(settings)
     tasks.jobs.check()
     worker_ready.connect(lambda **_: log.info("worker_ready", processes=settings.n_worker_processes), weak=False)
-    worker_process_init.connect(lambda **_: die_with_parent(), weak=False)
+    worker_process_init.connect(functools.partial(_end_with, os.getpid()), weak=False)
     worker_shutting_down.connect(lambda **_: _end_without_queue(redis_url(settings)), weak=False)
     tasks.app.steps["consumer"].add(_resuming(tasks))
     # not `worker_main`, which ends as if all were well after an error
@@ -78,6 +79,12 @@ def watch(app: celery.Celery, settings: Settings, ended: threading.Event) -> Non
             idle = found - idle
         except JobsUnavailable:
             idle = set()
+
+
+def _end_with(worker: int, **_: object) -> None:
+    """End this process with the worker that forked it; without a pool it is the worker itself."""
+    if os.getpid() != worker:
+        die_with_parent(worker)
 
 
 def _end_without_queue(url: str) -> None:
