@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ class Web:
     """What a server has and how it fails; `asked` counts the requests for each path.
 
     cut: paths whose connection is closed in the middle; dropped: closed at once; busy: how many times a path answers
-    with which status before it is served.
+    with which status before it is served. slow_s: how long each file takes.
     """
 
     files: Mapping[str, bytes]
@@ -24,6 +25,7 @@ class Web:
     dropped: frozenset[str] = frozenset()
     busy: dict[str, tuple[int, int]] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
+    slow_s: float = 0.0
     url: str = ""
 
 
@@ -46,6 +48,7 @@ def _handler(web: Web) -> type[http.server.BaseHTTPRequestHandler]:
             elif path.startswith("/moved/"):
                 self._reply(302, b"", location=path.removeprefix("/moved"))
             elif path in web.files:
+                time.sleep(web.slow_s)
                 self._reply(200, web.files[path], cut=path in web.cut)
             else:
                 self._reply(404, b"")
