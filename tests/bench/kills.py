@@ -8,6 +8,8 @@ acknowledged job must end, no answer may be wrong, and nothing may be left at th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import random
 import signal
@@ -20,12 +22,13 @@ from typing import Any
 
 import psutil
 
+from retrieval.edge.jobs.embedded import is_running
 from tests.bench.measuring.catalogs_under_fire import CATALOGS, Searching
 from tests.bench.measuring.deployed import Deployed, clear
 from tests.bench.measuring.supervised import pool_processes, valkey_of
 
 VICTIMS = ("worker", "child", "valkey", "server")
-WORK = ("reindex", "reindex", "reindex", "audit", "calibration", "search")
+WORK = ("reindex",) * 6 + ("search",) * 2 + ("audit", "calibration")
 _SPAN_S = 1.0  # a kill comes so long after the start of the work at most
 _CALM_EVERY = 10
 
@@ -65,18 +68,23 @@ def kill_at_random(folder: Path, rng: random.Random, n_kills: int, violations: l
     """Kill a part of a deployment so many times; return what was counted."""
     killed: Counter[str] = Counter()
     work: Counter[str] = Counter()
+    victims = list(VICTIMS)
     with Deployed(folder, rng, {}) as deployed:
         with Searching(deployed.collection, deployed.deployment.address, rng.randrange(10**9)) as searching:
             for number in range(n_kills):
                 if number % _CALM_EVERY == 0:
                     deployed.calm()
                     deployed.use_valkey(number // _CALM_EVERY % 2 == 1)
-                deployed.await_ready()
+                if number % len(VICTIMS) == 0:
+                    rng.shuffle(victims)
+                victim = victims[number % len(VICTIMS)]
+                deployed.await_server()
                 kind = rng.choice(WORK)
-                _start(deployed, kind, rng.choice(CATALOGS))
+                if not _start(deployed, kind, rng.choice(CATALOGS)):
+                    kind = "search"  # a caller searches all the time
                 time.sleep(rng.uniform(0, _SPAN_S))
-                victim = VICTIMS[number % len(VICTIMS)]
-                if _kill(deployed, victim, rng):
+                alive = functools.partial(_kill, deployed, victim, rng)  # it may still be on its way up
+                if deployed.eventually(alive, f"the {victim} did not start"):
                     killed[victim] += 1
                     work[kind] += 1
                 print(f"{number + 1} of {n_kills}: {victim} during {kind}", file=sys.stderr)
@@ -92,13 +100,14 @@ def kill_at_random(folder: Path, rng: random.Random, n_kills: int, violations: l
         }
 
 
-def _start(deployed: Deployed, kind: str, catalog: str) -> None:
-    if kind == "reindex":
-        deployed.start_reindex(catalog)
-    elif kind == "audit":
-        deployed.start_audit(catalog)
-    elif kind == "calibration":
-        deployed.start_calibration()  # searches are always in flight
+def _start(deployed: Deployed, kind: str, catalog: str) -> bool:
+    """Start a piece of work; return False if it is refused, or one is in flight already."""
+    if kind == "calibration":
+        return deployed.start_calibration()
+    if kind == "search":
+        return True
+    deployed.eventually(lambda: is_running(deployed.state_dir), "the Valkey did not start")
+    return deployed.start_reindex(catalog) if kind == "reindex" else deployed.start_audit(catalog)
 
 
 def _kill(deployed: Deployed, victim: str, rng: random.Random) -> bool:
@@ -116,6 +125,9 @@ def _kill(deployed: Deployed, victim: str, rng: random.Random) -> bool:
         process.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
     return True
 
 

@@ -22,7 +22,7 @@ _MAX_COUNTDOWN_S = 64
 _MAX_ATTEMPTS = 6  # number of times that a task may kill its worker or fail for an unknown reason before the job fails
 
 
-class Guard:
+class StepGuard:
     """Runs the steps of jobs, and decides about those that fail.
 
     clear: removes the working files of a job that has ended.

@@ -14,7 +14,7 @@ import structlog
 from retrieval.contract.sources import check_source
 from retrieval.edge.jobs.attempts import Attempts, lease_length
 from retrieval.edge.jobs.connection import redis_url
-from retrieval.edge.jobs.failures import Guard
+from retrieval.edge.jobs.failures import StepGuard
 from retrieval.edge.jobs.queue import (
     AUDIT,
     BUILD,
@@ -46,7 +46,7 @@ class Tasks:
         self._parts: OfflineParts | None = None
         url = redis_url(settings)
         self.jobs = Jobs(url)
-        self.guard = Guard(self.jobs, Attempts(url, lease_s=lease_length(settings)), clear=self._clear)
+        self.guard = StepGuard(self.jobs, Attempts(url, lease_s=lease_length(settings)), clear=self._clear)
         for name, step in ((PLAN, self.plan), (EMBED, self.embed), (BUILD, self.build), (AUDIT, self.audit)):
             # no limit here: with Celery's default of 3 a job would never end; the guard counts
             self.app.task(name=name, bind=True, shared=False, max_retries=None)(self.guard.guarded(name, step))

@@ -40,7 +40,7 @@ class Collection:
         folder = deployment.folder
         self._folder, self._rng = folder / "catalog", rng
         bundle = write_tiny_bundle(folder / "bundle")
-        self.labelled = write_shots(folder / "calibration", places=range(1000, 1030), n_shots=4)
+        self.labelled = write_shots(folder / "calibration", places=range(1000, 1030), n_shots=3)
         deployment.run("calibrate", "--bundle", str(folder / "bundle"), "--data", str(self.labelled), "--activate")
         shutil.rmtree(folder / "bundle")  # the store has its own
         self.bundle: BundleDigest = bundle.digest
@@ -128,7 +128,7 @@ class Searching:
         while not self._ended.is_set():
             try:
                 with connect(self._address, timeout_s=20) as client:
-                    while not self._ended.wait(0.03):
+                    while not self._ended.wait(0.08):
                         self._ask(client)
             except (Unavailable, Overloaded) as error:
                 self.outcomes[f"refused: {type(error).__name__}"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import redis
 
-from retrieval.client import connect
+from retrieval.client import Client, connect
 from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
 from retrieval.edge.jobs.records import Job, JobId, Jobs, JobState
 from retrieval.errors import (
@@ -32,7 +33,6 @@ from tests.processes import COMMAND, Deployment
 
 REDELIVERY_S = 10
 _START_S = 60.0
-_OF_ONNX_RUNTIME = ".ses"  # one file of 51 bytes for all processes
 _CALM_S = 90.0  # a job that was killed ends within this time, or states what it waits for
 
 
@@ -41,6 +41,8 @@ class Deployed:
 
     def __init__(self, folder: Path, rng: random.Random, environment: dict[str, str]) -> None:
         self.folder, self.rng = folder, rng
+        self.logs = folder.with_name(f"{folder.name}-logs")  # the disk of the folder may be full
+        self.logs.mkdir()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         tempfile.tempdir = str(self.temporary)  # the socket of the Valkey lies there for every process
@@ -61,8 +63,8 @@ class Deployed:
 
     def __enter__(self) -> Deployed:
         environment = self.deployment.environment
-        self.worker = Supervised(["worker"], environment, self.folder / "worker.log")
-        self.server = Supervised(["serve"], environment, self.folder / "serve.log")
+        self.worker = Supervised(["worker"], environment, self.logs / "worker.log")
+        self.server = Supervised(["serve"], environment, self.logs / "serve.log")
         self.await_ready()
         for catalog in CATALOGS:
             self.start_reindex(catalog)
@@ -92,6 +94,10 @@ class Deployed:
         """Wait until server, worker and Valkey are at work."""
         self.eventually(lambda: bool(pool_processes(self.worker)), "the worker did not start")
         self.eventually(lambda: valkey_of(self.state_dir) is not None, "the Valkey did not start")
+        self.await_server()
+
+    def await_server(self) -> None:
+        """Wait until the server answers."""
         self.eventually(self._serves, "the server did not start")
 
     def eventually(self, holds: Callable[[], bool], otherwise: str, within_s: float = _START_S) -> bool:
@@ -104,32 +110,28 @@ class Deployed:
             time.sleep(0.05)
         return True
 
-    def start_reindex(self, catalog: str) -> None:
-        """Start a reindex with new content."""
+    def start_reindex(self, catalog: str) -> bool:
+        """Start a reindex with new content; return False if it is refused."""
         request = catalogs_pb2.StartReindexRequest(
             catalog=catalog, manifest_uri=str(self.collection.new_manifest()), bundle_digest=self.collection.bundle
         )
-        with self._acknowledging(), connect(self.deployment.address) as client:
-            self._acknowledged(client.call(client.catalogs.StartReindex, request))
+        return self._submit(lambda client: client.call(client.catalogs.StartReindex, request))
 
-    def start_audit(self, catalog: str) -> None:
-        """Start an audit."""
+    def start_audit(self, catalog: str) -> bool:
+        """Start an audit; return False if it is refused."""
         request = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=str(self.collection.new_labelled()))
-        with self._acknowledging(), connect(self.deployment.address) as client:
-            self._acknowledged(client.call(client.audits.StartAudit, request))
+        return self._submit(lambda client: client.call(client.audits.StartAudit, request))
 
-    def start_calibration(self) -> None:
+    def start_calibration(self) -> bool:
         """Start a calibration that activates its threshold, unless one runs: it needs neither worker nor server."""
         if any(process.poll() is None for process in self._calibrations):
-            return
+            return False
         command = [COMMAND, "calibrate", "--bundle", self.collection.bundle, "--data", self.collection.new_labelled()]
-        with (self.folder / "calibrate.log").open("ab") as log:
-            self._calibrations.append(
-                subprocess.Popen(
-                    [*command, "--far", self.rng.choice(["0.01", "0.02", "0.05"]), "--activate"],
-                    env=self.deployment.environment, stdout=log, stderr=log,
-                )
-            )  # fmt: skip
+        with (self.logs / "calibrate.log").open("ab") as log:
+            command += ["--far", self.rng.choice(["0.01", "0.02", "0.05"]), "--activate"]
+            process = subprocess.Popen(command, env=self.deployment.environment, stdout=log, stderr=log)
+        self._calibrations.append(process)
+        return True
 
     def calm(self, *, within_s: float = _CALM_S) -> None:
         """Wait until every acknowledged job and every calibration has ended; note those that did not."""
@@ -182,28 +184,30 @@ class Deployed:
             return False
         return True
 
-    def _live(self, client: object, catalog: str) -> str:
+    def _live(self, client: Client, catalog: str) -> str:
         with contextlib.suppress(RetrievalError):
             listed = client.call(client.catalogs.ListSnapshots, catalogs_pb2.ListSnapshotsRequest(catalog=catalog))
             return next((snapshot.id for snapshot in listed.snapshots if snapshot.live), "")
         return ""
 
-    @contextlib.contextmanager
-    def _acknowledging(self) -> Iterator[None]:
-        """Count a refusal of our family; note every other one."""
+    def _submit(self, start: Callable[[Client], jobs_pb2.Job]) -> bool:
+        """Start a job and remember it; count a refusal of our family, note every other one."""
         try:
-            yield
+            with connect(self.deployment.address) as client:
+                job = start(client)
         except FailedPrecondition as error:
             self.outcomes["refused: busy"] += 1
             if "is running" not in str(error):
                 self.violations.append(f"start refused: {error}")
+            return False
         except Unavailable:
             self.outcomes["refused: unavailable"] += 1
+            return False
         except RetrievalError as error:
             self.violations.append(f"start: {type(error).__name__}: {error}")
-
-    def _acknowledged(self, job: jobs_pb2.Job) -> None:
+            return False
         self._pending.setdefault(JobId(job.id), time.monotonic())
+        return True
 
     def _look(self) -> None:
         """Take the jobs that have ended off the list; note those that are lost, or ended without their result."""
@@ -235,18 +239,19 @@ class Deployed:
 
     def _left_files(self) -> Iterator[str]:
         """Files that no artefact owns: temporary ones, working files of jobs, snapshots without a manifest."""
-        for path in sorted(self.temporary.rglob("*")):
-            if path.name != _OF_ONNX_RUNTIME and (path.is_file() or path.is_socket()):
-                yield str(path)
-        for path in sorted((self.state_dir / "store").rglob("*")):
-            inside = path.relative_to(self.state_dir / "store").parts
-            if path.is_file() and (path.name.startswith(".") or inside[0] == "staging"):
-                yield str(path)
-            if len(inside) == 4 and inside[2] == "snapshots":
-                manifest = path / "manifest.json"
-                if not manifest.exists():
-                    yield f"{path}: half a snapshot: {[file.name for file in path.iterdir()]}"
-        yield from (str(path) for path in (self.state_dir / "valkey").rglob("temp-*"))
+        objects = self.collection.store.objects
+        yield from (f"staging/{name}" for name in objects.names("staging"))
+        for catalog in CATALOGS:
+            complete = set(self.collection.store.snapshot_ids(catalog))
+            for name in set(objects.names(f"catalogs/{catalog}/snapshots")) - complete:
+                yield f"half a snapshot: {catalog}/{name}: {objects.names(f'catalogs/{catalog}/snapshots/{name}')}"
+        cache = self.temporary / f"retrieval-{os.getuid()}"  # of remote objects, bounded
+        for folder in (self.temporary, self.state_dir):
+            for path in sorted(folder.rglob("*")):
+                is_temporary = path.name.startswith((".", "temp-")) or folder == self.temporary
+                is_cached = path.is_relative_to(cache) and not path.name.startswith(".")
+                if is_temporary and not is_cached and not path.is_dir():
+                    yield str(path)
 
 
 def _tail(log: Path) -> str:

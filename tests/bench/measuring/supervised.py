@@ -43,10 +43,15 @@ class Supervised:
         """Stop the process in order, and return its exit code; -9 if it had to be killed."""
         self._stopping.set()
         deadline = time.monotonic() + _STOP_S
+        told = None  # once: a second signal ends a process that is about to end in order
         while self._thread.is_alive():
-            if self._process is not None and self._process.poll() is None:
-                self._process.terminate() if time.monotonic() < deadline else self._process.kill()
-            self._thread.join(1.0)
+            process = self._process
+            if process is not None and process is not told:
+                process.terminate()
+                told = process
+            if process is not None and time.monotonic() > deadline:
+                process.kill()
+            self._thread.join(0.1)
         return self.exit_codes[-1]
 
     def _run(self) -> None:
