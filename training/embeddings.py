@@ -1,38 +1,48 @@
 """Embeddings of a finished run in a file, so that figures can be computed again without embedding again.
 
-Decides the content of the file. `evaluation` and `experiment` measure the embeddings.
+Decides the content of the file. `evaluation` and `experiment` measure the embeddings. For each part NAME, the file has
+NAME.embeddings [n, d] float32, and its labels and ids as NAME.labels and NAME.ids, one text after the other in UTF-8
+[bytes] uint8, with NAME.labels_ends and NAME.ids_ends [n] int64, where each ends: an array of texts would take as much
+for each as for the longest. Older files have such arrays; they can be read.
 """
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.contract.manifest import read_manifest
+from retrieval.contract.manifest import read_source
 from retrieval.errors import CorruptArtifact, InvalidInput
 from training.writing import write_whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """Embedded images. embeddings: [n, d] float32, unit rows; labels, ids: [n] str."""
+    """Embedded images. embeddings: [n, d] float32, unit rows; labels, ids: [n] texts."""
 
     embeddings: NDArray[np.float32]
-    labels: NDArray[np.str_]
-    ids: NDArray[np.str_]
+    labels: NDArray[np.object_]
+    ids: NDArray[np.object_]
 
 
 def embed_parts(
-    run: Path, parts: Mapping[str, str], out: Path, *, device: str, progress: Callable[[int, int], None]
+    run: Path,
+    parts: Mapping[str, str],
+    out: Path,
+    *,
+    device: str,
+    progress: Callable[[int, int], None],
+    passing_over: Callable[[Sequence[str]], None] = lambda sentences: None,
 ) -> dict[str, int]:
     """Write the embeddings of every part (name -> manifest) into `out`, an .npz file; return the number of each.
 
-    Uses the production preprocessing. The file is written completely or not at all. Raises InvalidInput if its folder
-    is missing or `out` is a folder, FailedPrecondition if the run is not finished, TooManyFailures if too many images
-    cannot be read, OutOfSpace if there is no room for it.
+    passing_over: gets what each manifest passed over, see `retrieval/contract/manifest.py`. Uses the production
+    preprocessing. The file is written completely or not at all. Raises InvalidInput if its folder is missing or `out`
+    is a folder, FailedPrecondition if the run is not finished, TooManyFailures if too many images cannot be read,
+    OutOfSpace if there is no room for it.
     """
     if out.is_dir() or not out.parent.is_dir():
         raise InvalidInput(
@@ -44,7 +54,11 @@ def embed_parts(
     target = select_device(device)
     finished = load_finished(run)
     embed = embedding_function(finished.embedder.to(target))
-    items = {name: read_manifest(source) for name, source in parts.items()}
+    items = {}
+    for name, source in parts.items():
+        manifest = read_source(source)
+        passing_over(manifest.passed_over)
+        items[name] = manifest.items
     total, before = sum(map(len, items.values())), 0
     arrays: dict[str, NDArray[np.generic]] = {}
     for name, members in items.items():
@@ -56,15 +70,12 @@ def embed_parts(
             progress=lambda done, _, before=before: progress(before + done, total),  # type: ignore[misc]
         )
         before += len(members)
-        arrays |= {
-            f"{name}.embeddings": found.embeddings,
-            f"{name}.labels": np.array(found.labels),
-            f"{name}.ids": np.array([item.id for item in found.items]),
-        }
+        arrays[f"{name}.embeddings"] = found.embeddings
+        arrays |= _packed(f"{name}.labels", found.labels) | _packed(f"{name}.ids", [item.id for item in found.items])
     n_bytes = sum(array.nbytes for array in arrays.values())
     # The stubs mistake the keywords for options of savez.
     write_whole(out, lambda file: np.savez(file, **arrays), n_bytes=n_bytes)  # type: ignore[arg-type]
-    return {name: len(arrays[f"{name}.ids"]) for name in parts}
+    return {name: len(arrays[f"{name}.embeddings"]) for name in parts}
 
 
 def read_embeddings(path: Path) -> dict[str, Embedded]:
@@ -72,9 +83,30 @@ def read_embeddings(path: Path) -> dict[str, Embedded]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = sorted({key.rpartition(".")[0] for key in arrays.files})
-            return {name: Embedded(*(arrays[f"{name}.{field}"] for field in Embedded.__slots__)) for name in names}
+            return {
+                name: Embedded(
+                    arrays[f"{name}.embeddings"], _unpacked(f"{name}.labels", arrays), _unpacked(f"{name}.ids", arrays)
+                )
+                for name in names
+            }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CorruptArtifact(f"{path} cannot be read ({error}): delete it, it will be created again") from error
+
+
+def _packed(name: str, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {name: np.frombuffer(b"".join(encoded), dtype=np.uint8), f"{name}_ends": ends}
+
+
+def _unpacked(name: str, arrays: Mapping[str, NDArray[np.generic]]) -> NDArray[np.object_]:
+    """Return the texts of an array and of another with their ends, or of an older array of texts."""
+    if f"{name}_ends" not in arrays:
+        return arrays[name].astype(np.object_)
+    content, ends = arrays[name].tobytes(), arrays[f"{name}_ends"].tolist()
+    starts = [0, *ends][: len(ends)]
+    texts = [content[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+    return np.array(texts, dtype=np.object_)
 
 
 def parse_parts(arguments: list[str]) -> dict[str, str]:

@@ -84,9 +84,9 @@ from .subgroups.rates import GroupRates as GroupRates
 from .subgroups.rates import class_rates as class_rates
 from .thresholds.certificate import Certificate as Certificate
 from .thresholds.certificate import MeanCertificate as MeanCertificate
+from .thresholds.certificate import cap_advice as cap_advice
 from .thresholds.certificate import certify as certify
 from .thresholds.certificate import certify_mean as certify_mean
-from .thresholds.certificate import highest_mean_far as highest_mean_far
 from .thresholds.choice import ThresholdChoice as ThresholdChoice
 from .thresholds.choice import choose_threshold as choose_threshold
 from .thresholds.comparison import ClassDecisionChange as ClassDecisionChange
@@ -98,6 +98,7 @@ from .thresholds.from_curves import certificate_from_curves as certificate_from_
 from .thresholds.from_curves import threshold_from_curves as threshold_from_curves
 from .thresholds.retest import retest_certificate as retest_certificate
 from .thresholds.retest import retest_mean_certificate as retest_mean_certificate
+from .thresholds.room import highest_mean_far as highest_mean_far
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
 from .thresholds.warnings import warnings_at as warnings_at

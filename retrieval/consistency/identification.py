@@ -103,7 +103,7 @@ def identification_rates(
     if max(gallery_sizes) > (largest := largest_gallery(vectors)):
         raise NotEnoughEvidence(
             f"half of the {len(vectors.classes)} classes, {MIN_STRANGER_CLASSES} of them left for strangers, fill a "
-            f"gallery of {largest} images at most, asked is one of {max(gallery_sizes)}; add images or classes"
+            f"gallery of {largest} images at most, expected one of {max(gallery_sizes)}; add images or classes"
         )
     found: dict[int, list[tuple[Searches, float, float | None]]] = {size: [] for size in gallery_sizes}
     for _ in range(n_repeats):

@@ -1,4 +1,4 @@
-"""Whitening: a linear map of embeddings that makes classes spread alike, so that one threshold fits them better.
+"""Whitening: a linear map of embeddings that gives classes similar spreads, so that one threshold fits them better.
 
 The map is fitted with labels or without; the score decides what is done with the mapped embeddings.
 """
@@ -104,7 +104,7 @@ def fit_whitening(
         scatter, n_differences = _class_scatter(embeddings, labels)
     if n_differences < _MIN_DIFFERENCES or np.trace(scatter) <= 0:
         raise NotEnoughEvidence(
-            f"whitening needs at least {_MIN_DIFFERENCES} differences between images that are not all alike, found "
+            f"whitening needs at least {_MIN_DIFFERENCES} differences between images that are not identical, found "
             f"{n_differences}; add images, or use a score without whitening"
         )
     values, vectors = np.linalg.eigh(scatter / n_differences)

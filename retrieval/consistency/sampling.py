@@ -18,7 +18,7 @@ from retrieval.consistency.pairs.tiles import TILE, Tile, slices
 from retrieval.consistency.pairs.vectors import LabelledVectors, Progress, check_one_set, check_positives
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
-# The spread of at least this many estimates, from disjoint sets of pairs, gives the sampling error.
+# Number of estimates, from disjoint sets of pairs, whose standard deviation gives the sampling error; at least.
 _MIN_PARTS = 8
 
 
@@ -110,7 +110,7 @@ def sampled_curves(
 
     Images are put in random order and cut into blocks; each block meets the blocks at several distances from it. So all
     images are met equally often, all negative pairs are equally likely, and the products stay matrix products. Each
-    distance gives an estimate; far_error comes from their spread.
+    distance gives an estimate; far_error comes from their standard deviation.
 
     vectors: one set of images; thresholds, threads: see `operating_curves`.
 
@@ -123,7 +123,7 @@ def sampled_curves(
     Source: Blom, "Some properties of incomplete U-statistics", Biometrika 63 (1976), on balanced designs.
     """
     if not 0 < share <= 0.5:
-        raise InvalidInput(f"share is that of the negative pairs to visit, in (0, 0.5], found {share}")
+        raise InvalidInput(f"share: expected a share of the negative pairs in (0, 0.5], found {share}")
     check_one_set(vectors)
     check_positives(vectors)
     grid = checked_grid(thresholds)

@@ -70,8 +70,8 @@ def judge(
         Finding(
             limit="far_within_promise",
             passed=far.measured <= far.promised.high,
-            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for as many new classes"
-            + stricter,
+            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for a set of new "
+            f"classes of this size{stricter}",
         ),
         Finding(
             limit="tar_within_promise",
@@ -95,12 +95,9 @@ def judge(
 
 
 @checked
-def noted(findings: Sequence[Finding], warnings: Sequence[str]) -> list[Finding]:
-    """Return the findings; the first one also names what the measured rates rest on, see `warnings_at`."""
-    if not warnings:
-        return list(findings)
-    explanation = "; note: ".join([findings[0].explanation, *warnings])
-    return [replace(findings[0], explanation=explanation), *findings[1:]]
+def noted(finding: Finding, notes: Sequence[str]) -> Finding:
+    """Return the finding with notes on what it rests on, for instance of `warnings_at`, in its explanation."""
+    return replace(finding, explanation="; note: ".join([finding.explanation, *notes]))
 
 
 @checked

@@ -6,7 +6,6 @@ files are images. Local files need no library; fsspec, which is slow to import, 
 
 import contextlib
 import errno
-import ipaddress
 import os
 import re
 import stat
@@ -17,40 +16,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
-from retrieval.errors import RetrievalError
+from retrieval.contract.folders import Walk, sort_names, walk_local
+from retrieval.contract.loopback import is_loopback, reach_directly
+from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
 _Result = TypeVar("_Result")
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", re.IGNORECASE)
 # fsspec reads every `::` as a link of a chain. Only after these file systems is it one, elsewhere it is part of a name.
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
 _WEB = ("http", "https")
+_S3 = ("s3", "s3a")
 
 _CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
 _CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
-
-# Names of files and folders that programs leave between a user's own, beside all those that begin with a dot.
-_SYSTEM_NAMES = frozenset(
-    {
-        "__macosx",
-        "__pycache__",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "system volume information",
-        "lost+found",
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-    }
-)
 
 
 @contextlib.contextmanager
@@ -83,10 +66,10 @@ def local_path(name: str) -> Path | None:
     if _is_chain(name):
         return None
     protocol, found, rest = name.partition("://")
-    if found and protocol in ("file", "local"):
+    if found and protocol.lower() in ("file", "local"):
         literal = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
-    elif name.startswith("file:/"):
-        literal = name.removeprefix("file:")
+    elif name[:6].lower() == "file:/":
+        literal = name[5:]
     elif _URL.match(name):
         return None
     else:
@@ -104,15 +87,6 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def is_loopback(url: str) -> bool:
-    """Return True if a URL names this machine by its loopback address, which no proxy can reach."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def read_file(name: str, most: int | None = None) -> bytes:
     """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
 
@@ -123,12 +97,16 @@ def read_file(name: str, most: int | None = None) -> bytes:
     return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """The files of a folder, sorted, as paths inside it; `passed_over`: those left out, with the reason of each."""
+def read_image(name: str, most: int) -> bytes:
+    """Return the bytes of an image. Raises InvalidImage if nothing can be read, ImageTooLarge if there are over `most`.
 
-    files: list[str]
-    passed_over: list[tuple[str, str]]
+    Training, indexing and queries read with it.
+    """
+    with failing_as(InvalidImage, f"{name} cannot be read"):
+        data = read_file(name, most + 1)
+    if len(data) > most:
+        raise ImageTooLarge(f"{name} has more than {most:,} bytes, the limit")
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +139,10 @@ class Place:
         protocol = name.partition("://")[0].lower()
         kind = fsspec.get_filesystem_class(protocol)
         options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        return cls(kind(**{**options, **limits}), kind._strip_protocol(name))
+        filesystem = kind(**{**options, **limits})
+        if protocol in _S3:
+            reach_directly(filesystem)
+        return cls(filesystem, kind._strip_protocol(name))
 
     @property
     def is_web(self) -> bool:
@@ -220,67 +201,14 @@ class Place:
 
     def walk(self) -> Walk:
         """List the files of a folder and of its sub-folders. Links to folders are followed, each folder once."""
-        return _walk_local(self.path) if self.is_local else self._walk_remote()
+        return walk_local(self.path) if self.is_local else self._walk_remote()
 
     def _walk_remote(self) -> Walk:
         prefix = f"{self.path.rstrip('/')}/" if self.path else ""
         names = _retried(lambda: sorted(self.filesystem.find(self.path)))
-        files: list[str] = []
-        hidden: dict[str, None] = {}
-        for name in names:
-            inside = name.removeprefix(prefix)
-            if (
-                not inside or inside.endswith("/") or (self.is_web and urlsplit(name).query)
-            ):  # an index page sorts itself
-                continue
-            parts = inside.split("/")
-            first = next((n for n, part in enumerate(parts, start=1) if is_hidden(part)), 0)
-            if first:
-                hidden["/".join(parts[:first])] = None
-            else:
-                files.append(inside)
-        return Walk(files, [(name, HIDDEN) for name in hidden])
-
-
-HIDDEN = "hidden, or left by another program"
-LINKED_AGAIN = "links to folders that are read under another name"
-NOT_REGULAR = "pipes, sockets or devices"
-
-
-def is_hidden(name: str) -> bool:
-    """Return True for a file or folder name that a user did not give: hidden, or left by another program."""
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
-
-
-def _walk_local(root: str) -> Walk:
-    files: list[str] = []
-    passed_over: list[tuple[str, str]] = []
-    seen: set[tuple[int, int]] = set()
-    real_root = Path(root).resolve()
-    folders: list[str] = [""]
-    links: list[str] = []
-    while folders or links:
-        # the real tree first: a folder keeps its own name, and a link to it is the second name
-        inside = folders.pop() if folders else links.pop(0)
-        folder = Path(root, inside)
-        state = folder.stat()
-        if (state.st_dev, state.st_ino) in seen or (inside and real_root.is_relative_to(folder.resolve())):
-            passed_over.append((inside, LINKED_AGAIN))
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda found: found.name):
-                name = f"{inside}/{entry.name}" if inside else entry.name
-                if is_hidden(entry.name):
-                    passed_over.append((name, HIDDEN))
-                elif entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(name)
-                elif entry.is_file() or entry.is_symlink():  # a link to nothing fails by its name when it is read
-                    files.append(name)
-                else:
-                    passed_over.append((name, NOT_REGULAR))
-        links.sort()
-    return Walk(sorted(files), sorted(passed_over))
+        inside = [name.removeprefix(prefix) for name in names]
+        # not an object that stands for a folder; an index page links to itself, sorted in other ways
+        return sort_names([name for name in inside if name.strip("/") and not (self.is_web and urlsplit(name).query)])
 
 
 def _is_chain(name: str) -> bool:

@@ -4,10 +4,11 @@ A manifest is a folder with one sub-folder for each class, or a CSV, Parquet or 
 reads the images.
 """
 
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrieval.contract.files import Place, failing_as, is_absolute, suffix_of
 from retrieval.contract.formats import HEAD_BYTES, IMAGE_SUFFIXES, RAW_SUFFIXES, sniffed
@@ -31,7 +32,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The items of a source, in order; `passed_over`: a sentence for each kind of what it holds and is no item."""
+    """The items of a source, in order.
+
+    `passed_over`: a sentence for each kind of what it holds and is no item, and for what is probably meant differently.
+    """
 
     items: list[Item]
     passed_over: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ def read_source(source: str) -> Manifest:
         raise EmptyCatalog(f"{source}: expected at least one image, found none{reasons}")
     _check_ids(source, found.items)
     _check_text(source, found.items)
-    return found
+    return replace(found, passed_over=(*found.passed_over, *_alike_labels(found.items)))
 
 
 def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()) -> None:
@@ -84,6 +88,27 @@ def check_labels(items: Sequence[Item], source: str, columns: Sequence[str] = ()
         if any(column not in item.attributes for item in items):
             found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
             raise InvalidManifest(f"{source}: expected a column {column!r} to group by, found {found}")
+
+
+def families_of(items: Sequence[Item], source: str, column: str) -> list[str] | None:
+    """Return the family of each item from a column, "" for none; None without a column.
+
+    Call it before the images are embedded: raises InvalidManifest if the column is missing, or if items of one label
+    are in several families.
+    """
+    if not column:
+        return None
+    if not any(column in item.attributes for item in items):
+        found = ", ".join(sorted({name for item in items for name in item.attributes})) or "none"
+        raise InvalidManifest(f"{source}: expected a column {column!r} of families, found {found}")
+    families, family_of = [item.attributes.get(column, "") for item in items], dict[str, str]()
+    for item, family in zip(items, families, strict=True):
+        if family_of.setdefault(item.label, family) != family:
+            raise InvalidManifest(
+                f"{source}: column {column!r}: expected all images of a class in one family, found class "
+                f"{item.label!r} in {family_of[item.label]!r} and {family!r}"
+            )
+    return families
 
 
 def _read_folder(folder: Place) -> Manifest:
@@ -157,6 +182,17 @@ def _check_ids(source: str, items: list[Item]) -> None:
         raise InvalidManifest(
             f"{source}: ids must be unique, {len(repeated)} occur more than once, for instance {repeated[0]!r}"
         )
+
+
+def _alike_labels(items: Sequence[Item]) -> tuple[str, ...]:
+    """Return a sentence if labels differ in what nobody sees: spaces at their ends, or how an umlaut is composed."""
+    written = defaultdict(set)
+    for label in {item.label for item in items}:
+        written[" ".join(unicodedata.normalize("NFC", label).split())].add(label)
+    twins = [" and ".join(map(ascii, sorted(labels))) for _, labels in sorted(written.items()) if len(labels) > 1]
+    if not twins:
+        return ()
+    return (f"{len(twins):,} labels are written in more than one way and count as several classes: {twins[0]}",)
 
 
 def _check_text(source: str, items: list[Item]) -> None:

@@ -64,6 +64,7 @@ class OperatingPoint:
 
     `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
     `compared`: the rates of each tried score, the chosen one included. `data_digest`: of the labels and images.
+    `family`: the column of families of classes that the intervals count, "" if they count classes.
     """
 
     bundle_digest: BundleDigest
@@ -78,6 +79,7 @@ class OperatingPoint:
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: str
+    family: str = ""
 
     @property
     def threshold(self) -> float:
@@ -99,9 +101,13 @@ class OperatingPoint:
         for certificate in (document["certificate"], document["mean_certificate"]):
             if certificate and certificate["max_images"] is None:
                 del certificate["max_images"], certificate["seed"]
+            if certificate and certificate["n_families"] is None:
+                del certificate["n_families"]
         for entry in document["compared"]:
             if entry["around_target"] is None:
                 del entry["around_target"]
+        if not self.family:
+            del document["family"]
         return document
 
     @classmethod
@@ -156,6 +162,7 @@ class _PointDocument:
     compared: tuple[ScoreComparison, ...]
     data_digest: str
     created_at: Moment
+    family: str = ""
 
 
 def _check_parts(value: dict[str, Any], where: str) -> None:

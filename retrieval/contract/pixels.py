@@ -10,12 +10,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _ROW_PIXELS = 1_000_000  # pixels that are converted at a time
-_UNIT = 2.0  # floats up to this are taken as 0 to 1: resampling overshoots 1, and in 0 to 255 such an image is black
+_OVERSHOOT = 2.0  # resampled floats exceed their white; up to this times 1 or 255, that is still their white
+_DEPTHS = (
+    8,
+    12,
+    16,
+    24,
+    31,
+    32,
+)  # bits of cameras and file formats: white is the largest number of the first that fits
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Convert an image to RGB: 16-bit, integer and float grey are scaled, transparent pixels get `background`."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if _is_deep(image):
         image = _grey(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -35,14 +44,26 @@ def scale_transparency(image: Image.Image, bits: int) -> None:
         image.info["transparency"] = tuple(level >> 8 for level in colour)
 
 
+def note_samples(image: Image.Image) -> None:
+    """Note how the deep grey of a TIFF is stored, for `to_rgb`: Pillow converts it for 8 bits only."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and _is_deep(image):
+        image.info["white_is_zero"] = tags.get(_PHOTOMETRIC) == 0
+        image.info["unsigned"] = tags.get(_SAMPLE_FORMAT, (1,)) == (1,)
+
+
 def bytes_per_pixel(image: Image.Image) -> int:
     """Return what decoding and converting this image takes at most, in bytes a pixel, from its mode and format."""
     own = 2 if image.mode.startswith("I;16") else 1 if image.mode in ("1", "L", "P") else 4
     rgb = 0 if image.mode == "RGB" else 4
-    grey = 1 if image.mode.startswith("I") or image.mode == "F" else 0
+    grey = 1 if _is_deep(image) else 0
     # libjpeg keeps the coefficients of a progressive JPEG, the libraries of these formats their own picture
     decoder = 8 if image.format in ("WEBP", "AVIF", "HEIF") or "progressive" in image.info else 0
     return 2 * own + rgb + grey + decoder  # twice: a rotated image is a copy
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def _parts(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -59,12 +80,13 @@ def _grey(image: Image.Image) -> Image.Image:
     width, height = image.size
     grey = np.empty((height, width), dtype=np.uint8)
     opaque = np.full((height, width), 255, dtype=np.uint8) if isinstance(transparent, int) else None
-    for top, part in _parts(image):
-        values = np.asarray(part)
+    for top, values in _values(image):
         rows = slice(top, top + len(values))
         grey[rows] = _LEVELS[values] if values.dtype == np.uint16 else _levels(values, scale)
         if opaque is not None:
             opaque[rows][values == transparent] = 0
+    if image.info.get("white_is_zero"):
+        np.subtract(255, grey, out=grey)
     if opaque is None:
         return Image.fromarray(grey)
     return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(opaque)))
@@ -78,14 +100,22 @@ def _levels(values: NDArray[np.generic], scale: float) -> NDArray[np.uint8]:
 _LEVELS = _levels(np.arange(65_536), 255.0 / 65_535.0)  # of every 16-bit grey: a table is ten times as fast
 
 
+def _values(image: Image.Image) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    for top, part in _parts(image):
+        values = np.asarray(part)
+        yield top, values.view(np.uint32) if image.mode == "I" and image.info.get("unsigned") else values
+
+
 def _white(image: Image.Image) -> float:
     """Return the value of white. The mode of 32-bit integers and floats does not give it, so their values do."""
     if image.mode.startswith("I;16"):
         return 65_535.0
-    largest = max(_largest(np.asarray(part)) for _, part in _parts(image))
-    if image.mode == "F" and largest <= _UNIT:
-        return 1.0
-    return 65_535.0 if largest > 255 else 255.0
+    largest = max(_largest(values) for _, values in _values(image))
+    if image.mode == "F":
+        for white in (1.0, 255.0):
+            if largest <= white * _OVERSHOOT:
+                return white
+    return next((2.0**bits - 1 for bits in _DEPTHS if largest <= 2.0**bits), largest)
 
 
 def _largest(values: NDArray[np.generic]) -> float:

@@ -18,7 +18,7 @@ from retrieval.contract.documents import parse
 from retrieval.contract.formats import HEAD_BYTES, REMEDIES, sniffed
 from retrieval.contract.image_files import check_parts, n_scans, without_metadata
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
-from retrieval.contract.pixels import bytes_per_pixel, scale_transparency, to_rgb
+from retrieval.contract.pixels import bytes_per_pixel, note_samples, scale_transparency, to_rgb
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
@@ -167,6 +167,10 @@ def _header(data: bytes) -> Image.Image:
             kind = sniffed(data[:HEAD_BYTES])
             if kind in REMEDIES and kind.replace("HEIC", "HEIF") not in _FORMATS:
                 raise InvalidImage(f"the image is {REMEDIES[kind]}") from error
+            if kind == "TIFF":
+                raise InvalidImage(
+                    "the image is damaged or a kind of TIFF that cannot be decoded: convert it to 8-bit RGB"
+                ) from error
             raise InvalidImage(
                 f"expected one of {', '.join(_FORMATS)}, found {len(data):,} bytes of something else"
             ) from error
@@ -182,6 +186,7 @@ def _loaded(data: bytes) -> Image.Image:
     image.load()
     if image.format == "PNG":
         scale_transparency(image, data[_PNG_BITS])
+    note_samples(image)
     return image
 
 

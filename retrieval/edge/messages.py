@@ -60,6 +60,8 @@ def operating_point_message(
         certificate_threshold=None if certificate is None else certificate.threshold,
         mean_certificate_threshold=None if mean is None else mean.threshold,
         needs_reindex=needs_reindex,
+        family=point.family,
+        n_families=choice.n_families,
     )
 
 

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     audit_group_by: str = Field(
         default="", description="Columns that name groups in scheduled audits, separated by commas."
     )
+    audit_family: str = Field(
+        default="", description="Column that names families of classes in scheduled audits; empty: none."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."
     )

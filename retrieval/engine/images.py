@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from retrieval.contract.files import failing_as, read_file
+from retrieval.contract.files import read_image
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.sources import check_source
-from retrieval.errors import ImageTooLarge, InvalidImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +22,4 @@ def read_bytes(uri: str, limits: ImageLimits) -> bytes:
     `check_source` does for `limits.roots`.
     """
     check_source(uri, limits.roots)
-    with failing_as(InvalidImage, f"{uri} cannot be read"):
-        data = read_file(uri, limits.image_bytes + 1)
-    if len(data) > limits.image_bytes:
-        raise ImageTooLarge(f"{uri} has more than {limits.image_bytes:,} bytes, the limit")
-    return data
+    return read_image(uri, limits.image_bytes)

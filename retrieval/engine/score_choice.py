@@ -41,13 +41,15 @@ _SEED = 0
 class LabelledEmbeddings:
     """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from.
 
-    `families`: n names of the units in which classes are drawn together, or None, see `labelled`.
+    `families`: n names of the units in which classes are drawn together, or None, see `labelled`; `family`: the name of
+    the column that they come from.
     """
 
     embeddings: NDArray[np.float32]
     labels: Sequence[str]
     data_digest: str
     families: Sequence[str] | None = None
+    family: str = ""
 
     def scored(self, score: Score) -> LabelledVectors:
         """Return the labelled vectors whose inner products are the score."""

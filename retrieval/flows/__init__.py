@@ -1,1 +1,1 @@
-"""User stories, one per file: calibrate, reindex, search, audit. They import neither gRPC nor Celery."""
+"""User stories, one per module: calibrate, reindex, search, audit, prune. They import neither gRPC nor Celery."""

@@ -17,13 +17,14 @@ from retrieval.consistency import (
     MeanCertificate,
     Target,
     ThresholdComparison,
+    cap_advice,
     certify,
     certify_mean,
     compare_thresholds,
     fit_best_calibrator,
 )
 from retrieval.contract.bundle import BundleDigest
-from retrieval.contract.manifest import Item, Manifest, check_labels, read_source
+from retrieval.contract.manifest import Item, Manifest, check_labels, families_of, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
@@ -107,7 +108,7 @@ class Calibration:
     active before, None if they cannot be compared, and then `no_changes` gives the reason; `failures`: images that
     were left out, of the calibration images and of the cohort; `needs_reindex`: the catalogues whose live snapshot was
     built with another score, so that they wait for a reindex while this operating point is active; `passed_over`: see
-    `contract/manifest.py`.
+    `contract/manifest.py`; `advice`: a sentence for each certificate that fewer images of large classes would loosen.
     """
 
     point: OperatingPoint
@@ -117,6 +118,7 @@ class Calibration:
     failures: Sequence[Failure]
     needs_reindex: tuple[str, ...] = ()
     passed_over: Sequence[str] = ()
+    advice: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the operating point as plain JSON, with its id, its state and what it changes."""
@@ -129,6 +131,7 @@ class Calibration:
             "needs_reindex": list(self.needs_reindex),
             "failures": [asdict(failure) for failure in self.failures],
             "passed_over": list(self.passed_over),
+            "advice": list(self.advice),
         }
 
 
@@ -148,7 +151,8 @@ def run_calibration(
     bundle = store.bundle(request.bundle).digest
     source = read_source(request.data)
     items = source.items
-    check_labels(items, request.data, (request.family,) if request.family else ())
+    check_labels(items, request.data)
+    families_of(items, request.data, request.family)  # refused before the images are embedded
     cohort_source = read_source(request.cohort) if request.cohort else Manifest([])
     others = cohort_source.items
     check_cohort(items, others)
@@ -164,8 +168,8 @@ def run_calibration(
 
     embedded = embed(request.data, items)
     labels = [item.label for item in embedded.items]
-    families = [item.attributes[request.family] for item in embedded.items] if request.family else None
-    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families)
+    families = families_of(embedded.items, request.data, request.family)
+    data = LabelledEmbeddings(embedded.embeddings, labels, embedded.content_digest, families, request.family)
     scores: tuple[Score, ...] = (Score(),)
     failures = embedded.failures
     if request.cohort:
@@ -190,6 +194,7 @@ def run_calibration(
         failures=failures,
         needs_reindex=needs_reindex(store, point),
         passed_over=(*source.passed_over, *cohort_source.passed_over),
+        advice=_advice(data.scored(score), point),
     )
 
 
@@ -225,6 +230,7 @@ def calibrate(
         compared=tuple(entry.comparison for entry in measured),
         data_digest=data.data_digest,
         created_at=created_at,
+        family=data.family,
     )
 
 
@@ -251,6 +257,13 @@ def _changes(
     if changes is None:
         return None, f"it uses another score ({active.score_kind}), so the thresholds cannot be compared"
     return changes, ""
+
+
+def _advice(vectors: LabelledVectors, point: OperatingPoint) -> tuple[str, ...]:
+    """Return what would loosen the certificates of unequal classes."""
+    named = (("certificate", point.certificate), ("certificate on average", point.mean_certificate))
+    advised = [(name, cap_advice(vectors, found)) for name, found in named if found is not None]
+    return tuple(f"{name}: {sentence}" for name, sentence in advised if sentence)
 
 
 def _certificate(vectors: LabelledVectors, target: CalibrationTarget) -> tuple[Certificate | None, str]:

@@ -49,10 +49,16 @@ class StartAuditRequest(_message.Message):
     CATALOG_FIELD_NUMBER: _builtins.int
     MANIFEST_URI_FIELD_NUMBER: _builtins.int
     GROUP_BY_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
     catalog: _builtins.str
     """Catalogue whose model and threshold are audited."""
     manifest_uri: _builtins.str
     """Labelled images: a folder per class or a table, as for StartReindex. Labels need not occur in the catalogue."""
+    family: _builtins.str
+    """Column of the manifest that names families of classes, for instance maker: classes of a family look alike and come
+    together, so that the promise is the one for this number of families. Empty: every class is drawn by itself. Use
+    the column that calibration used, see OperatingPoint.family.
+    """
     @_builtins.property
     def group_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Columns of the manifest that name groups, for instance maker, camera, season; the report has rates of each group."""
@@ -63,10 +69,11 @@ class StartAuditRequest(_message.Message):
         catalog: _builtins.str = ...,
         manifest_uri: _builtins.str = ...,
         group_by: _abc.Iterable[_builtins.str] | None = ...,
+        family: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "group_by", b"group_by", "manifest_uri", b"manifest_uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "family", b"family", "group_by", b"group_by", "manifest_uri", b"manifest_uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,6 +163,10 @@ class Audit(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REPORT_HTML_URI_FIELD_NUMBER: _builtins.int
     REPORT_JSON_URI_FIELD_NUMBER: _builtins.int
+    PASSED_OVER_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    N_FAMILIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     catalog: _builtins.str
     bundle_digest: _builtins.str
@@ -175,6 +186,9 @@ class Audit(_message.Message):
     report_html_uri: _builtins.str
     """URLs of the report in the store."""
     report_json_uri: _builtins.str
+    family: _builtins.str
+    """Column of families that was named, and the number of families in it; empty and unset without one."""
+    n_families: _builtins.int
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
         """One sentence per limit that was checked."""
@@ -185,6 +199,14 @@ class Audit(_message.Message):
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def passed_over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the manifest holds and is no item, as in Job.passed_over."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the rates rest on, for instance a class that holds much of the pairs: one sentence each."""
+
     def __init__(
         self,
         *,
@@ -206,12 +228,18 @@ class Audit(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         report_html_uri: _builtins.str = ...,
         report_json_uri: _builtins.str = ...,
+        passed_over: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        family: _builtins.str = ...,
+        n_families: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "far_promised", b"far_promised"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "created_at", b"created_at", "far_promised", b"far_promised", "n_families", b"n_families"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "family", b"family", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "passed_over", b"passed_over", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__n_families: _TypeAlias = _typing.Literal["n_families"]  # noqa: Y015
+    _WhichOneofArgType__n_families: _TypeAlias = _typing.Literal["_n_families", b"_n_families"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n_families) -> _WhichOneofReturnType__n_families | None: ...
 
 Global___Audit: _TypeAlias = Audit  # noqa: Y015
 

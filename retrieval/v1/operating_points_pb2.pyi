@@ -169,6 +169,8 @@ class OperatingPoint(_message.Message):
     MEAN_CERTIFICATE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
     MEAN_CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    FAMILY_FIELD_NUMBER: _builtins.int
+    N_FAMILIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bundle_digest: _builtins.str
     score_digest: _builtins.str
@@ -204,6 +206,11 @@ class OperatingPoint(_message.Message):
     there is no certificate.
     """
     mean_certificate_threshold: _builtins.float
+    family: _builtins.str
+    """Column that named families of classes, and their number: the intervals then count families in place of classes.
+    Empty and unset if no column was named.
+    """
+    n_families: _builtins.int
     @_builtins.property
     def threshold_interval(self) -> Global___Interval:
         """Interval of the threshold for exactly the target, over the draw of classes, at `confidence`."""
@@ -261,18 +268,24 @@ class OperatingPoint(_message.Message):
         mean_certificate: _builtins.str = ...,
         certificate_threshold: _builtins.float | None = ...,
         mean_certificate_threshold: _builtins.float | None = ...,
+        family: _builtins.str = ...,
+        n_families: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "n_families", b"n_families", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "family", b"family", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__certificate_threshold: _TypeAlias = _typing.Literal["certificate_threshold"]  # noqa: Y015
     _WhichOneofArgType__certificate_threshold: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold"]  # noqa: Y015
     _WhichOneofReturnType__mean_certificate_threshold: _TypeAlias = _typing.Literal["mean_certificate_threshold"]  # noqa: Y015
     _WhichOneofArgType__mean_certificate_threshold: _TypeAlias = _typing.Literal["_mean_certificate_threshold", b"_mean_certificate_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__n_families: _TypeAlias = _typing.Literal["n_families"]  # noqa: Y015
+    _WhichOneofArgType__n_families: _TypeAlias = _typing.Literal["_n_families", b"_n_families"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__certificate_threshold) -> _WhichOneofReturnType__certificate_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_certificate_threshold) -> _WhichOneofReturnType__mean_certificate_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n_families) -> _WhichOneofReturnType__n_families | None: ...
 
 Global___OperatingPoint: _TypeAlias = OperatingPoint  # noqa: Y015

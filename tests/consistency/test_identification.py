@@ -96,7 +96,7 @@ def test_what_the_data_allow() -> None:
 def test_too_little_is_refused(family: Family) -> None:
     rows, labels = family(np.random.default_rng(4), n_classes=60, n_images=4)
     rng = np.random.default_rng(0)
-    with pytest.raises(NotEnoughEvidence, match="fill a gallery of 80 images at most, asked is one of 81"):
+    with pytest.raises(NotEnoughEvidence, match="fill a gallery of 80 images at most, expected one of 81"):
         identification_rates(labelled(rows, labels), gallery_sizes=[20, 81], target_far=0.01, rng=rng)
     with pytest.raises(NotEnoughEvidence, match="false accepts"):
         identification_rates(labelled(rows, labels), gallery_sizes=[20], target_far=1e-5, rng=rng)

@@ -71,15 +71,12 @@ def test_a_group_fails_if_its_far_is_surely_above_the_factor(group: GroupRates, 
     assert "must not exceed 3.00% (3 times the target)" in last.explanation
 
 
-def test_notes_stand_in_the_first_finding() -> None:
-    findings = [
-        Finding(limit="far", passed=True, explanation="FAR 1 %"),
-        Finding(limit="b", passed=False, explanation=""),
-    ]
-    assert noted(findings, ()) == findings
-    first, second = noted(findings, ("class 'a' holds 90% of the true pairs", "another"))
-    assert first.explanation == "FAR 1 %; note: class 'a' holds 90% of the true pairs; note: another"
-    assert (first.passed, second) == (True, findings[1])
+def test_notes_stand_in_the_explanation() -> None:
+    finding = Finding(limit="far", passed=True, explanation="FAR 1 %")
+    assert noted(finding, ()) == finding
+    with_notes = noted(finding, ("class 'a' holds 90% of the true pairs", "another"))
+    assert with_notes.explanation == "FAR 1 %; note: class 'a' holds 90% of the true pairs; note: another"
+    assert replace(with_notes, explanation=finding.explanation) == finding
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.5, float("nan")])

@@ -9,10 +9,12 @@ import fsspec
 import pytest
 
 from retrieval.contract import files
-from retrieval.contract.files import Place, failing_as, is_loopback, local_path, read_file, suffix_of
+from retrieval.contract.files import Place, failing_as, local_path, read_file, suffix_of
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.loopback import is_loopback
 from retrieval.contract.manifest import Item, read_manifest, read_source
 from retrieval.engine.images import read_bytes
+from retrieval.engine.store.objects import Objects
 from retrieval.errors import ImageTooLarge, InvalidImage, InvalidInput, InvalidManifest, RetrievalError
 from tests.pictures import encoded, noise
 from tests.training.data.conftest import PREPROCESSING, ignore
@@ -115,6 +117,36 @@ def test_loopback_is_never_sent_through_a_proxy(monkeypatch: pytest.MonkeyPatch)
         assert read_file("http://pictures.invalid/x.png") == b"from the proxy"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "fsspec"])
+@pytest.mark.parametrize("reader", ["image", "table", "store"])
+def test_s3_on_loopback_is_never_sent_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str, reader: str
+) -> None:
+    """However its endpoint is configured; any other endpoint goes through the proxy."""
+    pytest.importorskip("s3fs")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    table = b"id,uri\n1,x.png\n"
+    with serving(Web({"/bucket/x.png": PICTURE, "/bucket/t.csv": table, "/bucket/store/a": b"stored"})) as web:
+        if how == "fsspec":
+            monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": web.url})
+        else:
+            monkeypatch.setenv(how, web.url)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        if reader == "image":
+            assert read_bytes("s3://bucket/x.png", DEFAULT_LIMITS) == PICTURE
+        elif reader == "table":
+            assert read_file("s3://bucket/t.csv") == table
+        else:
+            assert Objects("s3://bucket/store", cache=tmp_path).get("a") == b"stored"
+        assert sum(web.asked.values()) > 0
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -149,6 +181,7 @@ def test_suffixes(name: str, suffix: str) -> None:
         ("file:///no/a%20b", "/no/a b"),
         ("file://localhost/no/b%C3%BCcher", "/no/bücher"),
         ("file:/no/a", "/no/a"),
+        ("FILE:///no/a", "/no/a"),
         ("/no/a%20b", "/no/a%20b"),
         ("/no/a::b", "/no/a::b"),
         ("memory://a", None),

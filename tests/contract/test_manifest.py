@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -423,3 +424,95 @@ def test_any_folder_name_can_be_read(tmp_path: Path, name: str) -> None:
     for source in (str(folder), f"file://{folder}", folder.as_uri()):
         assert [item.uri for item in read_manifest(source)] == [expected]
         assert [item.uri for item in read_manifest(f"{source}/t.csv")] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("lines", "opened"),
+    [
+        (['4,"4.png,cup,north', '5,5.png",cup,north'], "uri"),
+        (['4,4.png,"cup,north', '5,5.png,cup",north'], "label"),  # nothing inside the value is a whole row
+        (['"4,4.png,cup,north', '5",5.png,cup,north'], "id"),
+        (['4,4.png,cup,"north', "5,5.png,tin,south", '6,6.png,cup,west"'], "maker"),
+        (['4,s3://shop/4?v=1,cup,"north', '5,s3://shop/5?v=1,cup,west"'], "maker"),  # no suffix
+        (['4,pictures/4,cup,"north', '5,pictures/5,cup,west"'], "maker"),
+    ],
+)
+def test_a_quote_that_closes_in_another_row_is_refused(tmp_path: Path, lines: list[str], opened: str) -> None:
+    """In whatever column it opens, and whatever the names of the images look like."""
+    rows = [f"{i},{i}.png,cup,north" for i in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,uri,label,maker", *rows, *lines, "9,9.png,cup,north"]))
+    with pytest.raises(InvalidManifest, match=rf"row 5 \(line 6\): the value of '{opened}' holds whole rows"):
+        read_manifest(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize("columns", [["note", "id", "uri"], ["id", "note", "uri"], ["id", "uri", "note"]])
+@pytest.mark.parametrize("note", ["big, red\nround, heavy, old", "see a.png\nor b.png", "two\r\nlines", "\n,\n"])
+def test_line_breaks_inside_a_value_are_no_rows(tmp_path: Path, columns: list[str], note: str) -> None:
+    """In any column: a description may hold commas and names of files."""
+    rows = [{"id": f"{i}", "uri": f"{i}.png", "note": note} for i in range(3)]
+    path = write(tmp_path / "t.csv", [{name: row[name] for name in columns} for row in rows])
+    assert [item.attributes["note"] for item in read_manifest(str(path))] == [note] * 3
+
+
+@pytest.mark.parametrize(("suffix", "column"), [(".csv", "Label"), (".csv", " label"), (".jsonl", "LABEL ")])
+def test_a_column_that_is_nearly_the_label_is_refused(tmp_path: Path, suffix: str, column: str) -> None:
+    """It would be an attribute, and no item would have a label."""
+    path = write(tmp_path / f"t{suffix}", [{"id": "1", "uri": "a.png", column: "cup"}])
+    with pytest.raises(InvalidManifest, match=f"expected the column 'label', found '{column}': rename it"):
+        read_manifest(str(path))
+    path = write(tmp_path / f"both{suffix}", [{"id": "1", "uri": "a.png", "label": "cup", column: "x"}])
+    assert read_manifest(str(path))[0].label == "cup"
+
+
+def test_a_json_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """As a column is: one of the two would win without a word."""
+    (tmp_path / "t.jsonl").write_text('{"id": 1, "uri": "a.png", "label": "cup", "label": "tin"}\n')
+    with pytest.raises(InvalidManifest, match=r"line 1 .*: the name 'label' occurs more than once"):
+        read_manifest(str(tmp_path / "t.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (pa.array([b"t\xc3\xbcr"], pa.binary_view()), "tür"),
+        (pa.array([b"a\0\0"], pa.binary(3)), "a"),
+        (pa.array([[b"a"]]), '["a"]'),
+        (pa.array([[b"\xff"]]), None),
+        (pa.array([0.1], pa.float32()), "0.1"),
+        (pa.array([2**62], pa.timestamp("us")), "<value out of range: 4611686018427387904>"),
+        (pa.array([86_400_000 * 4_000_000], pa.date64()), "12921-08-18"),
+        (pa.array([2**30], pa.date32()), "<value out of range: 1073741824>"),
+        (pa.array([1], pa.timestamp("us", tz="Mars/Olympus")), None),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_a_value_is_what_a_person_sees_in_the_table(tmp_path: Path, values: pa.Array, text: str | None) -> None:
+    """No value of an attribute stops the table, and what has no text is left out and reported."""
+    table = pa.table({"id": ["1"], "uri": ["a.png"], "label": ["cup"], "x": values})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = read_source(str(tmp_path / "t.parquet"))
+    assert found.items[0].attributes == ({} if text is None else {"x": text})
+    assert found.passed_over == (("column x left out: its values are no text",) if text is None else ())
+
+
+def test_labels_that_look_alike_are_reported(tmp_path: Path) -> None:
+    """They are several classes: a space at the end, or an umlaut composed in another way, which nobody sees."""
+    for name in ("tür", unicodedata.normalize("NFD", "tür"), "cup", "cup "):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"")
+    found = read_source(str(tmp_path))
+    assert len({item.label for item in found.items}) == 4
+    assert found.passed_over == (
+        "2 labels are written in more than one way and count as several classes: 'cup' and 'cup '",
+    )
+
+
+def test_a_link_to_itself_is_one_failed_item(tmp_path: Path) -> None:
+    """As a link to nothing is; the rest of the folder is read."""
+    (tmp_path / "cup").mkdir()
+    (tmp_path / "cup" / "a.png").write_bytes(encoded(noise(8)))
+    (tmp_path / "cup" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "cup" / "loop").symlink_to("loop")
+    found = read_source(str(tmp_path))
+    assert [item.id for item in found.items] == ["cup/a.png", "cup/loop.png"]
+    assert found.passed_over == ("1 passed over (without an image's suffix, and unreadable): cup/loop",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 
 from retrieval.contract import pixels
 from retrieval.contract.preprocessing import decode
+from retrieval.errors import InvalidImage
 from tests import hostile, pictures
 from tests.pictures import encoded
 
@@ -118,3 +120,50 @@ def test_the_transparent_colour_of_16_bits_is_background() -> None:
     samples = np.array([[[1000, 2000, 3000], [40_000, 2000, 3000]]])
     data = hostile.png_of_samples(samples, 16, 2, np.array([1000, 2000, 3000], ">u2").tobytes())
     np.testing.assert_array_equal(np.asarray(decode(data, background=(0, 255, 0))), [[[0, 255, 0], [156, 7, 11]]])
+
+
+def grey_tiff(samples: np.ndarray, *, white_is_zero: bool = False) -> bytes:
+    """One strip of grey as it is in memory, little-endian."""
+    height, width = samples.shape
+    form = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    bits, photometric = 8 * samples.dtype.itemsize, int(not white_is_zero)
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 134), (277, 1), (278, height)]
+    tags += [(279, samples.nbytes), (339, form)]
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + samples.tobytes()
+
+
+RAMP = np.linspace(0, 1, 16 * 16).reshape(16, 16)
+
+
+@pytest.mark.parametrize("form", ["f4", "i4", "u4"])
+@pytest.mark.parametrize("white", [255, 4095, 65_535, 2**24 - 1, 2**31 - 1, 2**32 - 1])
+def test_deep_grey_is_as_bright_as_its_picture(form: str, white: int) -> None:
+    """Whatever number is white in it: the usual depths of cameras and programs are recognised by the values."""
+    if form == "i4" and white > 2**31:
+        return
+    samples = (RAMP * white).astype(form)
+    np.testing.assert_allclose(np.asarray(decode(grey_tiff(samples)))[..., 0], RAMP * 255, atol=1)
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+@pytest.mark.parametrize("over", [1.0, 1.01, 1.5])
+def test_floats_that_overshoot_are_as_bright(white: float, over: float) -> None:
+    """Resampling rings: one value above white must not make the picture black."""
+    samples = (RAMP * white).astype(np.float32)
+    samples[-1, -1] = white * over
+    np.testing.assert_allclose(np.asarray(decode(grey_tiff(samples)))[..., 0], RAMP * 255, atol=1)
+
+
+@pytest.mark.parametrize("form", ["u1", "u2", "f4"])
+def test_grey_whose_zero_is_white_is_no_negative(form: str) -> None:
+    """Pillow turns it round for 8 bits only."""
+    white = 1.0 if form == "f4" else 2.0 ** (8 * np.dtype(form).itemsize) - 1
+    decoded = np.asarray(decode(grey_tiff((RAMP * white).astype(form), white_is_zero=True)))[..., 0]
+    np.testing.assert_allclose(decoded, 255 - RAMP * 255, atol=1)
+
+
+def test_a_kind_of_a_known_format_that_cannot_be_decoded_is_named() -> None:
+    """Doubles, which Pillow does not read: the message must not deny that it is a TIFF."""
+    with pytest.raises(InvalidImage, match="a kind of TIFF that cannot be decoded: convert it"):
+        decode(grey_tiff(RAMP))

@@ -270,7 +270,7 @@ def test_a_threshold_that_lets_too_much_through_fails(
         "certificate": True,  # at its own threshold, which is higher than the active one
         "certificate_on_average": True,
     }
-    assert all("there the certificate says nothing" in finding.explanation for finding in report.findings[2:])
+    assert all("the certificate does not hold there" in finding.explanation for finding in report.findings[2:])
     assert audited.audit("shop", "a1")["verdict"] == "failed"
 
 
@@ -284,7 +284,7 @@ def test_a_threshold_that_rejects_too_much_fails(audit: Audit, audited: Store, c
         "certificate": True,
         "certificate_on_average": True,
     }
-    assert not any("says nothing" in finding.explanation for finding in report.findings)
+    assert not any("does not hold there" in finding.explanation for finding in report.findings)
     assert "stricter than needed" in report.findings[0].explanation
 
 
@@ -382,3 +382,53 @@ def test_requests_that_can_never_work(change: dict[str, Any]) -> None:
     request.check()
     with pytest.raises(InvalidInput, match=r"catalog|manifest_uri"):
         replace(request, **change).check()
+
+
+@pytest.fixture
+def with_families(manifest: Path, tmp_path: Path) -> Path:
+    """The same images with a column of families: ten classes each."""
+    rows = [row.split(",") for row in manifest.read_text().splitlines()]
+    lines = [",".join([*rows[0], "maker"])]
+    for row in rows[1:]:
+        maker = f"maker {int(row[2].split()[1]) // 10}"
+        lines.append(",".join([row[0], str(manifest.parent / row[1]), *row[2:], maker]))
+    (tmp_path / "families.csv").write_text("\n".join(lines))
+    return tmp_path / "families.csv"
+
+
+def test_a_named_family_is_the_unit_of_the_promise(
+    audit: Audit, audited: Store, with_families: Path, cosine_point: OperatingPoint
+) -> None:
+    """Calibration counted 10 families of 6 classes: 4 families here promise as much as 24 classes did, not 31."""
+    choice = replace(cosine_point.choice, n_classes=60, n_families=10)
+    point = replace(cosine_point, choice=choice, family="maker")
+    activate(audited, point, Score())
+    plain, named = audit(with_families), audit(with_families, audit_id="a2", family="maker")
+    assert (plain.far, plain.tar) == (named.far, named.tar)
+    assert plain.far_promised == choice.predicted_far(31)
+    assert named.far_promised == choice.predicted_far(24)
+    assert named.tar_promised == choice.predicted_tar(24)
+    assert any("calibration counted 10 families of classes (column 'maker')" in note for note in plain.warnings)
+    assert not any("calibration" in note for note in named.warnings)
+    assert [audited.audit("shop", name)["n_families"] for name in ("a1", "a2")] == [None, 4]
+    assert audited.audit("shop", "a2")["family"] == "maker"
+    assert "4 families" in named.findings[-1].explanation
+
+
+def test_families_that_calibration_did_not_name_are_noted(audit: Audit, with_families: Path) -> None:
+    report = audit(with_families, family="maker")
+    assert any("were not named in calibration" in note for note in report.warnings)
+    assert "were not named in calibration" in report.findings[0].explanation
+
+
+def test_unusable_families_are_refused_before_anything_is_embedded(
+    audit: Audit, audited: Store, with_families: Path
+) -> None:
+    """A column that is missing, and a class in two families; the images need not even exist."""
+    rows = with_families.read_text().replace(".png", ".gone")
+    with_families.write_text(rows)
+    with pytest.raises(InvalidManifest, match="expected a column 'line' of families, found camera, half, maker"):
+        audit(with_families, family="line")
+    with pytest.raises(InvalidManifest, match="found class 'class 3000' in '0' and '1'"):
+        audit(with_families, family="camera")
+    assert audited.audits("shop") == []

@@ -401,5 +401,26 @@ def test_too_many_unreadable_images_stop_it(
 
 @pytest.mark.slow
 def test_a_family_column_that_is_missing_is_named(begin: Calibrate) -> None:
-    with pytest.raises(InvalidManifest, match="column 'maker'"):
+    with pytest.raises(InvalidManifest, match="expected a column 'maker' of families, found none"):
         begin(family="maker")
+
+
+@pytest.mark.slow
+def test_families_are_recorded_and_a_cap_is_advised(
+    begin: Calibrate, folders: dict[str, Path], tmp_path: Path, store: Store
+) -> None:
+    """Most classes keep 2 of their 4 images: the certificate names a larger one and the cap; families of 3."""
+    lines = ["id,uri,label,maker"]
+    for number, folder in enumerate(sorted(folders["images"].iterdir())):
+        kept = sorted(folder.iterdir())[: 2 if number % 5 else 4]
+        lines += [f"{folder.name}/{path.name},{path},{folder.name},{number // 3}" for path in kept]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    target = CalibrationTarget(target=Target("far", 0.05), certified_mean_far=0.1, certified_far=0.3)
+    made = begin(data=str(tmp_path / "table.csv"), target=target)
+    assert made.point.mean_certificate is not None
+    assert any("with 4 of 72 images; at most 2 images a class (max_images=2)" in advice for advice in made.advice)
+    assert made.to_json()["advice"] == list(made.advice)
+    named = begin(data=str(tmp_path / "table.csv"), target=target, family="maker")
+    assert (made.point.family, named.point.family, named.point.choice.n_families) == ("", "maker", 10)
+    assert "family" not in made.point.to_json()
+    assert store.operating_point(named.point.bundle_digest, named.point.id) == named.point

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency import Interval
+from retrieval.consistency import Finding, Interval
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.engine.images import Failure
 from retrieval.engine.score_choice import LabelledEmbeddings
-from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, Finding, measure
+from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, measure
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.report.audit_page import p_value, percent, render_report, span
 
@@ -442,3 +442,33 @@ def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
     without = replace(report, opis_target=None)
     assert "around the target" not in Page(render_report(without)).text
     assert without.to_json()["opis_target"] is None
+
+
+@pytest.mark.slow
+def test_families_and_what_was_passed_over_are_shown(report: AuditReport) -> None:
+    """Both as text that no browser reads as markup."""
+    choice = replace(report.point.choice, n_families=7)
+    named = replace(
+        report,
+        point=replace(report.point, choice=choice, family="maker"),
+        family="<line>",
+        n_families=1234,
+        passed_over=("2 passed over (hidden files): .<a>, .b",),
+    )
+    text = Page(render_report(named)).text
+    for expected in (
+        "1,234 families of classes (<line>)",
+        "2 passed over (hidden files): .<a>, .b",
+        "calibration counted 7 families of classes (column maker)",
+        "On average",
+    ):
+        assert expected in text
+    without = Page(render_report(report)).text
+    assert "families" not in without
+    assert "Not images of the audit" not in without
+
+
+def test_wide_tables_name_their_values_on_a_telephone(html: str) -> None:
+    """The head of such a table is hidden there, so each cell of numbers has a label."""
+    for table in re.findall(r'<table class="[^"]*stack">.*?</table>', html, flags=re.DOTALL):
+        assert not re.findall(r'<td class="n">', table)

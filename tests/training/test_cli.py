@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,6 +59,37 @@ def test_train_export_evaluate(
     # Two programs, one model: cosines differ by rounding, so at most single pairs change sides.
     assert found["r_at_1"] == pytest.approx(trained["held_out"]["r_at_1"], abs=0.02)
     assert found["threshold"] == pytest.approx(trained["held_out"]["threshold"], abs=1e-3)
+    assert "warnings" in found
+    code, out, err = training("evaluate", *options[:4], "--family", "maker")
+    assert (code, out) == (2, "")
+    assert "expected a column 'maker' of families, found none" in err
+
+
+@pytest.mark.slow
+def test_every_command_reports_what_is_no_image(
+    tmp_path: Path, folders: tuple[Path, Path], run: Path, training: Callable[..., tuple[int, str, str]]
+) -> None:
+    """In both manifests that it reads, to stderr and in the JSON."""
+    data, held_out = (shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+    (data / "note.txt").write_text("no image")
+    (held_out / ".hidden.png").write_bytes(b"")
+    note, hidden = (
+        "1 passed over (no images): note.txt",
+        "1 passed over (hidden, or left by another program): .hidden.png",
+    )
+    (tmp_path / "config.toml").write_text(CONFIG)
+    trained = ("--out", tmp_path / "run", "--config", tmp_path / "config.toml")
+    measured = ("--images", held_out, "--calibration-images", data, "--far", "0.05")
+    for arguments, expected in (
+        (("train", "--data", data, "--validation", held_out, *trained), [note, hidden]),
+        (("export", run, "--out", tmp_path / "bundle", *measured), [hidden, note]),
+        (("evaluate", "--bundle", tmp_path / "bundle", "--data", held_out), [hidden]),
+        (("embed", run, "--out", tmp_path / "e.npz", "--data", f"a={data}", "--data", f"b={held_out}"), [note, hidden]),
+    ):
+        code, out, err = training(*arguments, "--json")
+        assert code == 0, err
+        assert json.loads(out)["passed_over"] == expected, arguments
+        assert all(sentence in err for sentence in expected)
 
 
 def test_errors_are_one_line_without_a_trace(

@@ -80,6 +80,10 @@ def evaluate(
     bundle: Annotated[Path, typer.Option(help="Folder of the model bundle.")],
     data: Annotated[str, typer.Option(help="Labelled images: folder or table.")],
     far: Annotated[float, typer.Option(min=1e-6, max=0.5, help="False accept rate at which TAR is measured.")] = 1e-2,
+    family: Annotated[
+        str,
+        typer.Option(help="Column that names families of classes, such as the maker, which are then split as a whole."),
+    ] = "",
     report: Annotated[Path | None, typer.Option(help="Folder for tables and plots.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +92,7 @@ def evaluate(
     Measures ranking, TAR at several FARs, OPIS, and the rates on half of the classes at a threshold of the other half.
     """
     from retrieval.contract.bundle import open_bundle
+    from retrieval.contract.manifest import families_of
     from retrieval.engine.encoder import Encoder
     from training.evaluation import embed_images
     from training.evaluation import evaluate as evaluate_embeddings
@@ -96,6 +101,7 @@ def evaluate(
     encoder = Encoder.open(open_bundle(bundle))
     passed_over: list[str] = []
     items = read_reporting(data, passed_over)
+    families_of(items, data, family)  # refused before the images are embedded
     with bars() as shown:
         found = embed_images(
             items,
@@ -105,7 +111,13 @@ def evaluate(
             progress=shown.watch("embedding"),
         )
     labels = found.labels
-    evaluation = evaluate_embeddings(found.embeddings, labels, far_target=far, n_unreadable=len(found.unreadable))
+    evaluation = evaluate_embeddings(
+        found.embeddings,
+        labels,
+        far_target=far,
+        families=families_of(found.items, data, family),
+        n_unreadable=len(found.unreadable),
+    )
     written = write_report(evaluation, found.embeddings, labels, report) if report else []
     lines = [to_markdown(evaluation), *(f"wrote {path}" for path in written)]
     print_result({**evaluation.to_json(), "passed_over": passed_over}, "\n".join(lines), as_json)

@@ -118,7 +118,9 @@ def duplicates(
     passed_over: list[str] = []
     parts = {manifest: read_reporting(manifest, passed_over) for manifest in manifests}
     with bars() as shown:
-        report = find_duplicates(parts, tolerance=tolerance, progress=shown.watch("looking"))
+        report = find_duplicates(
+            parts, tolerance=tolerance, progress=shown.watch("looking"), comparing=shown.watch("comparing")
+        )
     for failure in report.unreadable:
         err.print(f"skipped {failure.item.uri}: {failure.reason}", markup=False)
     found = [

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from retrieval.terminal import COULD_NOT_RUN, INTERRUPTED, err, print_error
-from training.cli.terminal import AsJson, bars, print_result, read_reporting
+from training.cli.terminal import AsJson, bars, print_result, read_reporting, report_passed_over
 
 
 def train(  # noqa: PLR0913  # the options of a command are its parameters
@@ -76,13 +76,23 @@ def embed(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Embed images with a finished run: NAME.embeddings, NAME.labels and NAME.ids in one .npz file."""
+    """Embed images with a finished run: embeddings, labels and ids of each NAME in one .npz file."""
     from training.embeddings import embed_parts, parse_parts
 
+    passed_over: list[str] = []
     with bars() as shown:
-        n_images = embed_parts(run, parse_parts(data), out, device=device, progress=shown.watch("embedding"))
+        n_images = embed_parts(
+            run,
+            parse_parts(data),
+            out,
+            device=device,
+            progress=shown.watch("embedding"),
+            passing_over=passed_over.extend,
+        )
+    report_passed_over(passed_over)
     lines = [f"{name}: {n:,} images" for name, n in n_images.items()]
-    print_result({"file": str(out), "n_images": n_images}, "\n".join([*lines, f"file: {out}"]), as_json)
+    result = {"file": str(out), "n_images": n_images, "passed_over": passed_over}
+    print_result(result, "\n".join([*lines, f"file: {out}"]), as_json)
 
 
 def experiment(  # the options of a command are its parameters
@@ -110,6 +120,7 @@ def experiment(  # the options of a command are its parameters
         result = run_experiment(
             plan, out, n_processes=jobs, device=device, observe=shown.run, measured=shown.watch("measuring")
         )
+    report_passed_over(result.passed_over)
     print_result(to_json(result), f"{result}\nin {out}", as_json)
     if result.failures:
         for failure in result.failures:

@@ -24,10 +24,11 @@ class Cleaned:
 
 
 def clean(parts: Mapping[str, Sequence[Item]], pairs: Iterable[Duplicate], *, merge: bool) -> Cleaned:
-    """Leave out items until no two of the pairs are left.
+    """Leave out items until at most one is left of those that pairs connect, directly or through others.
 
-    Of a picture in several parts, the one in the first part stays. If its labels differ, nobody knows which is right:
-    all its items are left out. With merge, such labels become one class instead, everywhere, and the first item stays.
+    Connected items count as one picture, and the first in the order of the parts stays. If their labels differ, nobody
+    knows which is right: all are left out. With merge, such labels become one class instead, everywhere, and the first
+    item stays.
     """
     pairs = list(pairs)
     merged = _merged_labels(pairs) if merge else {}
@@ -66,7 +67,8 @@ def _merged_labels(pairs: Sequence[Duplicate]) -> dict[str, str]:
 def _components(edges: Sequence[tuple[Node, Node]]) -> list[set[Node]]:
     """Return the sets of nodes that edges connect."""
     component_of: dict[Node, set[Node]] = {}
-    for one, other in edges:
-        joined = component_of.get(one, {one}) | component_of.get(other, {other})
-        component_of.update(dict.fromkeys(joined, joined))
+    for edge in edges:
+        small, large = sorted((component_of.get(node, {node}) for node in edge), key=len)
+        large |= small
+        component_of.update(dict.fromkeys([*small, *edge], large))
     return list({id(found): found for found in component_of.values()}.values())

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.contract.files import failing_as, read_file
+from retrieval.contract.files import read_image
 from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing, preprocess
-from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError, TooManyFailures
+from retrieval.errors import RetrievalError, TooManyFailures
 
 Progress = Callable[[int, int], None]
 
@@ -67,18 +67,9 @@ def read_items(
 def read_item(item: Item, preprocessing: Preprocessing) -> NDArray[np.float32] | Unreadable:
     """Read one item as the encoder sees it, [3, crop, crop] float32, or return why it cannot be read."""
     try:
-        return preprocess(fetch(item.uri), preprocessing)
+        return preprocess(read_image(item.uri, DEFAULT_LIMITS.image_bytes), preprocessing)
     except RetrievalError as error:
         return Unreadable(item, str(error))
-
-
-def fetch(uri: str) -> bytes:
-    """Fetch the bytes at a path or URL, as indexing does. Raises InvalidImage if that fails, ImageTooLarge."""
-    with failing_as(InvalidImage, f"{uri} cannot be read"):
-        data = read_file(uri, DEFAULT_LIMITS.image_bytes + 1)
-    if len(data) > DEFAULT_LIMITS.image_bytes:
-        raise ImageTooLarge(f"{uri} has more than {DEFAULT_LIMITS.image_bytes:,} bytes, the limit")
-    return data
 
 
 def refuse_too_many(n_unreadable: int, n_items: int, max_unreadable: float, last: Unreadable) -> None:

@@ -12,24 +12,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
+from retrieval.contract.files import read_image
+from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import decode
 from retrieval.errors import RetrievalError
-from training.data.decoding import Progress, Unreadable, fetch
+from training.data.decoding import Progress, Unreadable
+from training.data.likeness import Groups, similar
 
 # Measured on photographs: nine of ten copies that are compressed to JPEG 75, scaled by a half or by two, or both with
 # WEBP, differ by less. Of 31 million pairs of emoji with different labels, 7 differ by less; people also confuse these.
 DEFAULT_TOLERANCE = 3.0
 
-_BATCH = 16  # pictures whose neighbours are held at a time
 _SIDE = 16  # of the thumbnails that are compared
-_COARSE = 3  # lowest frequencies per side that a first, quick search compares
 _STRETCH = 256
+
+
+def _unseen(done: int, total: int) -> None:
+    """Report no progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +69,19 @@ class _Picture:
 
 
 def find_duplicates(
-    parts: Mapping[str, Sequence[Item]], *, tolerance: float = DEFAULT_TOLERANCE, progress: Progress
+    parts: Mapping[str, Sequence[Item]],
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    progress: Progress,
+    comparing: Progress = _unseen,
 ) -> DuplicateReport:
     """Compare the images of all parts with each other.
 
-    tolerance: largest difference of near duplicates; 0 finds equal files only. Every image is fetched and decoded once;
-    the comparison takes 3 kB of memory per image. Pictures that are alike, such as blank pages, make a group: n of them
-    give n - 1 pairs, and each picture that is in a harmful pair is in one of those.
+    tolerance: largest difference of near duplicates; 0 finds equal files only. progress, comparing: get the number of
+    images that are read, and of different ones that are compared, with their totals. Every image is fetched and decoded
+    once; the comparison takes 8 kB of memory per image. Pictures that are alike, such as blank pages, make a group: n
+    of them give n - 1 pairs. Each picture that is in a harmful pair is in one of those, and the harmful pairs connect
+    all pictures that harmful pairs connect, so that no harmful pair is left if one picture stays of those connected.
     """
     pictures: list[_Picture] = []
     unreadable: list[Unreadable] = []
@@ -82,7 +91,8 @@ def find_duplicates(
             for result in pool.map(_look_at, everything[start : start + _STRETCH]):
                 (unreadable if isinstance(result, Unreadable) else pictures).append(result)  # type: ignore[arg-type]
             progress(min(start + _STRETCH, len(everything)), len(everything))
-    pairs = [*_exact(pictures), *(_near(pictures, tolerance) if tolerance > 0 else ())]
+    found = _pairs(pictures, tolerance, comparing)
+    pairs = [_pair(pictures[one], pictures[other], difference) for one, other, difference in found]
     harmful = [pair for pair in pairs if pair.parts[0] != pair.parts[1] or pair.labels[0] != pair.labels[1]]
     return DuplicateReport(
         n_images=len(pictures),
@@ -95,80 +105,61 @@ def find_duplicates(
 def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
     part, item = named
     try:
-        data = fetch(item.uri)
+        data = read_image(item.uri, DEFAULT_LIMITS.image_bytes)
         thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     except RetrievalError as error:
         return Unreadable(item, str(error))
     return _Picture(part, item, hashlib.sha256(data).digest(), np.asarray(thumbnail))
 
 
-def _exact(pictures: Sequence[_Picture]) -> Iterator[Duplicate]:
-    for same in _groups([picture.digest for picture in pictures]):
-        for other in same[1:]:
-            yield _pair("exact", pictures[same[0]], pictures[other], 0.0)
+def _pairs(pictures: Sequence[_Picture], tolerance: float, comparing: Progress) -> Iterator[tuple[int, int, float]]:
+    """Find the pairs that connect all pictures that are alike: the harmful ones first, equal files before near ones.
 
-
-def _near(pictures: Sequence[_Picture], tolerance: float) -> Iterator[Duplicate]:
-    """Find pairs of unequal files; one of several equal thumbnails is compared with the others, to save time."""
-    thumbnails = [picture.thumbnail.tobytes() for picture in pictures]
-    groups = _groups(thumbnails, least=1)
-    for same in groups:
-        first = pictures[same[0]]
-        for other in same[1:]:
-            if pictures[other].digest != first.digest:
-                yield _pair("near", first, pictures[other], 0.0)
-    firsts = [pictures[same[0]] for same in groups]
-    if len(firsts) > 1:
-        kinds = _groups([f"{picture.part}\0{picture.item.label}".encode() for picture in firsts], least=1)
-        kind_of = np.empty(len(firsts), dtype=np.int64)
-        for number, rows in enumerate(kinds):
-            kind_of[rows] = number
-        for one, other, difference in _similar(np.stack([p.thumbnail for p in firsts]), kind_of, tolerance):
-            yield _pair("near", firsts[one], firsts[other], difference)
-
-
-def _similar(
-    thumbnails: NDArray[np.uint8], kinds: NDArray[np.int64], tolerance: float
-) -> Iterator[tuple[int, int, float]]:
-    """Find pairs of rows of [n, 16, 16, 3] with a root mean square difference of at most `tolerance`.
-
-    Of n rows that are connected by such pairs, n - 1 pairs connect all, as many as possible of two different `kinds`:
-    there would be n * (n - 1) / 2. The lowest frequencies of an orthonormal transform differ by at most the whole
-    difference, so that a search among them misses no pair.
+    Pictures of one kind, a part and a label, with equal thumbnails are twins: one of them is compared with others.
     """
-    values = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    frequencies = scipy.fft.dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")[:, :_COARSE, :_COARSE]
-    coarse = frequencies.reshape(len(values), -1)
-    tree = cKDTree(coarse)
-    scale = float(np.sqrt(values.shape[1]))
-    group = np.arange(len(values))
-    members = {row: [row] for row in range(len(values))}
-    for across_kinds in (True, False):
-        for start in range(0, len(values), _BATCH):
-            batch = coarse[start : start + _BATCH]
-            nearby = tree.query_ball_point(batch, tolerance * scale * (1 + 1e-5), return_sorted=False)
-            for row, found in enumerate(nearby, start):
-                others = np.asarray(found)
-                others = others[group[others] != group[row]]  # connected already: no need to look
-                if across_kinds:
-                    others = others[kinds[others] != kinds[row]]
-                others = np.sort(others)
-                differences = np.linalg.norm(values[others] - values[row], axis=1) / scale
-                for place in np.argsort(differences, kind="stable"):
-                    other = int(others[place])
-                    if differences[place] > tolerance:
-                        break
-                    if group[other] != group[row]:
-                        _join(group, members, row, other)
-                        yield min(row, other), max(row, other), float(differences[place])
+    kinds = np.array(_numbers([f"{p.part}\0{p.item.label}".encode() for p in pictures]), dtype=np.int64)
+    equal = [_groups([p.digest for p in pictures])]
+    if tolerance > 0:
+        equal.append(_groups([p.thumbnail.tobytes() for p in pictures]))
+    groups = Groups(len(pictures))
+    for same in (same for found in equal for same in found):
+        yield from _across(same, kinds, groups)
+    if tolerance > 0:
+        yield from _near(pictures, kinds, groups, tolerance, comparing)
+    for same in (same for found in equal for same in found):
+        yield from ((same[0], other, 0.0) for other in same[1:] if groups.join(same[0], other))
 
 
-def _join(group: NDArray[np.int64], members: dict[int, list[int]], one: int, other: int) -> None:
-    """Make one group of two; the smaller one takes the number of the larger."""
-    small, large = sorted((int(group[one]), int(group[other])), key=lambda number: len(members[number]))
-    moved = members.pop(small)
-    group[moved] = large
-    members[large] += moved
+def _across(same: Sequence[int], kinds: NDArray[np.int64], groups: Groups) -> Iterator[tuple[int, int, float]]:
+    """Connect equal pictures by pairs of two kinds, if there are two."""
+    first = same[0]
+    stranger = next((row for row in same if kinds[row] != kinds[first]), first)
+    for row in same[1:]:
+        other = stranger if kinds[row] == kinds[first] else first
+        if kinds[row] != kinds[other] and groups.join(row, other):
+            yield min(row, other), max(row, other), 0.0
+
+
+def _near(
+    pictures: Sequence[_Picture],
+    kinds: NDArray[np.int64],
+    groups: Groups,
+    tolerance: float,
+    comparing: Progress,
+) -> Iterator[tuple[int, int, float]]:
+    """Connect pictures that are nearly equal; the twins of one that has a pair of two kinds have it too."""
+    twins = _groups([b"%d " % kind + p.thumbnail.tobytes() for kind, p in zip(kinds, pictures, strict=True)], least=1)
+    firsts = np.array([rows[0] for rows in twins], dtype=np.int64)
+    if len(firsts) < 2:
+        return
+    thumbnails = np.stack([pictures[row].thumbnail for row in firsts])
+    for one, other, difference in similar(thumbnails, kinds[firsts], tolerance, comparing):
+        ends = int(firsts[one]), int(firsts[other])
+        if groups.join(*ends):
+            yield *ends, difference
+        if kinds[ends[0]] != kinds[ends[1]]:
+            for first, rows in ((ends[0], twins[other]), (ends[1], twins[one])):
+                yield from ((first, row, difference) for row in rows[1:] if groups.join(first, row))
 
 
 def _groups(keys: Sequence[bytes], *, least: int = 2) -> list[list[int]]:
@@ -178,9 +169,15 @@ def _groups(keys: Sequence[bytes], *, least: int = 2) -> list[list[int]]:
     return [same for same in rows.values() if len(same) >= least]
 
 
-def _pair(kind: Literal["exact", "near"], one: _Picture, other: _Picture, difference: float) -> Duplicate:
+def _numbers(keys: Sequence[bytes]) -> list[int]:
+    """Return the number of each key; equal keys have one number."""
+    numbers: dict[bytes, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _pair(one: _Picture, other: _Picture, difference: float) -> Duplicate:
     return Duplicate(
-        kind=kind,
+        kind="exact" if one.digest == other.digest else "near",
         parts=(one.part, other.part),
         ids=(one.item.id, other.item.id),
         labels=(one.item.label, other.item.label),

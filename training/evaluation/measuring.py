@@ -26,6 +26,7 @@ from retrieval.consistency import (
     operating_curves,
     recall_at_k,
     thresholds_at_far,
+    warnings_at,
 )
 from retrieval.consistency.classes import number_classes
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -70,16 +71,19 @@ def evaluate(
     labels: Sequence[str],
     *,
     far_target: float = 1e-2,
+    families: Sequence[str] | None = None,
     n_unreadable: int = 0,
     in_full: bool = True,
 ) -> Evaluation:
     """Evaluate embeddings [n, d] float32, unit rows, with their n labels. Cost: n * n * d, a few tens of times.
 
+    families: the unit in which classes are drawn together, of each image; halves of the classes are then of families.
+
     in_full: also measure the figures with a default in Evaluation, ranks excepted; without it the evaluation takes
     about a fifth of the time. Raises as `require_evidence`, and InvalidEmbeddings if rows are not of unit length.
     """
     require_evidence(labels, far_target=far_target)
-    vectors = labelled(embeddings, labels)
+    vectors = labelled(embeddings, labels, families=families)
     (threshold,) = thresholds_at_far(vectors, [far_target])
     curves = operating_curves(vectors, thresholds=[threshold])
     paper = _opis(vectors, PAPER_BAND, "distance")
@@ -105,6 +109,7 @@ def evaluate(
         opis_floor=paper.floor,
         opis_debiased=paper.debiased,
         missing=missing,
+        warnings=warnings_at(vectors, curves) if in_full else (),
         **extended,
     )
 

@@ -96,6 +96,8 @@ def to_markdown(evaluation: Evaluation) -> str:
             _identification(evaluation),
         ),
     ]
+    if evaluation.warnings:
+        blocks.append("\n".join(["Notes:", *(f"- {warning}" for warning in evaluation.warnings)]))
     if evaluation.missing:
         blocks.append("\n".join(["Not measured:", *(f"- {name}: {why}" for name, why in evaluation.missing.items())]))
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -68,8 +68,9 @@ class Evaluation:
     over FAR 1e-2 to 1e-1 on the axis of distance, with its noise floor and, if the images allow it, the debiased
     estimate. consistency: the same with intervals, also on the axis of log FAR, over the decade around far_target and
     over a decade on either side of it. tar_at_far: at each FAR that the number of pairs allows. other_classes,
-    identification: at thresholds chosen on other classes. missing: why a figure is missing, by its name. Fields with a
-    default are measured only by a full evaluation.
+    identification: at thresholds chosen on other classes. missing: why a figure is missing, by its name. warnings:
+    what the rates at the threshold rest on, as calibration prints it. Fields with a default are measured only by a full
+    evaluation.
     """
 
     n_images: int
@@ -92,6 +93,7 @@ class Evaluation:
     other_classes: OtherClasses | None = None
     identification: tuple[IdentificationRates, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (

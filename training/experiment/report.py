@@ -39,11 +39,12 @@ _TESTED = ("r_at_1", "map_at_r", *OPIS_FIGURES, "tar_at_1e_2", "tar_at_1e_3", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentResult:
-    """The figures of all arms, and the failures."""
+    """The figures of all arms, and the failures; passed_over: see `retrieval/contract/manifest.py`."""
 
     experiment: Experiment
     arms: tuple[ArmSummary, ...]
     failures: tuple[TrialFailure, ...]
+    passed_over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return to_markdown(self)
@@ -78,6 +79,7 @@ def to_json(result: ExperimentResult) -> dict[str, Any]:
         "seeds": list(experiment.seeds),
         "arms": [asdict(arm) for arm in result.arms],
         "failures": [asdict(failure) for failure in result.failures],
+        "passed_over": list(result.passed_over),
     }
 
 

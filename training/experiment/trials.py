@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.contract.canonical import digest_json, json_bytes
-from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.manifest import Item, read_source
 from retrieval.errors import CorruptArtifact, InvalidInput
 from training.config import to_json
 from training.experiment.plan import Arm, Experiment, ExperimentData
@@ -31,13 +31,17 @@ _MAY_BE_THE_SAME = {"validation", "cohort"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One arm with one seed: its data, its folder, and the configuration and digests that identify it."""
+    """One arm with one seed: its data, its folder, and the configuration and digests that identify it.
+
+    passed_over: see `retrieval/contract/manifest.py`.
+    """
 
     arm: Arm
     seed: int
     data: ExperimentData
     folder: Path
     made_of: Mapping[str, Any]
+    passed_over: tuple[str, ...] = ()
 
 
 def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
@@ -50,7 +54,9 @@ def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
     trials = []
     for seed in experiment.seeds:
         data = experiment.data.of_seed(seed, experiment.root)
-        items = {part: read_manifest(getattr(data, part)) for part in _PARTS}
+        read = {part: read_source(getattr(data, part)) for part in _PARTS}
+        items = {part: found.items for part, found in read.items()}
+        passed_over = tuple(sentence for found in read.values() for sentence in found.passed_over)
         _check_labels(items, data)
         _check_apart(items, seed)
         digests = {part: digest_json([[item.id, item.label] for item in items[part]]) for part in items}
@@ -58,7 +64,7 @@ def plan_trials(experiment: Experiment, out: Path) -> list[Trial]:
             made_of = {"config": to_json(replace(arm.training, seed=seed)), "items": digests}
             folder = out / arm.name / str(seed)
             _check_same(folder, made_of)
-            trials.append(Trial(arm=arm, seed=seed, data=data, folder=folder, made_of=made_of))
+            trials.append(Trial(arm=arm, seed=seed, data=data, folder=folder, made_of=made_of, passed_over=passed_over))
     return trials
 
 

@@ -1,6 +1,7 @@
 """The workflow of an experiment: trains the missing runs, then computes figures, tables and plots of all runs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from retrieval.errors import RetrievalError
@@ -31,10 +32,11 @@ def run_experiment(
     not fit.
     """
     with only_user(out):
-        failures = run_trials(
-            plan_trials(experiment, out), n_processes=n_processes, device=device, observe=observe, program=program
-        )
+        trials = plan_trials(experiment, out)
+        failures = run_trials(trials, n_processes=n_processes, device=device, observe=observe, program=program)
         result = _measure_all(experiment, out, failures, measured)
+        passed_over = dict.fromkeys(sentence for trial in trials for sentence in trial.passed_over)
+        result = replace(result, passed_over=tuple(passed_over))
         write_report(result, out)
         write_plots(result.arms, out)
     return result

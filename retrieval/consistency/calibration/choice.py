@@ -196,7 +196,7 @@ def _deal(vectors: LabelledVectors, n_folds: int, rng: np.random.Generator) -> N
     if n_with_pair < n_folds or n_classes < 2 * n_folds:
         raise NotEnoughEvidence(
             f"{n_folds} folds of classes need at least {n_folds} classes with two images or more and {2 * n_folds} "
-            f"classes in all, found {n_with_pair} and {n_classes}; add classes or ask for fewer folds"
+            f"classes in all, found {n_with_pair} and {n_classes}; add classes or use fewer folds"
         )
     order = np.concatenate([rng.permutation(np.flatnonzero(with_pair)), rng.permutation(np.flatnonzero(~with_pair))])
     folds = np.empty(n_classes, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""How far classes are apart at one threshold: OPIS, its noise floor, the estimate without noise, paired tests."""
+"""How far classes are apart at one threshold: OPIS, its noise floor, the debiased estimate, paired tests."""

@@ -27,7 +27,7 @@ _STEP = 1.05
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DebiasedShares:
-    """The share of each of k classes in OPIS without noise."""
+    """What each of k classes adds to the debiased OPIS."""
 
     shares: Rates  # [k], their weighted mean is the estimate or its upper bound
     weights: Rates  # [k], sum 1

@@ -40,7 +40,7 @@ class OpisResult:
     value: float  # plain OPIS
     floor: float  # the OPIS expected of as many classes and images if all classes shared one curve
     interval: Interval  # bootstrap over classes of the plain value
-    debiased: float | None  # the estimate without noise, which may fall slightly below 0
+    debiased: float | None  # the estimate of OPIS without the part by chance; it may be slightly below 0
     debiased_interval: Interval | None  # from 0 to the most that the data allow if the method is "bound"
     # "pairs": estimated from classes of four images or more; "bound": all classes are smaller, so no estimate exists;
     # None: nothing was measured.
@@ -69,7 +69,7 @@ class OpisResult:
         if self.debiased is not None:
             parts.append(f"debiased {self.debiased:.3g}, {self.debiased_interval}")
         elif self.debiased_interval is not None:
-            parts.append(f"without noise at most {self.debiased_interval.high:.3g}, too few images a class for more")
+            parts.append(f"debiased at most {self.debiased_interval.high:.3g}; an estimate needs more images per class")
         parts.append(f"eps-OPIS {self.eps_opis:.3g}, {self.eps_interval}, noise floor {self.eps_floor:.3g}")
         weighted = "" if self.weighting == "equal" else f" weighted by {self.weighting}"
         text = (

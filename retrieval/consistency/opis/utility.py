@@ -105,7 +105,7 @@ def _far_limits(curves: OperatingCurves, far_low: float, far_high: float) -> tup
     falling = curves.pooled_far
     if falling[0] < far_high or falling[-1] > far_low:
         raise InvalidInput(
-            f"the curves cover pooled FAR {falling[-1]:.3g} to {falling[0]:.3g}, asked for {far_low:g} to "
+            f"the curves cover pooled FAR {falling[-1]:.3g} to {falling[0]:.3g}, expected {far_low:g} to "
             f"{far_high:g}; compute them on threshold_grid for these limits"
         )
     low, high = np.interp([far_high, far_low], falling[::-1], curves.thresholds[::-1])

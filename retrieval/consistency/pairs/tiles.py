@@ -20,7 +20,8 @@ from retrieval.errors import InvalidInput
 Tile = tuple[slice, slice]
 Counts = NDArray[np.int64]
 
-# Rows and columns of a tile, whose scores take 4 MiB.
+# Rows and columns of a tile, whose scores take 4 MiB. Stored shards were cut into these tiles: after a change, those of
+# earlier versions are refused when they are added (`OperatingCurves`).
 TILE = 1024
 
 

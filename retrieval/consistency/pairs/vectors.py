@@ -72,6 +72,11 @@ class LabelledVectors:
         return counts.astype(np.int64)
 
     @property
+    def n_families(self) -> int | None:
+        """Number of families of the classes; None if none are named."""
+        return None if self.families is None else len(np.unique(self.families))
+
+    @property
     def n_positives(self) -> int:
         """Number of pairs inside a class."""
         return int(self.positives.sum())

@@ -1,7 +1,7 @@
 """Find images that look as if they were filed under the wrong class.
 
 The margin of an image is its similarity to its own class, itself left out, less that to the best other class. An image
-is suspect if the threshold in use rejects it in its own class and accepts it in another.
+is suspect if, at the given threshold, it matches no image of its own class and an image of another class.
 """
 
 from __future__ import annotations

@@ -11,22 +11,26 @@ counts every pair of a calibration class with the new one as a false accept. So 
 are never above the ones used, and the promise holds exactly, for any n, for the FAR of the new class over pairs with
 the calibration classes. Among *other new* classes the FAR has the same mean but another spread; no rule here promises
 that exactly.
+
+If classes are drawn together in families (`labelled(..., families=...)`), the families must be exchangeable, and the
+new class comes with a new family. Every family then counts once: a class of a family of m counts 1 / m (Lee, Barber,
+Willett, "Distribution-free inference with hierarchical data", arXiv 2306.06342, 2023), and `strict` counts the pairs
+with a whole new family. `room` computes what the sizes of the classes leave.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
-from retrieval.consistency.thresholds.reaching import Wanted, find_threshold
+from retrieval.consistency.thresholds.reaching import Achieved, Wanted, find_threshold
+from retrieval.consistency.thresholds.room import MeanRoom, ShareRoom, Units, advice, highest_mean_far, why_refused
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Rate: TypeAlias = Literal["far", "frr"]
@@ -45,12 +49,16 @@ class _Certified:
     tar: float
     max_images: int | None = None  # of larger classes, so many images were drawn with the seed; None: all were used
     seed: int = 0
+    n_families: int | None = None  # that were drawn, if they were named
 
     def _evidence(self) -> str:
         return (
-            f"(from {self.n_classes} classes{self._drawn()}{', strict' if self.strict else ''}); there TAR is "
-            f"{self.tar:.4g} and FAR {self.far:.4g} on the calibration pairs"
+            f"(from {self.n_classes} classes{self._families()}{self._drawn()}{', strict' if self.strict else ''}); "
+            f"there TAR is {self.tar:.4g} and FAR {self.far:.4g} on the calibration pairs"
         )
+
+    def _families(self) -> str:
+        return "" if self.n_families is None else f" in {self.n_families} families"
 
     def _drawn(self) -> str:
         if self.max_images is None:
@@ -109,7 +117,7 @@ def certify(
     Raises:
         InvalidInput: alpha or delta outside (0, 1), another rate, max_images below 2, two sets of images or excluded
             pairs.
-        NotEnoughEvidence: fewer than 1 / delta - 1 classes, or too many of them cannot keep alpha.
+        NotEnoughEvidence: fewer than 1 / delta - 1 classes (or families), or too many of them cannot keep alpha.
 
     Source: split conformal prediction, Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World" (2005).
 
@@ -123,21 +131,21 @@ def certify(
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     vectors = _drawn_from(vectors, max_images, seed)
-    n = _n_classes(vectors, rate)
-    rank = _rank(n, delta)
+    units = Units.of(vectors, with_positives=rate == "frr")
+    strict = strict and rate == "far"
+    level = _level(units, delta)
 
-    def n_keeping(curves: OperatingCurves) -> Rates:
-        return np.asarray((_rates(curves, rate, strict) <= alpha).sum(axis=0), dtype=np.float64)
+    def kept(curves: OperatingCurves) -> Rates:
+        return units.sum_of_means(_rates(curves, rate, units.largest if strict else 0) <= alpha)
 
-    found = _find(vectors, n_keeping, rate, rank)
+    found = _find(vectors, kept, rate, level)
     if found is None:
         raise NotEnoughEvidence(
-            f"at no threshold do {rank} of {n} classes keep {rate.upper()} <= {alpha:g}"
-            + _why(vectors, lambda sizes: np.count_nonzero(_least_rates(sizes) <= alpha) >= rank, alpha)
+            f"at no threshold do {_many(units, level)} keep {rate.upper()} <= {alpha:g}"
+            + (why_refused(vectors, ShareRoom(alpha, level), alpha) if strict else "")
         )
-    strict = strict and rate == "far"
     return Certificate(
-        **_at(found), rate=rate, alpha=alpha, delta=delta, strict=strict, n_classes=n, max_images=max_images, seed=seed
+        **_at(found, units), rate=rate, alpha=alpha, delta=delta, strict=strict, max_images=max_images, seed=seed
     )
 
 
@@ -156,7 +164,8 @@ def certify_mean(
     The 1 is the highest possible rate of the new class. With strict, classes of equal size need
     mean FAR <= `highest_mean_far`, which is the most that holds for scores of any distribution. For unequal sizes every
     pair with the new class counts as a false accept, which is stricter: up to several times where alpha is near 2 / n.
-    Cost, sizes, max_images and seed as `certify`; max_images of the smallest class makes the sizes equal.
+    Cost, sizes, max_images and seed as `certify`. max_images of the smallest class makes the sizes equal, see
+    `cap_advice`. If families are named, the mean over the classes of each takes the place of the rate of a class.
 
     Raises:
         InvalidInput: alpha outside (0, 1), another rate, max_images below 2, two sets of images or excluded pairs.
@@ -170,83 +179,78 @@ def certify_mean(
     vectors = as_labelled(vectors)
     check_one_set(vectors, all_pairs=True)
     vectors = _drawn_from(vectors, max_images, seed)
-    n, strict = _n_classes(vectors, rate), strict and rate == "far"
-    equal = strict and bool((vectors.n_images == vectors.n_images[0]).all())
+    units = Units.of(vectors, with_positives=rate == "frr")
+    strict = strict and rate == "far"
+    n, equal = units.n, strict and units.equal
 
     def kept(curves: OperatingCurves) -> Rates:
         if equal:
             return -curves.mean_far
-        return np.asarray(-(_rates(curves, rate, strict).sum(axis=0) + 1) / (n + 1), dtype=np.float64)
+        return -(units.sum_of_means(_rates(curves, rate, units.largest if strict else 0)) + 1) / (n + 1)
 
     needed = math.ceil(1 / alpha - 1e-9) if equal else math.ceil((2 if strict else 1) / alpha - 1 - 1e-9)
+    if n < needed and (equal or not (strict and units.named)):  # large families share their pairs: they need fewer
+        raise NotEnoughEvidence(
+            f"a mean {rate.upper()} of {alpha:g} is certified by at least {needed} {units.noun}, found {n}; add "
+            f"{units.noun} or raise alpha"
+        )
     # A mean of exactly alpha may come out a rounding error above it.
     level = -(highest_mean_far(alpha, n) if equal else alpha) * (1 + 1e-12)
-    found = None if n < needed else _find(vectors, kept, rate, level)
-    if found is None and n < needed:
-        raise NotEnoughEvidence(
-            f"a mean {rate.upper()} of {alpha:g} is certified by at least {needed} classes, found {n}; add classes or "
-            "raise alpha"
-        )
+    found = _find(vectors, kept, rate, level)
     if found is None:
         raise NotEnoughEvidence(
-            f"at no threshold is a mean {rate.upper()} of {alpha:g} certified by {n} classes"
-            + _why(vectors, lambda sizes: _least_rates(sizes).sum() + 1 <= alpha * (n + 1), alpha)
+            f"at no threshold is a mean {rate.upper()} of {alpha:g} certified by {n} {units.noun}"
+            + (why_refused(vectors, MeanRoom(alpha), alpha) if strict else "")
         )
-    return MeanCertificate(
-        **_at(found), rate=rate, alpha=alpha, strict=strict, n_classes=n, max_images=max_images, seed=seed
-    )
+    return MeanCertificate(**_at(found, units), rate=rate, alpha=alpha, strict=strict, max_images=max_images, seed=seed)
 
 
 @checked
-def highest_mean_far(alpha: float, n_classes: int) -> float:
-    """Return the highest mean FAR of n calibration classes of equal size that certifies a mean of alpha; below 0: none.
+def cap_advice(vectors: LabelledVectors, certificate: Certificate | MeanCertificate) -> str:
+    """Return a sentence if a cap on the images of a class would make a strict certificate much less strict, or "".
 
-    Let b be this FAR, and L_ij(t), which falls with t, the FAR of two of n + 1 exchangeable classes. Leave out each
-    class k in turn: t_k is the lowest threshold at which the mean of L over the pairs of the others is at most b. The
-    expected FAR of the new class is the expectation of the sum over i < j of L_ij(t_i) + L_ij(t_j), over n (n + 1).
-    That sum is at most the optimum of a linear program in the steps of the L_ij, with one constraint for each t_k. For
-    k = 1, 2, ... its dual has the solution (1 + 1 / k, then k times 1 / k) over the ascending t_k, which bounds it by
-
-        b n (n - 1) (1 + 1 / (2 k)) + n + (k + 1) (k + 2) / 6
-
-    and the solution (2), which counts all pairs with the new class, bounds it by b n (n - 1) + 2 n. The best of these
-    was the optimum where the program was solved (n up to 60), so there no higher FAR holds for all scores.
-
-    Raises:
-        InvalidInput: alpha outside (0, 1), or fewer than two classes.
-
-    >>> round(highest_mean_far(0.05, 60), 4), round((61 * 0.05 - 2) / 59, 4)  # the second: all pairs with the new class
-    (0.0298, 0.0178)
+    vectors: those of the certificate. It looks at the sizes of the classes only, so that the certificate with the cap
+    holds as well.
     """
-    if not 0 < alpha < 1 or n_classes < 2:
-        raise InvalidInput(f"expected alpha in (0, 1) and at least 2 classes, found {alpha} and {n_classes}")
-    n, k = n_classes, np.arange(1, n_classes + 1)
-    most = (n + 1) * alpha
-    stepwise = (most - 1 - (k + 1) * (k + 2) / (6 * n)) / ((n - 1) * (1 + 1 / (2 * k)))
-    return float(max(stepwise.max(), (most - 2) / (n - 1)))
+    if not certificate.strict or certificate.max_images is not None:
+        return ""
+    units = Units.of(vectors)
+    if isinstance(certificate, MeanCertificate):
+        return advice(vectors, MeanRoom(certificate.alpha))
+    return advice(vectors, ShareRoom(certificate.alpha, _level(units, certificate.delta)))
 
 
 def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: bool) -> tuple[Rates, int]:
     """Return how many classes keep a FAR of alpha at each threshold, [m], and how many must. Raises as `certify`."""
     _check("far", alpha=alpha, delta=delta)
-    rank = _rank(len(curves.classes), delta)
-    return np.asarray((_rates(curves, "far", strict) <= alpha).sum(axis=0), dtype=np.float64), rank
+    units = Units.of_sizes(curves.n_images)
+    level = _level(units, delta)
+    return units.sum_of_means(_rates(curves, "far", units.largest if strict else 0) <= alpha), round(level)
 
 
-def _rank(n: int, delta: float) -> int:
-    """Return how many of n classes must keep the rate."""
+def _level(units: Units, delta: float) -> float:
+    """Return the sum over the units, of the share of the classes of each that keep the rate, that must be reached.
+
+    If the units are classes, it is the smallest whole number of them.
+    """
     # Products such as 20 * (1 - 0.05) may round just above a whole number.
-    rank = math.ceil((n + 1) * (1 - delta) - 1e-9)
-    if rank > n:
+    level = (units.n + 1) * (1 - delta) - 1e-9
+    if level > units.n:
         raise NotEnoughEvidence(
-            f"a certificate with delta {delta:g} needs at least {math.ceil(1 / delta - 1 - 1e-9)} classes, found {n}; "
-            "add classes or raise delta"
+            f"a certificate with delta {delta:g} needs at least {math.ceil(1 / delta - 1 - 1e-9)} {units.noun}, found "
+            f"{units.n}; add {units.noun} or raise delta"
         )
-    return rank
+    return level if units.named else math.ceil(level)
+
+
+def _many(units: Units, level: float) -> str:
+    if units.named:
+        return f"the classes of {units.n} families, each of which counts once, to a share of {level / units.n:.3g}"
+    return f"{level:.0f} of {units.n} classes"
 
 
 def _drawn_from(vectors: LabelledVectors, max_images: int | None, seed: int) -> LabelledVectors:
-    """Return the vectors with at most max_images of each class, drawn with the seed whatever the order of the rows."""
+    """Return the vectors with at most max_images of each class, drawn with the seed, for any order of the rows."""
     if max_images is None:
         return vectors
     if max_images < 2 or seed < 0:
@@ -260,55 +264,35 @@ def _drawn_from(vectors: LabelledVectors, max_images: int | None, seed: int) -> 
     return vectors.subset(np.concatenate(rows).astype(np.int64))
 
 
-def _least_rates(n_images: NDArray[np.int64]) -> Rates:
-    """Return the strict FAR of each class if nothing is accepted: the share of its pairs with the new class, [T]."""
-    largest = n_images.max()
-    return np.asarray(largest / (n_images.sum() - n_images + largest), dtype=np.float64)
-
-
-def _why(vectors: LabelledVectors, possible: Callable[[NDArray[np.int64]], bool | np.bool_], alpha: float) -> str:
-    """Return why strict is refused: the class that decides and the cap that helps, or how many classes are needed."""
-    sizes = vectors.n_images
-    caps = [cap for cap in np.unique(sizes[sizes >= 2]).tolist() if possible(np.minimum(sizes, cap))]
-    if not caps:
-        return f": with strict, that takes about {1 / alpha:.0f} classes or more; add classes, raise alpha or delta"
-    largest = int(sizes.argmax())
-    return (
-        f": with strict, a new class may be as large as the largest, {vectors.classes[largest]!r} with "
-        f"{sizes[largest]} of {sizes.sum()} images, and its pairs all count as false accepts; use at most {max(caps)} "
-        f"images a class (max_images={max(caps)}; fewer leave more room), or strict=False"
-    )
-
-
-def _find(
-    vectors: LabelledVectors, achieved: Callable[[OperatingCurves], Rates], rate: Rate, level: float
-) -> OperatingCurves | None:
+def _find(vectors: LabelledVectors, achieved: Achieved, rate: Rate, level: float) -> OperatingCurves | None:
     """Return the curves at the certified threshold."""
     wanted = Wanted(achieved, "lowest" if rate == "far" else "highest", level)
     threshold = find_threshold(vectors, wanted)
     return None if threshold is None else count_accepted(vectors, np.array([threshold]))
 
 
-def _at(found: OperatingCurves) -> dict[str, float]:
-    """Return the certified threshold and its pooled rates."""
+def _at(found: OperatingCurves, units: Units) -> dict[str, Any]:
+    """Return the certified threshold, its pooled rates, and how many classes and families there are."""
     threshold, far, tar = found.thresholds[0], found.pooled_far[0], found.pooled_tar[0]
-    return {"threshold": float(threshold), "far": float(far), "tar": float(tar)}
+    return {
+        "threshold": float(threshold),
+        "far": float(far),
+        "tar": float(tar),
+        "n_classes": units.n_classes,
+        "n_families": units.n if units.named else None,
+    }
 
 
-def _rates(curves: OperatingCurves, rate: Rate, strict: bool) -> Rates:
-    """Return the rate of each class that counts: [n, m]."""
+def _rates(curves: OperatingCurves, rate: Rate, largest_new: int) -> Rates:
+    """Return the rate of each class that counts: [n, m]; all pairs with a new unit of largest_new images accepted."""
     if rate == "frr":
         rows = curves.with_positives  # from counts: 1 - TAR would miss alpha by a rounding error
         positives = curves.positives[rows, None]
         return np.asarray((positives - curves.positives_accepted[rows]) / positives, dtype=np.float64)
-    if not strict:
+    if largest_new == 0:
         return curves.far
-    of_new = (curves.n_images * curves.n_images.max())[:, None]
+    of_new = (curves.n_images * largest_new)[:, None]
     return np.asarray((curves.negatives_accepted + of_new) / (curves.negatives[:, None] + of_new), dtype=np.float64)
-
-
-def _n_classes(vectors: LabelledVectors, rate: Rate) -> int:
-    return len(vectors.classes) if rate == "far" else int(np.count_nonzero(vectors.n_images > 1))
 
 
 def _check(rate: Rate, **levels: float) -> None:

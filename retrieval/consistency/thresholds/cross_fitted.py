@@ -52,9 +52,9 @@ def cross_fitted_rates(
 ) -> CrossFittedRates:
     """Return the rates of classes at the lowest threshold whose pooled FAR on other classes is at most the target.
 
-    Classes are split at random into two halves, n_splits times. The threshold of each half is applied to the pairs
-    inside the other half, so no measured class took part in fixing it. The rates of single classes are noisy: the worst
-    look worse than they are, but two models can be compared on the same images.
+    Classes, or families if they are named, are split at random into two halves, n_splits times. The threshold of each
+    half is applied to the pairs inside the other half, so no measured class took part in fixing it. The rates of single
+    classes are noisy: the worst look worse than they are, but two models can be compared on the same images.
 
     Cost: n_splits times two products of n^2 / 8.
 
@@ -92,10 +92,12 @@ def cross_fitted_rates(
 
 
 def split_classes(vectors: LabelledVectors, rng: np.random.Generator) -> tuple[LabelledVectors, LabelledVectors]:
-    """Split the images into those of a random half of the classes and the others; all class names are kept."""
-    in_first = np.zeros(len(vectors.classes), dtype=np.bool_)
-    in_first[rng.permutation(len(vectors.classes))[: len(vectors.classes) // 2]] = True
-    chosen = in_first[vectors.codes]
+    """Split the images into those of a random half of the classes (or families) and the others; all names are kept."""
+    units = np.arange(len(vectors.classes)) if vectors.families is None else vectors.families
+    n_units = int(units.max()) + 1
+    in_first = np.zeros(n_units, dtype=np.bool_)
+    in_first[rng.permutation(n_units)[: n_units // 2]] = True
+    chosen = in_first[units][vectors.codes]
     return vectors.subset(np.flatnonzero(chosen)), vectors.subset(np.flatnonzero(~chosen))
 
 

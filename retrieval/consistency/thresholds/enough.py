@@ -1,4 +1,4 @@
-"""State how much data a refused target would need: in classes and images, and in the unit that was asked for."""
+"""State how much data a refused target would need: in classes and images, and in the unit of the target."""
 
 from __future__ import annotations
 

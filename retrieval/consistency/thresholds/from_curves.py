@@ -9,21 +9,27 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates
-from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
+from retrieval.consistency.intervals import Interval, check_confidence, effective_number, student_quantile
 from retrieval.consistency.sampling import SampledCurves
-from retrieval.consistency.subgroups.clustered import clustered_interval
+from retrieval.consistency.subgroups.clustered import corrected_residuals
 from retrieval.consistency.thresholds.certificate import Certificate, least_kept
 from retrieval.consistency.thresholds.choice import ThresholdChoice
-from retrieval.consistency.thresholds.rate_variances import log_interval
+from retrieval.consistency.thresholds.rate_variances import (
+    RateVariances,
+    at_least_even,
+    log_interval,
+    tar_evidence,
+    tar_interval,
+)
 from retrieval.consistency.thresholds.targets import Target, parse_target
+from retrieval.consistency.thresholds.warnings import rate_warnings
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _MIN_ERRORS = 10
-_MOST_SHARE = 0.5  # of the pairs in one class: beyond, its residual says little about the others
 
 
 @checked
@@ -37,9 +43,10 @@ def threshold_from_curves(
     """Return the threshold of the grid that the target asks for, with intervals over the draw of classes.
 
     The threshold is the lowest (for FRR the highest) of the grid that reaches the target, and the ends of its interval
-    are the next ones outside. The variance of FAR is the sum over classes of their squared residuals, in which the part
-    of each pair of classes counts twice: at least that of `choose_threshold`. For sampled curves the error of the
-    sample is added. Give the curves a fine grid around the target, such as `threshold_grid`.
+    are the next ones outside. Rates and the interval of TAR are those of `choose_threshold` at the same threshold. The
+    variance of FAR is the sum over classes of their squared residuals, in which the part of each pair of classes counts
+    twice: at least that of `choose_threshold`. For sampled curves the error of the sample is added. Families of classes
+    are not known here. Give the curves a fine grid around the target, such as `threshold_grid`.
 
     Raises:
         InvalidInput: a target of the best F-beta or utility, whose interval takes the images; or confidence outside
@@ -64,7 +71,7 @@ def threshold_from_curves(
     if column is None:
         raise NotEnoughEvidence(
             f"no threshold of the {len(curves.thresholds)} of these curves reaches {target.describe()}; count at more "
-            "thresholds, or ask for less"
+            "thresholds, or use a looser target"
         )
     found = curves.at(float(curves.thresholds[column]))
     if (false_accepts := int(found.negatives_accepted.sum()) // 2) < _MIN_ERRORS:
@@ -74,27 +81,9 @@ def threshold_from_curves(
             "thresholds closer to the target"
         )
     far, class_far, tar = (float(rate[0]) for rate in (found.pooled_far, found.mean_far, found.pooled_tar))
-    sampling = float(errors[column] / far) ** 2
-    by_far = _residuals(found.negatives_accepted[:, 0], found.negatives, ends=2) / far
-    by_mean = 2 * (found.far[:, 0] - class_far) / (len(curves.classes) * class_far)
-    by_tar = _residuals(found.positives_accepted[:, 0], found.positives, ends=1)
-    far_variance, far_units = float((by_far**2).sum()) + sampling, _effective(by_far**2)
-    mean_variance, mean_units = float((by_mean**2).sum()) + sampling, _effective(by_mean**2)
-    tar_units, total = _effective(found.positives.astype(np.float64)), float(found.positives.sum())
-    smooth = (found.positives_accepted.sum() + 0.5) / (total + 1)
-    # Without a rejected (or accepted) pair nothing is known about how pairs of a class stand together: a class is one.
-    tar_variance = max(float((by_tar**2).sum()), smooth * (1 - smooth) / (total if 0 < tar < 1 else tar_units))
-    logit_variance = tar_variance / (smooth * (1 - smooth)) ** 2
-    trials = tar * (1 - tar) / tar_variance or tar_units
-    if target.kind == "frr":
-        spread = _logit_spread(target, student_quantile(max(tar_units, 2), confidence) * math.sqrt(logit_variance))
-    elif target.kind == "precision":
-        variance = float(((by_far - by_tar / max(tar, 1e-9)) ** 2).sum()) + sampling
-        spread = _logit_spread(target, student_quantile(max(far_units, 2), confidence) * math.sqrt(variance))
-    else:
-        variance, units = (mean_variance, mean_units) if target.kind == "class-far" else (far_variance, far_units)
-        factor = math.exp(student_quantile(max(units, 2), confidence) * math.sqrt(variance))
-        spread = (target.level * factor, target.level / factor)
+    smooth = (found.positives_accepted.sum() + 0.5) / (found.positives.sum() + 1)
+    variances = _variances(found, float(errors[column] / far) ** 2)
+    known = variances.tar
     return ThresholdChoice(
         target=target,
         threshold=float(found.thresholds[0]),
@@ -102,17 +91,22 @@ def threshold_from_curves(
         far=far,
         class_far=class_far,
         tar=tar,
-        threshold_interval=_on_grid(curves, target, column, spread),
-        far_interval=log_interval(far, far_variance, max(far_units, 2), confidence),
-        class_far_interval=log_interval(class_far, mean_variance, max(mean_units, 2), confidence),
-        tar_interval=clustered_interval(tar, trials, max(tar_units, 2), confidence),
+        threshold_interval=_on_grid(curves, target, column, _levels(target, variances, confidence)),
+        far_interval=log_interval(far, variances.class_variance, variances.far_units, confidence),
+        class_far_interval=log_interval(class_far, variances.mean_far, variances.mean_far_units, confidence),
+        tar_interval=tar_interval(tar, known.trials, known.units, confidence),
         n_classes=len(curves.classes),
         n_classes_with_positives=n_with,
         n_images=int(curves.n_images.sum()),
         confidence=confidence,
-        class_variance=far_variance,
+        class_variance=variances.class_variance,
         pair_variance=0.0,
-        tar_variance=logit_variance,
+        tar_variance=1 / (known.trials * smooth * (1 - smooth)),
+        far_units=variances.far_units,
+        tar_units=known.units,
+        tar_trials=known.trials,
+        class_tar=float(found.mean_tar[0]),
+        warnings=variances.warnings,
     )
 
 
@@ -147,26 +141,47 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
     )
 
 
-def _residuals(accepted: NDArray[np.int64], pairs: NDArray[np.int64], *, ends: int) -> Rates:
-    """Return what each class adds to the error of the pooled rate, by 1 - its share of the pairs: [T] float64."""
-    total = pairs.sum() / ends
-    share = np.minimum(pairs / total, _MOST_SHARE)
-    rate = accepted.sum() / pairs.sum()
-    return np.asarray((accepted - rate * pairs) / total / (1 - share), dtype=np.float64)
+def _variances(curves: OperatingCurves, sampling: float) -> RateVariances:
+    """Return `rate_variances` from the totals of classes; sampling: of log FAR, by a sample of the pairs.
+
+    The part of single pairs of classes is not known: it stays in the sum over classes and counts twice. In class-mean
+    FAR, a class is also a part of the FARs of all others, by the share of its images; its own FAR stands for that part.
+    """
+    n_classes, far, class_far = len(curves.classes), curves.pooled_far[0], curves.mean_far[0]
+    shares = curves.negatives / (curves.negatives.sum() / 2)
+    accepted, positives = (values.astype(np.float64) for values in (curves.positives_accepted[:, 0], curves.positives))
+    by_class = (curves.far[:, 0] / far - 1) * shares / np.maximum(1 - shares, 1e-9)
+    of_others = 1 / (curves.n_images.sum() - curves.n_images)
+    in_mean = (1 + curves.n_images * (of_others.sum() - of_others)) / n_classes  # 2 / n_classes if sizes are equal
+    of_mean = (curves.far[:, 0] / class_far - 1) * in_mean / np.maximum(1 - in_mean, 1e-9)
+    of_tar = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
+    return RateVariances(
+        class_variance=at_least_even(by_class, shares) + sampling,
+        pair_variance=0.0,
+        mean_far=float((of_mean**2).sum()) + sampling,
+        precision=float(((by_class - of_tar) ** 2).sum()) + sampling,
+        tar=tar_evidence(accepted, positives),
+        far_units=effective_number(by_class**2),
+        mean_far_units=effective_number(of_mean**2),
+        warnings=rate_warnings(curves, np.empty(0, dtype=np.int64), families=False),
+    )
 
 
-def _effective(weights: Rates) -> float:
-    """Return Kish's effective number of the weights."""
-    squares = float((weights**2).sum())
-    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
-
-
-def _logit_spread(target: Target, half_width: float) -> tuple[float, float]:
-    from scipy.special import expit, logit
-
-    centre, sign = float(logit(target.value)), -1 if target.kind == "frr" else 1
-    ends = sorted(sign * float(expit(centre + side * half_width)) for side in (-1, 1))
-    return ends[0], ends[1]
+def _levels(target: Target, variances: RateVariances, confidence: float) -> tuple[float, float]:
+    """Return the levels of the target that are a standard error's quantile away from it, as `choose_threshold` does."""
+    if target.far is not None:
+        spread = log_interval(target.far, variances.class_variance, variances.far_units, confidence)
+        return -spread.high, -spread.low
+    if target.kind == "class-far":
+        spread = log_interval(target.value, variances.mean_far, variances.mean_far_units, confidence)
+        return -spread.high, -spread.low
+    if target.kind == "frr":
+        spread = tar_interval(target.value, variances.tar.trials, variances.tar.units, confidence)
+        return -spread.high, -spread.low
+    units = min(variances.far_units, variances.tar.units)
+    half_width = student_quantile(units, confidence) * math.sqrt(variances.precision)
+    centre = float(logit(target.value))
+    return float(expit(centre - half_width)), float(expit(centre + half_width))
 
 
 def _reaching(achieved: Rates, target: Target, level: float) -> int | None:

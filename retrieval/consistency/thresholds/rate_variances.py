@@ -75,7 +75,7 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(
-        class_variance=max(_at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
+        class_variance=max(at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
         pair_variance=pair_variance,
         mean_far=max(float((of_mean**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
         precision=max(of_precision, pair_variance),
@@ -114,7 +114,7 @@ def _residuals(
     return by_unit, float(by_pair), shares
 
 
-def _at_least_even(by_unit: Rates, shares: Rates) -> float:
+def at_least_even(by_unit: Rates, shares: Rates) -> float:
     """Return the sum of squared residuals, or if it is larger what units as different as these would show at any share.
 
     Few large units make most of the sum, and by chance they may be alike. The squared differences of the rates of all

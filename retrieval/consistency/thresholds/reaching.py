@@ -47,7 +47,7 @@ def reach(vectors: LabelledVectors, target: Target) -> float:
     if threshold is None:
         raise NotEnoughEvidence(
             f"no threshold reaches {target.describe()} on {vectors.n_positives} positive and {vectors.n_negatives} "
-            "negative pairs; ask for less, or train a model that separates these classes better"
+            "negative pairs; lower the target, or train a model that separates these classes better"
         )
     return threshold
 

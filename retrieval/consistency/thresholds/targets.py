@@ -47,7 +47,7 @@ class Target:
     precision    precision in (0, 1)       prevalence    the lowest whose precision is at least value
     f            beta > 0                  prevalence    the one of the largest F-beta
     utility      c > 0                                   the one of the largest class mean of utility
-    false-matches  matches a query > 0     gallery size  the lowest whose pooled FAR is at most value / at
+    false-matches  matches per query > 0   gallery size  the lowest whose pooled FAR is at most value / at
 
     prevalence: share of matches among the pairs that are compared, in (0, 1). Precision and F-beta are those of pooled
     TAR and FAR at that prevalence. False matches assume a gallery drawn like the images of other classes here; a
@@ -148,16 +148,16 @@ class Target:
         """Return the target in words.
 
         >>> Target("far", 0.01).describe(), Target("f", 1, 0.01).describe()
-        ('pooled FAR at most 0.01', 'the largest F1 where a share 0.01 of pairs match')
+        ('pooled FAR at most 0.01', 'the largest F1 if a share of 0.01 of the pairs match')
         """
         words = {
             "far": f"pooled FAR at most {self.value:g}",
             "class-far": f"class-mean FAR at most {self.value:g}",
             "frr": f"FRR at most {self.value:g}",
-            "precision": f"precision at least {self.value:g} where a share {self._at:g} of pairs match",
-            "f": f"the largest F{self.value:g} where a share {self._at:g} of pairs match",
+            "precision": f"precision at least {self.value:g} if a share of {self._at:g} of the pairs match",
+            "f": f"the largest F{self.value:g} if a share of {self._at:g} of the pairs match",
             "utility": f"the largest mean utility of classes (c = {self.value:g})",
-            "false-matches": f"at most {self.value:g} false matches a query in a gallery of {_digits(self._at)}",
+            "false-matches": f"at most {self.value:g} false matches per query in a gallery of {_digits(self._at)}",
         }
         return words[self.kind]
 

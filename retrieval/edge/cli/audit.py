@@ -6,23 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieval.edge.cli.manifests import check_manifest
-from retrieval.edge.cli.options import Address, Catalog, Json, Manifest, Wait, absolute, connected, report_passed_over
+from retrieval.edge.cli.options import (
+    Address,
+    Catalog,
+    Family,
+    Json,
+    Manifest,
+    Wait,
+    absolute,
+    connected,
+    report_passed_over,
+)
 from retrieval.edge.cli.replies import as_dict, followed, moment, name_of, print_job
 from retrieval.terminal import VERDICT_FAILED, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from retrieval.v1.audits_pb2 import Audit
 
 
 Report = Annotated[Path | None, typer.Option(help="Copy report.html and report.json into this folder.")]
 
 
-def audit(
+def audit(  # noqa: PLR0913  # the options of a command are its parameters
     catalog: Catalog,
     manifest: Manifest,
     group_by: Annotated[list[str] | None, typer.Option(help="A column that names groups; may be repeated.")] = None,
+    family: Family = "",
     report: Report = None,
     wait: Wait = True,
     address: Address = None,
@@ -31,8 +40,10 @@ def audit(
     """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
-    check_manifest(manifest, group_by=group_by or [])
-    request = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [])
+    check_manifest(manifest, group_by=group_by or [], family=family)
+    request = audits_pb2.StartAuditRequest(
+        catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [], family=family
+    )
     with connected(address) as client:
         job = client.call(client.audits.StartAudit, request)
         if not wait:
@@ -42,7 +53,7 @@ def audit(
             job = client.wait(job, followed(progress))
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=job.result_id))
     report_passed_over(job.passed_over)
-    _show(found, report, as_json, passed_over=job.passed_over)
+    _show(found, report, as_json)
     if found.verdict != audits_pb2.VERDICT_PASSED:
         raise typer.Exit(VERDICT_FAILED)
 
@@ -86,15 +97,12 @@ def show_audit(
     _show(found, report, as_json)
 
 
-def _show(found: "Audit", report: Path | None, as_json: bool, *, passed_over: "Sequence[str] | None" = None) -> None:
-    """Copy the report if a folder is named, and print the audit; `passed_over`: of its job, if that is known."""
+def _show(found: "Audit", report: Path | None, as_json: bool) -> None:
+    """Copy the report if a folder is named, and print the audit."""
     if report is not None:
         _copy_report(found, report)
     page = str(report / "report.html") if report is not None else found.report_html_uri
-    if not as_json:
-        _print_audit(found, page)
-        return
-    print_json(as_dict(found) | ({} if passed_over is None else {"passed_over": list(passed_over)}))
+    print_json(as_dict(found)) if as_json else _print_audit(found, page)
 
 
 def _copy_report(found: "Audit", folder: Path) -> None:
@@ -114,8 +122,9 @@ def _print_audit(found: "Audit", page: str) -> None:
     verdict = "PASSED" if found.verdict == audits_pb2.VERDICT_PASSED else "FAILED"
     rows = [("ok" if finding.passed else "FAILED", finding.limit, finding.explanation) for finding in found.findings]
     print_table(f"Audit of {found.catalog}: {verdict}", ("", "limit", "found"), rows)
+    families = f", {found.n_families} families (column {found.family})" if found.family else ""
     out.print(
         f"R@1 {found.recall_at_1:.3f}, OPIS {found.opis:.3g} (noise floor {found.opis_floor:.3g}), "
-        f"{found.n_classes} classes, {found.n_images} images\nreport: {page}",
+        f"{found.n_classes} classes, {found.n_images} images{families}\nreport: {page}",
         markup=False,
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Json, StateDir, Store, report_passed_over
+from retrieval.edge.cli.options import Family, Json, StateDir, Store, report_passed_over
 from retrieval.edge.cli.replies import print_needs_reindex
 from retrieval.terminal import err, out, print_json, print_table, progress_bars
 
@@ -63,13 +63,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
             "class does not decide them. [all]",
         ),
     ] = None,
-    family: Annotated[
-        str,
-        typer.Option(
-            help="Column that names families of classes, such as the maker: classes of a family look alike and come "
-            "together, so that intervals count families in place of classes."
-        ),
-    ] = "",
+    family: Family = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -171,9 +165,7 @@ def _print_calibration(found: "Calibration") -> None:
             f"OPIS around the target (FAR {around.far_low:.2g} to {around.far_high:.2g}): {around.opis:.2e}, noise "
             f"floor {around.floor:.2e}, debiased {debiased}"
         )
-    if choice.n_families is not None:
-        out.print(f"intervals count {choice.n_families} families of classes")
-    for warning in choice.warnings:
+    for warning in (*choice.warnings, *found.advice):
         out.print(f"note: {warning}", markup=False)
     before = "compared with the operating point that was active"
     out.print(f"{before}: {found.changes}" if found.changes else f"not {before}: {found.no_changes}")

@@ -39,6 +39,9 @@ def _sentences(point: "OperatingPoint") -> Iterator[str]:
             f"promise for {point.n_classes:,} new classes ({level}): FAR {_span(point.far_promised)}, "
             f"TAR {_span(point.tar_promised, '.3f')}"
         )
+    if point.HasField("n_families"):
+        column = f" (column {point.family})" if point.family else ""
+        yield f"intervals and promise count {point.n_families:,} families of classes{column}"
     for name, text, field in (
         ("certificate", point.certificate, "certificate_threshold"),
         ("certificate on average", point.mean_certificate, "mean_certificate_threshold"),
@@ -55,7 +58,7 @@ def _holds(threshold: float, certified: float) -> str:
         return f"holds at the chosen threshold {threshold:.4f}, which is not below {certified:.4f}"
     return (
         f"DOES NOT HOLD at the chosen threshold {threshold:.4f}, which is below {certified:.4f}: use a "
-        "stricter target, or ask for less"
+        "stricter target, or certify a higher FAR"
     )
 
 

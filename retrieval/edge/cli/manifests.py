@@ -1,13 +1,8 @@
-"""Checks of a local manifest before a job starts. Reads names and numbers only; the workers read the rest."""
+"""Checks of a local manifest before a job starts: reads it as the workers will, if the check needs its items."""
 
-import csv
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from retrieval.errors import InvalidManifest
-
-_RESERVED = frozenset({"id", "uri", "label"})
+from retrieval.errors import EmptyCatalog, InvalidManifest
 
 
 def check_manifest(manifest: str, *, group_by: Sequence[str] = (), index: str = "") -> None:
@@ -18,58 +13,37 @@ def check_manifest(manifest: str, *, group_by: Sequence[str] = (), index: str = 
     """
     if not manifest or "://" in manifest:
         return
-    path = Path(manifest)
-    if not path.exists():
+    from retrieval.contract.files import local_path
+
+    path = local_path(manifest)
+    if path is None or not path.exists():
         raise InvalidManifest(
             f"{manifest}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
             "file:///FOLDER/FILE for a path that only the workers have"
         )
     if group_by:
-        _check_columns(path, group_by)
+        _check_columns(manifest, group_by, is_folder=path.is_dir())
     if index:
         from retrieval.engine.index.spec import IndexSpec
 
         if (spec := IndexSpec.parse(index)).n_lists:
-            spec.check_items(_most_items(path))
+            spec.check_items(_items_and_columns(manifest)[0])
 
 
-def _check_columns(path: Path, group_by: Sequence[str]) -> None:
-    columns = _columns(path)
-    if columns is None:  # the worker reports what is wrong with it
-        return
-    groups = [column for column in columns if column not in _RESERVED]
+def _check_columns(manifest: str, group_by: Sequence[str], *, is_folder: bool) -> None:
+    columns = () if is_folder else _items_and_columns(manifest)[1]
     for column in group_by:
-        if column not in groups:
-            what = "a folder has no columns" if path.is_dir() else f"found {', '.join(groups) or 'none'}"
-            raise InvalidManifest(f"{path}: expected a column {column!r} to group by, {what}")
+        if column not in columns:
+            what = "a folder has no columns" if is_folder else f"found {', '.join(columns) or 'none'}"
+            raise InvalidManifest(f"{manifest}: expected a column {column!r} to group by, {what}")
 
 
-def _columns(path: Path) -> Sequence[str] | None:
-    """Return the names of the columns; None if they cannot be read here."""
-    if path.is_dir():
-        return ()
-    suffix = path.suffix.lower()
+def _items_and_columns(manifest: str) -> tuple[int, Sequence[str]]:
+    """Return the number of items and the columns that every item has beside id, uri and label."""
+    from retrieval.contract.manifest import read_manifest
+
     try:
-        if suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return next(csv.reader(file), [])
-        if suffix == ".parquet":
-            import pyarrow.parquet  # slow to import, and few manifests need it
-
-            names: list[str] = pyarrow.parquet.read_schema(path).names
-            return names
-    except (OSError, ValueError, csv.Error):
-        return None
-    return None
-
-
-def _most_items(path: Path) -> int:
-    """Return a number that the items of a manifest do not exceed: its files, rows or lines."""
-    if path.is_dir():
-        return sum(len(files) for _, _, files in os.walk(path, followlinks=True))
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
-
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+        items = read_manifest(manifest)
+    except EmptyCatalog:
+        return 0, ()
+    return len(items), sorted(set.intersection(*(set(item.attributes) for item in items)))

@@ -28,6 +28,13 @@ Catalog = Annotated[str, typer.Argument(help="Name of the catalogue.")]
 Manifest = Annotated[
     str, typer.Argument(help="A folder (one sub-folder per class) or a .csv, .parquet or .jsonl with id, uri, label.")
 ]
+Family = Annotated[
+    str,
+    typer.Option(
+        help="Column that names families of classes, such as the maker: classes of a family look alike and come "
+        "together, so that intervals and promises count families in place of classes."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")]
 Bundle = Annotated[
     str, typer.Option("--bundle", help="Id of the bundle, its start, or its name; needed if the store holds several.")

@@ -80,7 +80,10 @@ def send(app: celery.Celery, task: str, *arguments: Any) -> None:
 
 def _scheduled(settings: Settings) -> AuditRequest:
     return AuditRequest(
-        catalog=settings.audit_catalog, manifest_uri=settings.audit_manifest, group_by=settings.audit_groups
+        catalog=settings.audit_catalog,
+        manifest_uri=settings.audit_manifest,
+        group_by=settings.audit_groups,
+        family=settings.audit_family,
     )
 
 

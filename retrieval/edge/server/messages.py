@@ -83,7 +83,12 @@ def reindex_request(message: catalogs_pb2.StartReindexRequest) -> ReindexRequest
 
 def audit_request(message: audits_pb2.StartAuditRequest) -> AuditRequest:
     """Convert the request for an audit."""
-    return AuditRequest(catalog=message.catalog, manifest_uri=message.manifest_uri, group_by=tuple(message.group_by))
+    return AuditRequest(
+        catalog=message.catalog,
+        manifest_uri=message.manifest_uri,
+        group_by=tuple(message.group_by),
+        family=message.family,
+    )
 
 
 def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
@@ -109,4 +114,8 @@ def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
         created_at=timestamp(report["created_at"]),
         report_html_uri=store.audit_uri(catalog, audit_id, "report.html"),
         report_json_uri=store.audit_uri(catalog, audit_id, REPORT),
+        passed_over=report.get("passed_over", ()),  # this and what follows: not in reports of older versions
+        warnings=report.get("warnings", ()),
+        family=report.get("family", ""),
+        n_families=report.get("n_families"),
     )

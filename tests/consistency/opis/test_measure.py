@@ -214,7 +214,7 @@ def test_two_images_a_class_have_a_floor_and_a_bound_only(family) -> None:
     assert (result.debiased, result.debiased_method, result.pair_correlation) == (None, "bound", 0)
     assert result.floor == pytest.approx(result.value, rel=0.15)
     assert (result.debiased_interval.low, result.debiased_interval.high > result.value) == (0, True)
-    assert "without noise at most" in str(result)
+    assert "debiased at most" in str(result)
 
 
 def test_same_generator_same_result_and_order_does_not_matter(family) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency import certify, certify_mean, highest_mean_far, labelled, operating_curves
+from retrieval.consistency import cap_advice, certify, certify_mean, highest_mean_far, labelled, operating_curves
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 
@@ -191,3 +191,87 @@ def test_the_mean_certificate_covers_and_is_less_strict(family) -> None:
         certificate = certify_mean((rows[:120], labels[:120]), alpha=alpha)
         found.append(((rows[120:] @ rows[:120].T) >= certificate.threshold).mean())
     assert 0.5 * alpha <= np.mean(found) <= alpha
+
+
+def families_of(labels: list[str], size: int) -> list[str]:
+    return [str(int(label.split()[1]) // size) for label in labels]
+
+
+def test_families_of_one_class_change_nothing(family) -> None:
+    rows, labels = family(np.random.default_rng(23), n_classes=40, n_images=3, spread=0.3)
+    plain, named = labelled(rows, labels), labelled(rows, labels, families=labels)
+    found = certify(named, alpha=0.2, delta=0.1)
+    assert (found.threshold, found.n_families) == (certify(plain, alpha=0.2, delta=0.1).threshold, 40)
+    assert "(from 40 classes in 40 families, strict)" in str(found)
+    assert certify_mean(named, alpha=0.2).threshold == certify_mean(plain, alpha=0.2).threshold
+    assert certify_mean(plain, alpha=0.2).n_families is None
+
+
+def test_a_family_counts_once(family) -> None:
+    """Slow reference: the lowest threshold at which the sum over families of the share that keeps alpha is reached."""
+    rows, labels = family(np.random.default_rng(24), n_classes=60, n_images=3, spread=0.4)
+    units = [str(min(int(label.split()[1]), 29)) for label in labels]  # 29 classes alone, and a family of 31
+    found = certify(labelled(rows, labels, families=units), alpha=0.2, delta=0.1, strict=False)
+    grid = np.append(np.linspace(found.threshold - 0.2, found.threshold - 1e-4, 50), found.threshold)
+    keeping = operating_curves((rows, labels), thresholds=grid).far <= 0.2
+    reached = keeping[:29].sum(axis=0) + keeping[29:].mean(axis=0)
+    assert reached[-1] >= 31 * 0.9 - 1e-9 > reached[:-1].max()
+
+
+def test_few_families_are_refused_as_families(family) -> None:
+    rows, labels = family(np.random.default_rng(25), n_classes=60, n_images=3)
+    vectors = labelled(rows, labels, families=families_of(labels, 6))
+    with pytest.raises(NotEnoughEvidence, match="needs at least 19 families, found 10; add families"):
+        certify(vectors, alpha=0.2, delta=0.05)
+    with pytest.raises(NotEnoughEvidence, match=r"by 10 families.* takes about 10 families or more"):
+        certify_mean(vectors, alpha=0.1)
+
+
+def test_a_certificate_that_a_cap_would_loosen_is_advised(family) -> None:
+    """Sizes 3 and 30: with all images the mean certificate takes a FAR of 0.011, with 3 of each 0.030."""
+    rows, labels = family(np.random.default_rng(26), n_classes=60, n_images=10, dimension=8, spread=0.3, crowding=0.8)
+    kept = np.concatenate([10 * code + np.arange(10 if code % 5 == 0 else 3) for code in range(60)])
+    vectors = labelled(rows[kept], [labels[row] for row in kept])
+    found = certify_mean(vectors, alpha=0.06)
+    advised = cap_advice(vectors, found)
+    assert "'class 0000' with 10 of 264 images; at most 3 images a class (max_images=3)" in advised
+    capped = certify_mean(vectors, alpha=0.06, max_images=3)
+    assert capped.threshold < found.threshold
+    assert cap_advice(vectors, capped) == ""
+    assert cap_advice(vectors, certify_mean(vectors, alpha=0.06, strict=False)) == ""
+
+
+@pytest.mark.slow
+def test_certificates_hold_for_a_new_family(family) -> None:
+    """Families of 4 look-alikes: counted once they keep the promise, counted as classes they break it."""
+    rng, kept = np.random.default_rng(27), {True: [], False: []}
+    for _ in range(120):
+        centres = np.repeat(rng.normal(size=(26, 8)), 4, axis=0) + 0.6 * rng.normal(size=(104, 8))
+        noise = np.repeat(np.exp(0.5 * rng.normal(size=26)), 4)[:, None]
+        rows = np.repeat(centres, 2, axis=0) + 0.6 * np.repeat(noise, 2, axis=0) * rng.normal(size=(208, 8))
+        rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        codes = np.arange(208) // 2
+        labels, units = [f"{code:03d}" for code in codes[:200]], [str(code // 4) for code in codes[:200]]
+        for named, found in kept.items():
+            vectors = labelled(rows[:200], labels, families=units if named else None)
+            threshold = certify(vectors, alpha=0.3, delta=0.1).threshold
+            for code in range(100, 104):
+                met = codes != code
+                found.append((rows[codes == code] @ rows[met].T >= threshold).mean() <= 0.3)
+    assert np.mean(kept[True]) >= 0.9 - 0.03
+    assert np.mean(kept[False]) < np.mean(kept[True])
+
+
+@pytest.mark.slow
+def test_the_cap_that_is_named_leaves_nearly_the_most_room(family) -> None:
+    """60 classes of 2 to 30 images: a cap of 20 was named, which certifies next to nothing."""
+    rng = np.random.default_rng(28)
+    rows, labels = family(rng, n_classes=60, n_images=30, dimension=12, spread=0.4, crowding=0.8)
+    sizes = np.floor(np.exp(rng.uniform(np.log(2), np.log(31), size=60))).astype(int)
+    kept = np.concatenate([30 * code + np.arange(size) for code, size in enumerate(sizes)])
+    vectors = labelled(rows[kept], [labels[row] for row in kept])
+    with pytest.raises(NotEnoughEvidence, match=r"with 29 of 628 images.*\(max_images=2\), or strict=False"):
+        certify_mean(vectors, alpha=0.05)
+    loose, strict = (certify_mean(vectors, alpha=0.05, max_images=cap) for cap in (2, 12))
+    assert loose.threshold < strict.threshold - 0.05
+    assert loose.tar > strict.tar + 0.05

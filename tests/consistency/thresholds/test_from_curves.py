@@ -90,3 +90,24 @@ def test_what_curves_cannot_show_is_refused(drawn, grid) -> None:
         threshold_from_curves(operating_curves(drawn, thresholds=[0.999]), target="far=0.01")
     with pytest.raises(NotEnoughEvidence, match="at least 61 classes with a positive pair, found 60"):
         threshold_from_curves(curves, target="far=0.01", min_classes=61)
+
+
+@pytest.mark.slow
+def test_tar_is_that_of_the_embeddings_and_a_large_class_is_named(family) -> None:
+    """At the same threshold the intervals, predictions and effective numbers of TAR are equal, at unequal sizes too."""
+    rows, labels = family(np.random.default_rng(3), n_classes=60, n_images=40, dimension=10, spread=0.4, crowding=0.5)
+    kept = np.concatenate([40 * code + np.arange(40 if code == 7 else 3 + code % 4) for code in range(60)])
+    rows, labels = rows[kept], [labels[row] for row in kept]
+    exact = choose_threshold((rows, labels), target="far=0.01")
+    curves = operating_curves((rows, labels), thresholds=np.append(np.linspace(0, 1, 200), exact.threshold))
+    found = threshold_from_curves(curves, target="far=0.01")
+    assert (found.threshold, found.far, found.tar) == (exact.threshold, exact.far, exact.tar)
+    assert found.tar_interval == exact.tar_interval
+    assert found.predicted_tar(30) == exact.predicted_tar(30)
+    assert (found.tar_units, found.tar_trials, found.class_tar) == (exact.tar_units, exact.tar_trials, exact.class_tar)
+    assert found.far_units == pytest.approx(exact.far_units)
+    assert any("class 'class 0007' (40 images) holds" in warning for warning in found.warnings)
+    for name in ("far_interval", "class_far_interval"):
+        wide, narrow = getattr(found, name), getattr(exact, name)
+        assert wide.low <= narrow.low * 1.05
+        assert narrow.high <= wide.high * 1.05

@@ -131,5 +131,5 @@ def test_a_target_that_no_threshold_reaches_is_refused() -> None:
     """Every negative pair is a copy of a positive one: precision never exceeds the prevalence."""
     rows = np.tile(np.eye(3, dtype=np.float32), (4, 1))
     vectors = labelled(rows, ["a"] * 6 + ["b"] * 6)
-    with pytest.raises(NotEnoughEvidence, match=r"no threshold reaches precision at least 0\.9 .* ask for less"):
+    with pytest.raises(NotEnoughEvidence, match=r"no threshold reaches precision at least 0\.9 .* lower the target"):
         reach(vectors, parse_target("precision=0.9@0.1"))

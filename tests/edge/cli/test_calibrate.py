@@ -13,6 +13,7 @@ from retrieval.edge.cli.app import app
 from retrieval.engine.store import Store
 from retrieval.errors import InvalidInput, UnknownBundle
 from tests.photos import write_shots
+from tests.pictures import write_class_folders
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_another_target_is_compared_with_the_one_in_use(
     assert second["changes"]["proposed"] == second["choice"]["threshold"]
     assert len(second["changes"]["classes"]) == 30
     text = printed(capfd, calibrate(tmp_path, tiny_bundle, images, "--target", "f1@0.05"))
-    for expected in ("the largest F1 where", "of the true pairs", "decisions change", "stored; to activate it"):
+    for expected in ("the largest F1 if", "of the true pairs", "decisions change", "stored; to activate it"):
         assert expected in text
     assert Store(str(tmp_path / "store")).active_id(tiny_bundle.digest) == first["id"]
 
@@ -83,6 +84,22 @@ def test_far_and_target_together_are_refused(tmp_path: Path, tiny_bundle: Bundle
         calibrate(tmp_path, tiny_bundle, images, "--far", "0.05", "--target", "utility")
     with pytest.raises(InvalidInput, match=r"'eer=0\.1' is no target"):
         calibrate(tmp_path, tiny_bundle, images, "--target", "eer=0.1")
+
+
+def test_what_is_no_image_is_reported(tmp_path: Path, tiny_bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of the calibration images and of the cohort, to stderr and in the JSON."""
+    for folder, first in (("data", 0), ("cohort", 100)):
+        write_class_folders(tmp_path / folder, n_classes=20, n_images=4, first_class=first)
+        (tmp_path / folder / f"{folder}.txt").write_text("no image")
+    where = ("--store", str(tmp_path / "store"), "--state-dir", str(tmp_path / "state"))
+    sources = ("--data", str(tmp_path / "data"), "--cohort", str(tmp_path / "cohort"))
+    arguments = ["calibrate", "--bundle", str(tiny_bundle.directory), *sources, *where, "--far", "0.1", "--json"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False, standalone_mode=False)
+    captured = capfd.readouterr()
+    expected = ["1 passed over (no images): data.txt", "1 passed over (no images): cohort.txt"]
+    assert json.loads(done.stdout or captured.out)["passed_over"] == expected
+    shown = " ".join((done.stderr + captured.err).split())
+    assert all(sentence in shown for sentence in expected)
 
 
 def printed(capfd: pytest.CaptureFixture[str], output: str) -> str:

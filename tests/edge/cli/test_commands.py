@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from retrieval.edge.cli import main
@@ -187,11 +189,15 @@ def test_errors_of_the_server_have_their_exit_codes(retrieval: Command, running:
 
 def test_what_can_only_fail_is_refused_before_the_job(retrieval: Command, running: Running, tmp_path: Path) -> None:
     """Exit code 2, although no queue is there: a group that is no column, a missing manifest, too few items."""
-    images = running.folder / "images" / "manifest.csv"
+    images, lines = running.folder / "images" / "manifest.csv", running.folder / "lines.jsonl"
+    lines.write_text('{"id": "1", "uri": "1.png", "label": "a"}\n{"id": "2", "uri": "2.png", "shelf": 3}\n')
     for message, *arguments in (
         ("expected a column 'nosuch' to group by", "audit", CATALOG, images, "--group-by", "nosuch"),
         ("expected a column 'label' to group by", "audit", CATALOG, images, "--group-by", "label"),
         ("a folder has no columns", "audit", CATALOG, tmp_path, "--group-by", "camera"),
+        ("column 'maker' of families, found camera", "audit", CATALOG, images, "--family", "maker"),
+        ("column 'maker' of families, found shelf", "audit", CATALOG, lines, "--family", "maker"),
+        ("a folder has no columns", "audit", CATALOG, tmp_path, "--family", "maker"),
         ("found nothing there", "audit", CATALOG, tmp_path / "no.csv"),
         ("found nothing there", "reindex", CATALOG, tmp_path / "no.csv"),
         ("use Flat or at most 2 lists", "reindex", CATALOG, images, "--index", "IVF9,nprobe=1"),
@@ -200,6 +206,35 @@ def test_what_can_only_fail_is_refused_before_the_job(retrieval: Command, runnin
         code, out, err = retrieval(*arguments)
         assert (code, out) == (2, ""), arguments
         assert message in err
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_table_is_checked_as_the_worker_reads_it(retrieval: Command, tmp_path: Path, suffix: str) -> None:
+    """A column is one if the reader makes it an attribute; and only items count, in every format."""
+    path = tmp_path / f"items{suffix}"
+    if suffix == ".csv":
+        rows = "".join(f'{i},{i}.png,cup,"two\n\n\n\nlines"\n' for i in range(50))
+        path.write_text(f"id,uri,label,maker\n{rows}")
+    elif suffix == ".jsonl":
+        path.write_text('{"id": 1, "uri": "1.png", "label": "cup", "maker": "north"}\n' + "\n" * 200)
+    else:
+        columns = {"id": ["1"], "uri": ["1.png"], "label": ["cup"], "maker": [b"\xff"]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    wrong = "label" if suffix == ".csv" else "nosuch" if suffix == ".jsonl" else "maker"
+    code, out, err = retrieval("audit", CATALOG, path, "--group-by", wrong)
+    assert (code, out) == (2, "")
+    assert f"expected a column '{wrong}' to group by, found {'none' if suffix == '.parquet' else 'maker'}" in err
+    code, out, err = retrieval("reindex", CATALOG, path, "--index", "IVF4,nprobe=1")
+    assert (code, out) == (2, "")
+    assert f"found {50 if suffix == '.csv' else 1}: use Flat" in err
+
+
+def test_hidden_files_do_not_fill_an_index(retrieval: Command, tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / f".{number}.png").touch()
+    (tmp_path / "1.png").touch()
+    code, _, err = retrieval("reindex", CATALOG, tmp_path, "--index", "IVF1,nprobe=1")
+    assert (code, "found 1: use Flat" in err) == (2, True)
 
 
 def test_a_path_that_only_workers_have_is_not_checked(retrieval: Command) -> None:

@@ -112,7 +112,13 @@ def test_a_gpu_worker_is_one_process(
 def test_audits_are_scheduled_only_if_an_interval_is_set() -> None:
     """Hours become seconds; the request travels with the task."""
     assert not make_app(load_settings()).conf.beat_schedule
-    settings = load_settings(audit_every_h=1.5, audit_catalog="shop", audit_manifest="images", audit_group_by="maker")
+    settings = load_settings(
+        audit_every_h=1.5,
+        audit_catalog="shop",
+        audit_manifest="images",
+        audit_group_by="camera",
+        audit_family="maker",
+    )
     (entry,) = make_app(settings).conf.beat_schedule.values()
-    request = {"catalog": "shop", "manifest_uri": "images", "group_by": ["maker"]}
+    request = {"catalog": "shop", "manifest_uri": "images", "group_by": ["camera"], "family": "maker"}
     assert entry == {"task": SCHEDULED_AUDIT, "schedule": 5400.0, "args": [request]}

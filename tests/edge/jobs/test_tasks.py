@@ -228,7 +228,11 @@ def test_a_scheduled_audit_that_still_runs_is_not_started_again(
 ) -> None:
     """Two ticks give one job with the request that the scheduler sent; the worker has no settings of an audit."""
     scheduler = load_settings(
-        audit_every_h=1.0, audit_catalog=CATALOG, audit_manifest="images", audit_group_by="maker, camera"
+        audit_every_h=1.0,
+        audit_catalog=CATALOG,
+        audit_manifest="images",
+        audit_group_by="maker, camera",
+        audit_family="line",
     )
     (entry,) = make_app(scheduler).conf.beat_schedule.values()
     tasks = Tasks(load_settings(state_dir=state_dir, store_url=calibrated.url))
@@ -236,7 +240,8 @@ def test_a_scheduled_audit_that_still_runs_is_not_started_again(
         tasks.app.tasks[entry["task"]].apply(args=json.loads(json.dumps(entry["args"])), throw=True)
     (job,) = tasks.jobs.running()
     assert waiting(client) == [Message(AUDIT, (job.id,))] * 2
-    assert job.request == {"catalog": CATALOG, "manifest_uri": "images", "group_by": ["maker", "camera"]}
+    groups = ["maker", "camera"]
+    assert job.request == {"catalog": CATALOG, "manifest_uri": "images", "group_by": groups, "family": "line"}
     other = {"catalog": CATALOG, "manifest_uri": "others", "group_by": []}
     with capture_logs() as logs:
         tasks.app.tasks[entry["task"]].apply(args=[other], throw=True)

@@ -52,11 +52,11 @@ def test_unset_fields_of_a_reindex_request_take_the_defaults_of_the_flow() -> No
     assert messages.reindex_request(message).max_failed_share == 0
 
 
-@given(catalog=TEXT, manifest_uri=TEXT, group_by=st.lists(TEXT, max_size=3))
-def test_an_audit_request_keeps_every_value(catalog: str, manifest_uri: str, group_by: list[str]) -> None:
+@given(catalog=TEXT, manifest_uri=TEXT, group_by=st.lists(TEXT, max_size=3), family=TEXT)
+def test_an_audit_request_keeps_every_value(catalog: str, manifest_uri: str, group_by: list[str], family: str) -> None:
     """Columns keep their order."""
-    message = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=manifest_uri, group_by=group_by)
-    expected = AuditRequest(catalog=catalog, manifest_uri=manifest_uri, group_by=tuple(group_by))
+    message = audits_pb2.StartAuditRequest(catalog=catalog, manifest_uri=manifest_uri, group_by=group_by, family=family)
+    expected = AuditRequest(catalog=catalog, manifest_uri=manifest_uri, group_by=tuple(group_by), family=family)
     assert messages.audit_request(message) == expected
 
 
@@ -159,8 +159,8 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
 @pytest.mark.parametrize("active", [True, False])
 def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, active: bool) -> None:
     """Each field of the message comes from the field of the same name; no field stays at its default."""
-    choice = replace(cosine_point.choice, confidence=0.9)  # not the default
-    cosine_point = replace(cosine_point, choice=choice)
+    choice = replace(cosine_point.choice, confidence=0.9, n_families=7)  # not the default
+    cosine_point = replace(cosine_point, choice=choice, family="maker")
     message = operating_point_message(cosine_point, active=active, needs_reindex=["shop"])
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
@@ -175,6 +175,7 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     assert message.created_at.ToDatetime(UTC) == time_of(cosine_point.created_at)
     assert message.active == active
     assert message.needs_reindex == ["shop"]
+    assert (message.family, message.n_families) == ("maker", 7)
     unset = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
     assert unset <= ({"tar", "far"} if active else {"tar", "far", "active"})
 
@@ -194,6 +195,10 @@ REPORT = {
     "opis": {"value": 0.02, "floor": 0.01, "debiased": 0.01},
     "n_classes": 30,
     "n_images": 120,
+    "passed_over": ["1 passed over (hidden): .x"],
+    "warnings": ["class 'a' holds 90% of the true pairs"],
+    "family": "maker",
+    "n_families": 6,
     "created_at": "2026-01-02T03:04:05.678+00:00",
 }
 
@@ -206,7 +211,7 @@ def test_an_audit_keeps_its_figures_and_names_its_files(store: Store, verdict: s
     message = messages.audit_message(store, {**REPORT, "verdict": verdict})
     for name in (
         "id", "catalog", "bundle_digest", "operating_point_id", "threshold", "far", "tar", "recall_at_1", "n_classes",
-        "n_images",
+        "n_images", "passed_over", "warnings", "family", "n_families",
     ):  # fmt: skip
         assert getattr(message, name) == REPORT[name], name
     assert message.verdict == expected
@@ -218,6 +223,14 @@ def test_an_audit_keeps_its_figures_and_names_its_files(store: Store, verdict: s
     assert message.report_html_uri == f"{store.url}/catalogs/shop/audits/audit/report.html"
     assert message.report_json_uri == f"{store.url}/catalogs/shop/audits/audit/report.json"
     assert {field.name for field, _ in message.ListFields()} == {f.name for f in message.DESCRIPTOR.fields}
+
+
+def test_a_report_of_an_older_version_is_still_shown(store: Store) -> None:
+    """It has no families, no warnings and nothing that was passed over."""
+    added = ("passed_over", "warnings", "family", "n_families")
+    message = messages.audit_message(store, {name: value for name, value in REPORT.items() if name not in added})
+    assert (message.passed_over, message.warnings, message.family) == ([], [], "")
+    assert not message.HasField("n_families")
 
 
 def test_requests_of_the_flows_have_no_field_that_clients_cannot_set() -> None:

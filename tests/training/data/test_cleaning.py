@@ -1,14 +1,20 @@
 """Parts of a split without duplicates."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from retrieval.contract.manifest import Item, read_manifest
 from tests.pictures import encoded, noise
-from training.data import Duplicate, clean
+from tests.training.data.conftest import ignore
+from training.data import Duplicate, clean, find_duplicates
 
 
 def item(name: str, label: str) -> Item:
@@ -84,3 +90,49 @@ def test_the_command_writes_cleaned_tables(
     code, _, err = training("duplicates", *parts, option, tmp_path / "clean")
     assert (code, "exists already" in err) == (2, True)
     assert training("duplicates", *parts, "--drop", tmp_path / "x", "--merge", tmp_path / "y")[0] == 2
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return a chain of pictures whose neighbours are nearly equal: each in three files, two of them equal."""
+    folder = tmp_path_factory.mktemp("chain")
+    grey = np.random.default_rng(0).integers(60, 180, (16, 16, 3))
+    uris = []
+    for step in range(4):
+        image = Image.fromarray((grey + 2 * step).astype(np.uint8))
+        for copy, level in enumerate((1, 9, 9)):
+            path = folder / f"{step}-{copy}.png"
+            path.write_bytes(encoded(image, compress_level=level))
+            uris.append(path.as_uri())
+    return uris
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 11), st.sampled_from("ab"), st.sampled_from("xyz")), max_size=14))
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_second_run_finds_nothing(pictures: list[str], merge: bool, drawn: list[tuple[int, str, str]]) -> None:
+    """Whatever copies, near copies and labels there are: each harmful picture is named, and none is left."""
+    parts: dict[str, list[Item]] = {"a": [], "b": []}
+    for number, (picture, part, label) in enumerate(drawn):
+        parts[part].append(Item(id=str(number), uri=pictures[picture], label=label, attributes={}))
+    report = find_duplicates(parts, tolerance=3.0, progress=ignore)
+    harmful = {
+        str(number)
+        for number, (one, part, label) in enumerate(drawn)
+        for other, *kind in drawn
+        if kind != [part, label] and abs(one // 3 - other // 3) <= 1
+    }
+    assert {name for pair in report.harmful for name in pair.ids} == harmful
+    cleaned = clean(parts, report.harmful, merge=merge)
+    assert find_duplicates(cleaned.parts, tolerance=3.0, progress=ignore).harmful == ()
+    assert cleaned.n_dropped <= len(harmful)
+
+
+def test_a_long_chain_is_cleaned_quickly() -> None:
+    """Not in a time that grows with the square of its pictures."""
+    n = 20_000
+    parts = {"a": [item(str(number), "cup") for number in range(n)], "b": [item("b", "mug")]}
+    started = time.process_time()
+    found = clean(parts, [pair(("a", str(i), "cup"), ("b", "b", "mug")) for i in range(n)], merge=True)
+    assert (found.n_dropped, ids(found.parts)) == (n, {"a": "0", "b": ""})
+    assert time.process_time() - started < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.photos import shot
 from tests.pictures import encoded, plain, truncated_jpeg
 from tests.training.data.conftest import ignore
 from training.data import DuplicateReport, find_duplicates
-from training.data.duplicates import _similar
+from training.data.likeness import similar
 
 
 def photo(number: int, size: int = 120) -> Image.Image:
@@ -75,7 +76,7 @@ def test_two_labels_in_one_part_are_harmful_one_label_is_not(kept: dict[str, lis
     keep(kept, tmp_path, "train", "class 3", encoded(photo(3)))
     assert (found(kept).harmful, found(kept).n_harmless) == ((), 1)
     keep(kept, tmp_path, "train", "class 4", encoded(photo(3)))
-    assert [pair.labels for pair in found(kept).harmful] == [("class 3", "class 4")]
+    assert [pair.labels for pair in found(kept).harmful] == [("class 3", "class 4")] * 2
 
 
 def test_colour_tells_pictures_apart(kept: dict[str, list[Item]], tmp_path: Path) -> None:
@@ -128,13 +129,26 @@ def test_the_quick_search_misses_nothing(kinds: int) -> None:
                 distance = np.sqrt(np.mean((thumbnails[one].astype(float) - thumbnails[other]) ** 2))
                 if distance <= tolerance:
                     expected[one, other] = float(distance)
-        pairs = {(one, other): difference for one, other, difference in _similar(thumbnails, kind_of, tolerance)}
+        pairs = {(one, other): difference for one, other, difference in similar(thumbnails, kind_of, tolerance)}
         assert pairs == {pair: pytest.approx(expected[pair], abs=1e-3) for pair in pairs}
         assert components(pairs) == components(expected)
         assert len(pairs) == sum(len(rows) - 1 for rows in components(expected))
         across = [pair for pair in expected if kind_of[pair[0]] != kind_of[pair[1]]]
         assert components([pair for pair in pairs if pair in across]) == components(across)
     assert len(expected) > 10
+
+
+@pytest.mark.parametrize(("level", "noise"), [(245, 1.5), (200, 8)])
+def test_thousands_of_pages_are_compared_quickly(level: int, noise: float) -> None:
+    """Near-blank pages, which are all alike, and pages of text, which only look alike from afar."""
+    rng = np.random.default_rng(0)
+    pages = np.clip(level + rng.normal(0, noise, (3000, 16, 16, 1)).repeat(3, axis=3), 0, 255).astype(np.uint8)
+    seen: list[tuple[int, int]] = []
+    started = time.process_time()
+    pairs = list(similar(pages, np.arange(3000) % 50, 3.0, lambda *done: seen.append(done)))
+    assert time.process_time() - started < 10  # 1 and 1 s here; comparing pair by pair took 4 and 66 s
+    assert len(pairs) == (2999 if noise < 3 else 0)
+    assert seen == [(1024, 3000), (2048, 3000), (3000, 3000)]
 
 
 def components(pairs: Iterable[tuple[int, int]]) -> set[frozenset[int]]:

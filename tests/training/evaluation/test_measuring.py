@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from retrieval.consistency import OpisOptions, consistency_report, labelled, map_at_r, recall_at_k
+from retrieval.consistency.thresholds.cross_fitted import split_classes
 from retrieval.contract.manifest import Item
 from retrieval.contract.preprocessing import Preprocessing
 from retrieval.errors import CorruptArtifact, InvalidInput, NotEnoughEvidence, TooManyFailures
 from tests.consistency.conftest import draw_family
 from training.evaluation import Evaluation, embed_images, evaluate, evaluate_items, require_evidence
+from training.evaluation.report import to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,28 @@ def test_too_little_is_refused_before_and_after(labels: list[str], far_target: f
         require_evidence(labels, far_target=far_target)
     with pytest.raises(NotEnoughEvidence, match=expected):
         evaluate(rows, labels, far_target=far_target)
+
+
+def test_what_decides_the_rates_is_noted(drawn: tuple[np.ndarray, list[str]]) -> None:
+    """20 classes under one label hold most true pairs; a full evaluation states it, in its table too."""
+    rows, labels = drawn
+    merged = ["merged" if label < "class 0020" else label for label in labels]
+    found = evaluate(rows, merged)
+    assert any("class 'merged' (100 images) holds" in warning for warning in found.warnings)
+    assert "Notes:\n- class 'merged'" in to_markdown(found)
+    assert Evaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert evaluate(rows, merged, in_full=False).warnings == ()
+
+
+@pytest.mark.slow
+def test_families_are_split_as_a_whole(drawn: tuple[np.ndarray, list[str]]) -> None:
+    """Families of 10 classes: the halves that fix thresholds and are measured share no family, so they differ more."""
+    rows, labels = drawn
+    families = [label[:-1] for label in labels]
+    halves = split_classes(labelled(rows, labels, families=families), np.random.default_rng(0))
+    names = [{half.classes[code][:-1] for code in half.codes} for half in halves]
+    assert len(names[0]) == len(names[1]) == 4
+    assert not names[0] & names[1]
+    plain, named = evaluate(rows, labels), evaluate(rows, labels, families=families)
+    assert plain.tar == named.tar
+    assert plain.other_classes != named.other_classes

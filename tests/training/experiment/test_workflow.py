@@ -39,6 +39,7 @@ score = { kind = "cohort", k = 5, fitted_on = "train" }
 def test_training_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for number, part in enumerate(("train", "cohort", "calibration", "test")):
         write_class_folders(tmp_path / part, n_classes=12, n_images=4, first_class=100 * number)
+    (tmp_path / "test" / "note.txt").write_text("no image")
     (tmp_path / "tried.toml").write_text(EXPERIMENT)
     out = tmp_path / "out"
     arguments = ("experiment", tmp_path / "tried.toml", "--out", out, "--data", tmp_path, "--device", "cpu", "--json")
@@ -53,6 +54,8 @@ def test_training_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     for arm in result["arms"]:
         assert 0 < arm["figures"]["r_at_1"]["mean"] <= 1
         assert arm["figures"]["training_s"]["mean"] > 0
+    assert result["passed_over"] == ["1 passed over (no images): note.txt"]
+    assert "1 passed over (no images): note.txt" in captured.err
     kept = read_embeddings(out / "tcm" / "0" / "embeddings.npz")
     assert {name: part.embeddings.shape for name, part in kept.items()} == dict.fromkeys(
         ("train", "cohort", "calibration", "test"), (48, 16)
