@@ -6,10 +6,11 @@ use them. Only this module imports rich.
 
 import contextlib
 import json
+import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
@@ -48,9 +49,25 @@ Version = Annotated[
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout. A file name that is not UTF-8 is escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    """Print one JSON document on stdout. A file name that is not UTF-8 is escaped.
+
+    Numbers are numbers, also those of NumPy and torch; NaN and infinity, which JSON does not have, are null.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     out.out(_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in the types of JSON; what has none as text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(member) for member in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

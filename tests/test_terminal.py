@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -143,6 +145,18 @@ def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(captured.out) == value
     assert "猫" in captured.out
     assert captured.err == ""
+
+
+def test_numbers_in_json_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """NumPy's too; what is not finite is null, because `NaN` and `Infinity` are no JSON."""
+    rates = {"far": np.float32(0.25), "n": np.int64(3), "passed": np.bool_(True), "all": np.array([1.5, np.nan])}
+    print_json({**rates, "low": float("-inf"), "high": np.float64("inf"), "page": Path("a/b.html"), "pair": (1, 2.5)})
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
+    assert found == {
+        "far": 0.25, "n": 3, "passed": True, "all": [1.5, None], "low": None, "high": None, "page": "a/b.html",
+        "pair": [1, 2.5],
+    }  # fmt: skip
+    assert found["passed"] is True
 
 
 def test_json_escapes_a_file_name_that_is_no_utf_8(capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,11 @@ class Client:
 
     def check_health(self) -> None:
         """Raise Unavailable unless the server answers and its status is SERVING."""
+        if not self.is_serving():
+            raise Unavailable(f"the server at {self._address} answers, but does not serve")
+
+    def is_serving(self) -> bool:
+        """Return whether the status of the server is SERVING. Raises Unavailable if it does not answer."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc  # few callers need it
 
         try:
@@ -93,8 +98,7 @@ class Client:
             raise Unavailable(
                 f"no server answers at {self._address}: {error.code().name}: start one with `retrieval serve`"
             ) from error
-        if reply.status != health_pb2.HealthCheckResponse.SERVING:
-            raise Unavailable(f"the server at {self._address} answers, but does not serve")
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def catalog_health(self) -> dict[str, bool]:
         """Return by name whether each catalogue that should be served is served; {} from a server that cannot tell.

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from retrieval.contract.folders import Walk, sort_names, walk_local
-from retrieval.contract.loopback import is_loopback, reach_directly
+from retrieval.contract.loopback import reach_directly
+from retrieval.contract.time_limits import WEB, time_limits
 from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
 _Result = TypeVar("_Result")
@@ -27,10 +28,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", re.IGNORECASE)
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
-_WEB = ("http", "https")
 _S3 = ("s3", "s3a")
 
-_CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # limits on one request
 _CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
@@ -82,7 +81,7 @@ def local_path(name: str) -> Path | None:
 
 def suffix_of(name: str) -> str:
     """Return the lower-case suffix of a path or URL; a query string does not hide it."""
-    if name.partition("://")[0].lower() in _WEB:
+    if name.partition("://")[0].lower() in WEB:
         name = unquote(urlsplit(name).path)
     return PurePosixPath(name).suffix.lower()
 
@@ -118,11 +117,8 @@ class Place:
     _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
 
     @classmethod
-    def of(cls, name: str, **limits: Any) -> "Place":
-        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
-
-        limits: further options of the file system of a remote URL.
-        """
+    def of(cls, name: str) -> "Place":
+        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable."""
         import fsspec
 
         if (path := local_path(name)) is not None:
@@ -138,8 +134,8 @@ class Place:
             return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
         protocol = name.partition("://")[0].lower()
         kind = fsspec.get_filesystem_class(protocol)
-        options = _web_options(name) if protocol in _WEB else kind._get_kwargs_from_urls(name)
-        filesystem = kind(**{**options, **limits})
+        options = {} if protocol in WEB else kind._get_kwargs_from_urls(name)
+        filesystem = kind(**{**options, **time_limits(name)})
         if protocol in _S3:
             reach_directly(filesystem)
         return cls(filesystem, kind._strip_protocol(name))
@@ -147,7 +143,7 @@ class Place:
     @property
     def is_web(self) -> bool:
         """Whether it is read by HTTP, which has no folders, only pages with links."""
-        return self.path.partition("://")[0].lower() in _WEB
+        return self.path.partition("://")[0].lower() in WEB
 
     @property
     def is_local(self) -> bool:
@@ -225,14 +221,6 @@ def _read_regular(path: Path, most: int | None) -> bytes:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "expected a regular file, found a pipe, socket or device", str(path))
         return file.read() if most is None else file.read(most)
-
-
-def _web_options(url: str) -> dict[str, Any]:
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=_WHOLE_S, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    # trust_env: use the proxies of the environment
-    return {"client_kwargs": {"timeout": timeout, "trust_env": not is_loopback(url)}}
 
 
 async def _get(filesystem: Any, url: str, most: int | None) -> bytes:

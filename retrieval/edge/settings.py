@@ -29,6 +29,12 @@ class Settings(BaseSettings):
     store_url: str = Field(
         default="", description="Store of artefacts: an fsspec URL or a path; empty: the folder `store` in state_dir."
     )
+    store_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=3600,
+        description="Seconds within which the server answers a call that needs the store; UNAVAILABLE after that.",
+    )
     state_dir: Path = Field(
         default=Path(".retrieval"), description="Folder of this machine's own state: embedded Valkey, default store."
     )
@@ -74,8 +80,11 @@ class Settings(BaseSettings):
     keep_snapshots: int = Field(
         default=5, ge=0, description="Newest snapshots of a catalogue that stay when a new one is published; 0: all."
     )
+    keep_audits: int = Field(
+        default=100, ge=0, description="Newest audits of a catalogue that stay when a snapshot is published; 0: all."
+    )
     keep_days: float = Field(
-        default=0.0, ge=0, description="Days for which a snapshot stays in any case; 0: only keep_snapshots counts."
+        default=0.0, ge=0, description="Days for which snapshots and audits stay in any case; 0: only numbers count."
     )
     cache_bytes: int = Field(
         default=8 * 1024**3, ge=0, description="Bytes of local copies of a remote store, in the temporary folder."

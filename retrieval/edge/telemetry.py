@@ -21,6 +21,7 @@ MATCHES = Histogram(
 )
 LIVE = Gauge("retrieval_live_since_seconds", "When the live snapshot went live, Unix time", ["catalog"])
 REFUSED = Counter("retrieval_refused_snapshots", "Snapshots or operating points that could not go live", ["catalog"])
+LEFT_BEHIND = Gauge("retrieval_store_calls_left_behind", "Calls to the store that did not end in time and still run")
 
 
 def setup(settings: Settings) -> None:

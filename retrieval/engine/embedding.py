@@ -117,10 +117,17 @@ def embed_items(
     Raises TooManyFailures as `check_failures` does.
     """
     shards: list[EmbeddedShard] = []
+    parts: list[NDArray[np.float32]] = []
     usable: list[Item] = []
     for start in range(0, len(items), SHARD_ITEMS):
         part = items[start : start + SHARD_ITEMS]
-        shards.append(embed_shard(store, embedder, bundle, part))
+        shard = embed_shard(store, embedder, bundle, part)
+        try:
+            parts.append(store.embeddings(shard.key))
+        except CorruptArtifact:  # pruned meanwhile: no snapshot uses them
+            shard = embed_shard(store, embedder, bundle, part)
+            parts.append(store.embeddings(shard.key))
+        shards.append(shard)
         usable.extend(part[row] for row in shards[-1].rows)
         progress(min(start + SHARD_ITEMS, len(items)), len(items))
     failures = tuple(failure for shard in shards for failure in shard.failures)
@@ -128,7 +135,7 @@ def embed_items(
     digests = [digest for shard in shards for digest in shard.image_digests]
     return EmbeddedItems(
         items=tuple(usable),
-        embeddings=np.concatenate([store.embeddings(shard.key) for shard in shards]),
+        embeddings=np.concatenate(parts),
         failures=failures,
         content_digest=digest_json([(item.label, digest) for item, digest in zip(usable, digests, strict=True)]),
     )

@@ -1,7 +1,8 @@
-"""Pruning: removes old snapshots of catalogues, and embeddings that no snapshot needs any more.
+"""Pruning: removes old snapshots and audits of catalogues, and files that nothing needs any more.
 
 Decides what may go. A snapshot stays if it is live, if a rollback made it live or would do so next, if it is among the
-newest, or if it is young. Embeddings stay if a snapshot that stays was made from them, or while a job runs.
+newest, if it is young, or if its manifest is damaged, because somebody may repair it. Embeddings stay if a snapshot
+that stays was made from them, or while a job runs. What killed processes left goes after a day, if no job runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,33 +15,42 @@ from retrieval.errors import InvalidInput, UnknownCatalog
 
 _YOUNG = timedelta(hours=1)  # a snapshot that is newer than the live one may be about to be published
 _CACHED = timedelta(days=1)  # how long embeddings are kept that no snapshot ever used: of calibrations and audits
+_LEFT_OVER = timedelta(days=1)  # a file that is not finished by then never will be
+_ABANDONED = timedelta(days=7)  # a job that has not written for so long does not come back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePolicy:
-    """Which snapshots of each catalogue stay: the newest `keep`, and all that are younger than `keep_days`.
+    """Which snapshots and audits of each catalogue stay: the newest ones, and all that are younger than `keep_days`.
 
-    `keep`: at least 1; 0 keeps all.
+    keep: number of snapshots, keep_audits: number of audits, at least 1; 0 keeps all.
     """
 
     keep: int
     keep_days: float = 0.0
+    keep_audits: int = 0
 
     def __post_init__(self) -> None:
-        if self.keep < 0 or not self.keep_days >= 0:
-            raise InvalidInput(f"prune: expected keep and keep_days of 0 or more, found {self.keep}, {self.keep_days}")
+        if self.keep < 0 or self.keep_audits < 0 or not self.keep_days >= 0:
+            found = f"{self.keep}, {self.keep_days}, {self.keep_audits}"
+            raise InvalidInput(f"prune: expected keep, keep_days and keep_audits of 0 or more, found {found}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What was removed, or would be: ids of snapshots by catalogue, and keys of embeddings.
+    """What was removed, or would be: ids of snapshots and of audits by catalogue, and keys of embeddings.
 
-    `embeddings_kept_for_jobs`: True if jobs at work kept unused embeddings.
+    left_over: keys of what killed processes left. embeddings_kept_for_jobs: True if jobs at work kept unused
+    embeddings. damaged: snapshots by `catalogue/id` whose manifest is damaged, with the reason; while there is one, no
+    embeddings are removed, because nobody knows which it needs.
     """
 
     snapshots: dict[str, tuple[SnapshotId, ...]]
+    audits: dict[str, tuple[str, ...]]
     embeddings: tuple[str, ...]
+    left_over: tuple[str, ...]
     embeddings_kept_for_jobs: bool
+    damaged: dict[str, str]
 
 
 def prune(
@@ -56,25 +66,37 @@ def prune(
 
     in_use: snapshots that stay in any case. Raises UnknownCatalog if a named one has no snapshot.
     """
-    going: dict[str, tuple[SnapshotId, ...]] = {}
+    snapshots: dict[str, tuple[SnapshotId, ...]] = {}
+    audits: dict[str, tuple[str, ...]] = {}
     gone: dict[tuple[str, SnapshotId], set[str]] = {}  # two catalogues may have a snapshot with the same id
     for catalog in catalogs or store.catalogs():
-        manifests = store.snapshots(catalog)
+        manifests = store.snapshots(catalog).readable
         kept = _kept(store, catalog, manifests, policy, now) | set(in_use)
         for manifest in manifests:
             if manifest.id in kept or manifest.id == _live(store, catalog):  # somebody may just have gone back to it
                 continue
-            if not dry_run:
-                store.delete_snapshot(catalog, manifest.id)
-            gone[catalog, manifest.id] = set(manifest.shards)
-            going[catalog] = (*going.get(catalog, ()), manifest.id)
-    unused = _unused_embeddings(store, gone, now)
-    at_work = bool(store.objects.names("staging"))  # a job may use embeddings that no snapshot names yet
-    if not dry_run and not at_work:
-        for key in unused:
-            store.objects.delete(key)
+            if dry_run or store.delete_snapshot(catalog, manifest.id):
+                gone[catalog, manifest.id] = set(manifest.shards)
+                snapshots[catalog] = (*snapshots.get(catalog, ()), manifest.id)
+        if old := _old_audits(store, catalog, policy, now):
+            audits[catalog] = old
+            for audit_id in () if dry_run else old:
+                store.delete_audit(catalog, audit_id)
+    left_over = _left_over(store, now)
+    for key in () if dry_run else left_over:
+        store.objects.delete(key)
+    unused, damaged = _unused_embeddings(store, gone, now)
+    at_work = set(store.jobs_at_work()) - {key.split("/")[-1] for key in left_over}  # they may use any embeddings
+    removed = unused if not at_work else ()
+    if not dry_run:
+        removed = tuple(key for key in removed if store.delete_embeddings(key))
     return Pruned(
-        snapshots=going, embeddings=() if at_work else unused, embeddings_kept_for_jobs=at_work and bool(unused)
+        snapshots=snapshots,
+        audits=audits,
+        embeddings=removed,
+        left_over=left_over,
+        embeddings_kept_for_jobs=len(removed) < len(unused),
+        damaged=damaged,
     )
 
 
@@ -97,23 +119,50 @@ def _kept(
     return kept
 
 
-def _unused_embeddings(store: Store, gone: Mapping[tuple[str, SnapshotId], set[str]], now: datetime) -> tuple[str, ...]:
+def _old_audits(store: Store, catalog: str, policy: PrunePolicy, now: datetime) -> tuple[str, ...]:
+    """Return the finished audits of a catalogue that go, newest first."""
+    if policy.keep_audits == 0:
+        return ()
+    written = {audit_id: store.audit_written(catalog, audit_id) for audit_id in store.audits(catalog)}
+    newest_first = sorted(written, key=lambda audit_id: (written[audit_id], audit_id), reverse=True)
+    limit = now - timedelta(days=policy.keep_days)
+    return tuple(audit_id for audit_id in newest_first[policy.keep_audits :] if written[audit_id] <= limit)
+
+
+def _left_over(store: Store, now: datetime) -> tuple[str, ...]:
+    """Return what killed processes left: temporary files, working files, and, if no job runs, unfinished artefacts."""
+    abandoned = store.abandoned_jobs(now - _ABANDONED)
+    at_work = len(store.jobs_at_work()) > len(abandoned)
+    unfinished = [] if at_work else store.unfinished(now - _LEFT_OVER)
+    temporary = store.objects.left_over(now - _LEFT_OVER)
+    folders = (*abandoned, *unfinished)
+    return (*folders, *(key for key in temporary if not key.startswith(tuple(f"{folder}/" for folder in folders))))
+
+
+def _unused_embeddings(
+    store: Store, gone: Mapping[tuple[str, SnapshotId], set[str]], now: datetime
+) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the embeddings of removed snapshots that no other one uses, and old ones that no snapshot uses.
 
-    gone: the keys of the embeddings of each removed snapshot.
+    gone: the keys of the embeddings of each removed snapshot. Also returns the damaged snapshots, with the reasons: if
+    there is one, no embeddings are unused.
     """
     used: set[str] = set()
+    damaged: dict[str, str] = {}
     for catalog in store.catalogs():
-        for snapshot in store.snapshot_ids(catalog):
-            if (catalog, snapshot) not in gone:
-                used.update(store.snapshot_manifest(catalog, snapshot).shards)
+        found = store.snapshots(catalog)
+        damaged |= {f"{catalog}/{name}": problem for name, problem in found.damaged.items()}
+        used.update(key for m in found.readable if (catalog, m.id) not in gone for key in m.shards)
+    if damaged:
+        return (), damaged
     was_used = {key for keys in gone.values() for key in keys}
-    return tuple(
+    unused = (
         key
         for bundle in store.bundles()
         for key in store.embedding_keys(bundle)
         if key not in used and (key in was_used or now - store.objects.modified(key) >= _CACHED)
     )
+    return tuple(unused), damaged
 
 
 def _live(store: Store, catalog: str) -> SnapshotId | None:

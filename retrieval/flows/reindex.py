@@ -5,6 +5,7 @@ the store, so a step that is killed or delivered twice costs only time. The old 
 at the end.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -162,13 +163,20 @@ def build_and_publish(store: Store, job_id: str, planned: Plan, *, created_at: s
         catalog_digest=catalog.digest,
         index_spec=IndexSpec.parse(request.index_spec),
     )
-    if not _is_intact(store, request.catalog, new_id):
-        _build(store, new_id, request, point, catalog, created_at=created_at, device=device)
-    matching_parts(store, request.catalog, new_id)
-    store.open_snapshot(request.catalog, new_id)  # check the stored files, not those in memory
-    if load_plan(store, job_id) is None:  # a build that is delivered twice must not undo a later publication
-        raise ValidationFailed(f"job {job_id} was finished by another worker meanwhile: nothing was published")
-    store.publish(request.catalog, new_id)
+
+    def publish() -> None:
+        if not _is_intact(store, request.catalog, new_id):
+            _build(store, new_id, request, point, catalog, created_at=created_at, device=device)
+        matching_parts(store, request.catalog, new_id)
+        store.open_snapshot(request.catalog, new_id)  # check the stored files, not those in memory
+        if load_plan(store, job_id) is None:  # a build that is delivered twice must not undo a later publication
+            raise ValidationFailed(f"job {job_id} was finished by another worker meanwhile: nothing was published")
+        store.publish(request.catalog, new_id)
+
+    try:
+        publish()
+    except UnknownSnapshot:  # it was there already, old, and was pruned meanwhile
+        publish()
     return new_id
 
 
@@ -260,35 +268,47 @@ def measure_recall(
     return found
 
 
-def roll_back(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
+@dataclass(frozen=True, slots=True)
+class RollbackTarget:
+    """The snapshot that a rollback makes live; `damaged`: by its id why another one cannot be read, and so was none."""
+
+    manifest: SnapshotManifest
+    damaged: Mapping[str, str]
+
+
+def roll_back(store: Store, catalog: str, target: SnapshotId) -> RollbackTarget:
     """Make an older snapshot live again, after verifying it.
 
-    target: its id, or the start of its id; "" means the newest one older than the live one.
-    Raises UnknownCatalog, UnknownSnapshot, UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating
-    point uses another score.
+    target: its id, or the start of its id; "" means the newest one older than the live one. Damaged ones are passed
+    over; if the live one is damaged, it means the newest of the others. Raises UnknownCatalog, UnknownSnapshot,
+    UnknownBundle, CorruptArtifact, and BundleMismatch if the active operating point uses another score.
     """
-    manifest = rollback_target(store, catalog, target)
-    store.mark_rolled_back(catalog, manifest.id)
-    store.publish(catalog, manifest.id)
-    return manifest
+    found = rollback_target(store, catalog, target)
+    store.mark_rolled_back(catalog, found.manifest.id)
+    store.publish(catalog, found.manifest.id)
+    return found
 
 
-def rollback_target(store: Store, catalog: str, target: SnapshotId) -> SnapshotManifest:
+def rollback_target(store: Store, catalog: str, target: SnapshotId) -> RollbackTarget:
     """Return the snapshot that `roll_back` would make live, verified as it does; changes nothing."""
+    damaged: Mapping[str, str] = {}
     if target:
         ids, hint = store.snapshot_ids(catalog), "see `retrieval snapshots list`"
         kind = f"snapshot of catalogue {catalog}"
         target = SnapshotId(resolve_prefix(target, ids, kind=kind, unknown=UnknownSnapshot, hint=hint))
     else:
-        target = _previous(store, catalog)
+        target, damaged = _previous(store, catalog)
     manifest = matching_parts(store, catalog, target).manifest
     store.open_snapshot(catalog, target)
-    return manifest
+    return RollbackTarget(manifest, damaged)
 
 
-def _previous(store: Store, catalog: str) -> SnapshotId:
-    live = store.snapshot_manifest(catalog, store.current(catalog))
-    for manifest in store.snapshots(catalog):
-        if manifest.created_at < live.created_at:
-            return manifest.id
-    raise UnknownSnapshot(f"catalogue {catalog!r} has no snapshot older than the live one, {live.id}")
+def _previous(store: Store, catalog: str) -> tuple[SnapshotId, Mapping[str, str]]:
+    """Return the snapshot before the live one, and the damaged ones."""
+    live, found = store.current(catalog), store.snapshots(catalog)
+    live_at = next((manifest.created_at for manifest in found.readable if manifest.id == live), None)
+    for manifest in found.readable:
+        if live_at is None or manifest.created_at < live_at:
+            return manifest.id, found.damaged
+    passed_over = "".join(f"; passed over {name}: {problem}" for name, problem in found.damaged.items())
+    raise UnknownSnapshot(f"catalogue {catalog!r} has no snapshot older than the live one, {live}{passed_over}")

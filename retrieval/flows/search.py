@@ -21,14 +21,18 @@ from retrieval.engine.batcher import Batcher
 from retrieval.engine.decoding import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_last_live, open_live
+from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
     BundleMismatch,
+    CorruptArtifact,
     InvalidEmbeddings,
     InvalidInput,
+    NotFound,
     NotReady,
     Overloaded,
     RetrievalError,
+    Unavailable,
     UnknownCatalog,
 )
 
@@ -90,6 +94,7 @@ class Searcher:
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
+        self._store_problem = "the store has not been read yet"
 
     @property
     def live(self) -> dict[str, Live]:
@@ -115,13 +120,26 @@ class Searcher:
 
         If a pair cannot be served, the old one stays live; the same problem is reported once. After a restart the old
         one is the snapshot with the operating point that was active before another score was, see `engine/live.py`.
+        Raises Unavailable if the store does not answer; queries to what is not live get that as the reason.
         """
+        try:
+            changes = self._refresh_all()
+        except Unavailable as error:
+            self._store_problem = str(error)
+            raise
+        self._store_problem = ""
+        return changes
+
+    def _refresh_all(self) -> list["CatalogChange"]:
         changes = []
         for catalog in self._catalogs or self._store.catalogs():
             before = self._live.get(catalog)
             try:
                 changed = self._refresh_one(catalog)
             except Exception as error:  # noqa: BLE001  # whatever is wrong with one catalogue, the others go on
+                if isinstance(error, Unavailable):
+                    self._store_problem = str(error)  # until it is known to be the catalogue's
+                    self._store.catalogs()  # raises if it is not this catalogue but the store
                 problem = _as_known(error)
                 if self._live.get(catalog) is not before:  # the pair of before another score was activated
                     changes.append(CatalogChange(catalog=catalog, live=self._live[catalog], problem=None))
@@ -140,6 +158,8 @@ class Searcher:
             return live
         if catalog in self._problems:
             raise NotReady(f"catalogue {catalog!r} is not live: {self._problems[catalog]}")
+        if self._store_problem:
+            raise NotReady(f"catalogue {catalog!r} is not live: {self._store_problem}")
         served = ", ".join(sorted(self._live)) or "none yet; make one with `retrieval reindex`"
         raise UnknownCatalog(f"catalogue {catalog!r} is not served here; served are: {served}")
 
@@ -154,8 +174,18 @@ class Searcher:
             self._n_waiting -= 1
 
     def _refresh_one(self, catalog: str) -> Live | None:
-        old = self._live.get(catalog)
+        """Swap in what is live now. If that changes meanwhile, what was live may be pruned already: start again."""
         snapshot_id = self._store.current(catalog)
+        while True:
+            try:
+                return self._open_if_new(catalog, snapshot_id)
+            except (NotFound, CorruptArtifact):
+                before, snapshot_id = snapshot_id, self._store.current(catalog)
+                if before == snapshot_id:
+                    raise
+
+    def _open_if_new(self, catalog: str, snapshot_id: SnapshotId) -> Live | None:
+        old = self._live.get(catalog)
         manifest = self._store.snapshot_manifest(catalog, snapshot_id)
         active = self._store.active_id(manifest.bundle_digest)
         if old is not None and old.key == (snapshot_id, active):

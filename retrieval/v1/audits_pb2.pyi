@@ -167,6 +167,7 @@ class Audit(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     FAMILY_FIELD_NUMBER: _builtins.int
     N_FAMILIES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     catalog: _builtins.str
     bundle_digest: _builtins.str
@@ -189,6 +190,8 @@ class Audit(_message.Message):
     family: _builtins.str
     """Column of families that was named, and the number of families in it; empty and unset without one."""
     n_families: _builtins.int
+    problem: _builtins.str
+    """In a list: the reason why the audit cannot be read; then only id and catalog are set."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
         """One sentence per limit that was checked."""
@@ -232,10 +235,11 @@ class Audit(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         family: _builtins.str = ...,
         n_families: _builtins.int | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "created_at", b"created_at", "far_promised", b"far_promised", "n_families", b"n_families"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "family", b"family", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "passed_over", b"passed_over", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "family", b"family", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "passed_over", b"passed_over", "problem", b"problem", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__n_families: _TypeAlias = _typing.Literal["n_families"]  # noqa: Y015
     _WhichOneofArgType__n_families: _TypeAlias = _typing.Literal["_n_families", b"_n_families"]  # noqa: Y015

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from retrieval.v1 import jobs_pb2 as retrieval_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bretrieval/v1/catalogs.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17retrieval/v1/jobs.proto\"\x15\n\x13ListCatalogsRequest\"?\n\x14ListCatalogsResponse\x12\'\n\x08\x63\x61talogs\x18\x01 \x03(\x0b\x32\x15.retrieval.v1.Catalog\"N\n\x07\x43\x61talog\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04live\x18\x02 \x01(\x0b\x32\x16.retrieval.v1.Snapshot\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x9b\x01\n\x13StartReindexRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x12\n\nindex_spec\x18\x04 \x01(\t\x12\x1d\n\x10max_failed_share\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_max_failed_share\"\'\n\x14ListSnapshotsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\"B\n\x15ListSnapshotsResponse\x12)\n\tsnapshots\x18\x01 \x03(\x0b\x32\x16.retrieval.v1.Snapshot\"7\n\x0fRollbackRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\"\xc8\x02\n\x08Snapshot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x14\n\x0cscore_digest\x18\x04 \x01(\t\x12\x12\n\nindex_spec\x18\x05 \x01(\t\x12\x0f\n\x07n_items\x18\x06 \x01(\x03\x12\x10\n\x08n_failed\x18\x07 \x01(\x03\x12\x36\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32$.retrieval.v1.Snapshot.FailuresEntry\x12\x14\n\x0cindex_recall\x18\t \x01(\x02\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04live\x18\x0b \x01(\x08\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x92\x03\n\x0e\x43\x61talogService\x12\x44\n\x0cStartReindex\x12!.retrieval.v1.StartReindexRequest\x1a\x11.retrieval.v1.Job\x12X\n\rListSnapshots\x12\".retrieval.v1.ListSnapshotsRequest\x1a#.retrieval.v1.ListSnapshotsResponse\x12\x46\n\rCheckRollback\x12\x1d.retrieval.v1.RollbackRequest\x1a\x16.retrieval.v1.Snapshot\x12\x41\n\x08Rollback\x12\x1d.retrieval.v1.RollbackRequest\x1a\x16.retrieval.v1.Snapshot\x12U\n\x0cListCatalogs\x12!.retrieval.v1.ListCatalogsRequest\x1a\".retrieval.v1.ListCatalogsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bretrieval/v1/catalogs.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17retrieval/v1/jobs.proto\"\x15\n\x13ListCatalogsRequest\"?\n\x14ListCatalogsResponse\x12\'\n\x08\x63\x61talogs\x18\x01 \x03(\x0b\x32\x15.retrieval.v1.Catalog\"N\n\x07\x43\x61talog\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04live\x18\x02 \x01(\x0b\x32\x16.retrieval.v1.Snapshot\x12\x0f\n\x07problem\x18\x03 \x01(\t\"\x9b\x01\n\x13StartReindexRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x12\n\nindex_spec\x18\x04 \x01(\t\x12\x1d\n\x10max_failed_share\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x13\n\x11_max_failed_share\"\'\n\x14ListSnapshotsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\"B\n\x15ListSnapshotsResponse\x12)\n\tsnapshots\x18\x01 \x03(\x0b\x32\x16.retrieval.v1.Snapshot\"7\n\x0fRollbackRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\"\xc9\x03\n\x08Snapshot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x14\n\x0cscore_digest\x18\x04 \x01(\t\x12\x12\n\nindex_spec\x18\x05 \x01(\t\x12\x0f\n\x07n_items\x18\x06 \x01(\x03\x12\x10\n\x08n_failed\x18\x07 \x01(\x03\x12\x36\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32$.retrieval.v1.Snapshot.FailuresEntry\x12\x14\n\x0cindex_recall\x18\t \x01(\x02\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04live\x18\x0b \x01(\x08\x12\x0f\n\x07problem\x18\x0c \x01(\t\x12;\n\x0bpassed_over\x18\r \x03(\x0b\x32&.retrieval.v1.Snapshot.PassedOverEntry\x1a/\n\rFailuresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fPassedOverEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x92\x03\n\x0e\x43\x61talogService\x12\x44\n\x0cStartReindex\x12!.retrieval.v1.StartReindexRequest\x1a\x11.retrieval.v1.Job\x12X\n\rListSnapshots\x12\".retrieval.v1.ListSnapshotsRequest\x1a#.retrieval.v1.ListSnapshotsResponse\x12\x46\n\rCheckRollback\x12\x1d.retrieval.v1.RollbackRequest\x1a\x16.retrieval.v1.Snapshot\x12\x41\n\x08Rollback\x12\x1d.retrieval.v1.RollbackRequest\x1a\x16.retrieval.v1.Snapshot\x12U\n\x0cListCatalogs\x12!.retrieval.v1.ListCatalogsRequest\x1a\".retrieval.v1.ListCatalogsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SNAPSHOT_FAILURESENTRY']._loaded_options = None
   _globals['_SNAPSHOT_FAILURESENTRY']._serialized_options = b'8\001'
+  _globals['_SNAPSHOT_PASSEDOVERENTRY']._loaded_options = None
+  _globals['_SNAPSHOT_PASSEDOVERENTRY']._serialized_options = b'8\001'
   _globals['_LISTCATALOGSREQUEST']._serialized_start=103
   _globals['_LISTCATALOGSREQUEST']._serialized_end=124
   _globals['_LISTCATALOGSRESPONSE']._serialized_start=126
@@ -50,9 +52,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROLLBACKREQUEST']._serialized_start=538
   _globals['_ROLLBACKREQUEST']._serialized_end=593
   _globals['_SNAPSHOT']._serialized_start=596
-  _globals['_SNAPSHOT']._serialized_end=924
-  _globals['_SNAPSHOT_FAILURESENTRY']._serialized_start=877
-  _globals['_SNAPSHOT_FAILURESENTRY']._serialized_end=924
-  _globals['_CATALOGSERVICE']._serialized_start=927
-  _globals['_CATALOGSERVICE']._serialized_end=1329
+  _globals['_SNAPSHOT']._serialized_end=1053
+  _globals['_SNAPSHOT_FAILURESENTRY']._serialized_start=955
+  _globals['_SNAPSHOT_FAILURESENTRY']._serialized_end=1002
+  _globals['_SNAPSHOT_PASSEDOVERENTRY']._serialized_start=1004
+  _globals['_SNAPSHOT_PASSEDOVERENTRY']._serialized_end=1053
+  _globals['_CATALOGSERVICE']._serialized_start=1056
+  _globals['_CATALOGSERVICE']._serialized_end=1458
 # @@protoc_insertion_point(module_scope)

@@ -173,7 +173,7 @@ class RollbackRequest(_message.Message):
     catalog: _builtins.str
     snapshot_id: _builtins.str
     """Snapshot to make live: its id, or its first characters, at least 4, if no other id starts with them. Empty: the
-    newest one that is older than the live one.
+    newest one that is older than the live one; if the live one is damaged, the newest of the others.
     """
     def __init__(
         self,
@@ -215,6 +215,26 @@ class Snapshot(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PassedOverEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     CATALOG_FIELD_NUMBER: _builtins.int
     BUNDLE_DIGEST_FIELD_NUMBER: _builtins.int
@@ -226,6 +246,8 @@ class Snapshot(_message.Message):
     INDEX_RECALL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    PASSED_OVER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Digest of bundle, score, catalogue and index spec: the same input gives the same id."""
     catalog: _builtins.str
@@ -239,12 +261,18 @@ class Snapshot(_message.Message):
     """Share of the true matches that the index finds, 0 to 1."""
     live: _builtins.bool
     """True for the snapshot that queries search."""
+    problem: _builtins.str
+    """In a list: the reason why the snapshot cannot be read; then only id, catalog and live are set."""
     @_builtins.property
     def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Ids of the first hundred of these items, each with the reason."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def passed_over(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In the reply to a rollback without an id: the damaged snapshots that were passed over, each with the reason."""
+
     def __init__(
         self,
         *,
@@ -259,10 +287,12 @@ class Snapshot(_message.Message):
         index_recall: _builtins.float = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         live: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        passed_over: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_recall", b"index_recall", "index_spec", b"index_spec", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "score_digest", b"score_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_recall", b"index_recall", "index_spec", b"index_spec", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "passed_over", b"passed_over", "problem", b"problem", "score_digest", b"score_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

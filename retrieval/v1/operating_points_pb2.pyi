@@ -171,6 +171,7 @@ class OperatingPoint(_message.Message):
     MEAN_CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
     FAMILY_FIELD_NUMBER: _builtins.int
     N_FAMILIES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bundle_digest: _builtins.str
     score_digest: _builtins.str
@@ -211,6 +212,8 @@ class OperatingPoint(_message.Message):
     Empty and unset if no column was named.
     """
     n_families: _builtins.int
+    problem: _builtins.str
+    """In a list: the reason why the operating point cannot be read; then only id, bundle_digest and active are set."""
     @_builtins.property
     def threshold_interval(self) -> Global___Interval:
         """Interval of the threshold for exactly the target, over the draw of classes, at `confidence`."""
@@ -270,10 +273,11 @@ class OperatingPoint(_message.Message):
         mean_certificate_threshold: _builtins.float | None = ...,
         family: _builtins.str = ...,
         n_families: _builtins.int | None = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "n_families", b"n_families", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "family", b"family", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "family", b"family", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "problem", b"problem", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__certificate_threshold: _TypeAlias = _typing.Literal["certificate_threshold"]  # noqa: Y015
     _WhichOneofArgType__certificate_threshold: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold"]  # noqa: Y015

@@ -171,9 +171,10 @@ def test_compose_starts_commands_that_exist(name: str) -> None:
 
 def test_the_health_check_of_the_server_is_a_command() -> None:
     """The worker's is run for real in test_health.py."""
-    program, command = STAGES["serve"].health_check
+    program, command, option = STAGES["serve"].health_check
     assert program == "retrieval"
     assert command in COMMANDS
+    assert option == "--ready", "one broken catalogue among others must not make the container unhealthy"
 
 
 @pytest.mark.parametrize("name", OURS)

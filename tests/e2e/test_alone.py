@@ -99,7 +99,9 @@ def test_wrong_settings_and_unusable_folders_are_one_line(embedded: Deployment) 
     occupied.touch()
     bundle = str(embedded.folder / "bundle")
     for code, *arguments in (
-        (3, "serve", "--store", str(occupied)),
+        (2, "serve", "--store", str(occupied)),
+        (2, "serve", "--store", "nowhere://x"),
+        (2, "serve", "--store", "gs://bucket/store"),  # its library is not installed
         (3, "worker", "--state-dir", str(occupied)),
         (2, "calibrate", "--bundle", bundle, "--data", str(occupied), "--store", "nowhere://x"),
     ):

@@ -244,7 +244,7 @@ def test_an_audit_repeated_says_the_same_and_changes_nothing(
     assert {k: v for k, v in first.to_json().items() if k not in changing} == {
         k: v for k, v in second.to_json().items() if k not in changing
     }
-    assert [report["id"] for report in audits(audited, "shop")] == ["a2", "a1"], "newest first"
+    assert [report["id"] for report in audits(audited, "shop").readable] == ["a2", "a1"], "newest first"
     assert audited.active_operating_point(cosine_point.bundle_digest) == cosine_point
 
 
@@ -360,7 +360,7 @@ def test_unknown_catalogue_and_missing_operating_point(
         audit(catalog="other")
     with pytest.raises(UnknownCatalog, match=r"other"):
         audits(audited, "other")
-    assert audits(audited, "shop") == []
+    assert audits(audited, "shop").readable == []
     audited.objects.delete(f"bundles/{cosine_point.bundle_digest}/operating_points/ACTIVE")
     with pytest.raises(UnknownOperatingPoint, match="operating point"):
         audit()

@@ -306,7 +306,7 @@ def test_a_point_is_stored_and_activated_only_on_request(
     assert steps == [("embedding images", 120, 120)]
     assert not made.active
     assert store.active_id(tiny_bundle.digest) is None
-    assert store.operating_points(tiny_bundle.digest) == [made.point]
+    assert store.operating_points(tiny_bundle.digest).readable == [made.point]
     paths = sorted(folders["images"].rglob("*.png"))
     data = LabelledEmbeddings(
         tiny_encoder.embed_images([path.read_bytes() for path in paths]),
@@ -384,7 +384,7 @@ def test_what_cannot_be_calibrated_is_refused_before_embedding(
     with pytest.raises(UnknownBundle, match="bundle abc is not in the store"):
         begin(bundle=BundleDigest("abc"))
     assert store.objects.names(f"bundles/{tiny_bundle.digest}/embeddings") == []
-    assert store.operating_points(tiny_bundle.digest) == []
+    assert store.operating_points(tiny_bundle.digest).readable == []
 
 
 def test_too_many_unreadable_images_stop_it(
@@ -396,7 +396,7 @@ def test_too_many_unreadable_images_stop_it(
         path.write_bytes(b"no image")
     with pytest.raises(TooManyFailures, match="3 of 60 items cannot be read, at most 1 are allowed"):
         begin(data=str(folder), activate=True)
-    assert store.operating_points(tiny_bundle.digest) == []
+    assert store.operating_points(tiny_bundle.digest).readable == []
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_the_same_input_gives_the_same_snapshot(run: Reindex, calibrated: Store,
     """A repeated job finds its own work; nothing is written twice."""
     first = run(few)
     assert run(few, created_at=LATER) == first
-    assert [manifest.created_at for manifest in calibrated.snapshots("shop")] == [CREATED_AT]
+    assert [manifest.created_at for manifest in calibrated.snapshots("shop").readable] == [CREATED_AT]
 
 
 def test_what_makes_another_snapshot(
@@ -162,7 +162,7 @@ def test_too_many_unreadable_files_leave_the_old_snapshot(run: Reindex, calibrat
     with pytest.raises(TooManyFailures, match=r"3 of 20 items .* class_000/0\.png"):
         run(few, max_failed_share=0.1)
     assert calibrated.current("shop") == before
-    assert len(calibrated.snapshots("shop")) == 1
+    assert len(calibrated.snapshots("shop").readable) == 1
 
 
 def test_an_item_that_becomes_readable_makes_a_new_snapshot(run: Reindex, calibrated: Store, few: Path) -> None:
@@ -497,11 +497,11 @@ def three(run: Reindex, few: Path) -> list[SnapshotId]:
 
 def test_rolling_back(calibrated: Store, three: list[SnapshotId]) -> None:
     """Step by step to the one before, or to any by its id, also forward again."""
-    assert roll_back(calibrated, "shop", SnapshotId("")).id == three[1] == calibrated.current("shop")
-    assert roll_back(calibrated, "shop", SnapshotId("")).id == three[0] == calibrated.current("shop")
+    assert roll_back(calibrated, "shop", SnapshotId("")).manifest.id == three[1] == calibrated.current("shop")
+    assert roll_back(calibrated, "shop", SnapshotId("")).manifest.id == three[0] == calibrated.current("shop")
     with pytest.raises(UnknownSnapshot, match="no snapshot older than the live one"):
         roll_back(calibrated, "shop", SnapshotId(""))
-    assert roll_back(calibrated, "shop", three[2]).id == three[2] == calibrated.current("shop")
+    assert roll_back(calibrated, "shop", three[2]).manifest.id == three[2] == calibrated.current("shop")
 
 
 def test_rolling_back_to_what_cannot_be_served(

@@ -255,8 +255,12 @@ def test_unusable_embeddings(live: Searcher, change: Callable[[Vector], Vector],
 def test_unknown_catalogues(live: Searcher, calibrated: Store) -> None:
     with pytest.raises(UnknownCatalog, match="'other' is not served here; served are: shop"):
         search(live, QUERIES[0], catalog="other")
+    searcher = make_searcher(calibrated, catalogs=("third",))
+    with pytest.raises(NotReady, match="'shop' is not live: the store has not been read yet"):
+        search(searcher, QUERIES[0])
+    searcher.refresh()
     with pytest.raises(UnknownCatalog, match="none yet; make one with `retrieval reindex`"):
-        search(make_searcher(calibrated), QUERIES[0])
+        search(searcher, QUERIES[0])
 
 
 def test_only_named_catalogues_are_served(calibrated: Store, index: Callable[..., SnapshotId], images: Path) -> None:

@@ -37,9 +37,9 @@ def train(  # noqa: PLR0913  # the options of a command are its parameters
     Several devices share each batch: torchrun --nproc-per-node 2 -m training train ..., or accelerate launch
     --num_processes 2 -m training train ... (with --cpu for processes on the CPU).
 
-    Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130. The same command with --resume continues
-    from it; the weights are bit-identical to those of an uninterrupted run. If stderr is no terminal, each work prints
-    a line for every tenth of it.
+    Ctrl-C finishes the step, writes a checkpoint and ends with exit code 130, in every process. The same command with
+    --resume continues from it; the weights are bit-identical to those of an uninterrupted run. If stderr is no
+    terminal, each work prints a line for every tenth of it.
     """
     from training.config import load_config
     from training.data import require_disjoint
@@ -134,5 +134,8 @@ def _interruptible(hint: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print(f"interrupted: {hint}", markup=False)
+        from training.loop import is_main_process
+
+        if is_main_process():  # one of several processes speaks
+            err.print(f"interrupted: {hint}", markup=False)
         raise typer.Exit(INTERRUPTED) from None

@@ -1,7 +1,7 @@
 """The course of a run from its first step to its last: batches, steps, evaluations and checkpoints."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 
@@ -48,9 +48,9 @@ class Course:
     def run(self, images: TrainingImages) -> Evaluation:
         """Train to the end of the schedule, or until evaluations stop improving; evaluate the final weights."""
         with closing(self._draw(images)) as drawn, self._monitor(images) as monitor:
-            with self._interrupts() as interrupted:
+            with noted_interrupts(self._observers.message) as interrupted:
                 self._take_steps(drawn, monitor, n_images=len(images.labels), interrupted=interrupted)
-            if interrupted():
+            if self._processes.agree_on_any(interrupted()):
                 self._observers.message(f"a checkpoint was written after step {self._state.step}")
                 raise KeyboardInterrupt
             return self._processes.on_main(lambda: self._conclude(monitor))
@@ -59,14 +59,13 @@ class Course:
         """Replace the checkpoint, in the main process. Raises OutOfSpace in all of them."""
         self._processes.on_main(lambda: write_checkpoint(self._run, self._state.state_dict()))
 
-    def _interrupts(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Note Ctrl-C and save; not with several processes, which would end after different steps."""
-        return nullcontext(lambda: False) if self._processes.world > 1 else noted_interrupts(self._observers.message)
-
     def _take_steps(
         self, drawn: Iterator[Batch], monitor: StepMonitor, *, n_images: int, interrupted: Callable[[], bool]
     ) -> None:
-        """Take steps to the end of the schedule, or until evaluations or the user end them; the last one is saved."""
+        """Take steps to the end of the schedule, or until evaluations or the user end them; the last one is saved.
+
+        After Ctrl-C, in one process or in all, all end after the same step: the next one whose values they read.
+        """
         state, loop, n_steps = self._state, self._config.loop, self._config.schedule.steps
         stepper = Stepper(state, self._processes, self._config)
         guard = Guard(self._processes, self._run.folder, gradient_may_overflow=state.scaler is not None)
@@ -78,10 +77,12 @@ class Course:
             values = stepper.measure(parts)
             number = state.step + 1
             must_evaluate = loop.evaluate_every > 0 and (number % loop.evaluate_every == 0 or number == n_steps)
-            ends = interrupted()
-            must_save = number % loop.checkpoint_every == 0 or number == n_steps or ends
+            must_save = number % loop.checkpoint_every == 0 or number == n_steps
+            must_read = must_evaluate or must_save or (self._processes.world == 1 and interrupted())
             taken = TakenStep(step=number, learning_rates=rates, ids=[name for part in parts for name in part.ids])
-            known = guard.check(taken, values, now=must_evaluate or must_save)
+            known = guard.check(taken, values, now=must_read)
+            ends = bool(known) and self._processes.agree_on_any(interrupted())
+            must_save = must_save or ends
             stepper.descend(values.gradient_norm)
             state.step = number
             monitor.report(known)

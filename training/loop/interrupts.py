@@ -1,4 +1,7 @@
-"""Ctrl-C while a run trains: the step in progress is finished and saved before the run ends."""
+"""Ctrl-C while a run trains: the step in progress is finished and saved before the run ends.
+
+`course.py` decides after which step, for all processes together.
+"""
 
 import signal
 import threading
@@ -25,7 +28,7 @@ def noted_interrupts(message: Callable[[str], None]) -> Iterator[Callable[[], bo
     def note(_number: int, _frame: FrameType | None) -> None:
         noted.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        message("interrupted: writing a checkpoint after this step; press Ctrl-C again to end at once")
+        message("interrupted: a checkpoint follows after this step; press Ctrl-C again to end at once")
 
     signal.signal(signal.SIGINT, note)
     try:

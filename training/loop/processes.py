@@ -108,6 +108,13 @@ class Processes:
         """Concatenate the values of all processes, which must be picklable, in the order of the processes."""
         return list(gather_object(list(values)))
 
+    def agree_on_any(self, noted: bool) -> bool:
+        """Return in all processes whether `noted` is true in one of them."""
+        if self.world == 1:
+            return noted
+        count = self.accelerator.reduce(torch.tensor(int(noted), device=self.device), reduction="sum")
+        return bool(count.item())
+
     def share(self, n: int) -> slice:
         """Return the slice of n rows that belongs to this process; n is a multiple of the number of processes."""
         part = n // self.world

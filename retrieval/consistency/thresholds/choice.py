@@ -274,7 +274,7 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
     if share is not None and share * found < _MIN_ERRORS:
         name = (
             f"target {target}"
-            if target.kind == "false-matches"
+            if target.kind in {"false-matches", "class-far"}
             else f"{'FRR' if target.kind == 'frr' else 'FAR'} target of {share:g}"
         )
         enough = enough_data(vectors, _MIN_ERRORS / share, positive=target.kind == "frr")

@@ -157,7 +157,8 @@ class Target:
             "precision": f"precision at least {self.value:g} if a share of {self._at:g} of the pairs match",
             "f": f"the largest F{self.value:g} if a share of {self._at:g} of the pairs match",
             "utility": f"the largest mean utility of classes (c = {self.value:g})",
-            "false-matches": f"at most {self.value:g} false matches per query in a gallery of {_digits(self._at)}",
+            "false-matches": f"at most {self.value:g} false match{'' if self.value == 1 else 'es'} per query in a "
+            f"gallery of {_digits(self._at)}",
         }
         return words[self.kind]
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieval.edge.cli.manifests import check_manifest
 from retrieval.edge.cli.options import (
     Address,
     Catalog,
@@ -14,6 +13,7 @@ from retrieval.edge.cli.options import (
     Manifest,
     Wait,
     absolute,
+    check_early,
     connected,
     report_passed_over,
 )
@@ -40,7 +40,7 @@ def audit(  # noqa: PLR0913  # the options of a command are its parameters
     """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
-    check_manifest(manifest, group_by=group_by or [], family=family)
+    check_early(manifest, labelled=True, group_by=group_by or [], family=family)
     request = audits_pb2.StartAuditRequest(
         catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [], family=family
     )
@@ -70,6 +70,8 @@ def list_audits(catalog: Catalog, address: Address = None, as_json: Json = False
     rows = [
         (a.id, name_of(a, "verdict"), f"{a.far:.4g}", f"{a.tar:.3f}", a.n_classes, a.n_images,
          a.operating_point_id[:8], moment(a.created_at))
+        if not a.problem
+        else (a.id, "damaged", "", "", "", "", a.problem, "")
         for a in reply.audits
     ]  # fmt: skip
     columns = ("id", "verdict", "FAR", "TAR", "classes", "images", "point", "created")
@@ -92,7 +94,7 @@ def show_audit(
             listed = client.call(client.audits.ListAudits, audits_pb2.ListAuditsRequest(catalog=catalog))
             if not listed.audits:
                 raise UnknownJob(f"catalogue {catalog!r} has no finished audit: run one with `retrieval audit`")
-            audit = listed.audits[0].id
+            audit = listed.audits[0].id  # damaged ones are last
         found = client.call(client.audits.GetAudit, audits_pb2.GetAuditRequest(catalog=catalog, audit_id=audit))
     _show(found, report, as_json)
 

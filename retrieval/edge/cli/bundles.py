@@ -75,22 +75,25 @@ def _catalogs(store: "ArtifactStore") -> dict[str, list[str]]:
 def _row(store: "ArtifactStore", digest: "BundleDigest", used: dict[str, list[str]]) -> dict[str, Any]:
     """Return what is known of a bundle without its model; `problem` is the reason if its threshold is unusable."""
     from retrieval.contract.bundle import CONTRACT
-    from retrieval.errors import RetrievalError
+    from retrieval.errors import RetrievalError, Unavailable
 
+    threshold, target, problem, name = None, "", "", ""
     try:
         contract = json.loads(store.objects.get(f"bundles/{digest}/{CONTRACT}") or b"{}")
         pixels = contract["preprocessing"]["crop"]
         dimension = contract["dimension"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError) as error:
         pixels = dimension = None
-    threshold, target, problem, name = None, "", "", ""
+        problem = f"its {CONTRACT} cannot be read: {type(error).__name__}: {error}: export the bundle again"
     try:
         name = store.bundle_name(digest)
         if (active := store.active_id(digest)) is not None:
             point = store.operating_point(digest, active)
             threshold, target = point.threshold, str(point.choice.target)
+    except Unavailable:
+        raise
     except RetrievalError as error:
-        problem = str(error)
+        problem = problem or str(error)
     return {
         "id": digest,
         "name": name,

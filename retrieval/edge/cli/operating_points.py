@@ -23,6 +23,8 @@ def list_points(bundle: Bundle = "", address: Address = None, as_json: Json = Fa
     rows = [
         (p.id, "active" if p.active else "", p.score_kind, f"{p.threshold:.4f}", p.target, f"{p.tar:.3f}",
          p.n_classes, moment(p.created_at))
+        if not p.problem
+        else (p.id, "active, damaged" if p.active else "damaged", "", "", p.problem, "", "", "")
         for p in reply.operating_points
     ]  # fmt: skip
     columns = ("id", "", "score", "threshold", "target", "TAR", "classes", "created")

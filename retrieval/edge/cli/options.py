@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,19 @@ def report_passed_over(sentences: Iterable[str]) -> None:
     """Print what a manifest holds and is no item to stderr."""
     for sentence in sentences:
         err.print(sentence, markup=False)
+
+
+def check_early(manifest: str, *, urls: bool = False, **wanted: Any) -> None:
+    """Raise what `engine.manifests.check_manifest` finds in a local manifest; with `urls` also in a remote one.
+
+    What cannot be read here is left to the server, whose workers may be able to.
+    """
+    from retrieval.engine.manifests import check_manifest
+    from retrieval.errors import Unavailable
+
+    if manifest and (urls or "://" not in manifest):
+        with contextlib.suppress(Unavailable):
+            check_manifest(absolute(manifest), **wanted)
 
 
 def absolute(manifest: str) -> str:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieval.edge.cli.manifests import check_manifest
 from retrieval.edge.cli.options import (
     Address,
     Bundle,
@@ -16,6 +15,7 @@ from retrieval.edge.cli.options import (
     Store,
     Wait,
     absolute,
+    check_early,
     connected,
     report_passed_over,
 )
@@ -53,7 +53,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
 
     At the end, prints the numbers of indexed and of unreadable images, and the recall of the index.
     """
-    check_manifest(manifest, index=index)
+    check_early(manifest, urls=embedded, index=index)
     wanted: dict[str, Any] = {
         "catalog": catalog,
         "manifest_uri": absolute(manifest),

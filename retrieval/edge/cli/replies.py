@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from retrieval.terminal import err, out, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -109,6 +109,12 @@ def waiting(job: "Job") -> str:
     """Return when a job that waits is tried next, and why it waits, on one line."""
     reason = " ".join(job.waiting_for.splitlines())
     return f"waits, next try at {moment(job.next_try_at)} UTC: {reason}"
+
+
+def report_damaged(passed_over: "Mapping[str, str]") -> None:
+    """Print on stderr the snapshots that were passed over because they are damaged."""
+    for name, problem in sorted(passed_over.items()):
+        err.print(f"passed over the damaged snapshot {name}: {problem}", markup=False)
 
 
 def moment(timestamp: "Timestamp") -> str:

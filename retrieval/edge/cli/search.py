@@ -135,7 +135,8 @@ class Answers:
             if len(others) > n_rows:
                 out.print(f"... and {len(others) - n_rows} more queries: raise --sheet-rows, or use --json")
         found = self.summary()
-        line = f"{found['n_queries']} queries, {found['n_failed']} failed, {found['n_without_match']} without a match"
+        queries = "1 query" if found["n_queries"] == 1 else f"{found['n_queries']} queries"
+        line = f"{queries}, {found['n_failed']} failed, {found['n_without_match']} without a match"
         if found["first_match_right"] is not None:
             line += f"; first match right {found['first_match_right']:.1%}, all matches {found['matches_right']:.1%}"
         out.print(line)
@@ -150,8 +151,8 @@ class Answers:
         if answered:
             by = answered[0][1].provenance
             subtitle = (
-                f"everything whose {by.score_kind} score reaches the one threshold {by.threshold:.4f}, best first; "
-                "below: this score and the match probability p"
+                f"{by.score_kind} score of at least {by.threshold:.4f}, best first; "
+                "below: this score and match probability p"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw_contact_sheet(rows, title=f"Matches in {self.catalog}", subtitle=subtitle))

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from retrieval.edge.cli.options import Address, StateDir, Store
-from retrieval.terminal import out
+import typer
+
+from retrieval.edge.cli.options import Address, Json, StateDir, Store
+from retrieval.terminal import out, print_json
 
 if TYPE_CHECKING:
     from retrieval.client import Client
@@ -51,20 +53,42 @@ def beat(store: Store = None, state_dir: StateDir = None) -> None:
     run_beat(settings)
 
 
-def health(address: Address = None) -> None:
-    """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should."""
+def health(
+    address: Address = None,
+    alive: Annotated[bool, typer.Option("--alive", help="Only check that the server answers.")] = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Only check that the server answers queries, whatever single catalogues do.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the catalogues of the server. Exit with 3 if it does not answer, or does not serve one that it should.
+
+    For programs that restart a server there is --alive, for those that send it queries --ready.
+    """
     from retrieval.client import connect
     from retrieval.edge.settings import load_settings
-    from retrieval.errors import NotReady
+    from retrieval.errors import InvalidInput, NotReady
 
+    if alive and ready:
+        raise InvalidInput("--alive, --ready: expected one of them, found both")
     with connect(load_settings(address=address).address, connect_s=0) as client:
-        client.check_health()
+        is_serving = client.is_serving()
+        if alive:
+            out.print("alive")
+            return
+        if not is_serving:
+            raise NotReady(f"the server answers, but does not serve: {_reason(client, '')}")
         catalogs = client.catalog_health()
         reasons = {catalog: _reason(client, catalog) for catalog, serving in catalogs.items() if not serving}
-    out.print("serving")
-    for catalog in catalogs:
-        out.print(f"{catalog}: {reasons.get(catalog, 'serving')}", markup=False)
-    if reasons:
+    if as_json:
+        listed = [{"name": name, "serving": name not in reasons, "reason": reasons.get(name, "")} for name in catalogs]
+        print_json({"catalogs": listed})
+    else:
+        out.print("serving")
+        for catalog in catalogs:
+            serving = f"NOT serving: {reasons[catalog]}" if catalog in reasons else "serving"
+            out.print(f"{catalog}: {serving}", markup=False)
+    if reasons and not (ready and len(reasons) < len(catalogs)):
         raise NotReady(f"{len(reasons)} of {len(catalogs)} catalogues are not served: {', '.join(reasons)}")
 
 
@@ -77,8 +101,8 @@ def _reason(client: "Client", catalog: str) -> str:
     try:
         client.call(client.search.Search, search_pb2.SearchRequest(catalog=catalog, query=query))
     except RetrievalError as error:
-        return f"NOT serving: {error}"
-    return "NOT serving"
+        return str(error)
+    return "it is served again"
 
 
 @contextlib.contextmanager

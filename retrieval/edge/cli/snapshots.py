@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected
-from retrieval.edge.cli.replies import as_dict, moment
+from retrieval.edge.cli.replies import as_dict, moment, report_damaged
 from retrieval.terminal import out, print_json, print_table
 
 
@@ -28,6 +28,8 @@ def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = Fa
             f"{s.index_recall:.3f}",
             moment(s.created_at),
         )
+        if not s.problem
+        else (s.id, "live, damaged" if s.live else "damaged", "", "", s.problem, "", "")
         for s in reply.snapshots
     ]  # fmt: skip
     print_table(f"Snapshots of {catalog}", ("id", "", "items", "failed", "index", "recall", "created"), rows)
@@ -49,8 +51,10 @@ def roll_back(
     with connected(address) as client:
         if dry_run:
             reply = client.call(client.catalogs.CheckRollback, request)
+            report_damaged(reply.passed_over)
             would = f"would make snapshot {reply.id} of {catalog} live"
             print_json({"dry_run": would, "snapshot_id": reply.id}) if as_json else out.print(would, markup=False)
             return
         reply = client.call(client.catalogs.Rollback, request)
+    report_damaged(reply.passed_over)
     print_json(as_dict(reply)) if as_json else out.print(f"snapshot {reply.id} of {catalog} is live")

@@ -13,7 +13,7 @@ import structlog
 
 from retrieval.edge.jobs.attempts import Attempts
 from retrieval.edge.jobs.records import Job, JobId, Jobs
-from retrieval.engine.store.objects import is_full
+from retrieval.engine.store.calls import is_full
 from retrieval.errors import InvalidManifest, JobsUnavailable, OutOfSpace, RetrievalError, Unavailable, UnknownJob
 
 log = structlog.get_logger()

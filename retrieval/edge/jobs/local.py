@@ -52,7 +52,7 @@ def _worker(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
     process = subprocess.Popen(
         [sys.executable, "-m", "retrieval.edge.cli", "worker"],
         env=child_environment(settings),
-        stdout=sys.stderr,  # Celery writes a banner to stdout, which is for the result
+        stdout=sys.stderr,  # this command's stdout is for the result
         preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # calls one C function
     )
     try:

@@ -141,13 +141,14 @@ class Tasks:
 
     def _prune(self, catalog: str) -> None:
         """Remove the old snapshots of a catalogue; the job has succeeded whether that works or not."""
-        policy = prune.PrunePolicy(keep=self._settings.keep_snapshots, keep_days=self._settings.keep_days)
+        own = self._settings
+        policy = prune.PrunePolicy(keep=own.keep_snapshots, keep_days=own.keep_days, keep_audits=own.keep_audits)
         try:
             pruned = prune.prune(self.parts.store, policy, now=datetime.now(UTC), catalogs=[catalog])
         except (RetrievalError, OSError):
             log.exception("prune_failed", catalog=catalog)
             return
-        if pruned.snapshots or pruned.embeddings:
+        if pruned.snapshots or pruned.embeddings or pruned.audits or pruned.left_over:
             n_embeddings = len(pruned.embeddings)
             log.info("store_pruned", catalog=catalog, snapshots=pruned.snapshots, n_embeddings=n_embeddings)
 

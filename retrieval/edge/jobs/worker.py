@@ -45,7 +45,9 @@ def run_worker(settings: Settings) -> None:
     worker_shutting_down.connect(lambda **_: _end_without_queue(redis_url(settings)), weak=False)
     tasks.app.steps["consumer"].add(_resuming(tasks))
     # not `worker_main`, which ends as if all were well after an error
-    process = tasks.app.Worker(loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True)
+    process = tasks.app.Worker(
+        loglevel=settings.log_level.upper(), without_gossip=True, without_mingle=True, quiet=True
+    )
     ended = threading.Event()
     watching = threading.Thread(target=watch, args=(tasks.app, settings, ended), name="watch", daemon=True)
     watching.start()

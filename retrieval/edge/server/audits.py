@@ -1,11 +1,11 @@
 """The service of protos/retrieval/v1/audits.proto."""
 
-import asyncio
-
 from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.jobs import JobQueue
+from retrieval.edge.server.manifests import ManifestCheck
+from retrieval.edge.server.store_calls import StoreCalls
 from retrieval.engine.live import live_parts
 from retrieval.engine.prefixes import resolve_prefix
 from retrieval.engine.store import Store
@@ -17,15 +17,18 @@ from retrieval.v1 import audits_pb2, audits_pb2_grpc, jobs_pb2
 class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
     """Starts audits and shows finished ones."""
 
-    def __init__(self, store: Store, queue: JobQueue) -> None:
+    def __init__(self, store: Store, calls: StoreCalls, queue: JobQueue, manifests: ManifestCheck) -> None:
+        self._manifests = manifests
         self._store = store
+        self._calls = calls
         self._queue = queue
 
     async def StartAudit(self, request: audits_pb2.StartAuditRequest, context: Context) -> jobs_pb2.Job:  # noqa: N802
-        """Check that the catalogue has a threshold in use, then put a job on the queue."""
+        """Check the threshold of the catalogue and the manifest, then put a job on the queue."""
         wanted = messages.audit_request(request)
         wanted.check()
-        await asyncio.to_thread(live_parts, self._store, wanted.catalog)
+        await self._calls(live_parts, self._store, wanted.catalog)
+        await self._manifests.check(wanted)
         return job_message(await self._queue.submit("audit", wanted))
 
     async def GetAudit(self, request: audits_pb2.GetAuditRequest, context: Context) -> audits_pb2.Audit:  # noqa: N802
@@ -38,11 +41,16 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
             )
             return messages.audit_message(self._store, finished_audit(self._store, request.catalog, audit_id))
 
-        return await asyncio.to_thread(get)
+        return await self._calls(get)
 
     async def ListAudits(  # noqa: N802
         self, request: audits_pb2.ListAuditsRequest, context: Context
     ) -> audits_pb2.ListAuditsResponse:
         """List all finished audits of a catalogue, newest first."""
-        reports = await asyncio.to_thread(audits, self._store, request.catalog)
-        return audits_pb2.ListAuditsResponse(audits=[messages.audit_message(self._store, report) for report in reports])
+        found = await self._calls(audits, self._store, request.catalog)
+        damaged = (
+            audits_pb2.Audit(id=name, catalog=request.catalog, problem=problem)
+            for name, problem in found.damaged.items()
+        )
+        reports = (messages.audit_message(self._store, report) for report in found.readable)
+        return audits_pb2.ListAuditsResponse(audits=[*reports, *damaged])

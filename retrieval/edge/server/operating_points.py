@@ -1,13 +1,12 @@
 """The service of protos/retrieval/v1/operating_points.proto."""
 
-import asyncio
-
 import structlog
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.edge.messages import operating_point_message
 from retrieval.edge.server.interceptors import Context
+from retrieval.edge.server.store_calls import StoreCalls
 from retrieval.edge.server.watch import Watch
 from retrieval.engine.live import needs_reindex
 from retrieval.engine.prefixes import resolve_prefix
@@ -21,8 +20,9 @@ log = structlog.get_logger()
 class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServicer):
     """Shows operating points and activates them."""
 
-    def __init__(self, store: Store, watch: Watch) -> None:
+    def __init__(self, store: Store, calls: StoreCalls, watch: Watch) -> None:
         self._store = store
+        self._calls = calls
         self._watch = watch
 
     async def GetOperatingPoint(  # noqa: N802
@@ -39,7 +39,7 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
             )
             return self._message(point, active=point.id == self._store.active_id(bundle))
 
-        return await asyncio.to_thread(get)
+        return await self._calls(get)
 
     async def ListOperatingPoints(  # noqa: N802
         self, request: operating_points_pb2.ListOperatingPointsRequest, context: Context
@@ -49,12 +49,17 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
         def get() -> operating_points_pb2.ListOperatingPointsResponse:
             bundle = self._bundle(request.bundle_digest)
             active = self._store.active_id(bundle)
-            points = self._store.operating_points(bundle)
-            return operating_points_pb2.ListOperatingPointsResponse(
-                operating_points=[self._message(p, active=p.id == active) for p in points]
+            found = self._store.operating_points(bundle)
+            damaged = (
+                operating_points_pb2.OperatingPoint(
+                    id=name, bundle_digest=bundle, active=name == active, problem=problem
+                )
+                for name, problem in found.damaged.items()
             )
+            points = (self._message(p, active=p.id == active) for p in found.readable)
+            return operating_points_pb2.ListOperatingPointsResponse(operating_points=[*points, *damaged])
 
-        return await asyncio.to_thread(get)
+        return await self._calls(get)
 
     async def ActivateOperatingPoint(  # noqa: N802
         self, request: operating_points_pb2.ActivateOperatingPointRequest, context: Context
@@ -70,8 +75,8 @@ class OperatingPointServicer(operating_points_pb2_grpc.OperatingPointServiceServ
                 log.warning("catalogs_need_reindex", operating_point=point.id, catalogs=list(message.needs_reindex))
             return message
 
-        message = await asyncio.to_thread(activate)
-        await self._watch.look()
+        message = await self._calls(activate)
+        await self._watch.look(self._calls.limit_s)
         return message
 
     def _message(self, point: OperatingPoint, *, active: bool) -> operating_points_pb2.OperatingPoint:

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from retrieval.edge import telemetry
@@ -20,8 +19,10 @@ from retrieval.edge.server.health import HealthServicer
 from retrieval.edge.server.interceptors import ErrorsToStatuses
 from retrieval.edge.server.jobs import JobQueue, JobServicer
 from retrieval.edge.server.limits import largest_request
+from retrieval.edge.server.manifests import ManifestCheck
 from retrieval.edge.server.operating_points import OperatingPointServicer
 from retrieval.edge.server.search import SearchServicer
+from retrieval.edge.server.store_calls import StoreCalls
 from retrieval.edge.server.watch import Watch
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import check_device, make_searcher, open_store
@@ -42,7 +43,6 @@ from retrieval.v1 import (
 
 log = structlog.get_logger()
 
-_STORE_THREADS = 16
 # The function that adds a servicer to a server, the servicer, and the descriptor of its file.
 _Service = tuple[Callable[[Any, grpc.aio.Server], None], object, ModuleType]
 
@@ -51,12 +51,15 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
     """List every service of this server."""
     store = open_store(settings)
     queue = JobQueue(settings)
-    points = OperatingPointServicer(store, watch)
+    calls, manifests = StoreCalls(settings.store_timeout_s), ManifestCheck(settings)
+    points = OperatingPointServicer(store, calls, watch)
+    catalogs = CatalogServicer(store, calls, queue, watch, manifests)
+    audits = AuditServicer(store, calls, queue, manifests)
     return [
         (search_pb2_grpc.add_SearchServiceServicer_to_server, SearchServicer(searcher), search_pb2),
-        (catalogs_pb2_grpc.add_CatalogServiceServicer_to_server, CatalogServicer(store, queue, watch), catalogs_pb2),
+        (catalogs_pb2_grpc.add_CatalogServiceServicer_to_server, catalogs, catalogs_pb2),
         (operating_points_pb2_grpc.add_OperatingPointServiceServicer_to_server, points, operating_points_pb2),
-        (audits_pb2_grpc.add_AuditServiceServicer_to_server, AuditServicer(store, queue), audits_pb2),
+        (audits_pb2_grpc.add_AuditServiceServicer_to_server, audits, audits_pb2),
         (jobs_pb2_grpc.add_JobServiceServicer_to_server, JobServicer(queue, watch), jobs_pb2),
     ]
 
@@ -64,8 +67,6 @@ def _services(settings: Settings, searcher: Searcher, watch: Watch) -> list[_Ser
 @contextlib.asynccontextmanager
 async def running_server(settings: Settings) -> AsyncIterator[int]:
     """Run a server while the block runs and yield its port; at the end, running calls get the grace period."""
-    # every `asyncio.to_thread` here calls the store; jobs, the refresh and searches have threads of their own
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store"))
     searcher = make_searcher(settings)
     server = grpc.aio.server(
         interceptors=[ErrorsToStatuses(settings.limits)],
@@ -86,15 +87,15 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(names, server)
     port = _bind(server, settings.address)
-    await watch.look()
+    await watch.look_first(settings.store_timeout_s)
     await server.start()
-    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     watching = asyncio.create_task(watch.run(settings.refresh_s))
     log.info("server_started", port=port, store=settings.store, live=sorted(searcher.live))
     try:
         yield port
     finally:
         watching.cancel()
+        await watch.stop()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_s)
         log.info("server_stopped")

@@ -36,13 +36,18 @@ class IndexSpec:
             raise InvalidInput(f"index: nprobe must be at most the number of lists, found {text!r}")
         return cls(n_lists=lists, n_probes=probes)
 
+    @property
+    def least_items(self) -> int:
+        """The number of items that fill the lists."""
+        return self.n_lists * ITEMS_PER_LIST
+
     def check_items(self, n_items: int) -> None:
         """Raise InvalidInput if so few items cannot fill the lists."""
-        if n_items < self.n_lists * ITEMS_PER_LIST:
+        if n_items < self.least_items:
             fitting = n_items // ITEMS_PER_LIST
             advice = f"use Flat or at most {fitting:,} lists" if fitting else "use Flat"
             raise InvalidInput(
-                f"index {self}: expected at least {self.n_lists * ITEMS_PER_LIST} items ({ITEMS_PER_LIST} per list), "
+                f"index {self}: expected at least {self.least_items} items ({ITEMS_PER_LIST} per list), "
                 f"found {n_items}: {advice}"
             )
 

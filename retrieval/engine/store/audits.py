@@ -1,6 +1,7 @@
 """Finished audits in the store."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from retrieval.contract.documents import read_object
@@ -31,6 +32,15 @@ class Audits:
         """Return the ids of the finished audits of a catalogue."""
         names = self.objects.names(_audits_prefix(catalog))
         return [name for name in names if self.objects.exists(f"{_audit_prefix(catalog, name)}/{REPORT}")]
+
+    def audit_written(self, catalog: str, audit_id: str) -> datetime:
+        """Return when an audit was finished."""
+        return self.objects.modified(f"{_audit_prefix(catalog, audit_id)}/{REPORT}")
+
+    def delete_audit(self, catalog: str, audit_id: str) -> None:
+        """Remove an audit, its report first: a kill leaves no audit that lacks files."""
+        self.objects.delete(f"{_audit_prefix(catalog, audit_id)}/{REPORT}")
+        self.objects.delete(_audit_prefix(catalog, audit_id))
 
     def audit_uri(self, catalog: str, audit_id: str, name: str) -> str:
         """Return the URL of a file of an audit."""

@@ -5,7 +5,6 @@ are. `contract/files.py` opens the file system.
 """
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -20,12 +19,12 @@ from typing import Any, TypeVar
 
 from retrieval.contract.canonical import digest_bytes
 from retrieval.contract.files import Place, failing_as
+from retrieval.engine.store.calls import ANSWER_S, answering, is_full, transfer_s, within
 from retrieval.errors import (
     CorruptArtifact,
     InvalidInput,
     InvalidSettings,
     OutOfSpace,
-    RetrievalError,
     Unavailable,
 )
 
@@ -33,10 +32,7 @@ _Artifact = TypeVar("_Artifact")
 
 CACHE_BYTES = 8 * 1024**3
 _IN_USE_S = 600.0  # a copy that was used since then may be about to be opened
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CONNECT_S, _READ_S = 3.0, 10.0  # how long a store may take to accept a connection, and to send the next bytes
-_RETRIES = 2  # of s3fs, beside those of botocore; its own default, 5, makes 20 s of a store that is away
-_NOT_FOUND = 404  # the status of HTTP
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}")  # names of `_staged`
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -45,11 +41,6 @@ def checked_name(name: str, what: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidInput(f"{what}: expected 1 to 64 letters, digits, - or _, found {name!r}")
     return name
-
-
-def is_full(error: OSError) -> bool:
-    """Return True if a file could not be written because the disk, the quota or the largest file size is used up."""
-    return error.errno in _FULL
 
 
 class Objects:
@@ -64,10 +55,11 @@ class Objects:
         self.url = url
         self._cache_bytes = cache_bytes
         with failing_as(InvalidSettings, f"the store {url} cannot be opened"):
-            place = Place.of(url, **_time_limits(url))
+            place = Place.of(url)
+            _check_place(url, place)
         self._fs, self._root, self._is_local = place.filesystem, place.path, place.is_local
         if hasattr(self._fs, "retries"):
-            self._fs.retries = _RETRIES
+            self._fs.retries = 1  # of s3fs, beside those of botocore: a store that is away would take four times longer
         if (listings := getattr(self._fs, "dircache", None)) is not None:  # other processes write too: what is new
             self._fs.invalidate_cache()  # would seem to be missing
             listings.use_listings_cache = False
@@ -78,11 +70,10 @@ class Objects:
         """Return True if the object exists."""
         return self._kind(key) == "file"
 
-    def get(self, key: str) -> bytes | None:
-        """Return the bytes of an object, or None if it does not exist."""
+    def get(self, key: str, *, limit_s: float | None = None) -> bytes | None:
+        """Return the bytes of an object, or None if it does not exist. A remote store gets `limit_s` seconds."""
         try:
-            with self._reading(key):
-                return bytes(self._fs.cat_file(self._path(key)))
+            return bytes(self._ask(key, limit_s or transfer_s(), "cat_file"))
         except FileNotFoundError:
             return None
 
@@ -98,18 +89,14 @@ class Objects:
 
     def delete(self, prefix: str) -> None:
         """Remove an object or a whole folder, if it exists."""
-        path = self._path(prefix)
-        with self._reading(prefix), contextlib.suppress(FileNotFoundError):  # another process was first
+        with contextlib.suppress(FileNotFoundError):  # another process was first
             if self._kind(prefix):
-                self._fs.rm(path, recursive=True)
+                self._ask(prefix, transfer_s(), "rm", recursive=True)
 
     def names(self, prefix: str) -> list[str]:
         """Return the names directly under a prefix, sorted, without temporary files that a killed writer left."""
-        path = self._path(prefix)
-        self._fs.invalidate_cache(path)
         try:
-            with self._reading(prefix):
-                entries = self._fs.ls(path, detail=False)
+            entries = self._ask(prefix, ANSWER_S, "ls", detail=False)
         except FileNotFoundError:
             return []
         return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
@@ -117,11 +104,23 @@ class Objects:
     def modified(self, key: str) -> datetime:
         """Return when an object was written; the present time if it has gone or the file system does not know."""
         try:
-            with self._reading(key):
-                found: datetime = self._fs.modified(self._path(key))
+            found: datetime = self._ask(key, ANSWER_S, "modified")
         except (FileNotFoundError, NotImplementedError):
             return datetime.now(UTC)
         return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+    def last_written(self, prefix: str) -> datetime:
+        """Return when a file directly under a prefix was last written; the present time if there is none."""
+        return max((self.modified(f"{prefix}/{name}") for name in self.names(prefix)), default=datetime.now(UTC))
+
+    def left_over(self, before: datetime) -> list[str]:
+        """Return the keys of temporary files that a killed writer left before this time; only a local store has any."""
+        if not self._is_local:
+            return []
+        root = Path(self._root)
+        found = (path for path in root.rglob(".*") if _TEMPORARY.fullmatch(path.name) and path.is_file())
+        keys = (str(path.relative_to(root)) for path in found)
+        return sorted(key for key in keys if self.modified(key) < before)
 
     def local(self, key: str) -> Path:
         """Return a local path of an immutable object or folder: itself on a local store, else a cached copy.
@@ -141,8 +140,8 @@ class Objects:
             if not target.exists():
                 staging = target.with_name(f".{uuid.uuid4().hex}")
                 staging.parent.mkdir(parents=True, exist_ok=True)
-                with self._reading(key), self._fetching_into(staging, key):
-                    self._fetch(path, staging)
+                with self._fetching_into(staging, key):
+                    self._fetch(key, staging)
                 with contextlib.suppress(OSError):  # another process was first: its copy is the same
                     staging.replace(target)
                 if staging.exists():
@@ -184,7 +183,7 @@ class Objects:
 
     def pointer(self, key: str) -> str | None:
         """Return the name in a pointer, None if there is no pointer. Raises CorruptArtifact if it holds no name."""
-        data = self.get(key)
+        data = self.get(key, limit_s=ANSWER_S)
         if data is None:
             return None
         name = data.decode(errors="replace").strip()
@@ -206,15 +205,16 @@ class Objects:
                 raise OutOfSpace(f"disk full: cannot fetch {self.url}/{key} into {staging.parent}: {error}") from error
             raise Unavailable(f"cannot fetch {self.url}/{key}: {error}") from error
 
-    def _fetch(self, path: str, target: Path) -> None:
-        with self._known_errors(path):
-            if self._fs.info(path)["type"] != "directory":
-                self._fs.get_file(path, str(target))
-                return
-            target.mkdir()
-            for entry in self._fs.ls(path, detail=True):
-                if entry["type"] == "file":
-                    self._fs.get_file(entry["name"], str(target / entry["name"].rsplit("/", 1)[-1]))
+    def _fetch(self, key: str, target: Path) -> None:
+        found = self._ask(key, ANSWER_S, "info")
+        if found["type"] != "directory":
+            self._ask(key, transfer_s(found.get("size") or 0), "get_file", str(target))
+            return
+        target.mkdir()
+        for entry in self._ask(key, ANSWER_S, "ls", detail=True):
+            if entry["type"] == "file":
+                name = entry["name"].rsplit("/", 1)[-1]
+                self._ask(f"{key}/{name}", transfer_s(entry.get("size") or 0), "get_file", str(target / name))
 
     def _kind(self, key: str) -> str:
         """Return `file`, `directory` or, if nothing is there, "". Raises Unavailable if the store does not answer.
@@ -225,8 +225,7 @@ class Objects:
         if self._is_local:
             return "file" if Path(path).is_file() else "directory" if Path(path).is_dir() else ""
         try:
-            with self._reading(key):
-                return str(self._fs.info(path)["type"])
+            return str(self._ask(key, ANSWER_S, "info")["type"])
         except FileNotFoundError:
             return ""
 
@@ -237,29 +236,16 @@ class Objects:
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}"
 
-    @contextlib.contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
-        """Raise Unavailable for every error of the file system except a missing file."""
-        try:
-            with self._known_errors(key):
-                yield
-        except FileNotFoundError as error:
-            if _is_away(error.__cause__):
-                raise Unavailable(f"cannot access {self.url}/{key}: {error.__cause__}") from error
-            raise
-        except OSError as error:
-            raise Unavailable(f"cannot access {self.url}/{key}: {error}") from error
+    def _ask(self, key: str, limit_s: float, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system for an object or folder; a remote one gets `limit_s` seconds.
 
-    @contextlib.contextmanager
-    def _known_errors(self, key: str) -> Iterator[None]:
-        """Raise Unavailable for an error of a file system's own library, such as botocore, that is no OSError."""
-        try:
-            yield
-        except (OSError, RetrievalError):
-            raise
-        except Exception as error:
-            named = f"{type(error).__module__}.{type(error).__name__}"
-            raise Unavailable(f"cannot access {self.url}/{key}: {named}: {error}") from error
+        Raises Unavailable, and FileNotFoundError if the object is missing.
+        """
+        call = getattr(self._fs, method)
+        with answering(f"cannot access {self.url}/{key}"):
+            if self._is_local:
+                return call(self._path(key), *arguments, **options)
+            return within(limit_s, call, self._path(key), *arguments, **options)
 
     @contextlib.contextmanager
     def _staged(self, key: str) -> Iterator[Path]:
@@ -267,7 +253,7 @@ class Objects:
         path = self._path(key)
         folder = Path(path).parent if self._is_local else self._cache
         what = f"cannot write {self.url}/{key}"
-        with failing_as(Unavailable, what), _full_disk_named(what):
+        with failing_as(Unavailable, what), answering(what), _full_disk_named(what):
             folder.mkdir(parents=True, exist_ok=True)
             staged = folder / f".{uuid.uuid4().hex}"
             try:
@@ -277,8 +263,7 @@ class Objects:
                     staged.replace(path)
                     _sync(folder)
                 else:
-                    with self._known_errors(key):
-                        self._fs.put_file(str(staged), path)
+                    within(transfer_s(staged.stat().st_size), self._fs.put_file, str(staged), path)
             finally:
                 staged.unlink(missing_ok=True)
 
@@ -293,26 +278,12 @@ def _full_disk_named(what: str) -> Iterator[None]:
         raise
 
 
-def _time_limits(url: str) -> dict[str, Any]:
-    """Return the options that bound how long a file system waits: for a connection, and for the next bytes.
-
-    What FSSPEC_* variables or files configure for the protocol takes precedence.
-    """
-    protocol = url.split("://", 1)[0] if "://" in url else "file"
-    if protocol in {"s3", "s3a"}:
-        import fsspec
-
-        given = fsspec.config.conf.get(protocol, {})
-        limits = {"connect_timeout": _CONNECT_S, "read_timeout": _READ_S, "retries": {"max_attempts": 1}}
-        return {"config_kwargs": limits | given.get("config_kwargs", {})}
-    return {}  # those of HTTP are set in contract/files.py
-
-
-def _is_away(cause: BaseException | None) -> bool:
-    """Return True if a "not found" hides that nothing answered: fsspec's HTTP reports every error as such."""
-    if isinstance(cause, OSError):
-        return not isinstance(cause, FileNotFoundError)
-    return getattr(cause, "status", _NOT_FOUND) != _NOT_FOUND
+def _check_place(url: str, place: Place) -> None:
+    """Raise OSError or ValueError if nothing can ever be stored there: a file, or a URL without bucket or host."""
+    if place.is_local and Path(place.path).is_file():
+        raise NotADirectoryError(f"expected a folder, found a file: {place.path}")
+    if not place.is_local and not url.partition(":")[2].strip("/"):
+        raise ValueError("expected a bucket, host or path after the scheme")
 
 
 def _sync(path: Path) -> None:

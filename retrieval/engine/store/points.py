@@ -5,6 +5,7 @@ from retrieval.contract.canonical import json_bytes
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import ScoreDigest
 from retrieval.engine.store.bundles import bundle_prefix
+from retrieval.engine.store.listed import Listed, listed
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownOperatingPoint
 
@@ -38,10 +39,9 @@ class OperatingPoints:
         names = self.objects.names(f"{bundle_prefix(bundle)}/operating_points")
         return [OperatingPointId(name.removesuffix(".json")) for name in names if name.endswith(".json")]
 
-    def operating_points(self, bundle: BundleDigest) -> list[OperatingPoint]:
+    def operating_points(self, bundle: BundleDigest) -> Listed[OperatingPoint]:
         """Return all operating points of a bundle, newest first."""
-        points = (self.operating_point(bundle, point_id) for point_id in self.operating_point_ids(bundle))
-        return sorted(points, key=lambda point: point.created_at, reverse=True)
+        return listed(self.operating_point_ids(bundle), lambda point_id: self.operating_point(bundle, point_id))
 
     def active_id(self, bundle: BundleDigest) -> OperatingPointId | None:
         """Return the id of the active operating point; None if there is none."""

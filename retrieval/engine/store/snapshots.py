@@ -6,7 +6,9 @@ from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
-from retrieval.engine.store.objects import Objects, checked_name, is_full
+from retrieval.engine.store.calls import is_full
+from retrieval.engine.store.listed import Listed, listed
+from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.engine.workspace import workspace
 from retrieval.errors import CorruptArtifact, OutOfSpace, UnknownCatalog, UnknownSnapshot
 
@@ -73,15 +75,24 @@ class Snapshots:
             raise UnknownCatalog(f"catalogue {catalog!r} has no snapshot: make one with `retrieval reindex`")
         return ids
 
-    def snapshots(self, catalog: str) -> list[SnapshotManifest]:
+    def snapshots(self, catalog: str) -> Listed[SnapshotManifest]:
         """Return all complete snapshots of a catalogue, newest first. Raises UnknownCatalog if there is none."""
-        manifests = (self.snapshot_manifest(catalog, snapshot) for snapshot in self.snapshot_ids(catalog))
-        return sorted(manifests, key=lambda manifest: manifest.created_at, reverse=True)
+        return listed(self.snapshot_ids(catalog), lambda snapshot: self.snapshot_manifest(catalog, snapshot))
 
     def publish(self, catalog: str, snapshot: SnapshotId) -> None:
-        """Make a snapshot live: the one atomic write of a reindex. Raises UnknownSnapshot."""
+        """Make a snapshot live: the one atomic write of a reindex.
+
+        Raises UnknownSnapshot, also if it is pruned meanwhile (see `delete_snapshot`): what was live is live again.
+        """
         self.snapshot_manifest(catalog, snapshot)
+        before = self.objects.get(_current_key(catalog))
         self.objects.put(_current_key(catalog), snapshot.encode())
+        if not self.has_snapshot(catalog, snapshot):
+            if before is None:
+                self.objects.delete(_current_key(catalog))
+            else:
+                self.objects.put(_current_key(catalog), before)
+            raise UnknownSnapshot(f"catalogue {catalog}: snapshot {snapshot} was pruned meanwhile: reindex")
 
     def current(self, catalog: str) -> SnapshotId:
         """Return the id of the live snapshot. Raises UnknownCatalog if there is none."""

@@ -24,6 +24,7 @@ from retrieval.contract.documents import Count, Moment, parse
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.engine.images import Failure
 from retrieval.engine.store import REPORT, Store
+from retrieval.engine.store.listed import Listed, listed
 from retrieval.errors import CorruptArtifact
 
 _N_SUSPECTS = 20
@@ -129,11 +130,14 @@ class AuditReport:
         }
 
 
-def audits(store: Store, catalog: str) -> list[dict[str, Any]]:
+def audits(store: Store, catalog: str) -> Listed[dict[str, Any]]:
     """Return the reports of a catalogue's finished audits, newest first. Raises UnknownCatalog."""
     store.current(catalog)
-    reports = [finished_audit(store, catalog, audit_id) for audit_id in store.audits(catalog)]
-    return sorted(reports, key=lambda report: str(report["created_at"]), reverse=True)
+    return listed(
+        store.audits(catalog),
+        lambda audit_id: finished_audit(store, catalog, audit_id),
+        created_at=lambda report: str(report["created_at"]),
+    )
 
 
 def finished_audit(store: Store, catalog: str, audit_id: str) -> dict[str, Any]:

@@ -62,3 +62,9 @@ def test_the_offered_target_is_accepted() -> None:
     assert choose_threshold(data, target=Target("false-matches", value, 1_000_000)).far > 0
     with pytest.raises(NotEnoughEvidence, match="needs at least"):
         choose_threshold(data, target=Target("false-matches", value / 1.2, 1_000_000))
+
+
+def test_a_refused_class_mean_is_called_so() -> None:
+    """A FAR target is another one: it is pooled."""
+    with pytest.raises(NotEnoughEvidence, match=r"^a target class-far=0\.0003 needs .* ask for class-far="):
+        choose_threshold(_classes(40, 4), target="class-far=0.0003")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -56,7 +57,11 @@ def retrieval(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit, match=r"^\d+$") as left:
             main()
         captured = capsys.readouterr()
-        lines = [line for line in captured.out.splitlines(keepends=True) if '"event"' not in line]
+        lines = [
+            line
+            for line in captured.out.splitlines(keepends=True)
+            if '"event"' not in line and not re.match(r"\d{4}-", line)
+        ]
         return int(str(left.value.code)), "".join(lines), captured.err
 
     return run
@@ -129,3 +134,49 @@ def test_a_dry_run_of_a_rollback_checks_what_the_rollback_checks(
             assert (code, out) == (3, "")
             assert "does not have the checksum of its manifest" in err
     assert filled.current("cups") == second
+
+
+@pytest.mark.slow
+def test_lists_name_what_is_damaged_and_show_the_rest(
+    settings: Settings, filled: Store, retrieval: Command, tiny_encoder: Encoder, pool: Executor, tmp_path: Path
+) -> None:
+    """Snapshots, operating points, audits, bundles, catalogues; a rollback passes over it, or away from it."""
+    ids = [filled.current("cups")]
+    for number in range(1, 3):
+        folder = write_class_folders(tmp_path / f"more{number}", n_classes=2 + number, n_images=2)
+        request = ReindexRequest(catalog="cups", manifest_uri=str(folder))
+        at = f"2027-01-0{number}T00:00:00+00:00"
+        ids.append(reindex(filled, tiny_encoder, pool, request, job_id=f"more{number}", created_at=at))
+    bundle = filled.only_bundle()
+    filled.objects.put(f"catalogs/cups/snapshots/{ids[1]}/manifest.json", b"{")
+    filled.objects.put(f"bundles/{bundle}/operating_points/damaged.json", b"{}")
+    filled.put_audit("cups", "damaged", {"report.json": b"{}"})
+    with Serving(settings) as port:
+        address = ("--address", f"127.0.0.1:{port}")
+        for command in (("snapshots", "list", "cups"), ("operating-points", "list"), ("audits", "list", "cups")):
+            code, out, _ = retrieval(*command, *address, "--json")
+            found = {row["id"]: row["problem"] for row in json.loads(out)}
+            damaged = ids[1] if command[0] == "snapshots" else "damaged"
+            assert code == 0
+            assert damaged[:8] in found.pop(damaged)[:200], "the reason names it"
+            assert set(found.values()) <= {""}
+            assert len(found) == {"snapshots": 2, "operating-points": 1, "audits": 0}[command[0]]
+            code, out, _ = retrieval(*command, *address)
+            assert code == 0
+            assert "damaged" in out
+        code, out, err = retrieval("snapshots", "rollback", "cups", "--dry-run", *address)
+        assert (code, out) == (0, f"would make snapshot {ids[0]} of cups live\n")
+        assert f"passed over the damaged snapshot {ids[1]}: " in err
+        filled.objects.put(f"catalogs/cups/snapshots/{ids[2]}/manifest.json", b"{")
+        code, out, _ = retrieval("catalogs", "list", "--json", *address)
+        assert {row["name"]: bool(row["problem"]) for row in json.loads(out)} == {
+            "cups": True, "hats": False, "shoes": False,
+        }  # fmt: skip
+        code, out, _ = retrieval("snapshots", "rollback", "cups", *address)
+        assert (code, out) == (0, f"snapshot {ids[0]} of cups is live\n"), "away from a damaged live one"
+    filled.objects.put("bundles/broken/contract.json", b"{")
+    code, out, _ = retrieval("bundles", "list", "--store", filled.url, "--json")
+    assert code == 0
+    assert {row["id"]: "contract.json cannot be read" in row["problem"] for row in json.loads(out)} == {
+        bundle: False, "broken": True,
+    }  # fmt: skip

@@ -35,6 +35,8 @@ def retrieval(running: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_health(retrieval: Command) -> None:
     assert retrieval("health") == (0, f"serving\n{CATALOG}: serving\n", "")
+    listed = json.loads(retrieval("health", "--json")[1])
+    assert listed == {"catalogs": [{"name": CATALOG, "serving": True, "reason": ""}]}
 
 
 def test_health_names_what_to_start(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

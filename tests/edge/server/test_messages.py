@@ -149,7 +149,7 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
     """All but its files."""
     message = snapshot_message(MANIFEST, live=live)
     for field in message.DESCRIPTOR.fields:
-        if field.name not in ("created_at", "live", "failures"):
+        if field.name not in ("created_at", "live", "failures", "problem", "passed_over"):
             assert getattr(message, field.name) == getattr(MANIFEST, field.name), field.name
     assert dict(message.failures) == MANIFEST.failures
     assert message.created_at.ToDatetime(UTC) == time_of(MANIFEST.created_at)
@@ -176,7 +176,11 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     assert message.active == active
     assert message.needs_reindex == ["shop"]
     assert (message.family, message.n_families) == ("maker", 7)
-    unset = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
+    unset = (
+        {field.name for field in message.DESCRIPTOR.fields}
+        - {"problem"}
+        - {field.name for field, _ in message.ListFields()}
+    )
     assert unset <= ({"tar", "far"} if active else {"tar", "far", "active"})
 
 
@@ -222,7 +226,9 @@ def test_an_audit_keeps_its_figures_and_names_its_files(store: Store, verdict: s
     assert message.created_at.ToDatetime(UTC) == time_of(REPORT["created_at"])
     assert message.report_html_uri == f"{store.url}/catalogs/shop/audits/audit/report.html"
     assert message.report_json_uri == f"{store.url}/catalogs/shop/audits/audit/report.json"
-    assert {field.name for field, _ in message.ListFields()} == {f.name for f in message.DESCRIPTOR.fields}
+    assert {field.name for field, _ in message.ListFields()} | {"problem"} == {
+        f.name for f in message.DESCRIPTOR.fields
+    }
 
 
 def test_a_report_of_an_older_version_is_still_shown(store: Store) -> None:

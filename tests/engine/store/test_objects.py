@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_nothing(objects: Objects, tmp_path: Path) -> None
 def test_a_store_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Unavailable, match="cannot write"):
-        Objects(f"file://{tmp_path}/file").put("key", b"")
+        Objects(f"file://{tmp_path}/file/below").put("key", b"")
 
 
 # pointers and folders that are opened

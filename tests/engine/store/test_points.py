@@ -29,13 +29,13 @@ def point(store: Store, tiny_bundle: Bundle, cosine_point: OperatingPoint) -> Op
 
 def test_activating_is_a_separate_act(store: Store, point: OperatingPoint) -> None:
     bundle = point.bundle_digest
-    assert store.operating_points(bundle) == [point]
+    assert store.operating_points(bundle).readable == [point]
     assert store.active_id(bundle) is None
     with pytest.raises(UnknownOperatingPoint, match="no active operating point"):
         store.active_operating_point(bundle)
     newer = replace(point, data_digest="new images", created_at="2027-01-01T00:00:00+00:00")
     store.put_operating_point(newer)
-    assert store.operating_points(bundle) == [newer, point], "newest first"
+    assert store.operating_points(bundle).readable == [newer, point], "newest first"
     assert store.activate(bundle, newer.id) == newer
     assert store.active_operating_point(bundle) == newer
     store.activate(bundle, point.id)

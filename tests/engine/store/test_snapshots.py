@@ -44,7 +44,7 @@ def test_publish_and_roll_back(store: Store) -> None:
     store.publish("shop", first.id)
     store.publish("shop", second.id)
     assert store.current("shop") == "s2"
-    assert store.snapshots("shop") == [second, first], "newest first"
+    assert store.snapshots("shop").readable == [second, first], "newest first"
     assert store.catalogs() == ["shop"]
     store.publish("shop", first.id)
     assert store.current("shop") == "s1"

@@ -175,7 +175,7 @@ def test_stray_files_are_no_artefacts(store: Store, tiny_bundle: Bundle) -> None
     store.objects.put("catalogs/shop/snapshots/half/index", b"")
     put_snapshot(store)
     assert store.bundles() == [tiny_bundle.digest]
-    assert [m.id for m in store.snapshots("shop")] == ["s1"]
+    assert [m.id for m in store.snapshots("shop").readable] == ["s1"]
     assert store.catalogs() == []
     assert store.objects.exists(f"bundles/{tiny_bundle.digest}/{CONTRACT}")
 
@@ -195,12 +195,14 @@ def test_damaged_pointer_is_data_loss(calibrated: Store, content: bytes) -> None
     assert calibrated.active_id(digest) == active.id
 
 
-def test_store_that_is_a_file_is_unavailable(tmp_path: Path) -> None:
-    """A wrong path is an error with the path in it, not a trace."""
+def test_store_that_is_a_file_is_a_wrong_setting(tmp_path: Path) -> None:
+    """It will never be a folder; below a file nothing can be stored either."""
     (tmp_path / "store").touch()
-    store = Store((tmp_path / "store").as_uri())
-    for ask in (lambda: store.current("shop"), store.catalogs):
-        with pytest.raises(Unavailable, match="store"):
+    with pytest.raises(InvalidSettings, match=r"expected a folder, found a file: .*/store$"):
+        Store((tmp_path / "store").as_uri())
+    store = Store(f"{(tmp_path / 'store').as_uri()}/below")
+    for ask in (lambda: store.bundle_name(BundleDigest("b")), store.catalogs):
+        with pytest.raises(Unavailable, match="store/below"):
             ask()
 
 
