@@ -161,3 +161,41 @@ def test_an_acknowledged_job_survives_a_kill_at_once(tmp_path: Path) -> None:
                 time.sleep(0.05)
             assert jobs.get(job.id) == job
         assert len(jobs.running()) == 5
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from retrieval.edge.jobs import embedded
+
+folder = Path(sys.argv[1])
+children = []
+def fork():
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    children.append(child)
+
+with embedded._locked(folder):
+    fork()
+try_lock = embedded._try_lock
+def forking(descriptor, kind):
+    taken = try_lock(descriptor, kind)
+    fork()
+    return taken
+embedded._try_lock = forking
+embedded._is_locked(folder / "running")
+embedded._try_lock = try_lock
+print([name for name in ("lock", "running") if embedded._is_locked(folder / name)], flush=True)
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> None:
+    """A worker forks its processes while a thread looks after the Valkey: they would keep what it locked for ever."""
+    command = [sys.executable, "-c", FORKING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
