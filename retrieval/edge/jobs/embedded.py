@@ -209,5 +209,7 @@ def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,  # Ctrl-C reaches the users only, which leave in order
+            # With this, Popen spawns. It would fork, wait for the child on a pipe, and wait for ever if a worker forks
+            # a process of its pool meanwhile, because that one has the pipe open too.
+            close_fds=False,
         )

@@ -66,4 +66,5 @@ def _end(*_: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    os.setsid()  # Ctrl-C reaches the users only, which leave in order
     keep(Path(sys.argv[1]), sys.argv[2:])

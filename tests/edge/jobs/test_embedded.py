@@ -199,3 +199,14 @@ def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> Non
     command = [sys.executable, "-c", FORKING, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "[]\n"
+
+
+def test_the_server_is_spawned_and_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork on a thread waits for ever if a worker forks a process of its pool at the same time."""
+
+    def forked(*_: object) -> None:
+        raise AssertionError("Popen forked")
+
+    monkeypatch.setattr(subprocess, "_fork_exec", forked)
+    with embedded_valkey(tmp_path):
+        assert is_running(tmp_path)
