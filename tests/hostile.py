@@ -80,3 +80,14 @@ def gif_with_comment(n_blocks: int) -> bytes:
     data = encoded(noise(8).convert("P"), "GIF")
     start = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     return data[:start] + b"\x21\xfe" + b"\x01a" * n_blocks + b"\x00" + data[start:]
+
+
+def tiff_of_jpeg(jpeg: bytes, side: int) -> bytes:
+    """A TIFF whose one strip is this JPEG."""
+    entries = [
+        (256, 4, side), (257, 4, side), (258, 3, 8), (259, 3, 7), (262, 3, 6), (273, 4, 146),
+        (277, 3, 3),
+        (278, 4, side), (279, 4, len(jpeg)), (284, 3, 1), (530, 3, 2 | 2 << 16),
+    ]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, kind, 2 if tag == 530 else 1, value) for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + jpeg

@@ -17,13 +17,16 @@ class Web:
     """What a server has and how it fails; `asked` counts the requests for each path.
 
     cut: paths whose connection is closed in the middle; dropped: closed at once; busy: how many times a path answers
-    with which status before it is served. slow_s: how long each file takes.
+    with which status before it is served; moved: where else a path is; endless: what every other path has; slow_s: how
+    long each file takes.
     """
 
     files: Mapping[str, bytes]
     cut: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
     busy: dict[str, tuple[int, int]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    endless: bytes | None = None
     asked: Counter[str] = field(default_factory=Counter)
     slow_s: float = 0.0
     url: str = ""
@@ -41,15 +44,17 @@ def _handler(web: Web) -> type[http.server.BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             web.asked[path] += 1
             times, status = web.busy.get(path, (0, 0))
+            moved = path.removeprefix("/moved") if path.startswith("/moved/") else web.moved.get(path)
+            content = web.files.get(path, web.endless)
             if path in web.dropped:
                 self.connection.close()
             elif web.asked[path] <= times:
                 self._reply(status, b"")
-            elif path.startswith("/moved/"):
-                self._reply(302, b"", location=path.removeprefix("/moved"))
-            elif path in web.files:
+            elif moved is not None:
+                self._reply(302, b"", location=moved)
+            elif content is not None:
                 time.sleep(web.slow_s)
-                self._reply(200, web.files[path], cut=path in web.cut)
+                self._reply(200, content, cut=path in web.cut)
             else:
                 self._reply(404, b"")
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from retrieval.contract.folders import Walk, sort_names, walk_local
 from retrieval.contract.loopback import reach_directly
+from retrieval.contract.sources import ANYWHERE, origin_of
 from retrieval.contract.time_limits import WEB, time_limits
 from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
@@ -30,9 +31,7 @@ _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "di
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
 _S3 = ("s3", "s3a")
 
-_CHUNK_BYTES = 64 * 1024
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later try may not get
 
 
 @contextlib.contextmanager
@@ -86,23 +85,27 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def read_file(name: str, most: int | None = None) -> bytes:
+def read_file(name: str, most: int | None = None, *, roots: Sequence[str] | None = None) -> bytes:
     """Return the bytes of a file, or its first `most`. A remote read that failed for the moment is tried three times.
+
+    roots: see `Place.of`.
 
     Raises OSError and the errors of the library that reads: see `failing_as`. Only a regular file is read, because a
     pipe or a device may never end.
     """
     path = local_path(name)
-    return _read_regular(path, most) if path is not None else Place.of(name).read_file(most)
+    return _read_regular(path, most) if path is not None else Place.of(name, roots=roots).read_file(most)
 
 
-def read_image(name: str, most: int) -> bytes:
+def read_image(name: str, most: int, *, roots: Sequence[str] | None = None) -> bytes:
     """Return the bytes of an image. Raises InvalidImage if nothing can be read, ImageTooLarge if there are over `most`.
+
+    roots: see `Place.of`.
 
     Training, indexing and queries read with it.
     """
     with failing_as(InvalidImage, f"{name} cannot be read"):
-        data = read_file(name, most + 1)
+        data = read_file(name, most + 1, roots=roots)
     if len(data) > most:
         raise ImageTooLarge(f"{name} has more than {most:,} bytes, the limit")
     return data
@@ -117,8 +120,11 @@ class Place:
     _archive: tuple[str, str] | None = field(default=None, repr=False)  # protocol and the URL of the archive
 
     @classmethod
-    def of(cls, name: str) -> "Place":
-        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable."""
+    def of(cls, name: str, *, roots: Sequence[str] | None = None) -> "Place":
+        """Return the place that a path or URL names. Raises ValueError, ImportError if its protocol is unusable.
+
+        roots: where a server of the web may lead, see `check_source`; None: to its own host and to public ones.
+        """
         import fsspec
 
         if (path := local_path(name)) is not None:
@@ -129,13 +135,16 @@ class Place:
                 rest = f"file://{target.absolute()}"
             protocol, found, member = first.partition("://")
             if protocol in _ARCHIVES and found:
-                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}")
+                filesystem, _ = fsspec.core.url_to_fs(f"{protocol}://::{rest}", **_chain_options(rest, roots))
                 return cls(filesystem, member.strip("/"), (protocol, rest))
-            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}"))
+            return cls(*fsspec.core.url_to_fs(f"{first}::{rest}", **_chain_options(rest, roots)))
         protocol = name.partition("://")[0].lower()
+        if protocol in WEB:
+            from retrieval.contract.web import Web
+
+            return cls(Web(**_web_options(name, roots)), name)
         kind = fsspec.get_filesystem_class(protocol)
-        options = {} if protocol in WEB else kind._get_kwargs_from_urls(name)
-        filesystem = kind(**{**options, **time_limits(name)})
+        filesystem = kind(**{**kind._get_kwargs_from_urls(name), **time_limits(name)})
         if protocol in _S3:
             reach_directly(filesystem)
         return cls(filesystem, kind._strip_protocol(name))
@@ -190,7 +199,9 @@ class Place:
         if self.is_web:
             import fsspec
 
-            data: bytes = fsspec.asyn.sync(self.filesystem.loop, _get, self.filesystem, self.path, most)
+            from retrieval.contract.web import get
+
+            data: bytes = fsspec.asyn.sync(self.filesystem.loop, get, self.filesystem, self.path, most)
             return data
         with self.filesystem.open(self.path, "rb") as file:
             return bytes(file.read() if most is None else file.read(most))
@@ -223,19 +234,18 @@ def _read_regular(path: Path, most: int | None) -> bytes:
         return file.read() if most is None else file.read(most)
 
 
-async def _get(filesystem: Any, url: str, most: int | None) -> bytes:
-    """Read a URL, no further than `most` bytes even if its server sends more."""
-    session = await filesystem.set_session()
-    data = bytearray()
-    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as response:
-        if response.status in (404, 410):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
-        response.raise_for_status()
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            data += chunk
-            if most is not None and len(data) >= most:
-                return bytes(data[:most])
-    return bytes(data)
+def _chain_options(rest: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    """Return the options of the last link of a chain, if it is read over the web."""
+    last = rest.rpartition("::")[2]
+    protocol = last.partition("://")[0].lower()
+    return {protocol: _web_options(last, roots)} if protocol in WEB else {}
+
+
+def _web_options(url: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    from retrieval.contract.web import client_for
+
+    allowed = (ANYWHERE, origin_of(url)) if roots is None else tuple(roots)
+    return {**time_limits(url), "get_client": client_for(allowed)}
 
 
 def _retried(read: Callable[[], _Result]) -> _Result:
@@ -243,18 +253,9 @@ def _retried(read: Callable[[], _Result]) -> _Result:
         try:
             return read()
         except Exception as error:
-            if not _may_pass(error):
+            from retrieval.contract.web import may_pass
+
+            if not may_pass(error):
                 raise
         time.sleep(pause)
     return read()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Return True for an error that the next try may not meet: a busy server or a broken connection."""
-    import aiohttp
-
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in _BUSY
-    if isinstance(error, (TimeoutError, ValueError)):  # waited long already; a wrong URL
-        return False
-    return isinstance(error, (ConnectionError, aiohttp.ClientError))

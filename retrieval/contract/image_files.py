@@ -26,6 +26,8 @@ _WEBP_METADATA_FLAGS = 0x2C  # ICC, EXIF, XMP
 # The tags of a TIFF that say how its pixels are stored, and its orientation.
 _TIFF_PIXELS = {254, *range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326)}
 _TIFF_PIXELS |= {332, 338, 339, 347, *range(512, 522), *range(529, 533)}
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_JPEG_IN_TIFF = (6, 7)  # kinds of compression
 _TIFF_OFFSETS = (273, 324)
 
 
@@ -49,10 +51,19 @@ def check_parts(data: bytes, limits: ImageLimits) -> None:
 
 
 def n_scans(data: bytes) -> int:
-    """Return the number of passes over the pixels that a JPEG asks for; 1 for other formats."""
+    """Return the number of passes over the pixels that a JPEG, or a TIFF of JPEGs, asks for; 1 for other formats."""
+    if data[:4] in _TIFF:
+        n_streams = data.count(b"\xff\xd8\xff")  # each with one scan, if it is not progressive
+        return -(-data.count(b"\xff\xda") // n_streams) if n_streams and _is_jpeg_tiff(data) else 1
     if not data.startswith(_JPEG):
         return 1
     return max(1, sum(marker == _SOS for marker, _, _ in _segments(data)))
+
+
+def _is_jpeg_tiff(data: bytes) -> bool:
+    order = "<" if data.startswith(b"II") else ">"
+    kinds = [struct.unpack_from(f"{order}H", data, place + 8)[0] for tag, _, place in _tiff_entries(data) if tag == 259]
+    return any(kind in _JPEG_IN_TIFF for kind in kinds) or data[2:3] == b"+" or data[3:4] == b"+"
 
 
 def without_metadata(data: bytes, *, keep_orientation: bool) -> bytes:

@@ -10,14 +10,16 @@ class ImageLimits:
     """The largest allowed image; all limits are checked before a pixel is decoded.
 
     `jpeg_scans`: passes of a JPEG over its pixels; encoders write up to 18. `memory_bytes`: memory that images take
-    while they are decoded, all threads of a process together; `engine/decoding.py` shares it out. `roots`: paths and
-    URLs inside which images may be read; see `check_source` for none.
+    while they are decoded, all threads of a process together; `memory.py` shares it out. `cpu_s`: CPU seconds
+    that decoding one image may take, after which the process that does it is killed. `roots`: paths and URLs inside
+    which images may be read; see `check_source` for none.
     """
 
     image_bytes: int = 20 * _MIB
     pixels: int = 50_000_000
     jpeg_scans: int = 100
     memory_bytes: int = 1536 * _MIB
+    cpu_s: float = 10.0
     roots: tuple[str, ...] = ()
 
     @property

@@ -46,20 +46,21 @@ def read_manifest(source: str) -> list[Item]:
     return read_source(source).items
 
 
-def read_source(source: str) -> Manifest:
+def read_source(source: str, roots: Sequence[str] | None = None) -> Manifest:
     """Read the items of a folder (one sub-folder for each class) or of a .csv, .parquet or .jsonl table, in order.
 
     A table has the columns id and uri, usually label, and any others, which become attributes. Relative uris are
     relative to the table's folder. In a folder the id is the path inside it and the label the sub-folder's name; its
     images are the files with the suffix or, without a known one, the first bytes of an image. Hidden files, files of
     the system and folders that were read already under another name are passed over.
+    roots: where a server of the web may lead, see `Place.of`.
     Raises InvalidManifest if the source or a column is missing, an id is empty or occurs twice, or a text is not UTF-8;
     EmptyCatalog if there is no item.
     """
     if not source:
         raise InvalidManifest("manifest: expected a path or URL, found nothing")
     with failing_as(InvalidManifest, f"{source} cannot be read"):
-        place = Place.of(source)
+        place = Place.of(source, roots=roots)
         is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES  # or the links in it would be a folder
         if not is_table and place.is_folder():
             found = _read_folder(place)

@@ -6,27 +6,34 @@ There is one decoder (Pillow) and one path, because two decoders of one JPEG dif
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from retrieval.contract.documents import parse
 from retrieval.contract.formats import HEAD_BYTES, REMEDIES, sniffed
 from retrieval.contract.image_files import check_parts, n_scans, without_metadata
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
+from retrieval.contract.memory import image_memory
 from retrieval.contract.pixels import bytes_per_pixel, note_samples, scale_transparency, to_rgb
 from retrieval.errors import CorruptArtifact, ImageTooLarge, InvalidImage
 
 # `ImageLimits` replaces Pillow's own limit, which only warns and cannot be set for a single call.
 Image.MAX_IMAGE_PIXELS = None
+# Compressed texts of 2 MB unpack to 64 MiB, which nobody reads; a file with more is opened without them.
+PngImagePlugin.MAX_TEXT_MEMORY = 1024 * 1024
 with contextlib.suppress(ImportError):  # the extra "heif"
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+    pillow_heif.options.DECODE_THREADS = 1  # callers decode several images at a time already
+with contextlib.suppress(ImportError):  # a Pillow without AVIF has the plug-in all the same
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # on 64 cores, the stacks of as many threads took half a gigabyte
 Image.init()  # registers every format; `formats=` below needs them registered
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -44,6 +51,7 @@ _TURNS = {
 }
 _ATTEMPTS = (None, True, False)  # the file itself, then without its metadata, with and without the orientation
 _PNG_BITS = 24  # place of the bits a sample in a PNG, whose first chunk has a fixed layout
+_SMALL_WORK = 25_000_000  # pixels times passes: a photo of 24 megapixels, a quarter of a second of a core
 _RUN_LENGTH_PASSES = 100  # Pillow decodes a run-length BMP in Python, a pixel at a time
 
 
@@ -84,6 +92,8 @@ class Preprocessing:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
         """Read the dictionary of `to_json`. Raises CorruptArtifact if a field is missing or unknown."""
+        from retrieval.contract.documents import parse  # half of the memory of a process that only decodes
+
         return parse(cls, value, "preprocessing of a bundle")
 
 
@@ -96,7 +106,26 @@ def decode(
     16-bit images are converted, damaged metadata is ignored. Raises ImageTooLarge before decoding if a limit is
     exceeded, InvalidImage if the bytes are empty, of no known format, or truncated.
     """
-    return open_image(data, limits).decode(background)
+    with decoded(data, limits=limits, background=background) as image:
+        return image
+
+
+@contextlib.contextmanager
+def decoded(
+    data: bytes,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    background: tuple[int, int, int] = (255, 255, 255),
+    more_bytes_per_pixel: int = 0,
+) -> Iterator[Image.Image]:
+    """Decode as `decode` does and hold the memory of the image for the block.
+
+    more_bytes_per_pixel: memory that the block takes in addition, for each pixel of the image.
+    """
+    opened = open_image(data, limits)
+    n_bytes = opened.peak_bytes + more_bytes_per_pixel * opened.n_pixels
+    with image_memory(n_bytes, limits, is_small=opened.is_small(limits)):
+        yield opened.decode(background)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +136,13 @@ class OpenedImage:
     """
 
     data: bytes
+    n_pixels: int
     peak_bytes: int
     work: int
+
+    def is_small(self, limits: ImageLimits) -> bool:
+        """Return True if decoding takes little of the time and the memory that there is."""
+        return self.work <= _SMALL_WORK and self.peak_bytes <= limits.small_bytes
 
     def decode(self, background: tuple[int, int, int]) -> Image.Image:
         """Decode as `decode` does. Metadata that cannot be read is ignored: pixels decide whether an image is one."""
@@ -118,6 +152,8 @@ class OpenedImage:
                 content = self.data if kept is None else without_metadata(self.data, keep_orientation=kept)
                 if first is None or content != self.data:
                     return to_rgb(_upright(_loaded(content)), background)
+            except MemoryError as error:
+                raise ImageTooLarge("the image takes more memory than its header says: send a smaller one") from error
             except Exception as error:  # noqa: BLE001  # on broken files Pillow's plug-ins raise errors of every kind
                 first = first or error
         raise InvalidImage(f"the image is damaged or truncated ({len(self.data):,} bytes): {first}") from first
@@ -149,7 +185,7 @@ def open_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> OpenedImage
             f"the image takes {peak_bytes:,} bytes of memory while it is decoded, the limit is "
             f"{limits.largest_bytes:,}, three quarters of RETRIEVAL_IMAGE_MEMORY_BYTES: send a smaller one"
         )
-    return OpenedImage(data, peak_bytes, n_pixels * n_passes)
+    return OpenedImage(data, n_pixels, peak_bytes, n_pixels * n_passes)
 
 
 def _header(data: bytes) -> Image.Image:
@@ -218,7 +254,8 @@ def preprocess(
     data: bytes, preprocessing: Preprocessing, *, limits: ImageLimits = DEFAULT_LIMITS
 ) -> NDArray[np.float32]:
     """Turn the bytes of an image into the model's input: [3, crop, crop] float32. Raises as `decode` does."""
-    return to_array(decode(data, limits=limits, background=preprocessing.background), preprocessing)
+    with decoded(data, limits=limits, background=preprocessing.background) as image:
+        return to_array(image, preprocessing)
 
 
 def _check_size(image: Image.Image, limits: ImageLimits) -> None:

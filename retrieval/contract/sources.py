@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from retrieval.errors import SourceNotAllowed
 
+ANYWHERE = "*"
 _LOCAL = ("file", "local")
 # Links of a chain that read only what the next link names; `reference` reads what a file says, so it is none of them.
 _WRAPPERS = ("simplecache", "filecache", "blockcache", "cached", "dir", "zip", "tar", "libarchive")
@@ -27,9 +28,11 @@ _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::|$)|/)")
 def check_source(name: str, roots: Sequence[str]) -> None:
     """Raise SourceNotAllowed unless this path or URL may be read.
 
-    With roots, paths and URLs, it must lie inside one of them, links followed. Without, its host must be public or this
-    machine: link-local addresses answer with the credentials of the machine, private ones with services of the network.
-    A local file must be a regular one or a folder, because a pipe or a device may never end.
+    With roots, paths and URLs, it must lie inside one of them, links followed; the root `s3://` has all buckets. With
+    no root, or outside of the others with the root `*`, its host must be public or this machine: link-local addresses
+    answer with the credentials of the machine, private ones with services of the network. `web.py` checks each redirect
+    and the address of each connection. A local file must be a regular one or a folder, because a pipe or a device may
+    never end.
     """
     *links, last = _LINK.split(name) if "://" in name else [name]
     for link in links:
@@ -42,14 +45,34 @@ def _check_one(part: str, roots: Sequence[str], name: str) -> None:
     scheme = _scheme(part, "")
     if scheme in ("", *_LOCAL):
         for path in _paths(part):
-            if roots and not any(_is_inside(path, root) for root in roots):
-                raise _refusal(name, f"it is outside of {', '.join(roots)}")
+            if not is_anywhere(roots) and not any(_is_inside(path, root) for root in roots):
+                raise refusal(name, f"it is outside of {', '.join(roots)}")
             _check_regular(path, name)
-    elif roots:
-        if not any(_is_below(part, root) for root in roots):
-            raise _refusal(name, f"it is outside of {', '.join(roots)}")
+    elif any(is_below(part, root) for root in roots):
+        return
+    elif not is_anywhere(roots):
+        raise refusal(name, f"it is outside of {', '.join(roots)}")
     elif scheme in _OF_HOSTS:
         _check_host(urlsplit(part).hostname or "", name)
+
+
+def is_anywhere(roots: Sequence[str]) -> bool:
+    """Return True if what is outside of these roots may be read too, unless its address is private or link-local."""
+    return not roots or ANYWHERE in roots
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and port of a URL of the web, as a root; "" for any other name."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/" if parts.scheme.lower() in ("http", "https") else ""
+
+
+def check_address(address: str, host: str, name: str) -> None:
+    """Raise SourceNotAllowed if an address of `host` is private or link-local; that of this machine is not."""
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if not (ip.is_loopback or (ip.is_global and not ip.is_multicast)):
+        raise refusal(name, f"{host} has the private or link-local address {ip}")
 
 
 def _scheme(part: str, otherwise: str) -> str:
@@ -79,8 +102,11 @@ def _is_inside(path: Path, root: str) -> bool:
         return False
 
 
-def _is_below(url: str, root: str) -> bool:
+def is_below(url: str, root: str) -> bool:
+    """Return True if a URL is a root or lies beneath it; a root without a host has all hosts, or buckets."""
     asked, allowed = urlsplit(url), urlsplit(root)
+    if not allowed.netloc and root.endswith("://"):
+        return asked.scheme.lower() == allowed.scheme.lower()
     if (asked.scheme.lower(), asked.netloc.lower()) != (allowed.scheme.lower(), allowed.netloc.lower()):
         return False
     path = unquote(unquote(asked.path))
@@ -99,7 +125,7 @@ def _check_regular(path: Path, name: str) -> None:
     except (OSError, ValueError):
         return  # whoever reads it finds the cause
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise _refusal(name, "it is a pipe, a socket or a device, and only regular files are read")
+        raise refusal(name, "it is a pipe, a socket or a device, and only regular files are read")
 
 
 def _check_host(host: str, name: str) -> None:
@@ -108,11 +134,9 @@ def _check_host(host: str, name: str) -> None:
     except (OSError, UnicodeError):
         return  # as above
     for address in found:
-        ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if not (ip.is_loopback or (ip.is_global and not ip.is_multicast)):
-            raise _refusal(name, f"{host} has the private or link-local address {ip}")
+        check_address(address, host, name)
 
 
-def _refusal(name: str, reason: str) -> SourceNotAllowed:
+def refusal(name: str, reason: str) -> SourceNotAllowed:
+    """Return the error for a path or URL that may not be read."""
     return SourceNotAllowed(f"{name} may not be read: {reason}; RETRIEVAL_IMAGE_ROOTS lists what may")

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.contract.limits import ImageLimits
+from retrieval.contract.sources import ANYWHERE, origin_of
 from retrieval.errors import InvalidSettings
 
 # Read by the libraries when they are loaded: OpenMP (FAISS), OpenBLAS and MKL (NumPy, SciPy, FAISS).
@@ -61,11 +62,21 @@ class Settings(BaseSettings):
         ge=64 * 1024 * 1024,
         description="Memory that the images of a process may take together while they are decoded, in bytes.",
     )
+    image_cpu_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=3600,
+        description=(
+            "CPU seconds that decoding one image may take; then it is refused and the process that decodes it is "
+            "replaced."
+        ),
+    )
     image_roots: str = Field(
         default="",
         description=(
-            "Paths and URLs inside which jobs may read images and their tables, separated by commas; empty: all but "
-            "private and link-local addresses. The container images set /images."
+            "Paths and URLs inside which jobs may read images and their tables, separated by commas; *: all but "
+            "private and link-local addresses; empty: local paths and URLs of the store's scheme. The container "
+            "images set /images."
         ),
     )
     refresh_s: float = Field(
@@ -119,12 +130,31 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> ImageLimits:
         """Largest image that is decoded."""
-        return ImageLimits(image_bytes=self.image_bytes, pixels=self.image_pixels, memory_bytes=self.image_memory_bytes)
+        return ImageLimits(
+            image_bytes=self.image_bytes,
+            pixels=self.image_pixels,
+            memory_bytes=self.image_memory_bytes,
+            cpu_s=self.image_cpu_s,
+        )
 
     @property
     def job_limits(self) -> ImageLimits:
         """Largest image that a job decodes, and where its images may be: others than the operator start jobs."""
-        return dataclasses.replace(self.limits, roots=_names(self.image_roots))
+        return dataclasses.replace(self.limits, roots=self._roots)
+
+    @property
+    def _roots(self) -> tuple[str, ...]:
+        scheme = self.store.partition("://")[0]
+        return _names(self.image_roots) or ("/", *(() if scheme == "file" else (f"{scheme}://",)))
+
+    def limits_for(self, *sources: str) -> ImageLimits:
+        """Largest image of a command whose user names the sources: it may read from their hosts, private ones too."""
+        return dataclasses.replace(self.limits, roots=(ANYWHERE, *filter(None, map(origin_of, sources))))
+
+    def reading(self, source: str) -> "Settings":
+        """Return the settings for jobs on a source that the user of this machine names: its host may be read too."""
+        origin = origin_of(source)
+        return self.model_copy(update={"image_roots": ",".join((*self._roots, origin))}) if origin else self
 
     @property
     def n_threads(self) -> int:

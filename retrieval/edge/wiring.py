@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from retrieval.contract.bundle import Bundle, BundleDigest
 from retrieval.contract.limits import ImageLimits
 from retrieval.edge.settings import Settings
+from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder, providers_of
 from retrieval.engine.index.faiss_index import n_gpus
@@ -59,7 +60,9 @@ def offline_parts(settings: Settings, *, processes: int = 1, limits: ImageLimits
 
     uses_gpu = settings.device == "cuda" or (settings.device == "auto" and n_gpus() > 0)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    embedder = ImageEmbedder(encoder_of=encoder_of, limits=limits or settings.limits, pool=pool)
+    embedder = ImageEmbedder(
+        encoder_of=encoder_of, limits=limits or settings.limits, pool=pool, decoders=Decoders(threads)
+    )
     return OfflineParts(store, embedder, "cuda" if uses_gpu else "cpu")
 
 

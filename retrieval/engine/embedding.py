@@ -5,7 +5,7 @@ An embedding is reused if the bundle and the bytes of the images are the same; i
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_bytes, digest_json
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
-from retrieval.engine.decoding import prepare
+from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure, read_bytes
 from retrieval.engine.store import Store
@@ -27,11 +27,12 @@ SHARD_ITEMS = 128  # the prepared pixels of a shard are in memory at once: 77 MB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEmbedder:
-    """The parts that embed images: the encoder of each bundle, the largest image, the threads that read and decode."""
+    """The parts that embed images: the encoder of each bundle, the largest image, threads that read, decoders."""
 
     encoder_of: Callable[[BundleDigest], Encoder]
     limits: ImageLimits
     pool: Executor
+    decoders: Decoders = field(default_factory=Decoders)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def embed_shard(store: Store, embedder: ImageEmbedder, bundle: BundleDigest, ite
     encoder, limits = embedder.encoder_of(bundle), embedder.limits
     preprocessing = encoder.bundle.preprocessing
     read, failures = read_images(
-        items, lambda data: prepare(data, preprocessing, limits), limits=limits, pool=embedder.pool
+        items, lambda data: embedder.decoders.prepare(data, preprocessing, limits), limits=limits, pool=embedder.pool
     )
     digests = tuple(image.digest for image in read)
     key = embeddings_key(bundle, digest_json(digests))

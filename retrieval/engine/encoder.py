@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
-from retrieval.engine.decoding import prepare
+from retrieval.contract.preprocessing import preprocess
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 
 # Read when it is loaded: otherwise it leaves a file in the temporary folder, and sends events to its maker.
@@ -87,7 +87,7 @@ class Encoder:
     ) -> NDArray[np.float32]:
         """Embed encoded images, decoded on `pool` if given. Raises as `preprocess` does."""
         run = pool.map if pool else map
-        arrays = list(run(lambda data: prepare(data, self.bundle.preprocessing, limits), images))
+        arrays = list(run(lambda data: preprocess(data, self.bundle.preprocessing, limits=limits), images))
         side = self.bundle.preprocessing.crop
         return self.embed(np.stack(arrays) if arrays else np.empty((0, 3, side, side), dtype=np.float32))
 

@@ -22,4 +22,4 @@ def read_bytes(uri: str, limits: ImageLimits) -> bytes:
     `check_source` does for `limits.roots`.
     """
     check_source(uri, limits.roots)
-    return read_image(uri, limits.image_bytes)
+    return read_image(uri, limits.image_bytes, roots=limits.roots)

@@ -22,23 +22,29 @@ _ITEM_COLUMNS = frozenset({"id", "uri", "label"})
 
 
 def check_manifest(
-    source: str, *, labelled: bool = False, group_by: Sequence[str] = (), family: str = "", index: str = "Flat"
+    source: str,
+    *,
+    labelled: bool = False,
+    group_by: Sequence[str] = (),
+    family: str = "",
+    index: str = "Flat",
+    roots: Sequence[str] | None = None,
 ) -> None:
     """Raise an error if a job with this manifest could only fail.
 
     labelled: the job needs labels; group_by, family: columns that the manifest must have; index: may need a number of
-    items.
+    items; roots: see `Place.of`.
     A relative path, and a file:// URL in a folder that is not here, are left to the job: workers see others.
     Raises InvalidManifest, InvalidInput for the index, Unavailable if the manifest cannot be read now.
     """
     spec = IndexSpec.parse(index)
     wanted = dict.fromkeys(group_by, "to group by") | ({family: "of families"} if family else {})
     with failing_as(Unavailable, f"{source} cannot be read"):
-        kind = _kind(source)
+        kind = _kind(source, roots)
         if kind == "folder":
-            _check_folder(source, wanted, spec)
+            _check_folder(source, wanted, spec, roots)
         elif kind == "file":
-            _check_table(source, labelled=labelled, wanted=wanted, spec=spec)
+            _check_table(source, labelled=labelled, wanted=wanted, spec=spec, roots=roots)
         elif not _may_be_elsewhere(source):
             raise InvalidManifest(
                 f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
@@ -46,11 +52,11 @@ def check_manifest(
             )
 
 
-def _kind(source: str) -> Literal["folder", "file", "nothing"]:
+def _kind(source: str, roots: Sequence[str] | None) -> Literal["folder", "file", "nothing"]:
     """Return what a source names; a local one without fsspec, which is slow to import."""
     if (path := local_path(source)) is not None:
         return "folder" if path.is_dir() else "file" if path.is_file() else "nothing"
-    place = Place.of(source)
+    place = Place.of(source, roots=roots)
     is_table = place.is_web and suffix_of(place.path) in TABLE_SUFFIXES  # or the links in it would be a folder
     if not is_table and place.is_folder():
         return "folder"
@@ -65,7 +71,7 @@ def _may_be_elsewhere(source: str) -> bool:
     return source.startswith("file:") and not path.parent.exists()
 
 
-def _check_folder(source: str, wanted: Mapping[str, str], spec: IndexSpec) -> None:
+def _check_folder(source: str, wanted: Mapping[str, str], spec: IndexSpec, roots: Sequence[str] | None) -> None:
     for column, purpose in wanted.items():
         raise InvalidManifest(f"{source}: expected a column {column!r} {purpose}, a folder has no columns")
     if not spec.n_lists:
@@ -74,15 +80,17 @@ def _check_folder(source: str, wanted: Mapping[str, str], spec: IndexSpec) -> No
         files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
         spec.check_items(sum(1 for _ in itertools.islice(files, spec.least_items)))
     else:
-        spec.check_items(len(Place.of(source).walk().files))
+        spec.check_items(len(Place.of(source, roots=roots).walk().files))
 
 
-def _check_table(source: str, *, labelled: bool, wanted: Mapping[str, str], spec: IndexSpec) -> None:
+def _check_table(
+    source: str, *, labelled: bool, wanted: Mapping[str, str], spec: IndexSpec, roots: Sequence[str] | None
+) -> None:
     """Check a table; wanted: what each further column is for."""
     suffix = suffix_of(source if local_path(source) is not None else Place.of(source).path)
     if suffix not in TABLE_SUFFIXES:
         raise InvalidManifest(f"{source}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
-    data = read_file(source, _MOST_BYTES)
+    data = read_file(source, _MOST_BYTES, roots=roots)
     columns, n_most = _outline(data, suffix)
     if columns is None:
         return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
-from retrieval.contract.preprocessing import Preprocessing, decode, to_array
+from retrieval.contract.preprocessing import Preprocessing, decoded, to_array
 from retrieval.errors import InvalidInput
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -27,6 +27,9 @@ _NOISE_SIGMA = (0.02, 0.05, 0.1, 0.18, 0.3)  # of the range of a channel
 _CROP_SHARE = (0.95, 0.9, 0.8, 0.7, 0.55)  # of width and height that is kept
 _BRIGHTNESS_FACTOR = (1.1, 1.25, 1.5, 1.8, 2.2)  # or one divided by it, at random
 _OCCLUDED_SHARE = (0.02, 0.05, 0.1, 0.2, 0.35)  # of the area
+
+_BYTES_PER_PIXEL = 8  # of the changed image and of what making it takes
+_ROW_PIXELS = 250_000  # pixels that are computed at a time, as floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,10 @@ def preprocess_perturbed(
 
     Raises as `decode` does.
     """
-    image = decode(data, limits=limits, background=preprocessing.background)
-    return to_array(perturbation.apply(image, rng), preprocessing)
+    with decoded(
+        data, limits=limits, background=preprocessing.background, more_bytes_per_pixel=_BYTES_PER_PIXEL
+    ) as image:
+        return to_array(perturbation.apply(image, rng), preprocessing)
 
 
 def _jpeg(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
@@ -90,8 +95,8 @@ def _blur(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Ima
 
 def _noise(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
     """Add Gaussian noise, independent in every pixel and channel."""
-    pixels = np.asarray(image, dtype=np.float32)
-    return _image(pixels + rng.normal(0, 255 * _NOISE_SIGMA[level], size=pixels.shape))
+    sigma = 255 * _NOISE_SIGMA[level]
+    return _by_rows(image, lambda pixels: pixels + rng.normal(0, sigma, size=pixels.shape))
 
 
 def _crop(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
@@ -103,8 +108,8 @@ def _crop(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Ima
 
 def _brightness(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
     """Multiply all pixels: lighter or darker, at random."""
-    factor = _BRIGHTNESS_FACTOR[level]
-    return _image(np.asarray(image, dtype=np.float32) * (factor if rng.integers(2) else 1 / factor))
+    factor = _BRIGHTNESS_FACTOR[level] if rng.integers(2) else 1 / _BRIGHTNESS_FACTOR[level]
+    return _by_rows(image, lambda pixels: pixels * factor)
 
 
 def _occlusion(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
@@ -116,8 +121,15 @@ def _occlusion(image: Image.Image, level: int, rng: np.random.Generator) -> Imag
     return changed
 
 
-def _image(pixels: NDArray[np.floating]) -> Image.Image:
-    return Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8))
+def _by_rows(image: Image.Image, change: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Image.Image:
+    """Change the pixels as floats, some rows at a time, because a whole image of floats takes gigabytes."""
+    width, height = image.size
+    n_rows = max(1, _ROW_PIXELS // width)
+    changed = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, n_rows):
+        part = image.crop((0, top, width, min(top + n_rows, height)))
+        changed[top : top + n_rows] = np.clip(change(np.asarray(part, dtype=np.float32)), 0, 255).round()
+    return Image.fromarray(changed)
 
 
 _CHANGES: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {

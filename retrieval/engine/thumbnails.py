@@ -3,7 +3,7 @@
 import io
 
 from retrieval.contract.limits import ImageLimits
-from retrieval.contract.preprocessing import decode
+from retrieval.contract.preprocessing import decoded
 from retrieval.engine.images import read_bytes
 from retrieval.errors import InvalidInput
 
@@ -14,10 +14,10 @@ _QUALITY = 80
 def thumbnail(uri: str, limits: ImageLimits) -> bytes:
     """Return the image as a JPEG of at most 72 x 72 pixels, some 2 kB; b"" if it cannot be read any more."""
     try:
-        image = decode(read_bytes(uri, limits), limits=limits)
+        with decoded(read_bytes(uri, limits), limits=limits) as image:
+            image.thumbnail((SIDE, SIDE))
     except InvalidInput:
         return b""
-    image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()

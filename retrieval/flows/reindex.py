@@ -5,7 +5,7 @@ the store, so a step that is killed or delivered twice costs only time. The old 
 at the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -99,15 +99,17 @@ def settle_bundle(store: Store, request: ReindexRequest) -> ReindexRequest:
     return replace(request, bundle_digest=digest)
 
 
-def plan(store: Store, job_id: str, request: ReindexRequest) -> Plan:
+def plan(store: Store, job_id: str, request: ReindexRequest, roots: Sequence[str] | None = None) -> Plan:
     """Read the manifest and store the shards of a job, the plan last; return an existing plan unchanged.
+
+    roots: where a server of the web may lead, see `Place.of`.
 
     Raises InvalidManifest, EmptyCatalog, InvalidInput (too few items for the index), and what `settle_bundle` raises.
     """
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
-    found = read_source(request.manifest_uri)
+    found = read_source(request.manifest_uri, roots)
     items = found.items
     IndexSpec.parse(settled.index_spec).check_items(len(items))  # now, not after hours of embedding
     staging = Staging(store.objects, job_id)

@@ -18,7 +18,7 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.manifest import Item
 from retrieval.engine.batcher import Batcher
-from retrieval.engine.decoding import Decoders
+from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import Live, open_last_live, open_live
 from retrieval.engine.snapshot import SnapshotId
@@ -96,21 +96,28 @@ class Searcher:
         self._problems: dict[str, str] = {}
         self._store_problem = "the store has not been read yet"
 
+    def warm(self) -> None:
+        """Start what decodes images, so that the first query does not wait for it."""
+        self._decoders.warm()
+
     @property
     def live(self) -> dict[str, Live]:
         """The live pair of each catalogue."""
         return dict(self._live)
 
-    async def search(self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT) -> SearchResult:
+    async def search(
+        self, catalog: str, query: bytes | QueryEmbedding, *, limit: int = DEFAULT_LIMIT, caller: str = ""
+    ) -> SearchResult:
         """Find everything in the catalogue whose score against the query reaches the threshold.
 
-        Raises InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
+        caller: who asks; callers with large images take turns. If this call is cancelled, its work ends. Raises
+        InvalidInput (image, limit, vector), UnknownCatalog, NotReady, BundleMismatch, Overloaded.
         """
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"limit: expected 1 to {MAX_LIMIT}, found {limit}")
         live = self._live_of(catalog)
         if isinstance(query, bytes):
-            embedding = await self._embed(query, live)
+            embedding = await self._embed(query, live, caller)
         else:
             embedding = _checked_embedding(query, live)
         return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
@@ -163,12 +170,12 @@ class Searcher:
         served = ", ".join(sorted(self._live)) or "none yet; make one with `retrieval reindex`"
         raise UnknownCatalog(f"catalogue {catalog!r} is not served here; served are: {served}")
 
-    async def _embed(self, image: bytes, live: Live) -> NDArray[np.float32]:
+    async def _embed(self, image: bytes, live: Live, caller: str) -> NDArray[np.float32]:
         if self._n_waiting >= self._max_waiting:  # counts decoding too, which may be slower than the model
             raise Overloaded(f"{self._max_waiting} images wait to be decoded and embedded already: try again later")
         self._n_waiting += 1
         try:
-            pixels = await self._decoders.prepare(image, live.bundle.preprocessing, self._limits)
+            pixels = await self._decoders.prepare_for(caller, image, live.bundle.preprocessing, self._limits)
             return await live.batcher.embed(pixels)
         finally:
             self._n_waiting -= 1

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retrieval/v1/search.proto\x12\x0cretrieval.v1\"O\n\x05Query\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x17.retrieval.v1.EmbeddingH\x00\x42\x07\n\x05query\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\"b\n\rSearchRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\"\n\x05query\x18\x02 \x01(\x0b\x32\x13.retrieval.v1.Query\x12\x12\n\x05limit\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"i\n\x12\x42\x61tchSearchRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12$\n\x07queries\x18\x02 \x03(\x0b\x32\x13.retrieval.v1.Query\x12\x12\n\x05limit\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"\x8e\x01\n\x0eSearchResponse\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.retrieval.v1.Match\x12\x15\n\rtotal_matches\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12,\n\nprovenance\x18\x04 \x01(\x0b\x32\x18.retrieval.v1.Provenance\"\xde\x01\n\x05Match\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x19\n\x11match_probability\x18\x04 \x01(\x02\x12\r\n\x05label\x18\x05 \x01(\t\x12\x0b\n\x03uri\x18\x06 \x01(\t\x12\x37\n\nattributes\x18\x07 \x03(\x0b\x32#.retrieval.v1.Match.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x01\n\nProvenance\x12\x11\n\tthreshold\x18\x01 \x01(\x01\x12\x1a\n\x12operating_point_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\t\x12\x12\n\nscore_kind\x18\x05 \x01(\t\x12\x14\n\x0cindex_recall\x18\x06 \x01(\x02\"A\n\x13\x42\x61tchSearchResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.retrieval.v1.BatchResult\"t\n\x0b\x42\x61tchResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.retrieval.v1.SearchResponseH\x00\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x18.retrieval.v1.QueryErrorH\x00\x42\x08\n\x06result\"+\n\nQueryError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xa8\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.retrieval.v1.SearchRequest\x1a\x1c.retrieval.v1.SearchResponse\x12R\n\x0b\x42\x61tchSearch\x12 .retrieval.v1.BatchSearchRequest\x1a!.retrieval.v1.BatchSearchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retrieval/v1/search.proto\x12\x0cretrieval.v1\x1a\x1egoogle/protobuf/duration.proto\"O\n\x05Query\x12\x0f\n\x05image\x18\x01 \x01(\x0cH\x00\x12,\n\tembedding\x18\x02 \x01(\x0b\x32\x17.retrieval.v1.EmbeddingH\x00\x42\x07\n\x05query\"2\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\"b\n\rSearchRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\"\n\x05query\x18\x02 \x01(\x0b\x32\x13.retrieval.v1.Query\x12\x12\n\x05limit\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"i\n\x12\x42\x61tchSearchRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12$\n\x07queries\x18\x02 \x03(\x0b\x32\x13.retrieval.v1.Query\x12\x12\n\x05limit\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"\x8e\x01\n\x0eSearchResponse\x12$\n\x07matches\x18\x01 \x03(\x0b\x32\x13.retrieval.v1.Match\x12\x15\n\rtotal_matches\x18\x02 \x01(\x03\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12,\n\nprovenance\x18\x04 \x01(\x0b\x32\x18.retrieval.v1.Provenance\"\xde\x01\n\x05Match\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x12\n\nsimilarity\x18\x02 \x01(\x02\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x19\n\x11match_probability\x18\x04 \x01(\x02\x12\r\n\x05label\x18\x05 \x01(\t\x12\x0b\n\x03uri\x18\x06 \x01(\t\x12\x37\n\nattributes\x18\x07 \x03(\x0b\x32#.retrieval.v1.Match.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x91\x01\n\nProvenance\x12\x11\n\tthreshold\x18\x01 \x01(\x01\x12\x1a\n\x12operating_point_id\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x04 \x01(\t\x12\x12\n\nscore_kind\x18\x05 \x01(\t\x12\x14\n\x0cindex_recall\x18\x06 \x01(\x02\"A\n\x13\x42\x61tchSearchResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.retrieval.v1.BatchResult\"t\n\x0b\x42\x61tchResult\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.retrieval.v1.SearchResponseH\x00\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x18.retrieval.v1.QueryErrorH\x00\x42\x08\n\x06result\"[\n\nQueryError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2\xa8\x01\n\rSearchService\x12\x43\n\x06Search\x12\x1b.retrieval.v1.SearchRequest\x1a\x1c.retrieval.v1.SearchResponse\x12R\n\x0b\x42\x61tchSearch\x12 .retrieval.v1.BatchSearchRequest\x1a!.retrieval.v1.BatchSearchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +34,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MATCH_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_MATCH_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_QUERY']._serialized_start=43
-  _globals['_QUERY']._serialized_end=122
-  _globals['_EMBEDDING']._serialized_start=124
-  _globals['_EMBEDDING']._serialized_end=174
-  _globals['_SEARCHREQUEST']._serialized_start=176
-  _globals['_SEARCHREQUEST']._serialized_end=274
-  _globals['_BATCHSEARCHREQUEST']._serialized_start=276
-  _globals['_BATCHSEARCHREQUEST']._serialized_end=381
-  _globals['_SEARCHRESPONSE']._serialized_start=384
-  _globals['_SEARCHRESPONSE']._serialized_end=526
-  _globals['_MATCH']._serialized_start=529
-  _globals['_MATCH']._serialized_end=751
-  _globals['_MATCH_ATTRIBUTESENTRY']._serialized_start=702
-  _globals['_MATCH_ATTRIBUTESENTRY']._serialized_end=751
-  _globals['_PROVENANCE']._serialized_start=754
-  _globals['_PROVENANCE']._serialized_end=899
-  _globals['_BATCHSEARCHRESPONSE']._serialized_start=901
-  _globals['_BATCHSEARCHRESPONSE']._serialized_end=966
-  _globals['_BATCHRESULT']._serialized_start=968
-  _globals['_BATCHRESULT']._serialized_end=1084
-  _globals['_QUERYERROR']._serialized_start=1086
-  _globals['_QUERYERROR']._serialized_end=1129
-  _globals['_SEARCHSERVICE']._serialized_start=1132
-  _globals['_SEARCHSERVICE']._serialized_end=1300
+  _globals['_QUERY']._serialized_start=75
+  _globals['_QUERY']._serialized_end=154
+  _globals['_EMBEDDING']._serialized_start=156
+  _globals['_EMBEDDING']._serialized_end=206
+  _globals['_SEARCHREQUEST']._serialized_start=208
+  _globals['_SEARCHREQUEST']._serialized_end=306
+  _globals['_BATCHSEARCHREQUEST']._serialized_start=308
+  _globals['_BATCHSEARCHREQUEST']._serialized_end=413
+  _globals['_SEARCHRESPONSE']._serialized_start=416
+  _globals['_SEARCHRESPONSE']._serialized_end=558
+  _globals['_MATCH']._serialized_start=561
+  _globals['_MATCH']._serialized_end=783
+  _globals['_MATCH_ATTRIBUTESENTRY']._serialized_start=734
+  _globals['_MATCH_ATTRIBUTESENTRY']._serialized_end=783
+  _globals['_PROVENANCE']._serialized_start=786
+  _globals['_PROVENANCE']._serialized_end=931
+  _globals['_BATCHSEARCHRESPONSE']._serialized_start=933
+  _globals['_BATCHSEARCHRESPONSE']._serialized_end=998
+  _globals['_BATCHRESULT']._serialized_start=1000
+  _globals['_BATCHRESULT']._serialized_end=1116
+  _globals['_QUERYERROR']._serialized_start=1118
+  _globals['_QUERYERROR']._serialized_end=1209
+  _globals['_SEARCHSERVICE']._serialized_start=1212
+  _globals['_SEARCHSERVICE']._serialized_end=1380
 # @@protoc_insertion_point(module_scope)

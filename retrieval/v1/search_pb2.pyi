@@ -5,6 +5,7 @@ Search: everything in a catalogue that shows the same thing as a query image, ac
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
@@ -27,7 +28,7 @@ class Query(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
-    """An encoded image: JPEG, PNG, WebP, GIF (first frame), BMP or TIFF. At most 20 MiB and 50 megapixels by default."""
+    """An encoded image: JPEG, PNG, WebP, GIF (first frame), BMP, TIFF, AVIF or HEIC. At most 20 MiB and 50 megapixels by default."""
     @_builtins.property
     def embedding(self) -> Global___Embedding:
         """An embedding made by the bundle that is live."""
@@ -140,6 +141,12 @@ Global___BatchSearchRequest: _TypeAlias = BatchSearchRequest  # noqa: Y015
 
 @_typing.final
 class SearchResponse(_message.Message):
+    """With 10,000 matches a reply can have several MiB. The server refuses one that is larger than its caller accepts with
+    INVALID_ARGUMENT: 4 MiB, the default of gRPC, or what the metadata `retrieval-max-reply-bytes` of the call states. To
+    receive more, create the channel with the option `grpc.max_receive_message_length` and state the same number there, as
+    the Python client does (256 MiB). To need less, set `limit`: there are no further pages, `total_matches` counts all.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MATCHES_FIELD_NUMBER: _builtins.int
@@ -288,6 +295,8 @@ Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class BatchSearchResponse(_message.Message):
+    """All results together are one reply, with the limit of SearchResponse: ask fewer queries in a call, or set `limit`."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
@@ -344,19 +353,25 @@ class QueryError(_message.Message):
 
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """A gRPC status code, for instance 3 (INVALID_ARGUMENT)."""
     message: _builtins.str
     """What was expected, what was found, what to do."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """Set if the code is 8 (RESOURCE_EXHAUSTED): how long to wait before this query is sent again."""
+
     def __init__(
         self,
         *,
         code: _builtins.int = ...,
         message: _builtins.str = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "retry_after", b"retry_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,8 @@ class SearchServiceStub:
 
     Statuses: OK, also if nothing matches. INVALID_ARGUMENT: no image, an undecodable or too large image, a limit
     outside its range, a vector of the wrong dimension or with NaN. NOT_FOUND: the server does not serve this catalogue.
-    RESOURCE_EXHAUSTED: too many images wait already, try again later. UNAVAILABLE: nothing is live yet.
+    INVALID_ARGUMENT also if the reply would be larger than the caller accepts, see SearchResponse.
+    RESOURCE_EXHAUSTED: too many images wait already, try again after the delay in google.rpc.RetryInfo. UNAVAILABLE: nothing is live yet.
     DEADLINE_EXCEEDED, CANCELLED: as usual. INTERNAL: a defect; the text holds a request id for the server's log.
     """
     BatchSearch: _grpc.UnaryUnaryMultiCallable[_search_pb2.BatchSearchRequest, _search_pb2.BatchSearchResponse]
@@ -53,7 +54,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
 
     Statuses: OK, also if nothing matches. INVALID_ARGUMENT: no image, an undecodable or too large image, a limit
     outside its range, a vector of the wrong dimension or with NaN. NOT_FOUND: the server does not serve this catalogue.
-    RESOURCE_EXHAUSTED: too many images wait already, try again later. UNAVAILABLE: nothing is live yet.
+    INVALID_ARGUMENT also if the reply would be larger than the caller accepts, see SearchResponse.
+    RESOURCE_EXHAUSTED: too many images wait already, try again after the delay in google.rpc.RetryInfo. UNAVAILABLE: nothing is live yet.
     DEADLINE_EXCEEDED, CANCELLED: as usual. INTERNAL: a defect; the text holds a request id for the server's log.
     """
     BatchSearch: _aio.UnaryUnaryMultiCallable[_search_pb2.BatchSearchRequest, _search_pb2.BatchSearchResponse]  # type: ignore[assignment]
@@ -73,7 +75,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Statuses: OK, also if nothing matches. INVALID_ARGUMENT: no image, an undecodable or too large image, a limit
         outside its range, a vector of the wrong dimension or with NaN. NOT_FOUND: the server does not serve this catalogue.
-        RESOURCE_EXHAUSTED: too many images wait already, try again later. UNAVAILABLE: nothing is live yet.
+        INVALID_ARGUMENT also if the reply would be larger than the caller accepts, see SearchResponse.
+        RESOURCE_EXHAUSTED: too many images wait already, try again after the delay in google.rpc.RetryInfo. UNAVAILABLE: nothing is live yet.
         DEADLINE_EXCEEDED, CANCELLED: as usual. INTERNAL: a defect; the text holds a request id for the server's log.
         """
 

@@ -207,3 +207,52 @@ def test_memory_is_foretold(data: bytes) -> None:
 def test_a_16_bit_image_of_the_largest_size_is_foretold_within_the_budget() -> None:
     data = hostile.grey_16_bit_png(7070)
     assert open_image(data).peak_bytes < DEFAULT_LIMITS.memory_bytes / 2
+
+
+def test_scans_of_a_jpeg_in_a_tiff_count() -> None:
+    """A TIFF holds a JPEG for each strip or tile."""
+    ordinary = encoded(pictures.noise(600), "TIFF", compression="jpeg")
+    assert open_image(ordinary).work == 600 * 600
+    with pytest.raises(ImageTooLarge, match=r"asks for 100 passes over 12,250,000 pixels"):
+        open_image(hostile.tiff_of_jpeg(hostile.many_scans(3500, 100), 3500))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+def test_compressed_texts_take_no_memory(kind: bytes) -> None:
+    """60 kB would unpack to 60 MB, which count in no budget."""
+    text = b"\0\0" if kind == b"zTXt" else b"\0\1\0\0\0"
+    data = hostile.png_with(
+        b"".join(hostile.chunk(kind, b"k%d" % n + text + zlib.compress(bytes(10**6), 9)) for n in range(60))
+    )
+    code = """
+import resource, sys
+from retrieval.contract.preprocessing import decode, open_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode(sys.stdin.buffer.read())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    assert int(done.stdout) < 15_000
+
+
+@pytest.mark.parametrize("format", ["EPS", "DDS", "ICO", "JPEG2000"])
+def test_other_formats_of_pillow_are_no_images(format: str) -> None:
+    """Each decoder is a way in, and that of EPS starts another program."""
+    with pytest.raises(InvalidImage, match=r"found .* bytes of something else"):
+        open_image(encoded(pictures.noise(32), format))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/x) (w) file\n",
+        b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+        b"8BPS\0\1" + bytes(100),
+        b"PK\3\4" + bytes(100),
+        b"%PDF-1.4\n",
+        b"\xd7\xcd\xc6\x9a" + bytes(100),
+    ],
+)
+def test_programs_and_archives_are_no_images(data: bytes) -> None:
+    with pytest.raises(InvalidImage, match=r"found .* bytes of something else"):
+        open_image(data)

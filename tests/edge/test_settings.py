@@ -12,8 +12,9 @@ import pytest
 from pydantic import SecretStr
 
 from retrieval.contract.preprocessing import ImageLimits
+from retrieval.contract.sources import check_source
 from retrieval.edge.settings import Settings, child_environment, load_settings
-from retrieval.errors import InvalidSettings
+from retrieval.errors import InvalidSettings, SourceNotAllowed
 
 ROOT = Path(__file__).parents[2]
 # | `RETRIEVAL_NAME` | `default` | meaning |
@@ -101,3 +102,38 @@ def test_store_path_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_settings_of_the_developer_do_not_reach_the_tests() -> None:
     """With a store among them, the tests of the server would write to it."""
     assert [name for name in os.environ if name.startswith("RETRIEVAL_")] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed", "refused"),
+    [
+        ({}, "/data/a.png", "http://images.example/a.png"),
+        ({}, "relative.png", "s3://bucket/a.png"),
+        ({"store_url": "s3://bucket/store"}, "s3://other/a.png", "http://127.0.0.1/a.png"),
+        ({"store_url": "s3://bucket/store"}, "/data/a.png", "gs://bucket/a.png"),
+        ({"image_roots": "http://images.example/shop"}, "http://images.example/shop/a.png", "/data/a.png"),
+        ({"image_roots": "*"}, "http://127.0.0.1/a.png", "http://10.0.0.1/a.png"),
+        ({"image_roots": "*,http://10.0.0.1/"}, "http://10.0.0.1/a.png", "http://10.0.0.2/a.png"),
+    ],
+)
+def test_jobs_read_local_paths_and_the_scheme_of_the_store_unless_told_otherwise(
+    settings: dict[str, str], allowed: str, refused: str
+) -> None:
+    roots = load_settings(**settings).job_limits.roots
+    check_source(allowed, roots)
+    with pytest.raises(SourceNotAllowed, match="RETRIEVAL_IMAGE_ROOTS"):
+        check_source(refused, roots)
+
+
+def test_a_user_who_names_a_url_reads_from_its_host() -> None:
+    """A private one too, and no other private one."""
+    settings = load_settings()
+    for roots in (
+        settings.limits_for("http://10.0.0.1/table.csv", "").roots,
+        settings.reading("http://10.0.0.1/table.csv").job_limits.roots,
+    ):
+        check_source("http://10.0.0.1/images/a.png", roots)
+        check_source("/data/a.png", roots)
+        with pytest.raises(SourceNotAllowed, match="RETRIEVAL_IMAGE_ROOTS"):
+            check_source("http://10.0.0.2/images/a.png", roots)
+    assert settings.reading("/data/table.csv") == settings

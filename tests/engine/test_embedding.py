@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure
 from retrieval.engine.store import Store
 from retrieval.errors import TooManyFailures
+from tests.hostile import many_scans
 from tests.pictures import class_picture, encoded, truncated_jpeg, write_class_folders
 from tests.stores import embedder_of
 from tests.tiny_bundle import PREPROCESSING
@@ -177,3 +179,18 @@ def test_the_limit_on_failures(n_items: int, percent: int, share_failed: float) 
     else:
         with pytest.raises(TooManyFailures, match=f"{n_failed} of {n_items} items"):
             check_failures(failures, n_items, percent / 100)
+
+
+@pytest.mark.slow
+def test_an_image_that_takes_too_long_is_one_failed_item(
+    items: list[Item], store: Store, encoder: CountingEncoder, pool: Executor, tmp_path: Path
+) -> None:
+    """The shard goes on, and the failure says why."""
+    (tmp_path / "bomb.jpg").write_bytes(many_scans(3500, 75))
+    bomb = Item(id="bomb", uri=str(tmp_path / "bomb.jpg"), attributes={})
+    embedder = embedder_of(encoder, pool, replace(DEFAULT_LIMITS, cpu_s=0.2))
+    shard = embed_shard(store, embedder, encoder.bundle.digest, [bomb, *items])
+    assert shard.rows == tuple(range(1, 11))
+    (failure,) = shard.failures
+    assert failure.item_id == "bomb"
+    assert "the image needs more than 0.2 CPU seconds to decode" in failure.reason

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from retrieval.contract.preprocessing import Preprocessing, preprocess
+from retrieval.contract.limits import ImageLimits
+from retrieval.contract.preprocessing import Preprocessing, decoded, preprocess
 from retrieval.engine.perturbations import KINDS, SEVERITIES, Perturbation, preprocess_perturbed
 from retrieval.errors import InvalidImage, InvalidInput
+from tests import hostile
+
+ROOT = Path(__file__).parents[2]
 
 PREPROCESSING = Preprocessing(resize=40, crop=32, mean=(127.0,) * 3, std=(128.0,) * 3)
 
@@ -89,3 +97,37 @@ def test_what_is_not_known_is_refused() -> None:
         Perturbation("melt", 1)
     with pytest.raises(InvalidInput, match="RGB"):
         Perturbation("blur", 1).apply(Image.new("L", (4, 4)), np.random.default_rng(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["noise", "brightness"])
+def test_a_large_image_is_changed_in_rows(kind: str) -> None:
+    """As floats, a whole one would take 84 bytes a pixel."""
+    code = f"""
+import resource, numpy as np
+from PIL import Image
+from retrieval.engine.perturbations import Perturbation
+image = Image.new("RGB", (4000, 2000))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Perturbation("{kind}", 3).apply(image, np.random.default_rng(0))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 8e6)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 8
+
+
+def test_a_perturbed_image_keeps_within_the_budget_of_memory() -> None:
+    """It waits until a large image that is decoded now gives its memory back."""
+    limits = ImageLimits(memory_bytes=64 * 2**20)
+    large, done = hostile.grey_16_bit_png(2200), threading.Event()
+
+    def read() -> None:
+        preprocess_perturbed(large, PREPROCESSING, Perturbation("crop", 1), np.random.default_rng(0), limits=limits)
+        done.set()
+
+    thread = threading.Thread(target=read)
+    with decoded(large, limits=limits):
+        thread.start()
+        assert not done.wait(0.5)
+    thread.join(20)
+    assert done.is_set()

@@ -18,7 +18,7 @@ from PIL import Image
 from retrieval.contract.files import read_image
 from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
-from retrieval.contract.preprocessing import decode
+from retrieval.contract.preprocessing import decoded
 from retrieval.errors import RetrievalError
 from training.data.decoding import Progress, Unreadable
 from training.data.likeness import Groups, similar
@@ -106,7 +106,8 @@ def _look_at(named: tuple[str, Item]) -> _Picture | Unreadable:
     part, item = named
     try:
         data = read_image(item.uri, DEFAULT_LIMITS.image_bytes)
-        thumbnail = decode(data).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        with decoded(data) as image:
+            thumbnail = image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     except RetrievalError as error:
         return Unreadable(item, str(error))
     return _Picture(part, item, hashlib.sha256(data).digest(), np.asarray(thumbnail))

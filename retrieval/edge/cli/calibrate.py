@@ -93,7 +93,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         certified_strict=certified_strict,
         certified_max_images=certified_max_images,
     )
-    parts = offline_parts(settings)
+    parts = offline_parts(settings, limits=settings.limits_for(data, cohort))
     request = CalibrationRequest(
         bundle=_digest(parts.store, bundle),
         data=data,

@@ -33,7 +33,8 @@ def reindex_here(settings: Settings, request: ReindexRequest, progress: Callable
     """
     request.check()
     settled = settle_bundle(open_store(settings), request)
-    with embedded_valkey(settings.state_dir), _worker(settings) as worker:
+    own = settings.reading(request.manifest_uri)
+    with embedded_valkey(settings.state_dir), _worker(own) as worker:
         jobs = Jobs(redis_url(settings))
         job = submit(make_app(settings), jobs, "reindex", settled)
         while not (job := jobs.get(job.id)).state.is_final:

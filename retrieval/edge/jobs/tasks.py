@@ -66,8 +66,9 @@ class Tasks:
 
     def plan(self, job: Job) -> None:
         """Split the manifest into shards and send a task for each shard that is missing."""
-        check_source(str(job.request["manifest_uri"]), self._settings.job_limits.roots)
-        planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request))
+        roots = self._settings.job_limits.roots
+        check_source(str(job.request["manifest_uri"]), roots)
+        planned = reindex.plan(self.parts.store, job.id, reindex.ReindexRequest(**job.request), roots)
         self.jobs.mark_running(job.id, n_total=planned.n_shards)
         self.jobs.mark_passed_over(job.id, planned.passed_over)
         missing = reindex.missing_shards(self.parts.store, job.id, planned)

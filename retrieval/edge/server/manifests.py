@@ -38,9 +38,11 @@ class ManifestCheck:
             log.info("manifest_not_checked", manifest=uri, reason="other manifests are being looked at")
             return
         if isinstance(request, AuditRequest):
-            look = partial(check_manifest, uri, labelled=True, group_by=request.group_by, family=request.family)
+            look = partial(
+                check_manifest, uri, labelled=True, group_by=request.group_by, family=request.family, roots=self._roots
+            )
         else:
-            look = partial(check_manifest, uri, index=request.index_spec)
+            look = partial(check_manifest, uri, index=request.index_spec, roots=self._roots)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._n_looks += 1
         done.add_done_callback(self._end_look)

@@ -9,7 +9,7 @@ from retrieval.edge import telemetry
 from retrieval.edge.server import messages
 from retrieval.edge.server.interceptors import Context, log_unknown
 from retrieval.edge.server.limits import MAX_BATCH_QUERIES, check_reply, reply_limit
-from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.errors import InvalidInput, Overloaded, RetrievalError
 from retrieval.flows.search import Searcher
 from retrieval.v1 import search_pb2, search_pb2_grpc
 
@@ -24,7 +24,7 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
 
     async def Search(self, request: search_pb2.SearchRequest, context: Context) -> search_pb2.SearchResponse:  # noqa: N802
         """Return everything above the threshold."""
-        response = await self._search(request.catalog, request.query, messages.limit_from(request))
+        response = await self._search(request.catalog, request.query, messages.limit_from(request), context.peer())
         telemetry.MATCHES.labels(catalog=request.catalog).observe(response.total_matches)
         return response
 
@@ -43,7 +43,9 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             async with slots:
                 check_reply(n_bytes, allowed)  # a reply that cannot be sent is not computed to its end
                 try:
-                    result = search_pb2.BatchResult(response=await self._search(request.catalog, query, limit))
+                    result = search_pb2.BatchResult(
+                        response=await self._search(request.catalog, query, limit, context.peer())
+                    )
                 except Exception as error:  # noqa: BLE001  # a defect in one query does not affect the others
                     result = _failed(error)
                 n_bytes += result.ByteSize()
@@ -56,8 +58,10 @@ class SearchServicer(search_pb2_grpc.SearchServiceServicer):
             for task in tasks:
                 task.cancel()
 
-    async def _search(self, catalog: str, query: search_pb2.Query, limit: int) -> search_pb2.SearchResponse:
-        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit)
+    async def _search(
+        self, catalog: str, query: search_pb2.Query, limit: int, caller: str
+    ) -> search_pb2.SearchResponse:
+        result = await self._searcher.search(catalog, messages.query_from(query), limit=limit, caller=caller)
         return messages.search_response(result)
 
 
@@ -66,4 +70,7 @@ def _failed(error: Exception) -> search_pb2.BatchResult:
         code, message = status_of(error), str(error)
     else:
         code, message = grpc.StatusCode.INTERNAL, log_unknown("BatchSearch", error)
-    return search_pb2.BatchResult(error=search_pb2.QueryError(code=code.value[0], message=message))
+    failed = search_pb2.QueryError(code=code.value[0], message=message)
+    if isinstance(error, Overloaded):
+        failed.retry_after.FromMilliseconds(round(1000 * error.retry_after_s))
+    return search_pb2.BatchResult(error=failed)

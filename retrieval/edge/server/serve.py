@@ -87,6 +87,7 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(names, server)
     port = _bind(server, settings.address)
+    await asyncio.to_thread(searcher.warm)
     await watch.look_first(settings.store_timeout_s)
     await server.start()
     watching = asyncio.create_task(watch.run(settings.refresh_s))

@@ -95,7 +95,7 @@ def run_audit(  # noqa: PLR0913  # no two of its dependencies belong together
     NotEnoughEvidence.
     """
     parts = live_parts(store, request.catalog)
-    source = read_source(request.manifest_uri)
+    source = read_source(request.manifest_uri, embedder.limits.roots)
     items = source.items
     check_labels(items, request.manifest_uri, request.group_by)
     families_of(items, request.manifest_uri, request.family)  # refused before the images are embedded

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
+import time
 from collections import Counter
 
 import grpc
@@ -81,12 +85,14 @@ def test_mutated_requests_get_declared_statuses(running: Running) -> None:
         for service in (pool.FindServiceByName(f"retrieval.v1.{name}Service") for name in SERVICES)
         for method in service.methods
     ]
-    assert len(methods) >= 12
+    assert len(methods) >= 15
+    asked: set[str] = set()
     statuses: Counter[grpc.StatusCode] = Counter()
     seen = [b"\x0a\x06places"]
     with grpc.insecure_channel(running.address) as channel:
-        for rng in rounds(600):
-            method, request_type = methods[rng.integers(0, len(methods))]
+        for number, rng in enumerate(rounds(600)):
+            method, request_type = methods[number % len(methods)]
+            asked.add(method)
             content = sample(request_type, rng).SerializeToString()
             if rng.random() < 0.7:
                 content = mutated(content, rng, seen)
@@ -95,4 +101,43 @@ def test_mutated_requests_get_declared_statuses(running: Running) -> None:
             assert call.code() in DECLARED, f"{method} {content[:200]!r}: {call.code()} {call.details()}"
             statuses[call.code()] += 1
     assert statuses[grpc.StatusCode.INVALID_ARGUMENT] > 0
+    assert asked == {method for method, _ in methods}
+    assert search(running, image=pictures.encoded(shot(3, 0))).matches[0].label == "place 3"
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+
+
+def headers_frame(path: bytes) -> bytes:
+    """The headers of a call, uncompressed (HPACK literals without an index)."""
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"x", b"te": b"trailers"}
+    fields[b"content-type"] = b"application/grpc"
+    block = b"".join(b"\0" + bytes([len(k)]) + k + bytes([len(v)]) + v for k, v in fields.items())
+    return struct.pack(">I", len(block))[1:] + b"\x01\x04" + struct.pack(">I", 1) + block
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["silent", "half a preface", "no headers", "half a message", "noise"])
+def test_connections_that_go_nowhere_stop_nobody(running: Running, kind: str) -> None:
+    """Half-open ones, and ones that send a byte at a time: others are answered meanwhile and afterwards."""
+    call = headers_frame(b"/retrieval.v1.SearchService/Search")
+    half = struct.pack(">I", 105)[1:] + b"\0\0" + struct.pack(">I", 1) + b"\0" + struct.pack(">I", 190_000) + bytes(100)
+    sent = {
+        "silent": b"", "half a preface": PREFACE[:10], "no headers": PREFACE + SETTINGS,
+        "half a message": PREFACE + SETTINGS + call + half, "noise": np.random.default_rng(1).bytes(4000),
+    }[kind]  # fmt: skip
+    host, _, port = running.address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_connection((host, int(port)), timeout=10)) for _ in range(200)]
+        for connection in opened:
+            with contextlib.suppress(OSError):  # the server has closed it
+                connection.sendall(sent[:-1])
+        for connection in opened:
+            with contextlib.suppress(OSError):
+                connection.sendall(sent[-1:])
+        started = time.monotonic()
+        for _ in range(5):
+            assert search(running, image=pictures.encoded(shot(3, 0))).matches[0].label == "place 3"
+        assert time.monotonic() - started < 10
     assert search(running, image=pictures.encoded(shot(3, 0))).matches[0].label == "place 3"
