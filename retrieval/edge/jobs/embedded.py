@@ -90,6 +90,7 @@ def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: thr
     while not ended.wait(_LOOK_S):
         if _is_locked(folder / "running"):
             continue
+        keepers[:] = [process for process in keepers if process.poll() is None]  # one that has ended is waited for
         try:
             with _locked(folder):
                 if not ended.is_set() and not _is_locked(folder / "running"):
@@ -104,6 +105,7 @@ def _leave(folder: Path, users: int) -> None:
     """Use the server no more; if nobody else does, wait until it has ended."""
     with _locked(folder):
         last = _try_lock(users, fcntl.LOCK_EX) or not _try_lock(users, fcntl.LOCK_SH)  # the keeper may have been faster
+        _unlock(users)
         os.close(users)
         deadline = time.monotonic() + 2 * _START_S
         while last and _is_locked(folder / "running") and time.monotonic() < deadline:
@@ -115,7 +117,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time start or leave the server of a folder."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            _unlock(lock.fileno())
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
@@ -130,7 +135,10 @@ def _is_locked(path: Path) -> bool:
     """Return True if a process holds the lock of a file."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        return not _try_lock(descriptor, fcntl.LOCK_EX)
+        if not _try_lock(descriptor, fcntl.LOCK_EX):
+            return True
+        _unlock(descriptor)
+        return False
     finally:
         os.close(descriptor)
 
@@ -141,6 +149,11 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _unlock(descriptor: int) -> None:
+    """Release a lock. Closing the file would not do: a process that was forked meanwhile has it open too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") -> None:
@@ -196,5 +209,7 @@ def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,  # Ctrl-C reaches the users only, which leave in order
+            # With this, Popen spawns. It would fork, wait for the child on a pipe, and wait for ever if a worker forks
+            # a process of its pool meanwhile, because that one has the pipe open too.
+            close_fds=False,
         )
