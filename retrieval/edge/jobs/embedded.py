@@ -86,7 +86,7 @@ def embedded_valkey(state_dir: Path) -> Iterator[None]:
 
 def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: threading.Event) -> None:
     """Start the server again whenever it has ended, until the event is set."""
-    folder = state_dir.resolve() / "valkey"
+    folder, pause = state_dir.resolve() / "valkey", _LOOK_S
     while not ended.wait(_LOOK_S):
         if _is_locked(folder / "running"):
             continue
@@ -97,8 +97,11 @@ def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: thr
                     log.warning("valkey_started_again", folder=str(folder))
                     _start_if_needed(state_dir, keepers)
         except (JobsUnavailable, OSError) as error:
-            log.error("valkey_not_started", reason=str(error))  # a full disk, say: the next look tries again
-            ended.wait(_START_S)
+            log.error("valkey_not_started", reason=str(error))  # a full disk, say: a later look tries again
+            ended.wait(pause)
+            pause = min(2 * pause, _START_S)
+        else:
+            pause = _LOOK_S
 
 
 def _leave(folder: Path, users: int) -> None:
@@ -166,12 +169,13 @@ def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") 
         keepers.append(process)
     deadline = time.monotonic() + _START_S
     while not is_running(state_dir):
-        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+        has_ended = process is not None and process.poll() is not None
+        if has_ended or time.monotonic() > deadline:
             if process is not None:
                 process.terminate()
                 process.wait()
-            log_file = folder / "valkey.log"
-            raise JobsUnavailable(f"the embedded Valkey did not start within {_START_S:.0f} s: see {log_file}")
+            what = "ended as soon as it was started" if has_ended else f"did not start within {_START_S:.0f} s"
+            raise JobsUnavailable(f"the embedded Valkey {what}: see {folder / 'valkey.log'}")
         time.sleep(0.05)
 
 
