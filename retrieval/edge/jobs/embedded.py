@@ -174,8 +174,10 @@ def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") 
             if process is not None:
                 process.terminate()
                 process.wait()
-            what = "ended as soon as it was started" if has_ended else f"did not start within {_START_S:.0f} s"
-            raise JobsUnavailable(f"the embedded Valkey {what}: see {folder / 'valkey.log'}")
+            log_file = folder / "valkey.log"
+            if has_ended:
+                raise JobsUnavailable(f"the embedded Valkey ended as soon as it was started: see {log_file}")
+            raise JobsUnavailable(f"the embedded Valkey did not start within {_START_S:.0f} s: see {log_file}")
         time.sleep(0.05)
 
 
