@@ -71,6 +71,11 @@ class ExactIndex:
         """The number of columns of the vectors."""
         return self._encoded.gallery.rows.shape[1]
 
+    @property
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
+        return self._encoded.gallery.rows, self._encoded.rows
+
     def above(
         self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
     ) -> list[Hits]:
