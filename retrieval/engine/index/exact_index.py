@@ -88,10 +88,7 @@ class ExactIndex:
             raise InvalidEmbeddings("expected a threshold, found NaN")
         mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
         found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
-        order = np.lexsort((found.rows, -found.scores, found.queries))
-        ends = np.searchsorted(found.queries[order], np.arange(1, len(queries)))
-        rows, scores = found.rows[order].astype(np.int64), found.scores[order]
-        return [Hits(*hit) for hit in zip(np.split(rows, ends), np.split(scores, ends), strict=True)]
+        return [Hits(*hits) for hits in found.of_each(len(queries))]
 
 
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
