@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         default=SecretStr(""), description="Redis or Valkey for jobs; empty: the embedded one that `worker` starts."
     )
+    milvus_token: SecretStr = Field(
+        default=SecretStr(""),
+        description="Token, or user:password, for indexes in Milvus; snapshots record their address only.",
+    )
     address: str = Field(
         default="127.0.0.1:50051", description="host:port that the server listens on and clients call."
     )

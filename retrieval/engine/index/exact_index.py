@@ -76,6 +76,11 @@ class ExactIndex:
         """Return what the manifest records: the choice made when the index was built."""
         return {"complete": True, **asdict(self.choice)}
 
+    @property
+    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
+        return self._encoded.gallery.rows, self._encoded.rows
+
     def above(
         self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
     ) -> list[Hits]:
@@ -86,10 +91,7 @@ class ExactIndex:
         check_search(self, queries, threshold, allowed)
         mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
         found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
-        order = np.lexsort((found.rows, -found.scores, found.queries))
-        ends = np.searchsorted(found.queries[order], np.arange(1, len(queries)))
-        rows, scores = found.rows[order].astype(np.int64), found.scores[order]
-        return [Hits(*hit) for hit in zip(np.split(rows, ends), np.split(scores, ends), strict=True)]
+        return [Hits(*hits) for hits in found.of_each(len(queries))]
 
 
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:

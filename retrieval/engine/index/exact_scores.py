@@ -45,7 +45,13 @@ def hits_of(
 
 
 @compiled
-def _score_pairs(rows, queries, row_numbers, query_numbers, scores):
+def _score_pairs(
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    row_numbers: Numbers,
+    query_numbers: Numbers,
+    scores: NDArray[np.float32],
+) -> None:
     """Write the score of each pair."""
     for i in range(row_numbers.shape[0]):
         scores[i] = exact_score(rows[row_numbers[i]], queries[query_numbers[i]])

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import InvalidInput
 
 
 def build_index(
@@ -20,14 +19,17 @@ def build_index(
 
     `device="cuda"` trains inverted lists on the GPU. threshold: the one that most searches use; any other works too.
     Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if there are too few vectors for the lists,
-    DeviceUnavailable if the GPU is missing.
+    DeviceUnavailable if the GPU is missing, and what `MilvusIndex.build` raises.
     """
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
         return ExactIndex.build(vectors, threshold=threshold)
     if spec.kind == "milvus":
-        raise InvalidInput(f"index {spec}: Milvus is not available here")
+        from retrieval.engine.index.milvus_address import MilvusAddress
+        from retrieval.engine.index.milvus_index import MilvusIndex
+
+        return MilvusIndex.build(vectors, MilvusAddress.parse(spec.uri), spec)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
@@ -40,7 +42,11 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> 
 
         return ExactIndex.load(path, dimension=dimension, n_items=n_items)
     if spec.kind == "milvus":
-        raise InvalidInput(f"index {spec}: Milvus is not available here")
+        from retrieval.engine.index.milvus_address import MilvusAddress
+        from retrieval.engine.index.milvus_index import MilvusIndex
+
+        address = MilvusAddress.parse(spec.uri)
+        return MilvusIndex.load(path, address, spec, dimension=dimension, n_items=n_items)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)

@@ -57,7 +57,12 @@ def _choice(encoded: Encoded, microseconds: float) -> Choice:
 
 
 def _best_bytes(
-    vectors: Vectors, basis: NDArray[np.float64], queries: Vectors, threshold: float, form: Form, rng: np.random.Generator
+    vectors: Vectors,
+    basis: NDArray[np.float64],
+    queries: Vectors,
+    threshold: float,
+    form: Form,
+    rng: np.random.Generator,
 ) -> int:
     """Return the number of bytes at level 1 with the lowest cost on a sample of the gallery."""
     sample = vectors

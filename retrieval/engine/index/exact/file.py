@@ -52,9 +52,7 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index of this version")
     try:
         header = json.loads(whole[start : start + length].tobytes())
-        arrays = {
-            name: _array(whole, start + length, entry) for name, entry in header.pop("arrays").items()
-        }
+        arrays = {name: _array(whole, start + length, entry) for name, entry in header.pop("arrays").items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
     return header, arrays

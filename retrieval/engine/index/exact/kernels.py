@@ -8,7 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.compiled import compiled, compiled_loosely
-from retrieval.engine.index.exact.instructions import BLOCK, GROUP, Form, lowest_bit, prefetch, row_dot, scan_block
+from retrieval.engine.index.exact.instructions import (
+    BLOCK,
+    GROUP,
+    LANES,
+    Form,
+    bits_of,
+    float_dot,
+    float_of,
+    lowest_bit,
+    prefetch,
+    row_dot,
+    scan_block,
+)
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
 ROOM = GROUP * TILE * BLOCK  # the most hits that one visit of a tile can find
@@ -49,12 +61,16 @@ class Encoded(NamedTuple):
     row_limits: NDArray[np.float64]
 
 
-class Found(NamedTuple):
-    """Room for hits: the number of the query, the position of the vector, and the score."""
+class Room(NamedTuple):
+    """Room for the work of one thread.
+
+    queries: [h] int32, the number of the query of each hit; keys: [h] int64, its score and its row, see `read_keys`.
+    candidates: [4, ROOM] int32, the positions that have passed level 1.
+    """
 
     queries: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    scores: NDArray[np.float32]
+    keys: NDArray[np.int64]
+    candidates: NDArray[np.int32]
 
 
 @compiled_loosely
@@ -150,21 +166,33 @@ def encode_query(query, lowest, gallery, encoded, number):
 
 @compiled
 def exact_score(row, query):
-    """Return the inner product in float64, always added in the same order, rounded to float32."""
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    """Return the inner product in float64, always added in the same order, rounded to float32; no zero is negative."""
     n = row.shape[0]
-    for i in range(0, n - 7, 8):
-        a0 += np.float64(row[i]) * np.float64(query[i])
-        a1 += np.float64(row[i + 1]) * np.float64(query[i + 1])
-        a2 += np.float64(row[i + 2]) * np.float64(query[i + 2])
-        a3 += np.float64(row[i + 3]) * np.float64(query[i + 3])
-        a4 += np.float64(row[i + 4]) * np.float64(query[i + 4])
-        a5 += np.float64(row[i + 5]) * np.float64(query[i + 5])
-        a6 += np.float64(row[i + 6]) * np.float64(query[i + 6])
-        a7 += np.float64(row[i + 7]) * np.float64(query[i + 7])
-    for i in range(n // 8 * 8, n):
-        a0 += np.float64(row[i]) * np.float64(query[i])
-    return np.float32(((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)))
+    total = float_dot(row.ctypes.data, query.ctypes.data, n // LANES)
+    for i in range(n // LANES * LANES, n):
+        total += np.float64(row[i]) * np.float64(query[i])
+    return np.float32(total) + np.float32(0)
+
+
+@compiled
+def _key_of(score, row):
+    """Return a number that sorts hits: best score first, equal scores by row."""
+    bits = np.int64(bits_of(score))
+    if bits < 0:
+        bits ^= 0x7FFFFFFF
+    return (~bits << 32) | np.int64(row)
+
+
+@compiled
+def read_keys(keys):
+    """Return the rows and the scores of keys: [h] int64 and [h] float32."""
+    rows, scores = np.empty(keys.shape[0], np.int64), np.empty(keys.shape[0], np.float32)
+    for i in range(keys.shape[0]):
+        bits = ~(keys[i] >> 32)
+        if bits < 0:
+            bits ^= 0x7FFFFFFF
+        rows[i], scores[i] = keys[i] & 0xFFFFFFFF, float_of(np.int32(bits))
+    return rows, scores
 
 
 @compiled
@@ -192,19 +220,19 @@ def _keep_bounded(form, gallery, encoded, number, candidates, n):
 
 
 @compiled
-def _add_hits(rows, query, number, threshold, candidates, n, found, n_found):
+def _add_hits(gallery, order, query, number, threshold, candidates, n, room, n_found):
     """Score the candidates and add those that reach the threshold; return the number of hits found so far."""
-    address, stride = rows.ctypes.data, rows.strides[0]
+    address, stride = gallery.rows.ctypes.data, gallery.rows.strides[0]
     for i in range(n):
         if i + _ROWS_AHEAD < n:
             ahead = address + candidates[i + _ROWS_AHEAD] * stride
             for offset in range(0, stride, _LINE):
                 prefetch(ahead + offset)
-        score = exact_score(rows[candidates[i]], query)
+        position = candidates[i]
+        score = exact_score(gallery.rows[position], query)
         if score >= threshold:
-            found.queries[n_found] = number
-            found.positions[n_found] = candidates[i]
-            found.scores[n_found] = score
+            room.queries[n_found] = number
+            room.keys[n_found] = _key_of(score, order[position] if order.shape[0] > 0 else position)
             n_found += 1
     return n_found
 
@@ -219,7 +247,9 @@ def _scan_one(form, blocks, allowed, first, last, codes, limit, candidates, n):
     for block in range(first, last):
         if allowed[block] == 0:
             continue
-        mask = scan_block(form, address + block * stride, query, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 1)
+        mask = scan_block(
+            form, address + block * stride, query, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 1
+        )
         mask &= allowed[block]
         while mask != 0:
             candidates[n] = block * BLOCK + lowest_bit(mask)
@@ -238,7 +268,12 @@ def _scan_group(form, blocks, allowed, first, last, codes, limits, candidates, c
     for block in range(first, last):
         if allowed[block] == 0:
             continue
-        if scan_block(form, address + block * stride, queries, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 4) == 0:
+        if (
+            scan_block(
+                form, address + block * stride, queries, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 4
+            )
+            == 0
+        ):
             continue
         for query in range(GROUP):
             mask = masks[query] & allowed[block]
@@ -336,14 +371,17 @@ def _room_for(gallery, n):
 
 
 @compiled
-def search_singly(form, gallery, lists, queries, allowed, threshold, lowest, start, end, found, progress):
+def search_singly(form, gallery, lists, order, queries, allowed, limits, part, room, progress):
     """Find every vector in blocks start to end - 1 that reaches the threshold, one query [D] float32 after another.
 
-    allowed: [b] uint64, a bit for each vector that may be found. threshold: float32; lowest: the float32 before it.
-    progress: [2] int64, the next query and its next block, zeros at first. Returns the number of hits in `found`; if
+    order: [n] int32, the row of each position, or [0]. allowed: [b] uint64, a bit for each vector that may be found.
+    limits: the threshold as float32, and the float32 before it. part: start, end. progress: [2] int64, the next query
+    and its next block, zeros at first. Returns the number of hits in `room`; if
     progress[0] is not -1, there was no more room: take the hits and call again.
     """
-    candidates = np.empty(ROOM, np.int32)
+    threshold, lowest = limits
+    start, end = part
+    candidates = room.candidates[0]
     ranges = np.empty((lists.centres.shape[0] + 1, 2), np.int64)
     encoded = _room_for(gallery, 1)
     n_found = 0
@@ -360,9 +398,9 @@ def search_singly(form, gallery, lists, queries, allowed, threshold, lowest, sta
                 )
                 if n > ROOM - TILE * BLOCK or (i == n_ranges - 1 and last == ranges[i, 1]):
                     n = _keep_bounded(form, gallery, encoded, 0, candidates, n)
-                    n_found = _add_hits(gallery.rows, query, number, threshold, candidates, n, found, n_found)
+                    n_found = _add_hits(gallery, order, query, number, threshold, candidates, n, room, n_found)
                     n = 0
-                    if found.queries.shape[0] - n_found < ROOM:
+                    if room.queries.shape[0] - n_found < ROOM:
                         progress[0], progress[1] = number, last
                         return n_found
         progress[1] = 0
@@ -371,33 +409,35 @@ def search_singly(form, gallery, lists, queries, allowed, threshold, lowest, sta
 
 
 @compiled
-def search_together(form, gallery, queries, allowed, threshold, lowest, start, end, found, progress):
+def search_together(form, gallery, order, queries, allowed, limits, part, room, progress):
     """Find the same as `search_singly`, four queries a pass over each tile; `progress` counts tiles and groups."""
+    threshold, lowest = limits
+    start, end = part
     n_queries = queries.shape[0]
     encoded = _room_for(gallery, n_queries)
     for number in range(n_queries):
         encode_query(queries[number], lowest, gallery, encoded, number)
-    candidates = np.empty((GROUP, TILE * BLOCK), np.int32)
+    candidates = room.candidates
     counts = np.empty(GROUP, np.int64)
     codes = np.zeros((GROUP, encoded.codes.shape[1]), np.int8)
-    limits = np.empty(GROUP, np.int32)
+    code_limits = np.empty(GROUP, np.int32)
     n_found = 0
     for tile in range(start + progress[0] * TILE, end, TILE):
         last = min(tile + TILE, end)
         for group in range(progress[1], (n_queries + GROUP - 1) // GROUP):
-            if found.queries.shape[0] - n_found < ROOM:
+            if room.queries.shape[0] - n_found < ROOM:
                 progress[0], progress[1] = (tile - start) // TILE, group
                 return n_found
             first = group * GROUP
             width = min(GROUP, n_queries - first)
             for z in range(GROUP):  # a group that is not full repeats its last query, with a limit that none reaches
                 codes[z] = encoded.codes[first + min(z, width - 1)]
-                limits[z] = encoded.limits[first + z] if z < width else _LARGEST
-            _scan_group(form, gallery.blocks, allowed, tile, last, codes, limits, candidates, counts)
+                code_limits[z] = encoded.limits[first + z] if z < width else _LARGEST
+            _scan_group(form, gallery.blocks, allowed, tile, last, codes, code_limits, candidates, counts)
             for z in range(width):
                 n = _keep_bounded(form, gallery, encoded, first + z, candidates[z], counts[z])
                 n_found = _add_hits(
-                    gallery.rows, queries[first + z], first + z, threshold, candidates[z], n, found, n_found
+                    gallery, order, queries[first + z], first + z, threshold, candidates[z], n, room, n_found
                 )
         progress[1] = 0
     progress[0] = -1

@@ -91,9 +91,7 @@ def _segments(angles: NDArray[np.float64], starts: NDArray[np.int64]) -> tuple[N
     return segments, np.searchsorted(bounds, starts)
 
 
-def _nearest(
-    vectors: Vectors, centres: Vectors
-) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
+def _nearest(vectors: Vectors, centres: Vectors) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]:
     """Return for each vector its most similar centre, the angle to it, and its norm."""
     nearest = np.empty(len(vectors), np.int32)
     angles, norms = np.empty(len(vectors)), np.empty(len(vectors))
@@ -139,5 +137,7 @@ def _unit(rows: Vectors) -> Vectors:
     """Return the rows with norm 1; a row of zeros becomes the first axis."""
     scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.float32(1e-38))
     norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    unit = np.where(norms > 0, scaled / np.maximum(norms, np.float32(1e-38)), np.eye(1, rows.shape[1], dtype=np.float32))
+    unit = np.where(
+        norms > 0, scaled / np.maximum(norms, np.float32(1e-38)), np.eye(1, rows.shape[1], dtype=np.float32)
+    )
     return np.ascontiguousarray(unit, dtype=np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from typing import NamedTuple
 
@@ -10,7 +12,15 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import float32_at_least
 from retrieval.engine.index.exact.instructions import BLOCK, GROUP, Form
-from retrieval.engine.index.exact.kernels import ROOM, Found, Gallery, find_ranges, search_singly, search_together
+from retrieval.engine.index.exact.kernels import (
+    ROOM,
+    Gallery,
+    Room,
+    find_ranges,
+    read_keys,
+    search_singly,
+    search_together,
+)
 from retrieval.engine.index.exact.lists import Lists
 
 Mask = NDArray[np.uint64]
@@ -28,11 +38,18 @@ class Encoded(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Hits in no order: the number of the query, the row of the vector as it was added, and the score."""
+    """Hits in no order: the number of the query [h] int32, and a key [h] int64 of score and row, see `read_keys`."""
 
     queries: NDArray[np.int32]
-    rows: NDArray[np.int32]
-    scores: NDArray[np.float32]
+    keys: NDArray[np.int64]
+
+    def of_each(self, n_queries: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Return the rows and the scores of each query: best first, equal scores by row."""
+        if n_queries == 1:
+            return [read_keys(np.sort(self.keys))]
+        order = np.argsort(self.queries, kind="stable")
+        keys, ends = self.keys[order], np.searchsorted(self.queries[order], np.arange(n_queries + 1))
+        return [read_keys(np.sort(keys[start:end])) for start, end in itertools.pairwise(ends)]
 
 
 def everything(n: int) -> Mask:
@@ -53,22 +70,26 @@ def mask_of(rows: NDArray[np.bool_], encoded: Encoded) -> Mask:
 
 def find(form: Form, encoded: Encoded, queries: NDArray[np.float32], threshold: float, allowed: Mask) -> Matches:
     """Return everything with `score >= threshold` for queries [q, D] float32."""
-    (reached,) = float32_at_least(np.array([threshold]))
-    lowest = float(np.nextafter(reached, np.float32(-np.inf)))
-    gallery, lists = encoded.gallery, encoded.lists
-    end = len(gallery.blocks)
-    together = len(queries) > 1 and _share(encoded, queries[:GROUP], lowest) >= _SINGLY_BELOW
-    found, progress = _room(), np.zeros(2, np.int64)
-    parts: list[Matches] = []
+    limits = _limits(threshold)
+    gallery, lists, order = encoded
+    part = (0, len(gallery.blocks))
+    together = len(queries) > 1 and _share(encoded, queries[:GROUP], limits[1]) >= _SINGLY_BELOW
+    room, progress = _room(), np.zeros(2, np.int64)
+    found: list[Matches] = []
     while progress[0] >= 0:
         if together:
-            n = search_together(form, gallery, queries, allowed, reached, lowest, 0, end, found, progress)
+            n = search_together(form, gallery, order, queries, allowed, limits, part, room, progress)
         else:
-            n = search_singly(form, gallery, lists, queries, allowed, reached, lowest, 0, end, found, progress)
-        positions = found.positions[:n]
-        rows = encoded.rows[positions] if len(encoded.rows) else positions.copy()
-        parts.append(Matches(found.queries[:n].copy(), rows, found.scores[:n].copy()))
-    return parts[0] if len(parts) == 1 else Matches(*map(np.concatenate, zip(*parts, strict=True)))
+            n = search_singly(form, gallery, lists, order, queries, allowed, limits, part, room, progress)
+        found.append(Matches(room.queries[:n].copy(), room.keys[:n].copy()))
+    return found[0] if len(found) == 1 else Matches(*map(np.concatenate, zip(*found, strict=True)))
+
+
+@functools.lru_cache(maxsize=64)
+def _limits(threshold: float) -> tuple[np.float32, float]:
+    """Return the lowest float32 score that reaches a threshold, and the float32 before it."""
+    (reached,) = float32_at_least(np.array([threshold]))
+    return reached, float(np.nextafter(reached, np.float32(-np.inf)))
 
 
 def _share(encoded: Encoded, queries: NDArray[np.float32], lowest: float) -> float:
@@ -84,10 +105,10 @@ def _share(encoded: Encoded, queries: NDArray[np.float32], lowest: float) -> flo
     return visited / (end * len(queries))
 
 
-def _room() -> Found:
-    """Return the room for hits of this thread."""
-    if not hasattr(_scratch, "found"):
-        n = 2 * ROOM
-        _scratch.found = Found(np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.float32))
-    found: Found = _scratch.found
-    return found
+def _room() -> Room:
+    """Return the room of this thread."""
+    if not hasattr(_scratch, "room"):
+        hits = 2 * ROOM
+        _scratch.room = Room(np.empty(hits, np.int32), np.empty(hits, np.int64), np.empty((GROUP, ROOM), np.int32))
+    room: Room = _scratch.room
+    return room

@@ -11,7 +11,7 @@ from retrieval.engine.index.exact import kernels
 from retrieval.engine.index.exact.instructions import Form, Portable, Vnni, has_vnni
 from retrieval.engine.index.exact.layout import directions, encode, has_offset
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
-from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
+from retrieval.engine.index.exact.search import Encoded, Matches, everything, find, mask_of
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import InvalidEmbeddings
 from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
@@ -29,8 +29,9 @@ def encoded_as(vectors: Vectors, n_bytes: int, *, lists: bool) -> Encoded:
     return Encoded(encode(vectors[order], basis, n_bytes), sorted_lists, order)
 
 
-def as_set(found: object) -> set[tuple[int, int, float]]:
-    queries, rows, values = found  # type: ignore[misc]  # a named tuple
+def as_set(found: Matches) -> set[tuple[int, int, float]]:
+    rows, values = kernels.read_keys(found.keys)
+    queries = found.queries
     listed = list(zip(queries.tolist(), rows.tolist(), values.tolist(), strict=True))
     assert len(set(listed)) == len(listed), "a match is found twice"
     return set(listed)
@@ -82,11 +83,14 @@ def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: 
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
         found = find(FORMS[-1], encoded, queries, -2.0, everything(n))
-        assert len(found.rows) == n * len(queries)
-        assert np.array_equal(np.sort(found.queries * np.int64(n) + found.rows), np.arange(n * len(queries)))
+        rows, _ = kernels.read_keys(found.keys)
+        assert len(rows) == n * len(queries)
+        assert np.array_equal(np.sort(found.queries * np.int64(n) + rows), np.arange(n * len(queries)))
 
 
-@given(n=st.integers(1, 400), share=st.sampled_from([0.0, 0.003, 0.5, 1.0]), lists=st.booleans(), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 400), share=st.sampled_from([0.0, 0.003, 0.5, 1.0]), lists=st.booleans(), seed=st.integers(0, 99)
+)
 @settings(max_examples=40, deadline=None)
 def test_only_allowed_rows_are_found(n: int, share: float, lists: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -1,0 +1,311 @@
+"""An index in Milvus, for more vectors than one machine holds. Only this file uses pymilvus.
+
+Milvus finds candidates by its own float32 scores, within a slack of the threshold. Their exact scores decide, computed
+from the vectors that Milvus returns with them. So no reply holds a wrong score or one below the threshold. With the
+index FLAT no match is missed; the approximate indexes of Milvus promise no completeness.
+
+A search of Milvus returns the best matches, at most `limit` of them. If that many come from a range of rows, the range
+is searched as two halves. Narrowing the scores by `range_filter` would take fewer calls, but it is not complete: an
+implementation may search for the best first and apply the range afterwards, as milvus-lite does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.contract.canonical import digest_array, digest_json
+from retrieval.contract.documents import Size, parse, read_object
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
+from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.milvus_address import MilvusAddress, token
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidEmbeddings, Unavailable, ValidationFailed
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
+
+Vectors = NDArray[np.float32]
+Rows = range | NDArray[np.int64]
+
+LIMIT = 16_384  # the most matches that Milvus returns for one query, and the most rows that a filter lists here
+_BATCH = 64  # queries in one call
+_BYTES = 32 * 1024**2  # of a call or its reply: half of what a message may have
+_ROW, _VECTOR = "row", "vector"
+_SAMPLE = 1000  # rows that are compared with the pointer when an index is opened
+_TILE = 1 << 16
+_TIMEOUT_S, _BUILD_TIMEOUT_S = 20.0, 3600.0
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pointer:
+    """The file of the index: where it is and what must be there. `longest`: the largest norm of a vector."""
+
+    format: int
+    uri: str
+    collection: str
+    n_items: Size
+    dimension: Size
+    checksum: str
+    sample: str
+    longest: float
+
+
+class MilvusIndex:
+    """An immutable collection of Milvus. Searching is safe from several threads."""
+
+    def __init__(self, client: MilvusClient, address: MilvusAddress, pointer: _Pointer, spec: IndexSpec) -> None:
+        self._client = client
+        self._address = address
+        self._pointer = pointer
+        self.spec = spec
+
+    @classmethod
+    def build(cls, vectors: Vectors, address: MilvusAddress, spec: IndexSpec) -> MilvusIndex:
+        """Store `vectors` [n, D] float32 in a new collection; `publish` makes it the one of the alias.
+
+        Raises InvalidEmbeddings, Unavailable if Milvus is, ValidationFailed if it does not hold what it was sent.
+        """
+        check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        checksum = digest_json([digest_array(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)])
+        pointer = _Pointer(
+            format=_FORMAT,
+            uri=address.uri,
+            collection=f"{address.name}_{checksum[-12:]}_{secrets.token_hex(4)}",
+            n_items=len(vectors),
+            dimension=vectors.shape[1],
+            checksum=checksum,
+            sample=digest_array(vectors[_sampled(len(vectors))]),
+            longest=max(_largest_norm(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)),
+        )
+        index = cls(_connected(address), address, pointer, spec)
+        try:
+            with _calls(address):
+                index._fill(vectors)
+            index._verify(ValidationFailed)
+        except BaseException:
+            with contextlib.suppress(Unavailable):
+                index.remove()
+            raise
+        return index
+
+    @classmethod
+    def load(cls, path: Path, address: MilvusAddress, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
+        """Open the index that a pointer names, see `load_index`. Raises Unavailable if Milvus is."""
+        where = f"index {path}"
+        try:
+            pointer = parse(_Pointer, read_object(path.read_bytes(), where), where)
+        except OSError as error:
+            raise CorruptArtifact(f"{where} cannot be read: {error}") from error
+        expected = (_FORMAT, address.uri, dimension, n_items)
+        if (found := (pointer.format, pointer.uri, pointer.dimension, pointer.n_items)) != expected:
+            raise CorruptArtifact(
+                f"{where}: expected format, address, dimension and number of items {expected}, found {found}"
+            )
+        index = cls(_connected(address), address, pointer, spec)
+        with _calls(address):
+            if not index._client.has_collection(pointer.collection, timeout=_TIMEOUT_S):
+                raise CorruptArtifact(f"{where}: Milvus has no collection {pointer.collection}; reindex the catalogue")
+            index._client.load_collection(pointer.collection, timeout=_BUILD_TIMEOUT_S)
+        index._verify(CorruptArtifact)
+        return index
+
+    def save(self, path: Path) -> None:
+        """Write the pointer into a file that `load` reads. Raises OSError if the disk is full."""
+        path.write_text(json.dumps(asdict(self._pointer), indent=1), encoding="utf-8")
+
+    def publish(self) -> None:
+        """Make this collection the one that the alias names: others find the newest vectors by it. One step."""
+        collection, alias = self._pointer.collection, self._address.name
+        with _calls(self._address):
+            if alias in self._client.list_aliases(timeout=_TIMEOUT_S)["aliases"]:
+                self._client.alter_alias(collection, alias, timeout=_TIMEOUT_S)
+            else:
+                self._client.create_alias(collection, alias, timeout=_TIMEOUT_S)
+
+    def remove(self) -> None:
+        """Drop the collection, when its snapshot is removed. It must not be the one of the alias."""
+        with _calls(self._address):
+            self._client.drop_collection(self._pointer.collection, timeout=_TIMEOUT_S)
+
+    @property
+    def n_items(self) -> int:
+        """The number of vectors."""
+        return self._pointer.n_items
+
+    @property
+    def dimension(self) -> int:
+        """The number of columns of the vectors."""
+        return self._pointer.dimension
+
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        promise = (
+            "Milvus compares every vector; matches are complete as far as Milvus answers for all of its segments"
+            if self._address.is_complete
+            else f"none: {self._address.kind} of Milvus is approximate, so matches can be missing"
+        )
+        return {
+            "complete": self._address.is_complete,
+            "completeness": promise,
+            "milvus_index": self._address.kind,
+            "collection": self._pointer.collection,
+            "scores": "exact, from the vectors that Milvus returns",
+        }
+
+    def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:
+        """Return, for each row of `queries` [q, D], everything with `score >= threshold`: best first, ties by row.
+
+        allowed: [n], the rows that may be found. Few of them are listed in the call, many are selected from its reply.
+        """
+        check_vectors(queries, self.dimension)
+        if np.isnan(threshold):
+            raise InvalidEmbeddings("expected a threshold, found NaN")
+        rows: Rows = range(self.n_items)
+        if allowed is not None and np.count_nonzero(allowed) <= LIMIT:
+            rows = np.flatnonzero(allowed)
+        hits = []
+        for start in range(0, len(queries), _BATCH):
+            hits += self._above(queries[start : start + _BATCH], threshold, rows)
+        if allowed is None:
+            return hits
+        return [Hits(found.positions[kept := allowed[found.positions]], found.scores[kept]) for found in hits]
+
+    def _above(self, queries: Vectors, threshold: float, rows: Rows) -> list[Hits]:
+        """Return the hits of a batch among some rows."""
+        radius = self._radius(queries, threshold)
+        numbers, positions, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        waiting = [(np.arange(len(queries)), rows)] if len(rows) else []
+        while waiting:
+            asked, part = waiting.pop()
+            limit = min(len(part), self._page(len(asked)))
+            for number, reply in zip(asked, self._search(queries[asked], radius, part, limit), strict=True):
+                if len(reply) == limit < len(part):  # full: there may be more
+                    half = len(part) // 2
+                    again = [part] if len(asked) > 1 else [part[:half], part[half:]]
+                    waiting += [(np.array([number]), rest) for rest in again]
+                elif reply:
+                    vectors = np.array([hit["entity"][_VECTOR] for hit in reply], np.float32)
+                    own = np.zeros(len(reply), np.int64)
+                    scores.append(score_pairs(vectors, queries[number : number + 1], np.arange(len(reply)), own))
+                    positions.append(np.array([hit[_ROW] for hit in reply], np.int64))
+                    numbers.append(own + number)
+        found = np.concatenate(numbers), np.concatenate(positions), np.concatenate(scores)
+        return hits_of(len(queries), *found, threshold)
+
+    def _radius(self, queries: Vectors, threshold: float) -> float:
+        """Return a number below the float32 score of every match: twice the error of adding D products in any order."""
+        norm = _largest_norm(queries)
+        largest = norm * self._pointer.longest
+        slack = self.dimension * (largest * 2.0**-22 + 1e-37)
+        lowest = float(np.clip(lowest_score(threshold), -2 * largest, 2 * largest)) - slack
+        return float(np.clip(lowest * (1 - 1e-6 * np.sign(lowest)), -3e38, 3e38))
+
+    def _page(self, n_queries: int) -> int:
+        """Return the number of matches per query for which the reply is not too large."""
+        return max(1, min(LIMIT, _BYTES // (n_queries * (4 * self.dimension + 32))))
+
+    def _search(self, queries: Vectors, radius: float, rows: Rows, limit: int) -> Sequence[Sequence[Any]]:
+        """Return the best matches of each query among some rows, with their vectors."""
+        parameters = {"metric_type": "IP", "params": {"radius": radius, **self._address.search_params}}
+        with _calls(self._address):
+            replies: Sequence[Sequence[Any]] = self._client.search(
+                self._pointer.collection,
+                data=list(queries),
+                filter=_filter(rows, self.n_items),
+                limit=limit,
+                search_params=parameters,
+                output_fields=[_VECTOR],
+                timeout=_TIMEOUT_S,
+            )
+        return replies
+
+    def _fill(self, vectors: Vectors) -> None:
+        """Create the collection, store the vectors, and wait until they can be searched."""
+        from pymilvus import DataType
+
+        client, name = self._client, self._pointer.collection
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field(_ROW, DataType.INT64, is_primary=True)
+        schema.add_field(_VECTOR, DataType.FLOAT_VECTOR, dim=self.dimension)
+        client.create_collection(name, schema=schema, consistency_level="Strong", timeout=_TIMEOUT_S)
+        step = max(1, _BYTES // 4 // (4 * self.dimension + 32))
+        for start in range(0, len(vectors), step):
+            part = vectors[start : start + step]
+            client.insert(
+                name, [{_ROW: start + i, _VECTOR: row} for i, row in enumerate(part)], timeout=_BUILD_TIMEOUT_S
+            )
+        client.flush(name, timeout=_BUILD_TIMEOUT_S)
+        index = client.prepare_index_params()
+        index.add_index(_VECTOR, index_type=self._address.kind, metric_type="IP", params=self._address.index_params)
+        client.create_index(name, index, timeout=_BUILD_TIMEOUT_S)
+        client.load_collection(name, timeout=_BUILD_TIMEOUT_S)
+
+    def _verify(self, error: type[CorruptArtifact | ValidationFailed]) -> None:
+        """Raise the error unless the collection has as many rows as expected, and a sample of them as expected."""
+        name, rows = self._pointer.collection, _sampled(self.n_items)
+        step = max(1, _BYTES // (4 * self.dimension + 32))
+        with _calls(self._address):
+            described = self._client.describe_collection(name, timeout=_TIMEOUT_S)
+            counted = self._client.query(name, output_fields=["count(*)"], timeout=_BUILD_TIMEOUT_S)
+            replies: list[Any] = []
+            for start in range(0, len(rows), step):
+                ids = rows[start : start + step].tolist()
+                replies += self._client.get(name, ids, output_fields=[_ROW, _VECTOR], timeout=_BUILD_TIMEOUT_S)
+        columns = [entry["params"].get("dim") for entry in described["fields"] if entry["name"] == _VECTOR]
+        expected = ([self.dimension], self.n_items)
+        if (found := ([int(n) for n in columns], counted[0]["count(*)"])) != expected:
+            raise error(f"collection {name}: expected columns and vectors {expected}, Milvus has {found}")
+        vectors = {reply[_ROW]: reply[_VECTOR] for reply in replies}
+        sample = np.array([vectors[row] for row in rows.tolist() if row in vectors], np.float32)
+        if digest_array(sample) != self._pointer.sample:
+            raise error(f"collection {name}: Milvus holds other vectors than were stored: reindex the catalogue")
+
+
+def _filter(rows: Rows, n: int) -> str:
+    """Return the expression that selects some rows, "" for all."""
+    if not isinstance(rows, range):
+        return f"{_ROW} in {rows.tolist()}"
+    return "" if len(rows) == n else f"{_ROW} >= {rows.start} and {_ROW} < {rows.stop}"
+
+
+def _sampled(n: int) -> NDArray[np.int64]:
+    """Return the rows that are compared: evenly spaced ones, at most _SAMPLE."""
+    return np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64)
+
+
+def _largest_norm(vectors: Vectors) -> float:
+    return float(np.linalg.norm(vectors.astype(np.float64), axis=1).max())
+
+
+def _connected(address: MilvusAddress) -> MilvusClient:
+    """Connect to Milvus. Raises FailedPrecondition without pymilvus, Unavailable if Milvus does not answer."""
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise FailedPrecondition("an index in Milvus needs pymilvus: install the extra `milvus`") from error
+    with _calls(address):
+        return MilvusClient(uri=address.server, token=token(), db_name=address.database, timeout=_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _calls(address: MilvusAddress) -> Iterator[None]:
+    """Turn what Milvus answers in place of a result into Unavailable."""
+    from pymilvus import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        raise Unavailable(
+            f"Milvus at {address.uri} did not answer as expected: {error.message or error}; check that it runs and "
+            "that RETRIEVAL_MILVUS_TOKEN is the token for it"
+        ) from error
