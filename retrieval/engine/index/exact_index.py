@@ -21,6 +21,7 @@ from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.lists import Lists
 from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
 from retrieval.engine.index.index import Hits, check_search, check_vectors
+from retrieval.engine.index.self_test import SelfTest
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 
@@ -29,6 +30,8 @@ _N_BOUNDS = 11
 
 class ExactIndex:
     """An immutable index in memory, or mapped from its file. Searching is safe from several threads."""
+
+    self_test: SelfTest | None = None
 
     def __init__(self, encoded: Encoded, choice: Choice) -> None:
         self._encoded = encoded
@@ -40,7 +43,9 @@ class ExactIndex:
     def build(cls, vectors: NDArray[np.float32], *, threshold: float | None = None) -> ExactIndex:
         """Build an index over `vectors` [n, D] float32 that is fastest at `threshold`; it is exact at any other too."""
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
-        return cls(*encode_best(vectors, threshold, best_form()))
+        index = cls(*encode_best(vectors, threshold, best_form()))
+        index.self_test = SelfTest.record(index, vectors, threshold)
+        return index
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, n_items: int) -> ExactIndex:
@@ -54,12 +59,17 @@ class ExactIndex:
         except (KeyError, TypeError) as error:
             raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
         _check_shapes(encoded, path, dimension, n_items)
-        return cls(encoded, choice)
+        index = cls(encoded, choice)
+        index.self_test = SelfTest.read(arrays, path, dimension)
+        index.self_test.check(index, path)
+        return index
 
     def save(self, path: Path) -> None:
         """Write the index into a file that `load` maps. Raises OSError if the disk is full."""
         encoded = self._encoded
         arrays = {**encoded.gallery._asdict(), **encoded.lists._asdict(), "order": encoded.rows}
+        if self.self_test:
+            arrays |= self.self_test.arrays()
         write_arrays(path, {"choice": asdict(self.choice)}, arrays)
 
     @property

@@ -17,6 +17,7 @@ from retrieval.engine.index.faiss_native import library
 from retrieval.errors import CorruptArtifact
 
 _CHUNK = 1 << 22
+_BARE = {b"IxFI", b"IwFl"}  # how FAISS marks a flat index and one of lists
 
 
 def write_file(
@@ -59,6 +60,23 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], fais
         except RuntimeError as error:
             raise CorruptArtifact(f"index {path} cannot be read: this version of FAISS does not know it") from error
     return description, arrays, native
+
+
+def is_bare(path: Path) -> bool:
+    """Return True if the file has only what FAISS writes, as in earlier versions."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in _BARE
+    except OSError:
+        return False
+
+
+def read_bare(path: Path) -> faiss.Index:
+    """Return the index of an earlier version. Raises CorruptArtifact if it is truncated."""
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise CorruptArtifact(f"index {path} cannot be read: it is truncated") from error
 
 
 def _write_native(native: faiss.Index, write: Callable[[bytes], object]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.faiss_file import read_file, write_file
+from retrieval.engine.index.faiss_file import is_bare, read_bare, read_file, write_file
 from retrieval.engine.index.faiss_native import (
     BLAS_BATCH,
     build_native,
@@ -83,6 +83,8 @@ class FaissIndex:
     @classmethod
     def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
         """Open an index, see `load_index`."""
+        if is_bare(path):
+            return cls._load_bare(path, spec, dimension=dimension, n_items=n_items)
         description, arrays, native = read_file(path)
         try:
             slack = Slack.parse(description["slack"])
@@ -104,6 +106,23 @@ class FaissIndex:
             raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
         index.self_test = SelfTest.read(arrays, path, dimension)
         index.self_test.check(index, path)
+        return index
+
+    @classmethod
+    def _load_bare(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
+        """Open an index of an earlier version, which has no self-test."""
+        native = read_bare(path)
+        if spec.codes or shape_of(native) != (n_items, dimension, spec.n_lists, spec.n_links):
+            raise CorruptArtifact(
+                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, found {native.ntotal} of "
+                f"{native.d}"
+            )
+        nothing = np.empty((0, dimension), np.float32)
+        index = cls(native, spec, Slack(of_norm=0, fixed=0, largest=0), nothing, np.empty((0, 0), np.float32))
+        slacks = [slack_of(native, spec, rows, index._turn, None) for rows in index._in_parts()]
+        index._slack = max(slacks, key=lambda slack: slack.largest)
+        if not np.isfinite(index._slack.largest):
+            raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
         return index
 
     def save(self, path: Path) -> None:
