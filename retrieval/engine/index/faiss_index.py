@@ -114,8 +114,8 @@ class FaissIndex:
         native = read_bare(path)
         if spec.codes or shape_of(native) != (n_items, dimension, spec.n_lists, spec.n_links):
             raise CorruptArtifact(
-                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, found {native.ntotal} of "
-                f"{native.d}"
+                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, "
+                f"found {native.ntotal} of {native.d}"
             )
         nothing = np.empty((0, dimension), np.float32)
         index = cls(native, spec, Slack(of_norm=0, fixed=0, largest=0), nothing, np.empty((0, 0), np.float32))
