@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from retrieval.engine.index.exact.forms import best_form
 from retrieval.engine.index.exact.instructions import BLOCK
 from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.lists import Lists
-from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
-from retrieval.engine.index.index import Hits, check_search, check_vectors
+from retrieval.engine.index.exact.search import Encoded, find, pairs
+from retrieval.engine.index.index import Hits, check_search, check_threshold, check_vectors
 from retrieval.engine.index.self_test import SelfTest
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
+
+Vectors = NDArray[np.float32]
 
 _N_BOUNDS = 11
 
@@ -35,7 +38,6 @@ class ExactIndex:
 
     def __init__(self, encoded: Encoded, choice: Choice) -> None:
         self._encoded = encoded
-        self._everything = everything(self.n_items)
         self.choice = choice
         self.spec = IndexSpec()
 
@@ -92,16 +94,35 @@ class ExactIndex:
         return self._encoded.gallery.rows, self._encoded.rows
 
     def above(
-        self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
+        self,
+        queries: Vectors,
+        threshold: float,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        n_threads: int = 1,
     ) -> list[Hits]:
         """Return, for each row of `queries` [q, D], everything with `score >= threshold`: best first, ties by row.
 
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
+        n_threads: how many threads share the work; one is best if there are many callers.
         """
         check_search(self, queries, threshold, allowed)
-        mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
-        found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
+        asked = np.ascontiguousarray(queries)
+        found = find(best_form(), self._encoded, asked, threshold, allowed, n_threads=n_threads)
         return [Hits(*hits) for hits in found.of_each(len(queries))]
+
+    def pairs_above(self, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield all pairs of rows with `score >= threshold`, in parts: [h, 2] int64, the lower row first; [h] float32.
+
+        Each pair comes once, in no order; no row is paired with itself. Only one part is in memory.
+        """
+        check_threshold(threshold)
+        yield from pairs(best_form(), self._encoded, threshold)
+
+
+def warm() -> None:
+    """Compile the search, or read it from the cache on the disk, so that the first query does not wait for it."""
+    best_form()
 
 
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
