@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.faiss_index import n_gpus
+from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.gpu_half import Half, HalfGallery, largest_norm
 from retrieval.engine.index.gpu_tiles import WIDTH, Device, Tiles
 from retrieval.engine.index.index import Hits, check_vectors
