@@ -23,11 +23,19 @@ def lowest_score(threshold: float) -> float:
 
 
 def score_pairs(
-    rows: NDArray[np.float32], queries: NDArray[np.float32], row_numbers: Numbers, query_numbers: Numbers
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    row_numbers: Numbers,
+    query_numbers: Numbers,
+    *,
+    d: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the score of each pair of a row and a query: the inner product in float64, rounded to float32."""
+    """Return the score of each pair of a row and a query: the inner product in float64, rounded to float32.
+
+    d: the number of columns that are no offset, see `exact_score`; all if it is None.
+    """
     scores = np.empty(len(row_numbers), np.float32)
-    _score_pairs(rows, queries, row_numbers, query_numbers, scores)
+    _score_pairs(rows, queries, row_numbers, query_numbers, scores, rows.shape[1] if d is None else d)
     return scores
 
 
@@ -51,7 +59,8 @@ def _score_pairs(
     row_numbers: Numbers,
     query_numbers: Numbers,
     scores: NDArray[np.float32],
+    d: int,
 ) -> None:
     """Write the score of each pair."""
     for i in range(row_numbers.shape[0]):
-        scores[i] = exact_score(rows[row_numbers[i]], queries[query_numbers[i]])
+        scores[i] = exact_score(rows[row_numbers[i]], queries[query_numbers[i]], d)

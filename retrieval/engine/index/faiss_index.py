@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.engine.index.exact.layout import has_offset
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
 from retrieval.engine.index.faiss_file import is_bare, read_bare, read_file, write_file
 from retrieval.engine.index.faiss_native import (
@@ -62,6 +63,7 @@ class FaissIndex:
         self._turn = turn
         self._rows = originals if len(originals) else stored_vectors(native)  # None: FAISS's lists have them
         self._originals = originals
+        self._d = self.dimension - (2 if all(map(has_offset, self._in_parts())) else 0)
         self.self_test: SelfTest | None = None
 
     @classmethod
@@ -182,12 +184,12 @@ class FaissIndex:
     def _scores(self, queries: Vectors, numbers: NDArray[np.int64], positions: NDArray[np.int64]) -> Vectors:
         """Return the exact score of each pair."""
         if self._rows is not None:
-            return score_pairs(self._rows, queries, positions, numbers)
+            return score_pairs(self._rows, queries, positions, numbers, d=self._d)
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(positions), _CHUNK):
             part = slice(start, start + _CHUNK)
             rows = decoded(self._native, positions[part])
-            parts.append(score_pairs(rows, queries, np.arange(len(rows)), numbers[part]))
+            parts.append(score_pairs(rows, queries, np.arange(len(rows)), numbers[part], d=self._d))
         return np.concatenate(parts)
 
     def _in_parts(self) -> Iterator[Vectors]:

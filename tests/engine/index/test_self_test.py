@@ -97,16 +97,14 @@ def test_a_damaged_test_is_refused(name: str, value: np.ndarray) -> None:
         SelfTest.read({key: array for key, array in test.arrays().items() if key != name}, WHERE, 16)
 
 
-@pytest.mark.parametrize("text", SPECS)
-def test_a_vector_changed_in_the_file_is_found(text: str, tmp_path: Path) -> None:
-    """The same file with a stored answer of another index: what a checksum made after the damage would not show."""
-    index, vectors, _ = made(text)
+@pytest.mark.parametrize("text", SPECS[1:])
+def test_an_index_that_answers_otherwise_is_not_opened(text: str, tmp_path: Path) -> None:
+    """What a checksum does not show: the file is whole, but the answers are others."""
+    index, vectors, test = made(text)
+    wrong = test.scores.copy()
+    wrong[:40] = np.nextafter(wrong[:40], np.float32(2))
+    index.self_test = replace(test, scores=wrong)  # type: ignore[attr-defined]  # of these kinds
     index.save(tmp_path / "index")
-    content = (tmp_path / "index").read_bytes()
-    test = index.self_test  # type: ignore[attr-defined]  # of these kinds
-    place = content.index(test.scores.tobytes())
-    changed = np.nextafter(test.scores[:40], np.float32(2)).tobytes()
-    (tmp_path / "index").write_bytes(content[:place] + changed + content[place + len(changed) :])
     with pytest.raises(CorruptArtifact, match="fails its self-test"):
         load_index(tmp_path / "index", IndexSpec.parse(text), dimension=16, n_items=len(vectors))
 

@@ -1,4 +1,4 @@
-"""Chooses the instructions: AVX-512 VNNI if this processor has it and it gives the right answers, or the portable form."""
+"""Chooses the instructions: AVX-512 VNNI if this processor has it and its answers are right, or the portable form."""
 
 from __future__ import annotations
 
