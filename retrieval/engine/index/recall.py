@@ -26,6 +26,9 @@ class Recall:
     n_matches: int
 
 
+COMPLETE = Recall(value=1.0, low=1.0, high=1.0, n_queries=0, n_matches=0)  # of an exact kind: it is not measured
+
+
 def measured_recall(
     found: Sequence[Hits], expected: Sequence[Hits], own_rows: NDArray[np.int64] | None = None
 ) -> Recall:
