@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,7 +184,8 @@ def test_a_flipped_bit_anywhere_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_filter_of_another_shape_is_refused(text: str) -> None:
     vectors, queries, threshold = small()
     index = built(text, vectors, threshold)
-    for bad in (np.ones(399, np.bool_), np.ones((1, 400), np.bool_), np.ones(400, np.uint8)):
+    wrong: list[Any] = [np.ones(399, np.bool_), np.ones((1, 400), np.bool_), np.ones(400, np.uint8)]
+    for bad in wrong:
         with pytest.raises(InvalidEmbeddings, match="expected"):
             index.above(queries, threshold, bad)
 
