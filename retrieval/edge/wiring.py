@@ -10,7 +10,7 @@ from retrieval.edge.settings import Settings
 from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder, providers_of
-from retrieval.engine.index.faiss_index import n_gpus
+from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.milvus_address import use_token
 from retrieval.engine.store import Store
 from retrieval.flows.search import Searcher

@@ -41,13 +41,13 @@ def main() -> None:
     parser.add_argument("--ivf", type=IndexSpec.parse, help="second index (default IVF1024,nprobe=16, quick IVF128)")
     options = parser.parse_args()
     n = options.n or (10_000 if options.quick else 100_000)
-    ivf = options.ivf or IndexSpec(n_lists=128 if options.quick else 1024, n_probes=16)
+    ivf = options.ivf or IndexSpec(kind="IVF", n_lists=128 if options.quick else 1024, n_probes=16)
     with threadpool_limits(1):
         vectors, queries = make_data(n, options.d, options.queries)
         exact = exact_hits(vectors, queries, options.threshold)
         facts: dict[str, object] = {"mean hits": round(sum(len(hits.positions) for hits in exact) / len(exact), 2)}
         groups = []
-        for spec in (IndexSpec(), ivf):
+        for spec in (IndexSpec(kind="Flat"), ivf):
             index = build_index(vectors, spec)
             facts[f"recall of {spec}"] = round(recall(index.above(queries, options.threshold), exact), 4)
             groups += [measure(index, queries, batch, options) for batch in options.batches]

@@ -297,7 +297,7 @@ def cost_of_density(batch: int, options: argparse.Namespace) -> Group:
         unit: NDArray[np.float32] = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
         return unit
 
-    index, queries = build_index(rows(n), IndexSpec()), rows(n_queries)
+    index, queries = build_index(rows(n), IndexSpec(kind="Flat")), rows(n_queries)
     calls = [queries[start : start + batch] for start in range(0, n_queries, batch)]
     cases = {"exact search": cpu_of(lambda: [index.above(call, 0.9) for call in calls], n_parts=n_queries)}
     for size in (500, 2000, 10_000):

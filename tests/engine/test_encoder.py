@@ -14,7 +14,7 @@ from retrieval.contract.bundle import Bundle, ModelFile, write_bundle
 from retrieval.contract.limits import ImageLimits
 from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index.faiss_index import n_gpus
+from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,

@@ -103,7 +103,7 @@ def test_folders_have_no_columns_and_are_counted_no_further_than_needed(tmp_path
         (tmp_path / str(n % 2)).mkdir(exist_ok=True)
         (tmp_path / str(n % 2) / f"{n}.png").touch()
     check_manifest(str(tmp_path), labelled=True, index="IVF1,nprobe=1")
-    with pytest.raises(InvalidInput, match="found 40: use Flat or at most 1 lists"):
+    with pytest.raises(InvalidInput, match="found 40: use Exact or at most 1 lists"):
         check_manifest(str(tmp_path), index="IVF2,nprobe=1")
     with pytest.raises(InvalidManifest, match="a folder has no columns"):
         check_manifest(str(tmp_path), group_by=["maker"])

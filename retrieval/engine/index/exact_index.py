@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,10 @@ class ExactIndex:
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
         return self._encoded.gallery.rows, self._encoded.rows
+
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest records: the choice made when the index was built."""
+        return {"complete": True, **asdict(self.choice)}
 
     def above(
         self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None

@@ -1,92 +1,116 @@
-"""The indexes of FAISS: `Flat` (every vector) and `IVF` (inverted lists). Only this file imports faiss.
+"""The kinds of index that FAISS searches: `Flat`, `IVF` (inverted lists) and `HNSW` (a graph).
 
-FAISS returns the inner products strictly above its radius, but a pair is accepted if `score >= threshold`. The radius
-is chosen so that both give the same result for float32 scores.
+FAISS finds candidates with rounded scores: float32 sums, or codes of few bits. So it is asked for a lower threshold,
+and the candidates are scored again as in `ExactIndex`. The reply holds nothing below the threshold, and the kinds give
+the same scores bit for bit. `faiss_slack.py` says how much lower.
 """
 
-import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import float32_at_least
-from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
+from retrieval.engine.index.faiss_file import read_file, write_file
+from retrieval.engine.index.faiss_native import (
+    BLAS_BATCH,
+    build_native,
+    check_device,
+    decoded,
+    only,
+    prepare,
+    query_numbers,
+    shape_of,
+    stored_vectors,
+)
+from retrieval.engine.index.faiss_slack import Slack, coded_width, rotation, slack_of, turned
+from retrieval.engine.index.index import Hits, check_search, check_vectors
+from retrieval.engine.index.self_test import SelfTest
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, DeviceUnavailable
+from retrieval.errors import CorruptArtifact
 
-_BLAS_BATCH = 16  # query batches from this size on use matrix products, see `_use_matrix_products`
+Vectors = NDArray[np.float32]
+
+_CHUNK = 1 << 16  # rows
+_COST_OF_ONE = 4  # of scoring a row at random, in rows that a scan passes
+_MANY = 0.25  # share of the rows; FAISS needs longer to skip the others than to score them
+_ROWS_FOR_GRAPH = 20  # a search in a graph with n candidates costs as much as scoring about this many times n rows
+
+_CANNOT_PROMISE = {
+    "IVF": "a match in a list that is not looked at is missed, and with RaBitQ or PQ one whose code is far off",
+    "HNSW": "FAISS has no complete range search in a graph: it ends after ef steps without a better candidate, and "
+    "a match that it has not visited is missed; the lower the threshold, the more are missed",
+}
 
 
 class FaissIndex:
-    """An immutable index in memory. Searching is safe from several threads."""
+    """An immutable index in memory. Searching is safe from several threads.
 
-    def __init__(self, native: faiss.Index, spec: IndexSpec) -> None:
-        self._native = native
+    originals: the vectors [n, D] if FAISS has only codes of them, else [0, D]. turn: [D, D'], what vectors are
+    multiplied with before they are coded, or [0, 0].
+    """
+
+    def __init__(self, native: faiss.Index, spec: IndexSpec, slack: Slack, originals: Vectors, turn: Vectors) -> None:
+        prepare(native, spec)
         self.spec = spec
-        if isinstance(native, faiss.IndexIVF):
-            native.nprobe = spec.n_probes
-        _use_matrix_products(native.d)
+        self._native = native
+        self._slack = slack
+        self._turn = turn
+        self._rows = originals if len(originals) else stored_vectors(native)  # None: FAISS's lists have them
+        self._originals = originals
+        self.self_test: SelfTest | None = None
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> "FaissIndex":
+    def build(
+        cls, vectors: Vectors, spec: IndexSpec, *, device: str = "cpu", threshold: float | None = None
+    ) -> "FaissIndex":
         """Build an index, see `build_index`."""
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
-        if device == "cuda" and not n_gpus():
-            raise DeviceUnavailable(
-                "device=cuda was requested, but FAISS sees no GPU: install the `gpu` extra or use cpu"
-            )
-        dimension = vectors.shape[1]
-        flat = faiss.IndexFlatIP(dimension)
-        if not spec.n_lists:
-            flat.add(vectors)
-            return cls(flat, spec)
+        check_device(device)
         spec.check_items(len(vectors))
-        native = faiss.IndexIVFFlat(flat, dimension, spec.n_lists, faiss.METRIC_INNER_PRODUCT)
-        if device == "cuda":
-            native.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dimension))
-        native.train(vectors)
-        native.clustering_index = None  # type: ignore[assignment]  # nullptr; the stub forgets it
-        native.add(vectors)
-        return cls(native, spec)
+        vectors = np.ascontiguousarray(vectors)
+        turn = rotation(vectors.shape[1], spec)
+        native = build_native(turned(vectors, turn), spec, device=device)
+        slack = slack_of(native, spec, vectors, turn, threshold)
+        index = cls(native, spec, slack, _read_only(vectors if spec.codes else vectors[:0]), turn)
+        index.self_test = SelfTest.record(index, vectors, threshold)
+        return index
 
     @classmethod
     def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
         """Open an index, see `load_index`."""
+        description, arrays, native = read_file(path)
         try:
-            native = faiss.read_index(str(path))
-        except RuntimeError as error:  # raised by FAISS for a truncated file
-            raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index") from error
-        n_lists = native.nlist if isinstance(native, faiss.IndexIVF) else 0
-        if (native.d, native.ntotal, n_lists) != (dimension, n_items, spec.n_lists):
+            slack = Slack.parse(description["slack"])
+            declared, originals, turn = str(description["spec"]), arrays["originals"], arrays["turn"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
+        width = coded_width(dimension, spec)
+        turn_shape = (dimension, width) if spec.codes not in ("", "SQfp16") else (0, 0)
+        found: list[object] = [declared, *shape_of(native), originals.shape, turn.shape, originals.dtype, turn.dtype]
+        wanted: list[object] = [str(spec), n_items, width, spec.n_lists, spec.n_links]
+        wanted += [(n_items if spec.codes else 0, dimension), turn_shape, np.dtype(np.float32), np.dtype(np.float32)]
+        if found != wanted:
             raise CorruptArtifact(
-                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec.n_lists} lists, "
-                f"found {native.ntotal} of {native.d} in {n_lists}"
+                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, "
+                f"found {native.ntotal} of {originals.shape[-1]} in {declared}"
             )
-        return cls(native, spec)
+        index = cls(native, spec, slack, originals, np.array(turn))
+        if not all(np.isfinite(rows).all() for rows in index._in_parts()):
+            raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
+        index.self_test = SelfTest.read(arrays, path, dimension)
+        index.self_test.check(index, path)
+        return index
 
     def save(self, path: Path) -> None:
-        """Write the index into a file that `load` reads. Raises OSError if the disk is full.
-
-        FAISS's own writer raises a RuntimeError then, or reports nothing if only its last bytes find no room.
-        """
-        failed: list[OSError] = []
-        with path.open("wb") as file:
-
-            def write(data: bytes) -> None:
-                try:
-                    file.write(data)
-                except OSError as error:
-                    failed.append(error)
-                    raise
-
-            try:
-                faiss.write_index(self._native, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]  # the stub forgets it
-            except RuntimeError:
-                if not failed:
-                    raise
-                raise failed[0] from None
+        """Write the index into a file that `load` reads. Raises OSError if the disk is full."""
+        description = {"spec": str(self.spec), "slack": asdict(self._slack)}
+        tests = self.self_test.arrays() if self.self_test else {}
+        write_file(path, description, {"originals": self._originals, "turn": self._turn, **tests}, self._native)
 
     @property
     def n_items(self) -> int:
@@ -96,31 +120,65 @@ class FaissIndex:
     @property
     def dimension(self) -> int:
         """The number of columns of the vectors."""
-        return int(self._native.d)
+        return int(self._originals.shape[1])
 
-    def above(self, queries: NDArray[np.float32], threshold: float) -> list[Hits]:
-        """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by position."""
-        check_vectors(queries, self.dimension)
-        limits, scores, positions = self._native.range_search(queries, _radius(threshold))
-        return [_sorted(positions[a:b], scores[a:b]) for a, b in itertools.pairwise(limits)]
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        described: dict[str, Any] = {"complete": self.spec.is_exact, **self._slack.details()}
+        if not self.spec.is_exact:
+            described["cannot_promise"] = _CANNOT_PROMISE[self.spec.kind]
+        return described
+
+    def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:
+        """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by row.
+
+        The score is that of `ExactIndex`. allowed: [n], the rows that may be found. If they are few, all of them are
+        scored; if they are many, or FAISS would multiply no matrices with a filter, the others are dropped afterwards.
+        """
+        check_search(self, queries, threshold, allowed)
+        queries = np.ascontiguousarray(queries)
+        radius = self._slack.radius(lowest_score(threshold), queries)
+        n_allowed = self.n_items if allowed is None else int(np.count_nonzero(allowed))
+        if radius is None or (allowed is not None and n_allowed <= self._few()):
+            rows = np.arange(self.n_items) if allowed is None else np.flatnonzero(allowed)
+            numbers, positions = np.repeat(np.arange(len(queries)), len(rows)), np.tile(rows, len(queries))
+        else:
+            many = n_allowed > _MANY * self.n_items or (self.spec.kind == "Flat" and len(queries) >= BLAS_BATCH)
+            chosen = None if allowed is None or many else only(self.spec, allowed)
+            limits, _, positions = self._native.range_search(turned(queries, self._turn), radius, params=chosen)
+            numbers = query_numbers(limits)
+            if allowed is not None and many:
+                kept = allowed[positions]
+                numbers, positions = numbers[kept], positions[kept]
+        scores = self._scores(queries, numbers, positions)
+        return hits_of(len(queries), numbers, positions, scores, threshold)
+
+    def _few(self) -> int:
+        """Return the number of rows that can be scored in the time of a search."""
+        if self.spec.kind == "HNSW":
+            return self.spec.n_candidates * _ROWS_FOR_GRAPH
+        share = self.spec.n_probes / self.spec.n_lists if self.spec.n_lists else 1
+        return int(share * self.n_items / _COST_OF_ONE)
+
+    def _scores(self, queries: Vectors, numbers: NDArray[np.int64], positions: NDArray[np.int64]) -> Vectors:
+        """Return the exact score of each pair."""
+        if self._rows is not None:
+            return score_pairs(self._rows, queries, positions, numbers)
+        parts = [np.empty(0, np.float32)]
+        for start in range(0, len(positions), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            rows = decoded(self._native, positions[part])
+            parts.append(score_pairs(rows, queries, np.arange(len(rows)), numbers[part]))
+        return np.concatenate(parts)
+
+    def _in_parts(self) -> Iterator[Vectors]:
+        """Yield all vectors."""
+        for start in range(0, self.n_items, _CHUNK):
+            end = min(start + _CHUNK, self.n_items)
+            yield decoded(self._native, np.arange(start, end)) if self._rows is None else self._rows[start:end]
 
 
-def n_gpus() -> int:
-    """Return the number of GPUs that FAISS can use; 0 with the CPU build."""
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def _radius(threshold: float) -> float:
-    """Return the largest float32 below every float32 score that reaches `threshold`."""
-    (lowest_accepted,) = float32_at_least(np.array([threshold]))
-    return float(np.nextafter(lowest_accepted, np.float32(-np.inf)))
-
-
-def _sorted(positions: NDArray[np.int64], scores: NDArray[np.float32]) -> Hits:
-    order = np.lexsort((positions, -scores))
-    return Hits(positions[order], scores[order])
-
-
-def _use_matrix_products(dimension: int) -> None:
-    """Make FAISS multiply matrices for smaller batches too: since 1.15 it does so only from n * d on."""
-    faiss.cvar.distance_compute_blas_threshold = _BLAS_BATCH * dimension
+def _read_only(vectors: Vectors) -> Vectors:
+    view = vectors.view()
+    view.flags.writeable = False
+    return view

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.faiss_index import n_gpus
+from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.gpu_half import Half, HalfGallery, largest_norm
 from retrieval.engine.index.gpu_tiles import WIDTH, Device, Tiles
-from retrieval.engine.index.index import Hits, check_vectors
-from retrieval.errors import InvalidEmbeddings, ValidationFailed
+from retrieval.engine.index.index import Hits, check_search
+from retrieval.errors import ValidationFailed
 
 Vectors = NDArray[np.float32]
 
@@ -114,7 +114,7 @@ class GpuIndex:
         """Return what the manifest records."""
         devices = [f"{device.kind}:{device.number}" for device in self._search.devices]
         return {
-            "complete": True,
+            **self._exact.details(),
             "devices": devices,
             "bytes_a_vector_on_device": 2 * -(-self.dimension // WIDTH) * WIDTH + 1,
             "relative_slack": self._search.gallery.slack,
@@ -122,9 +122,7 @@ class GpuIndex:
 
     def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:
         """Return what `ExactIndex.above` returns."""
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         if allowed is not None and len(self._order):
             allowed = allowed[self._order]
         numbers, rows, scores = self._search.pairs(queries, threshold, allowed)

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,17 @@ class Index(Protocol):
     def dimension(self) -> int:
         """The number of columns of the vectors."""
 
-    def above(self, queries: NDArray[np.float32], threshold: float) -> list[Hits]:
-        """Return, for each row of `queries` [q, D], everything with `score >= threshold`, best first."""
+    def above(
+        self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
+    ) -> list[Hits]:
+        """Return, for each row of `queries` [q, D], what has `score >= threshold`: best first, ties by row.
+
+        The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
+        A kind that is not exact misses some. Raises InvalidEmbeddings for NaN, or a wrong shape.
+        """
+
+    def details(self) -> dict[str, Any]:
+        """Return what the snapshot's manifest records: the choices made, and what the kind cannot promise."""
 
     def save(self, path: Path) -> None:
         """Write the index into a file that `load_index` reads."""
@@ -50,6 +59,19 @@ def recall(found: Sequence[Hits], expected: Sequence[Hits]) -> float:
     n_expected = sum(len(hits.positions) for hits in expected)
     n_found = sum(np.isin(wanted.positions, hits.positions).sum() for hits, wanted in zip(found, expected, strict=True))
     return float(n_found) / n_expected if n_expected else 1.0
+
+
+def check_search(
+    index: Index, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None
+) -> None:
+    """Raise InvalidEmbeddings if the arguments of `above` do not fit this index."""
+    check_vectors(queries, index.dimension)
+    if np.isnan(threshold):
+        raise InvalidEmbeddings("expected a threshold, found NaN")
+    if allowed is not None and (allowed.dtype != np.bool_ or allowed.shape != (index.n_items,)):
+        raise InvalidEmbeddings(
+            f"expected a filter of bool [{index.n_items}], found {allowed.dtype} {list(allowed.shape)}"
+        )
 
 
 def check_vectors(vectors: NDArray[np.float32], dimension: int) -> None:

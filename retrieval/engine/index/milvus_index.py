@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from retrieval.contract.canonical import digest_array, digest_json
 from retrieval.contract.documents import Size, parse, read_object
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.milvus_address import MilvusAddress, token
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidEmbeddings, Unavailable, ValidationFailed
+from retrieval.errors import CorruptArtifact, FailedPrecondition, Unavailable, ValidationFailed
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -63,19 +63,20 @@ class _Pointer:
 class MilvusIndex:
     """An immutable collection of Milvus. Searching is safe from several threads."""
 
-    def __init__(self, client: MilvusClient, address: MilvusAddress, pointer: _Pointer, spec: IndexSpec) -> None:
+    def __init__(self, client: MilvusClient, pointer: _Pointer, spec: IndexSpec) -> None:
         self._client = client
-        self._address = address
+        self._address = MilvusAddress.parse(spec.uri)
         self._pointer = pointer
         self.spec = spec
 
     @classmethod
-    def build(cls, vectors: Vectors, address: MilvusAddress, spec: IndexSpec) -> MilvusIndex:
+    def build(cls, vectors: Vectors, spec: IndexSpec) -> MilvusIndex:
         """Store `vectors` [n, D] float32 in a new collection; `publish` makes it the one of the alias.
 
         Raises InvalidEmbeddings, Unavailable if Milvus is, ValidationFailed if it does not hold what it was sent.
         """
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        address = MilvusAddress.parse(spec.uri)
         checksum = digest_json([digest_array(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)])
         pointer = _Pointer(
             format=_FORMAT,
@@ -87,7 +88,7 @@ class MilvusIndex:
             sample=digest_array(vectors[_sampled(len(vectors))]),
             longest=max(_largest_norm(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)),
         )
-        index = cls(_connected(address), address, pointer, spec)
+        index = cls(_connected(address), pointer, spec)
         try:
             with _calls(address):
                 index._fill(vectors)
@@ -99,9 +100,9 @@ class MilvusIndex:
         return index
 
     @classmethod
-    def load(cls, path: Path, address: MilvusAddress, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
+    def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
         """Open the index that a pointer names, see `load_index`. Raises Unavailable if Milvus is."""
-        where = f"index {path}"
+        where, address = f"index {path}", MilvusAddress.parse(spec.uri)
         try:
             pointer = parse(_Pointer, read_object(path.read_bytes(), where), where)
         except OSError as error:
@@ -111,7 +112,7 @@ class MilvusIndex:
             raise CorruptArtifact(
                 f"{where}: expected format, address, dimension and number of items {expected}, found {found}"
             )
-        index = cls(_connected(address), address, pointer, spec)
+        index = cls(_connected(address), pointer, spec)
         with _calls(address):
             if not index._client.has_collection(pointer.collection, timeout=_TIMEOUT_S):
                 raise CorruptArtifact(f"{where}: Milvus has no collection {pointer.collection}; reindex the catalogue")
@@ -167,9 +168,7 @@ class MilvusIndex:
 
         allowed: [n], the rows that may be found. Few of them are listed in the call, many are selected from its reply.
         """
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         rows: Rows = range(self.n_items)
         if allowed is not None and np.count_nonzero(allowed) <= LIMIT:
             rows = np.flatnonzero(allowed)

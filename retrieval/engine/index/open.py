@@ -12,19 +12,46 @@ from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.spec import IndexSpec
 
 
-def build_index(vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu") -> Index:
+def build_index(
+    vectors: NDArray[np.float32], spec: IndexSpec, *, device: str = "cpu", threshold: float | None = None
+) -> Index:
     """Build an index over `vectors` [n, D] float32, n >= 1; position = row.
 
-    `device="cuda"` trains inverted lists on the GPU. Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if
-    there are too few vectors for the lists, DeviceUnavailable if the GPU is missing.
+    `device="cuda"` trains inverted lists on the GPU. threshold: the one that most searches use; any other works too.
+    Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if there are too few vectors for the lists,
+    DeviceUnavailable if the GPU is missing.
     """
+    if spec.kind == "Exact":
+        from retrieval.engine.index.exact_index import ExactIndex
+
+        return ExactIndex.build(vectors, threshold=threshold)
+    if spec.kind == "milvus":
+        from retrieval.engine.index.milvus_index import MilvusIndex
+
+        return MilvusIndex.build(vectors, spec)
     from retrieval.engine.index.faiss_index import FaissIndex
 
-    return FaissIndex.build(vectors, spec, device=device)
+    return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
 
 
-def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> Index:
-    """Open the index in a file. Raises CorruptArtifact if it is damaged or does not have this shape."""
+def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, device: str = "cpu") -> Index:
+    """Open the index in a file. `device="cuda"` searches the exact index on the GPUs of this machine.
+
+    Raises CorruptArtifact if it is damaged or does not have this shape, DeviceUnavailable if the GPU is missing,
+    Unavailable if it is in a Milvus that does not answer.
+    """
+    if spec.kind == "Exact" and device == "cuda":
+        from retrieval.engine.index.gpu_index import GpuIndex
+
+        return GpuIndex.load(path, dimension=dimension, n_items=n_items)
+    if spec.kind == "Exact":
+        from retrieval.engine.index.exact_index import ExactIndex
+
+        return ExactIndex.load(path, dimension=dimension, n_items=n_items)
+    if spec.kind == "milvus":
+        from retrieval.engine.index.milvus_index import MilvusIndex
+
+        return MilvusIndex.load(path, spec, dimension=dimension, n_items=n_items)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)
@@ -32,4 +59,4 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> 
 
 def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:
     """Return the hits of a complete search, with which approximate indexes are compared. Costs q * n * D."""
-    return build_index(vectors, IndexSpec()).above(queries, threshold)
+    return build_index(vectors, IndexSpec(kind="Flat")).above(queries, threshold)

@@ -202,8 +202,8 @@ def test_what_can_only_fail_is_refused_before_the_job(retrieval: Command, runnin
         ("a folder has no columns", "audit", CATALOG, tmp_path, "--family", "maker"),
         ("found nothing there", "audit", CATALOG, tmp_path / "no.csv"),
         ("found nothing there", "reindex", CATALOG, tmp_path / "no.csv"),
-        ("use Flat or at most 2 lists", "reindex", CATALOG, images, "--index", "IVF9,nprobe=1"),
-        ("use Flat", "reindex", CATALOG, tmp_path, "--index", "IVF1,nprobe=1"),
+        ("use Exact or at most 2 lists", "reindex", CATALOG, images, "--index", "IVF9,nprobe=1"),
+        ("use Exact", "reindex", CATALOG, tmp_path, "--index", "IVF1,nprobe=1"),
     ):
         code, out, err = retrieval(*arguments)
         assert (code, out) == (2, ""), arguments
@@ -228,7 +228,7 @@ def test_a_table_is_checked_as_the_worker_reads_it(retrieval: Command, tmp_path:
     assert f"expected a column '{wrong}' to group by, found {'none' if suffix == '.parquet' else 'maker'}" in err
     code, out, err = retrieval("reindex", CATALOG, path, "--index", "IVF4,nprobe=1")
     assert (code, out) == (2, "")
-    assert f"found {50 if suffix == '.csv' else 1}: use Flat" in err
+    assert f"found {50 if suffix == '.csv' else 1}: use Exact" in err
 
 
 def test_hidden_files_do_not_fill_an_index(retrieval: Command, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_hidden_files_do_not_fill_an_index(retrieval: Command, tmp_path: Path) -
         (tmp_path / f".{number}.png").touch()
     (tmp_path / "1.png").touch()
     code, _, err = retrieval("reindex", CATALOG, tmp_path, "--index", "IVF1,nprobe=1")
-    assert (code, "found 1: use Flat" in err) == (2, True)
+    assert (code, "found 1: use Exact" in err) == (2, True)
 
 
 def test_a_path_that_only_workers_have_is_not_checked(retrieval: Command) -> None:

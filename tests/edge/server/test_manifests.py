@@ -50,7 +50,7 @@ def test_a_reindex_that_can_only_fail_is_refused_at_once(running: Running) -> No
         request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, **{"manifest_uri": str(images), **fields})
         client.call(client.catalogs.StartReindex, request)
 
-    with pytest.raises(InvalidInput, match="use Flat or at most 2 lists"):
+    with pytest.raises(InvalidInput, match="use Exact or at most 2 lists"):
         start(index_spec="IVF3,nprobe=3")
     with pytest.raises(InvalidInput, match="found nothing there"):
         start(manifest_uri=f"file://{running.folder}/none.csv")

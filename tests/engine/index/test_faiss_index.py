@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from retrieval.engine.index.faiss_index import n_gpus
+from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.index import Hits, recall
 from retrieval.engine.index.open import build_index, exact_hits, load_index
 from retrieval.engine.index.spec import IndexSpec
@@ -56,7 +56,7 @@ def test_flat_accepts_what_reaches_the_threshold(
     """Ties with the threshold are in; a threshold that no float32 equals is not rounded to one."""
     vectors, queries = coarse(n, dimension, seed), coarse(n_queries, dimension, seed + 1000)
     threshold = eighths / 64 + nudge
-    found = build_index(vectors, IndexSpec()).above(queries, threshold)
+    found = build_index(vectors, IndexSpec(kind="Flat")).above(queries, threshold)
     assert [as_pairs(hits) for hits in found] == [brute_force(vectors, query, threshold) for query in queries]
     assert all(hits.positions.dtype == np.int64 and hits.scores.dtype == np.float32 for hits in found)
 
@@ -103,7 +103,7 @@ def test_few_lists_probed_is_a_subset() -> None:
 def test_how_queries_are_batched_changes_nothing(batch: int) -> None:
     """Small and large batches take different paths inside FAISS."""
     vectors, queries = coarse(500, 16, 0), coarse(64, 16, 1)
-    index = build_index(vectors, IndexSpec())
+    index = build_index(vectors, IndexSpec(kind="Flat"))
     expected = [as_pairs(hits) for hits in index.above(queries, 0.25)]
     assert [
         as_pairs(hits) for start in range(0, 64, batch) for hits in index.above(queries[start : start + batch], 0.25)
@@ -136,16 +136,16 @@ def test_every_truncation_is_refused(spec: str, tmp_path: Path) -> None:
 def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no index" * 100)
     with pytest.raises(CorruptArtifact, match="text"):
-        load_index(tmp_path / "text", IndexSpec(), dimension=16, n_items=1)
+        load_index(tmp_path / "text", IndexSpec(kind="Flat"), dimension=16, n_items=1)
     with pytest.raises(CorruptArtifact, match="missing"):
-        load_index(tmp_path / "missing", IndexSpec(), dimension=16, n_items=1)
+        load_index(tmp_path / "missing", IndexSpec(kind="Flat"), dimension=16, n_items=1)
 
 
 @pytest.mark.parametrize(
     ("spec", "dimension", "n_items"), [("Flat", 17, 100), ("Flat", 16, 99), ("IVF2,nprobe=1", 16, 100)]
 )
 def test_an_index_of_another_shape_is_refused(spec: str, dimension: int, n_items: int, tmp_path: Path) -> None:
-    build_index(clustered(100), IndexSpec()).save(tmp_path / "index")
+    build_index(clustered(100), IndexSpec(kind="Flat")).save(tmp_path / "index")
     with pytest.raises(CorruptArtifact, match="found 100 of 16"):
         load_index(tmp_path / "index", IndexSpec.parse(spec), dimension=dimension, n_items=n_items)
 
@@ -155,9 +155,9 @@ def test_vectors_are_finite(value: float) -> None:
     bad = clustered(5)
     bad[3, 2] = value
     with pytest.raises(InvalidEmbeddings, match="found NaN or infinity in row 3"):
-        build_index(bad, IndexSpec())
+        build_index(bad, IndexSpec(kind="Flat"))
     with pytest.raises(InvalidEmbeddings, match="found NaN or infinity in row 3"):
-        build_index(clustered(5), IndexSpec()).above(bad, 0.5)
+        build_index(clustered(5), IndexSpec(kind="Flat")).above(bad, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -172,18 +172,18 @@ def test_vectors_are_finite(value: float) -> None:
 )
 def test_the_shape_of_vectors(vectors: NDArray[np.float32]) -> None:
     with pytest.raises(InvalidEmbeddings, match="expected"):
-        build_index(vectors, IndexSpec())
+        build_index(vectors, IndexSpec(kind="Flat"))
 
 
 def test_queries_have_the_indexs_dimension() -> None:
     with pytest.raises(InvalidEmbeddings, match=r"\[n, 16\], found float32 \(2, 8\)"):
-        build_index(clustered(5), IndexSpec()).above(clustered(2, 8), 0.5)
+        build_index(clustered(5), IndexSpec(kind="Flat")).above(clustered(2, 8), 0.5)
 
 
 def test_too_few_vectors_for_the_lists() -> None:
     """k-means on a handful of points is not to be trusted: it is refused, with the way out."""
     spec = IndexSpec.parse("IVF4,nprobe=2")
-    with pytest.raises(InvalidInput, match=r"at least 156 items .* found 155: use Flat or at most 3 lists"):
+    with pytest.raises(InvalidInput, match=r"at least 156 items .* found 155: use Exact or at most 3 lists"):
         build_index(clustered(155), spec)
     assert build_index(clustered(156), spec).n_items == 156
 
@@ -191,7 +191,7 @@ def test_too_few_vectors_for_the_lists() -> None:
 @pytest.mark.skipif(n_gpus() > 0, reason="this machine has a GPU")
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(DeviceUnavailable, match="FAISS sees no GPU"):
-        build_index(clustered(5), IndexSpec(), device="cuda")
+        build_index(clustered(5), IndexSpec(kind="Flat"), device="cuda")
 
 
 @pytest.mark.gpu

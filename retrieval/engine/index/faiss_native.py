@@ -1,0 +1,111 @@
+"""Makes the objects of FAISS that a spec declares, and reads the vectors out of them."""
+
+from typing import Any, cast
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import DeviceUnavailable
+
+Vectors = NDArray[np.float32]
+library: Any = faiss  # for what its stubs forget
+
+BLAS_BATCH = 16  # query batches from this size on use matrix products, see `use_matrix_products`
+_BUILD_CANDIDATES = 200  # of HNSW: FAISS's 40 is too few for recalls near 1
+
+
+def n_gpus() -> int:
+    """Return the number of GPUs that FAISS can use; 0 with the CPU build."""
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
+
+
+def check_device(device: str) -> None:
+    """Raise DeviceUnavailable if a GPU is wanted and FAISS sees none."""
+    if device == "cuda" and not n_gpus():
+        raise DeviceUnavailable("device=cuda was requested, but FAISS sees no GPU: install the `gpu` extra or use cpu")
+
+
+def build_native(vectors: Vectors, spec: IndexSpec, *, device: str) -> faiss.Index:
+    """Return the index of FAISS over these vectors."""
+    dimension = vectors.shape[1]
+    flat = faiss.IndexFlatIP(dimension)
+    if spec.kind == "Flat":
+        flat.add(vectors)
+        return flat
+    if spec.kind == "HNSW":
+        graph = faiss.IndexHNSWFlat(dimension, spec.n_links, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = max(_BUILD_CANDIDATES, spec.n_links)
+        graph.add(vectors)
+        return graph
+    # np: no polysemous codes, which take most of the time of training and are not used here
+    codes = f"{spec.codes}np" if spec.n_code_bytes else spec.codes or "Flat"
+    native = library.index_factory(dimension, f"IVF{spec.n_lists},{codes}", faiss.METRIC_INNER_PRODUCT)
+    if device == "cuda":
+        native.clustering_index = faiss.index_cpu_to_all_gpus(flat)
+    native.train(vectors)
+    native.clustering_index = None
+    native.add(vectors)
+    return cast(faiss.Index, native)
+
+
+def shape_of(native: faiss.Index) -> tuple[int, int, int, int]:
+    """Return the number of vectors, their dimension, and the numbers of lists and of links."""
+    n_lists = native.nlist if isinstance(native, faiss.IndexIVF) else 0
+    n_links = cast(Any, native).hnsw.nb_neighbors(1) if isinstance(native, faiss.IndexHNSW) else 0
+    return int(native.ntotal), int(native.d), int(n_lists), int(n_links)
+
+
+def prepare(native: faiss.Index, spec: IndexSpec) -> None:
+    """Set how the index is searched."""
+    if isinstance(native, faiss.IndexIVF):
+        native.nprobe = spec.n_probes
+    if isinstance(native, faiss.IndexHNSW):
+        native.hnsw.efSearch = spec.n_candidates
+    # Since 1.15 FAISS multiplies matrices only from n * d on: make it do so for smaller batches too.
+    faiss.cvar.distance_compute_blas_threshold = BLAS_BATCH * native.d
+
+
+def stored_vectors(native: faiss.Index) -> Vectors | None:
+    """Return the vectors [n, D] that the index stores in their order, without a copy; None for lists."""
+    if isinstance(native, faiss.IndexHNSW):
+        native = faiss.downcast_index(native.storage)
+    if not isinstance(native, faiss.IndexFlat):
+        return None
+    rows: Vectors = faiss.rev_swig_ptr(native.get_xb(), native.ntotal * native.d).reshape(native.ntotal, native.d)
+    rows.flags.writeable = False
+    return rows
+
+
+def decoded(native: faiss.Index, rows: NDArray[np.int64]) -> Vectors:
+    """Return the vectors of these rows as the lists store them."""
+    lists = cast(Any, native)
+    if lists.direct_map.type != library.DirectMap.Array:
+        lists.make_direct_map()
+    vectors: Vectors = lists.reconstruct_batch(rows)
+    vectors.flags.writeable = False
+    return vectors
+
+
+def forget_places(native: faiss.Index) -> None:
+    """Free what `decoded` needs to find rows in the lists."""
+    cast(Any, native).set_direct_map_type(library.DirectMap.NoMap)
+
+
+def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
+    """Return FAISS's parameters of a search in some rows."""
+    selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+    if spec.kind == "HNSW":
+        return library.SearchParametersHNSW(sel=selector, efSearch=spec.n_candidates)
+    if spec.codes == "RaBitQ":
+        return library.IVFRaBitQSearchParameters(sel=selector, nprobe=spec.n_probes)
+    if spec.kind == "IVF":
+        return library.SearchParametersIVF(sel=selector, nprobe=spec.n_probes)
+    return library.SearchParameters(sel=selector)
+
+
+def query_numbers(limits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the number of the query of each result of a range search."""
+    counts: NDArray[np.int64] = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
+    return np.repeat(np.arange(len(counts)), counts)
