@@ -162,10 +162,11 @@ def choose_threshold(
 
     vectors: see `labelled`, or a tuple (embeddings, labels); target: a `Target` or its text. min_classes counts classes
     with at least two images: with fewer than about 20, the variance over classes is itself uncertain by a third.
-    Nothing is random.
+    Nothing is random. If no families are named, groups of look-alike classes are looked for; if they are found, they
+    are the units of the intervals, and a warning states it, see `find_look_alikes`.
     Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
-    FAR intervals are symmetric in the logarithm, TAR intervals are Wilson's, with Student's quantiles; variances as in
+    FAR intervals are those of the logarithm, TAR intervals are Wilson's, with Student's quantiles; variances as in
     `rate_variances`. For FAR, class-mean FAR, FRR and precision, the threshold's interval contains the thresholds at
     which the sample reaches the target moved by its standard error (test inversion, as for quantiles). For F-beta and
     utility it contains those that are not significantly worse than the best, see `near_optimum`, and covers more than

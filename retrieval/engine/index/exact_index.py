@@ -20,9 +20,9 @@ from retrieval.engine.index.exact.instructions import BLOCK
 from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.lists import Lists
 from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
-from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+from retrieval.errors import CorruptArtifact
 
 _N_BOUNDS = 11
 
@@ -72,14 +72,14 @@ class ExactIndex:
         """The number of columns of the vectors."""
         return self._encoded.gallery.rows.shape[1]
 
+    def details(self) -> dict[str, Any]:
+        """Return what the manifest records: the choice made when the index was built."""
+        return {"complete": True, **asdict(self.choice)}
+
     @property
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
         return self._encoded.gallery.rows, self._encoded.rows
-
-    def details(self) -> dict[str, Any]:
-        """Return what the manifest records: the choice made when the index was built."""
-        return {"complete": True, **asdict(self.choice)}
 
     def above(
         self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
@@ -88,9 +88,7 @@ class ExactIndex:
 
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
         """
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
         found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
         return [Hits(*hits) for hits in found.of_each(len(queries))]

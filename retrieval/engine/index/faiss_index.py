@@ -100,7 +100,7 @@ class FaissIndex:
                 f"found {native.ntotal} of {originals.shape[-1]} in {declared}"
             )
         index = cls(native, spec, slack, originals, np.array(turn))
-        if not all(np.isfinite(rows).all() for rows in index._in_parts()):
+        if not np.isfinite(turn).all() or not all(np.isfinite(rows).all() for rows in index._in_parts()):
             raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
         index.self_test = SelfTest.read(arrays, path, dimension)
         index.self_test.check(index, path)

@@ -105,7 +105,7 @@ def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
     return library.SearchParameters(sel=selector)
 
 
-def query_numbers(limits: NDArray[np.uint64]) -> NDArray[np.int64]:
+def query_numbers(limits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Return the number of the query of each result of a range search."""
     counts: NDArray[np.int64] = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
     return np.repeat(np.arange(len(counts)), counts)

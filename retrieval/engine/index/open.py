@@ -19,7 +19,7 @@ def build_index(
 
     `device="cuda"` trains inverted lists on the GPU. threshold: the one that most searches use; any other works too.
     Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if there are too few vectors for the lists,
-    DeviceUnavailable if the GPU is missing.
+    DeviceUnavailable if the GPU is missing, and what `MilvusIndex.build` raises.
     """
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex

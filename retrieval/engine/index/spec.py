@@ -35,7 +35,7 @@ _LINKS = range(2, 257)
 class IndexSpec:
     """A parsed index string; numbers that a kind does not have are 0, texts are empty.
 
-    codes: how lists store a vector, "" as it is. n_links, n_candidates: of HNSW. uri: of Milvus.
+    codes: how lists store a vector, "" as it is. n_links, n_candidates: of HNSW. uri: see `milvus_address.py`.
     """
 
     kind: Kind = "Exact"
@@ -95,6 +95,8 @@ class IndexSpec:
         """True if a search misses nothing: it looks at every vector, and rounding in its codes is accounted for."""
         if self.kind == "IVF":
             return self.n_probes == self.n_lists and self.codes in ("", "SQfp16")
+        if self.kind == "milvus":
+            return MilvusAddress.parse(self.uri).is_complete
         return self.kind in ("Exact", "Flat")
 
     def __str__(self) -> str:

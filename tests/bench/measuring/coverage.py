@@ -1,22 +1,28 @@
-"""Coverage of intervals and predictions over many synthetic collections, in settings that are hard for them.
+"""Coverage of intervals and predictions over many collections, in settings that are hard for them.
 
-A `Setting` describes how a collection is drawn. Every collection is drawn afresh from the same population; the new
-classes of a prediction are another collection. The true rates are those of a large draw.
+A `Setting` describes how a synthetic collection is drawn. Every collection is drawn afresh from the same population;
+the new classes of a prediction are another collection. The true rates are those of a large draw. Of a real collection,
+classes are drawn without repetition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from retrieval.consistency import (
     Interval,
+    LabelledVectors,
     OpisOptions,
     Target,
+    ThresholdChoice,
     choose_threshold,
     compare_consistency,
     compare_groups,
@@ -25,56 +31,11 @@ from retrieval.consistency import (
 )
 from retrieval.consistency.curves import OperatingCurves
 from retrieval.errors import NotEnoughEvidence
+from tests.bench.measuring.settings import SETTINGS, Rows, Setting, draw
 
-Rows = NDArray[np.float32]
-Sizes = NDArray[np.int64]
-_DIMENSION = 16
 _N_POPULATION = 3000
 _GROUP_THRESHOLD = 0.45
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How the classes of a collection are drawn; sizes: images of a class, (low, high) is log-uniform between them."""
-
-    name: str
-    n_classes: int
-    sizes: tuple[int, int]
-    far: float
-    noise: float = 1.0  # length of the noise of an image; a centre has length 1
-    spread: float = 0.3  # standard deviation of the log of the noise of a class
-    crowding: float = 0.8  # pull of a class towards one of six fixed places, by a random amount
-    family: int = 1  # classes that are drawn together
-    alike: float = 0.0  # share of the direction of a family in the centre of its classes
-    family_spread: float = 0.0  # standard deviation of the log of the noise of a family
-    heavy: bool = False  # pull by a heavy-tailed amount
-    large: int = 0  # images of one more class
-    cost: int = 1  # how many times fewer collections are drawn
-
-    @property
-    def alone(self) -> bool:
-        """Whether classes are independent, so that there is one true rate for any number of them."""
-        return self.family == 1
-
-
-SETTINGS = (
-    Setting("100 classes of 5", 100, (5, 5), 1e-2),
-    Setting("60 classes of 4", 60, (4, 4), 2e-2),
-    Setting("40 of 2, TAR near 1", 40, (2, 2), 2e-2, noise=0.28, spread=0.4),
-    Setting("100 of 4, TAR near 1", 100, (4, 4), 1e-2, noise=0.3, spread=0.4),
-    Setting("60 of 2 to 30", 60, (2, 30), 1e-2, spread=0.5),
-    Setting("60 of 2 to 500", 60, (2, 500), 1e-2, spread=0.5, cost=20),
-    Setting("99 of 5, one of 400", 99, (5, 5), 1e-2, spread=0.5, large=400, cost=2),
-    Setting("10 families of 12", 120, (4, 4), 1e-2, family=12, alike=0.7, family_spread=0.4),
-    Setting("20 families of 6", 120, (4, 4), 1e-2, family=6, alike=0.7, family_spread=0.3),
-    Setting("look-alike triples, FAR 1e-3", 150, (4, 4), 1e-3, family=3, alike=0.85, crowding=0.0),
-    Setting("look-alike pairs, FAR 1e-3", 150, (4, 4), 1e-3, family=2, alike=0.8, crowding=0.4),
-    Setting("30 of 2", 30, (2, 2), 2e-2, crowding=1.0),
-    Setting("30 of 4", 30, (4, 4), 1e-2),
-    Setting("30 of 4, heavy tails", 30, (4, 4), 1e-2, heavy=True),
-    Setting("100 of 4, heavy tails, FAR 1e-3", 100, (4, 4), 1e-3, heavy=True),
-    Setting("100 of 4, FAR 1e-3", 100, (4, 4), 1e-3),
-)
+_CHUNK = 25  # draws of one task of a process
 
 
 @dataclass(slots=True)
@@ -90,6 +51,11 @@ class Coverage:
         self.draws += 1
         self.widths.append(interval.high - interval.low)
 
+    def join(self, other: Coverage) -> None:
+        self.hits += other.hits
+        self.draws += other.draws
+        self.widths += other.widths
+
     @property
     def share(self) -> float:
         return self.hits / self.draws
@@ -99,38 +65,15 @@ class Coverage:
         return float(np.mean(self.widths))
 
 
-def draw(
-    rng: np.random.Generator, setting: Setting, n_classes: int | None = None, sizes: Sizes | None = None
-) -> tuple[Rows, list[str], list[str]]:
-    """Draw rows, labels and families of one collection."""
-    given = sizes is not None
-    n = n_classes or setting.n_classes
-    if sizes is None:
-        low, high = setting.sizes
-        sizes = np.floor(np.exp(rng.uniform(np.log(low), np.log(high + 1), size=n))).astype(np.int64)
-    if setting.large and not given:
-        sizes, n = np.append(sizes, setting.large), n + 1
-    family = np.arange(n) // setting.family
-    centres = rng.normal(size=(n, _DIMENSION))
-    if setting.family > 1:
-        shared = rng.normal(size=(family[-1] + 1, _DIMENSION))[family]
-        centres = np.sqrt(setting.alike) * shared + np.sqrt(1 - setting.alike) * centres
-    if setting.heavy:
-        places = np.random.default_rng(99).normal(size=(6, _DIMENSION))
-        amount = np.minimum(rng.pareto(1.5, size=(n, 1)), 20)
-        centres += 0.6 * places[rng.integers(6, size=n)] * amount
-    elif setting.crowding:
-        places = np.random.default_rng(99).normal(size=(6, _DIMENSION))
-        centres += 2 * setting.crowding * places[rng.integers(6, size=n)] * rng.random((n, 1))
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    spread = np.exp(
-        setting.spread * rng.normal(size=n) + setting.family_spread * rng.normal(size=family[-1] + 1)[family]
-    )
-    code = np.repeat(np.arange(n), sizes)
-    noise = setting.noise * spread[code, None] / np.sqrt(_DIMENSION)
-    rows = centres[code] + noise * rng.normal(size=(len(code), _DIMENSION))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows.astype(np.float32), [f"{c:05d}" for c in code], [f"{f:05d}" for f in family[code]]
+@dataclass(frozen=True, slots=True, eq=False)
+class RealData:
+    """A real collection, and how many of its classes a threshold for a FAR is chosen on."""
+
+    name: str
+    embeddings: Rows
+    labels: NDArray[np.str_]
+    n_classes: int
+    far: float
 
 
 @cache
@@ -142,27 +85,25 @@ def population(setting: Setting) -> OperatingCurves:
     return operating_curves((rows, labels), thresholds=np.linspace(-0.5, 1.001, 601))
 
 
-def promises(setting: Setting, n_draws: int, seed: int = 0, *, families: bool = False) -> dict[str, Coverage]:
-    """Count how often intervals and predictions of `choose_threshold` hold in a setting."""
-    rng = np.random.default_rng([seed, setting.n_classes, setting.sizes[1]])
+def promises(
+    setting: Setting, n_draws: int, seed: int | tuple[int, int] = 0, *, families: bool = False
+) -> dict[str, Coverage]:
+    """Count how often intervals and predictions of `choose_threshold` hold in a setting.
+
+    families: they are named. Without, also what classes would predict that are named as drawn alone.
+    """
+    parts = [seed] if isinstance(seed, int) else seed
+    rng = np.random.default_rng([*parts, setting.n_classes, setting.sizes[1]])
     found: dict[str, Coverage] = {}
     curves = population(setting) if setting.alone else None
-    for _ in range(max(n_draws // setting.cost, 4)):
+    for _ in range(n_draws):
         rows, labels, units = draw(rng, setting)
-        try:
-            vectors = labelled(rows, labels, families=units) if families else labelled(rows, labels)
-            choice = choose_threshold(vectors, target=Target("far", setting.far))
-        except NotEnoughEvidence:
-            continue
         new_rows, new_labels, _ = draw(rng, setting)
-        new = operating_curves((new_rows, new_labels), thresholds=[choice.threshold])
-        n_new = len(new.classes)
-        for name, interval, value in (
-            ("predicted FAR", choice.predicted_far(n_new), new.pooled_far[0]),
-            ("predicted TAR", choice.predicted_tar(n_new), new.pooled_tar[0]),
-        ):
-            found.setdefault(name, Coverage()).add(interval, float(value))
-        if curves is None:
+        new = labelled(new_rows, new_labels)
+        choice = count(found, "", labelled(rows, labels, families=units if families else None), new, setting.far)
+        if not families:
+            count(found, ", classes alone", labelled(rows, labels, families=labels), new, setting.far)
+        if choice is None or curves is None:
             continue
         far, tar = (np.interp(choice.threshold, curves.thresholds, r) for r in (curves.pooled_far, curves.pooled_tar))
         found.setdefault("FAR", Coverage()).add(choice.far_interval, float(far))
@@ -170,10 +111,29 @@ def promises(setting: Setting, n_draws: int, seed: int = 0, *, families: bool = 
     return found
 
 
-def group_intervals(sizes: tuple[int, int], n_draws: int, seed: int = 0) -> dict[str, Coverage]:
+def count(
+    found: dict[str, Coverage], suffix: str, vectors: LabelledVectors, new: LabelledVectors, far: float
+) -> ThresholdChoice | None:
+    """Add whether the predictions hold for the new classes; None if the target is refused."""
+    try:
+        choice = choose_threshold(vectors, target=Target("far", far))
+    except NotEnoughEvidence:
+        return None
+    met = operating_curves(new, thresholds=[choice.threshold])
+    n_new = len(met.classes)
+    for name, interval, value in (
+        ("predicted FAR", choice.predicted_far(n_new), met.pooled_far[0]),
+        ("predicted TAR", choice.predicted_tar(n_new), met.pooled_tar[0]),
+    ):
+        found.setdefault(name + suffix, Coverage()).add(interval, float(value))
+    return choice
+
+
+def group_intervals(sizes: tuple[int, int], n_draws: int, seed: int | tuple[int, int] = 0) -> dict[str, Coverage]:
     """Count how often the intervals of groups of 15 classes hold; every class is in one of four groups."""
     setting = Setting("groups", 60, sizes, 1e-2, spread=0.5, crowding=0.5)
-    rng, found = np.random.default_rng([seed, sizes[1]]), {"group FAR": Coverage(), "group FRR": Coverage()}
+    parts = [seed] if isinstance(seed, int) else seed
+    rng, found = np.random.default_rng([*parts, sizes[1]]), {"group FAR": Coverage(), "group FRR": Coverage()}
     curves = population(setting)
     true_far, true_tar = (
         float(np.interp(_GROUP_THRESHOLD, curves.thresholds, r)) for r in (curves.pooled_far, curves.pooled_tar)
@@ -189,7 +149,7 @@ def group_intervals(sizes: tuple[int, int], n_draws: int, seed: int = 0) -> dict
     return found
 
 
-def ratio_intervals(n_draws: int, seed: int = 0, *, n_classes: int = 40) -> dict[str, Coverage]:
+def ratio_intervals(n_draws: int, seed: int | tuple[int, int] = 0, *, n_classes: int = 40) -> dict[str, Coverage]:
     """Count how often the ratio of two equally consistent models is in its interval: true value 1."""
     setting = Setting("ratio", n_classes, (6, 6), 1e-2, spread=0.5, crowding=0.8)
     rng, found = np.random.default_rng(seed), {"ratio": Coverage(), "difference": Coverage()}
@@ -209,27 +169,65 @@ def _same_classes(
 ) -> tuple[Rows, list[str]]:
     """Draw images of the classes that the first generator fixes; their noise comes from the second."""
     n, size = setting.n_classes, setting.sizes[0]
-    centres = of_classes.normal(size=(n, _DIMENSION))
-    places = np.random.default_rng(99).normal(size=(6, _DIMENSION))
+    centres = of_classes.normal(size=(n, setting.dimension))
+    places = np.random.default_rng(99).normal(size=(6, setting.dimension))
     centres += 2 * setting.crowding * places[of_classes.integers(6, size=n)] * of_classes.random((n, 1))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    noise = np.exp(setting.spread * of_classes.normal(size=n)) / np.sqrt(_DIMENSION)
+    noise = np.exp(setting.spread * of_classes.normal(size=n)) / np.sqrt(setting.dimension)
     code = np.repeat(np.arange(n), size)
-    rows = centres[code] + noise[code, None] * of_images.normal(size=(len(code), _DIMENSION))
+    rows = centres[code] + noise[code, None] * of_images.normal(size=(len(code), setting.dimension))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     return rows.astype(np.float32), [f"{c:05d}" for c in code]
 
 
-def table(n_draws: int, seed: int = 0, settings: Sequence[Setting] = SETTINGS) -> Iterator[tuple[str, str, Coverage]]:
-    """Yield setting, promise and coverage of everything above."""
+def real_promises(data: RealData, n_draws: int, seed: int | tuple[int, int] = 0) -> dict[str, Coverage]:
+    """Count how often predictions hold for as many other classes of a real collection, drawn without repetition."""
+    parts = [seed] if isinstance(seed, int) else seed
+    rng = np.random.default_rng([*parts, data.n_classes])
+    by_class = [np.flatnonzero(data.labels == label) for label in np.unique(data.labels)]
+    found: dict[str, Coverage] = {}
+    for _ in range(n_draws):
+        order = rng.permutation(len(by_class))[: 2 * data.n_classes]
+        rows = [np.concatenate([by_class[c] for c in half]) for half in np.split(order, 2)]
+        first, second = ((data.embeddings[half], [str(label) for label in data.labels[half]]) for half in rows)
+        new = labelled(*second)
+        count(found, "", labelled(*first), new, data.far)
+        count(found, ", classes alone", labelled(*first, families=first[1]), new, data.far)
+    return found
+
+
+Task = Callable[[int, int | tuple[int, int]], dict[str, Coverage]]
+
+
+def table(
+    n_draws: int, seed: int = 0, settings: Sequence[Setting] = SETTINGS, real: Sequence[RealData] = ()
+) -> Iterator[tuple[str, str, Coverage]]:
+    """Yield setting, promise and coverage of everything above; the draws are shared out to the processors."""
+    tasks: list[tuple[str, Task, int]] = []
     for setting in settings:
-        for name, coverage in promises(setting, n_draws, seed).items():
-            yield setting.name, name, coverage
+        n = max(n_draws // setting.cost, 4)
+        tasks.append((setting.name, partial(promises, setting), n))
         if not setting.alone:
-            for name, coverage in promises(setting, n_draws, seed, families=True).items():
-                yield f"{setting.name}, named", name, coverage
+            tasks.append((f"{setting.name}, named", partial(promises, setting, families=True), n))
+    tasks += [(data.name, partial(real_promises, data), n_draws) for data in real]
     for sizes in ((8, 8), (4, 4), (3, 100)):
-        for name, coverage in group_intervals(sizes, max(n_draws // (10 if sizes[1] > 50 else 2), 5), seed).items():
-            yield f"4 groups of 15 classes of {sizes[0]} to {sizes[1]}", name, coverage
-    for name, coverage in ratio_intervals(max(n_draws // 2, 3), seed).items():
-        yield "two equal models, 40 of 6", name, coverage
+        name = f"4 groups of 15 classes of {sizes[0]} to {sizes[1]}"
+        tasks.append((name, partial(group_intervals, sizes), max(n_draws // (10 if sizes[1] > 50 else 2), 5)))
+    tasks.append(("two equal models, 40 of 6", ratio_intervals, max(n_draws // 2, 3)))
+    with ProcessPoolExecutor(os.cpu_count(), initializer=one_thread) as processes:
+        parts = [
+            [processes.submit(task, min(_CHUNK, n - start), (seed, start)) for start in range(0, n, _CHUNK)]
+            for _, task, n in tasks
+        ]
+        for (where, _, _), futures in zip(tasks, parts, strict=True):
+            found: dict[str, Coverage] = {}
+            for future in futures:
+                for name, coverage in future.result().items():
+                    found.setdefault(name, Coverage()).join(coverage)
+            for name, coverage in found.items():
+                yield where, name, coverage
+
+
+def one_thread() -> None:
+    """Leave one thread to the libraries of this process."""
+    threadpool_limits(1)

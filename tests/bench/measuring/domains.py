@@ -27,7 +27,7 @@ from PIL import Image, ImageEnhance
 
 from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.emoji import FOLDER as EMOJI
-from tests.bench.measuring.emoji import Embedded, emoji
+from tests.bench.measuring.emoji import Embedded, emoji, frozen_features
 from training.emoji.drawings import read_icon_set
 from training.loop import embedding_function, load_finished
 
@@ -54,12 +54,12 @@ def domain(name: str, *, model: str = "base+tcm", seed: int = 0, folder: Path = 
     """Embeddings of one of DOMAINS by `model` of that seed; the first call fetches and embeds, for a minute."""
     kept = folder / f"{name}-{model}-{seed}.npz"
     if not kept.exists():
-        emoji(model, seed=seed)  # makes the run where there is none
+        emoji(model, seed=seed)  # makes the run if there is none
         folder.mkdir(parents=True, exist_ok=True)
         pictures = list(DOMAINS[name](folder / "packages"))
         np.savez(
             kept,
-            embeddings=_embed([content for _, _, content in pictures], EMOJI / f"run-{model}-{seed}"),
+            embeddings=_embed([content for _, _, content in pictures], model, seed),
             labels=np.array([label for label, _, _ in pictures]),
             makers=np.array([maker for _, maker, _ in pictures]),
             ids=np.array([f"{label}/{maker}" for label, maker, _ in pictures]),
@@ -68,12 +68,15 @@ def domain(name: str, *, model: str = "base+tcm", seed: int = 0, folder: Path = 
         return Embedded(*(arrays[field] for field in Embedded.__slots__))
 
 
-def _embed(images: list[bytes], run: Path) -> NDArray[np.float32]:
-    finished = load_finished(run)
-    embed = embedding_function(finished.embedder)
+def _embed(images: list[bytes], model: str, seed: int) -> NDArray[np.float32]:
+    if model == "frozen":
+        embed, preprocessing = frozen_features()
+    else:
+        finished = load_finished(EMOJI / f"run-{model}-{seed}")
+        embed, preprocessing = embedding_function(finished.embedder), finished.preprocessing
     rows = []
     for start in range(0, len(images), 64):
-        pixels = [preprocess(content, finished.preprocessing) for content in images[start : start + 64]]
+        pixels = [preprocess(content, preprocessing) for content in images[start : start + 64]]
         rows.append(embed(np.stack(pixels)))
     return np.concatenate(rows)
 

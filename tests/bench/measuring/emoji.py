@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.contract.manifest import Item, read_manifest
+from retrieval.contract.preprocessing import Preprocessing
 from training.config import BaseLossConfig, LossConfig, MarginConfig, ModelConfig, TrainingConfig, load_config, to_json
 from training.data import read_items
 from training.evaluation import Embed
@@ -30,6 +31,7 @@ from training.model import create_embedder
 
 MODELS = ("frozen", "base", "base+tcm")
 PARTS = ("train", "cohort", "calibration", "audit")
+_FILES = {"cohort": "validation"}  # of the parts that the manifest calls otherwise
 FOLDER = Path(".bench/emoji")
 
 
@@ -70,7 +72,7 @@ def emoji_run(model: str, *, seed: int = 0, folder: Path = FOLDER) -> Path:
     config.write_text(json.dumps(to_json(_config(model))))
     _training(
         *("train", "--config", str(config), "--data", f"{data}/train.csv", "--resume"),
-        *("--validation", f"{data}/cohort.csv", "--out", str(run), "--seed", str(seed)),
+        *("--validation", f"{data}/validation.csv", "--out", str(run), "--seed", str(seed)),
     )
     return run
 
@@ -78,16 +80,17 @@ def emoji_run(model: str, *, seed: int = 0, folder: Path = FOLDER) -> Path:
 def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
     data = emoji_data(seed=seed, folder=folder)
     if model == "frozen":
-        config = replace(load_config("emoji"), model=ModelConfig(dimension=1))
-        embedder, preprocessing = create_embedder(config.model, config.input)
-        embed = _features_of(embedder.eval().backbone)
+        embed, preprocessing = frozen_features()
     else:
         finished = load_finished(emoji_run(model, seed=seed, folder=folder))
         embed, preprocessing = embedding_function(finished.embedder), finished.preprocessing
     arrays: dict[str, NDArray[np.generic]] = {}
     for part in PARTS:
         batches = read_items(
-            read_manifest(f"{data}/{part}.csv"), preprocessing, max_unreadable=0, progress=lambda done, total: None
+            read_manifest(f"{data}/{_FILES.get(part, part)}.csv"),
+            preprocessing,
+            max_unreadable=0,
+            progress=lambda done, total: None,
         )
         rows: list[NDArray[np.float32]] = []
         items: list[Item] = []
@@ -116,6 +119,13 @@ _LOSSES = {
     "base": LossConfig(base=(_SOFTMAX,), tcm=MarginConfig(positive_weight=0, negative_weight=0)),
     "base+tcm": LossConfig(base=(_SOFTMAX,)),
 }
+
+
+def frozen_features() -> tuple[Embed, Preprocessing]:
+    """The pretrained backbone as it comes, and what it wants of an image."""
+    config = replace(load_config("emoji"), model=ModelConfig(dimension=1))
+    embedder, preprocessing = create_embedder(config.model, config.input)
+    return _features_of(embedder.eval().backbone), preprocessing
 
 
 def _features_of(backbone: torch.nn.Module) -> Embed:

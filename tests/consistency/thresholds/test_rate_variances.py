@@ -88,7 +88,7 @@ def test_precision_is_as_uncertain_as_its_replicates(family) -> None:
         rows, labels = family(rng, n_classes=40, n_images=4, dimension=12, spread=0.3, crowding=0.5)
         curves = operating_curves(labelled(rows, labels), thresholds=[0.5])
         ratios.append(np.log(curves.pooled_tar[0] / curves.pooled_far[0]))
-        claimed.append(rate_variances(labelled(rows, labels), curves).precision)
+        claimed.append(rate_variances(labelled(rows, labels, families=labels), curves).precision)
     assert np.mean(claimed) == pytest.approx(np.var(ratios), rel=0.3)  # 200 draws know a variance to 10 %
 
 

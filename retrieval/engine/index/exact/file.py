@@ -49,7 +49,7 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     start = len(_MAGIC) + 8
     length = int.from_bytes(whole[len(_MAGIC) : start].tobytes(), "little")
     if whole[: len(_MAGIC)].tobytes() != _MAGIC or length > _LONGEST_HEADER:
-        raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no exact index")
+        raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index of this version")
     try:
         header = json.loads(whole[start : start + length].tobytes())
         arrays = {name: _array(whole, start + length, entry) for name, entry in header.pop("arrays").items()}
