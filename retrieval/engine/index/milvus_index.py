@@ -215,7 +215,10 @@ class MilvusIndex:
 
     def _search(self, queries: Vectors, radius: float, rows: Rows, limit: int) -> Sequence[Sequence[Any]]:
         """Return the best matches of each query among some rows, with their vectors."""
-        parameters = {"metric_type": "IP", "params": {"radius": radius, **self._address.search_params}}
+        own = {
+            name: max(value, limit) if name == "ef" else value for name, value in self._address.search_params.items()
+        }
+        parameters = {"metric_type": "IP", "params": {"radius": radius, **own}}  # Milvus refuses an ef below the limit
         with _calls(self._address):
             replies: Sequence[Sequence[Any]] = self._client.search(
                 self._pointer.collection,

@@ -195,10 +195,11 @@ def test_errors_of_milvus_are_unavailable(address: MilvusAddress, monkeypatch: p
         built(np.eye(8, dtype=np.float32), MilvusAddress.parse("http://127.0.0.1:1"))
 
 
-def test_approximate_indexes_promise_nothing(address: MilvusAddress) -> None:
+@pytest.mark.parametrize("kind", ["IVF_FLAT&nlist=16&nprobe=4", "HNSW&M=8&efConstruction=64&ef=16"])
+def test_approximate_indexes_promise_nothing(kind: str, address: MilvusAddress) -> None:
     """What they find is scored exactly."""
     vectors = KINDS["clustered"](2000, 16, np.random.default_rng(8))
-    own = MilvusAddress.parse(f"{address.uri}?name=shop&index=IVF_FLAT&nlist=16&nprobe=4")
+    own = MilvusAddress.parse(f"{address.uri}?name=shop&index={kind}")
     index = built(vectors, own)
     assert index.details()["complete"] is False
     assert "matches can be missing" in index.details()["completeness"]
