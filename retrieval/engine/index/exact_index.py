@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,18 @@ from retrieval.engine.index.exact.file import map_arrays, write_arrays
 from retrieval.engine.index.exact.forms import best_form
 from retrieval.engine.index.exact.instructions import BLOCK
 from retrieval.engine.index.exact.kernels import Gallery
+from retrieval.engine.index.exact.layout import as_queries
 from retrieval.engine.index.exact.lists import Lists
-from retrieval.engine.index.exact.search import Encoded, everything, find, mask_of
+from retrieval.engine.index.exact.search import Encoded, find, pairs
 from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact
+from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+
+Vectors = NDArray[np.float32]
 
 _N_BOUNDS = 11
+_PROBES = 100
+_TILE = 1 << 16
 
 
 class ExactIndex:
@@ -32,7 +40,6 @@ class ExactIndex:
 
     def __init__(self, encoded: Encoded, choice: Choice) -> None:
         self._encoded = encoded
-        self._everything = everything(self.n_items)
         self.choice = choice
         self.spec = IndexSpec()
 
@@ -54,13 +61,16 @@ class ExactIndex:
         except (KeyError, TypeError) as error:
             raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
         _check_shapes(encoded, path, dimension, n_items)
+        _check_values(encoded, path)
+        if (found := _self_test(encoded)) != description.get("self_test"):
+            raise CorruptArtifact(f"index {path}: its self-test found {found}, expected {description.get('self_test')}")
         return cls(encoded, choice)
 
     def save(self, path: Path) -> None:
         """Write the index into a file that `load` maps. Raises OSError if the disk is full."""
         encoded = self._encoded
         arrays = {**encoded.gallery._asdict(), **encoded.lists._asdict(), "order": encoded.rows}
-        write_arrays(path, {"choice": asdict(self.choice)}, arrays)
+        write_arrays(path, {"choice": asdict(self.choice), "self_test": _self_test(encoded)}, arrays)
 
     @property
     def n_items(self) -> int:
@@ -82,16 +92,40 @@ class ExactIndex:
         return self._encoded.gallery.rows, self._encoded.rows
 
     def above(
-        self, queries: NDArray[np.float32], threshold: float, allowed: NDArray[np.bool_] | None = None
+        self,
+        queries: Vectors,
+        threshold: float,
+        allowed: NDArray[np.bool_] | None = None,
+        *,
+        n_threads: int = 1,
     ) -> list[Hits]:
         """Return, for each row of `queries` [q, D], everything with `score >= threshold`: best first, ties by row.
 
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
+        n_threads: how many threads share the work; one is best if there are many callers.
         """
         check_search(self, queries, threshold, allowed)
-        mask = self._everything if allowed is None else mask_of(allowed, self._encoded)
-        found = find(best_form(), self._encoded, np.ascontiguousarray(queries), threshold, mask)
+        asked = np.ascontiguousarray(queries)
+        found = find(best_form(), self._encoded, asked, threshold, allowed, n_threads=n_threads)
         return [Hits(*hits) for hits in found.of_each(len(queries))]
+
+    def pairs_above(self, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield all pairs of rows with `score >= threshold`, in parts: [h, 2] int64, the lower row first; [h] float32.
+
+        Each pair comes once, in no order; no row is paired with itself. Only one part is in memory.
+        """
+        _check_threshold(threshold)
+        yield from pairs(best_form(), self._encoded, threshold)
+
+
+def warm() -> None:
+    """Compile the search, or read it from the cache on the disk, so that the first query does not wait for it."""
+    best_form()
+
+
+def _check_threshold(threshold: float) -> None:
+    if math.isnan(threshold):
+        raise InvalidEmbeddings("expected a threshold, found NaN")
 
 
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
@@ -120,3 +154,35 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
             raise CorruptArtifact(
                 f"index {path}: expected {np.dtype(dtype)} {shape} as {name}, found {array.dtype} {array.shape}"
             )
+
+
+def _check_values(encoded: Encoded, path: Path) -> None:
+    """Raise CorruptArtifact if a value would lead a search outside its arrays, or to no answer."""
+    gallery, lists, order = encoded
+    n_blocks, n_segments = len(gallery.blocks), len(lists.segments)
+    ascending = [
+        firsts[0] >= 0 and firsts[-1] <= end and bool((np.diff(firsts) >= 0).all())
+        for firsts, end in ((lists.first_blocks, n_blocks), (lists.first_segments, n_segments))
+    ]
+    if not all(ascending):
+        raise CorruptArtifact(f"index {path}: its lists do not follow each other within {n_blocks} blocks")
+    if len(order) and (order.min() < 0 or not bool((np.bincount(order, minlength=len(order)) == 1).all())):
+        raise CorruptArtifact(f"index {path}: the order of its {len(order)} vectors names one twice, or one too many")
+    for name, array in (*gallery._asdict().items(), *lists._asdict().items()):
+        parts = (array[start : start + _TILE] for start in range(0, len(array), _TILE))
+        if array.dtype.kind == "f" and not all(bool(np.isfinite(part).all()) for part in parts):
+            raise CorruptArtifact(f"index {path}: expected finite numbers as {name}, found others")
+
+
+def _self_test(encoded: Encoded) -> dict[str, float]:
+    """Return what some vectors find of each other at the median of their scores, as a checksum."""
+    rows = encoded.gallery.rows
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _PROBES).astype(int))
+    queries = as_queries(rows[chosen])
+    lowest = float(np.median(queries.astype(np.float64) @ rows[chosen].T.astype(np.float64)))
+    threshold = float(np.float32(lowest))
+    allowed = np.zeros(len(rows), np.bool_)
+    allowed[encoded.rows[chosen] if len(encoded.rows) else chosen] = True
+    found = find(best_form(), encoded, queries, threshold, allowed)
+    keys = b"".join(np.sort(found.keys[found.queries == number]).tobytes() for number in range(len(queries)))
+    return {"threshold": threshold, "n_found": len(found.keys), "checksum": zlib.crc32(keys)}

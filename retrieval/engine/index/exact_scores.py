@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from retrieval.compiled import compiled
 from retrieval.consistency import float32_at_least
 from retrieval.engine.index.exact.kernels import exact_score
+from retrieval.engine.index.exact.layout import has_offset
 from retrieval.engine.index.index import Hits
 
 Numbers = NDArray[np.int64]
@@ -23,12 +24,24 @@ def lowest_score(threshold: float) -> float:
 
 
 def score_pairs(
-    rows: NDArray[np.float32], queries: NDArray[np.float32], row_numbers: Numbers, query_numbers: Numbers
+    rows: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    row_numbers: Numbers,
+    query_numbers: Numbers,
+    d: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the score of each pair of a row and a query: the inner product in float64, rounded to float32."""
+    """Return the score of each pair of a row and a query: the inner product in float64, rounded to float32.
+
+    d: the number of columns that are no offset, `own_columns` of the whole gallery; None: all.
+    """
     scores = np.empty(len(row_numbers), np.float32)
-    _score_pairs(rows, queries, row_numbers, query_numbers, scores)
+    _score_pairs(rows, queries, row_numbers, query_numbers, rows.shape[1] if d is None else d, scores)
     return scores
+
+
+def own_columns(gallery: NDArray[np.float32]) -> int:
+    """Return the number of columns that are no offset: `ExactIndex` adds the two of an offset to each other first."""
+    return gallery.shape[1] - (2 if has_offset(gallery) else 0)
 
 
 def hits_of(
@@ -50,8 +63,9 @@ def _score_pairs(
     queries: NDArray[np.float32],
     row_numbers: Numbers,
     query_numbers: Numbers,
+    d: int,
     scores: NDArray[np.float32],
 ) -> None:
     """Write the score of each pair."""
     for i in range(row_numbers.shape[0]):
-        scores[i] = exact_score(rows[row_numbers[i]], queries[query_numbers[i]])
+        scores[i] = exact_score(rows[row_numbers[i]], queries[query_numbers[i]], d)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact_index import ExactIndex
-from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, own_columns, score_pairs
 from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.gpu_half import Half, HalfGallery, largest_norm
 from retrieval.engine.index.gpu_tiles import WIDTH, Device, Tiles
@@ -34,6 +34,7 @@ class GpuSearch:
     def __init__(self, rows: Vectors, devices: Sequence[Device], *, tile: int = TILE) -> None:
         """Move the rows [n, D] to the devices, and check there that none is missed. Raises DeviceUnavailable."""
         self.rows = rows
+        self._own_columns = own_columns(rows)
         self.gallery = HalfGallery.of(largest_norm(rows, _CONVERTED))
         self.devices = tuple(devices)
         self._tiles = Tiles(self._converted(tile), devices)
@@ -45,7 +46,11 @@ class GpuSearch:
         """Return queries, rows and scores of the pairs that can match; all with `score >= threshold` are among them."""
         half, limits = self.gallery.queries_and_limits(queries, lowest_score(threshold))
         found = self._tiles.candidates(_widened(half), limits, allowed)
-        return found.queries, found.rows, score_pairs(self.rows, queries, found.rows, found.queries)
+        return found.queries, found.rows, self._scores(queries, found.rows, found.queries)
+
+    def _scores(self, queries: Vectors, rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> Vectors:
+        """Return the exact score of each pair."""
+        return score_pairs(self.rows, queries, rows, numbers, self._own_columns)
 
     def _converted(self, tile: int) -> Iterator[Half]:
         """Yield the tiles in float16."""
@@ -63,7 +68,7 @@ class GpuSearch:
         queries = self.rows[np.linspace(0, n - 1, min(n, _CHECKED_QUERIES)).astype(np.int64)]
         sample = np.unique(np.linspace(0, n - 1, min(n, _CHECKED_ROWS)).astype(np.int64))
         numbers = np.repeat(np.arange(len(queries)), len(sample))
-        scores = score_pairs(self.rows, queries, np.tile(sample, len(queries)), numbers)
+        scores = self._scores(queries, np.tile(sample, len(queries)), numbers)
         for query, own in zip(queries, scores.reshape(len(queries), -1), strict=True):
             threshold = float(np.sort(own)[-min(len(own), _CHECKED_HITS)])
             found = self.pairs(query[None], threshold)[1]

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_array, digest_json
-from retrieval.contract.documents import Size, parse, read_object
-from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
+from retrieval.contract.documents import Count, Size, parse, read_object
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, own_columns, score_pairs
 from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.milvus_address import MilvusAddress, token
 from retrieval.engine.index.spec import IndexSpec
@@ -48,7 +48,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pointer:
-    """The file of the index: where it is and what must be there. `longest`: the largest norm of a vector."""
+    """The file of the index: where it is and what must be there.
+
+    longest: the largest norm of a vector. own_columns: the number of columns that are no offset of the score.
+    """
 
     format: int
     uri: str
@@ -58,6 +61,7 @@ class _Pointer:
     checksum: str
     sample: str
     longest: float
+    own_columns: Count
 
 
 class MilvusIndex:
@@ -87,6 +91,7 @@ class MilvusIndex:
             checksum=checksum,
             sample=digest_array(vectors[_sampled(len(vectors))]),
             longest=max(_largest_norm(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)),
+            own_columns=own_columns(vectors),
         )
         index = cls(_connected(address), pointer, spec)
         try:
@@ -195,7 +200,8 @@ class MilvusIndex:
                 elif reply:
                     vectors = np.array([hit["entity"][_VECTOR] for hit in reply], np.float32)
                     own = np.zeros(len(reply), np.int64)
-                    scores.append(score_pairs(vectors, queries[number : number + 1], np.arange(len(reply)), own))
+                    asked_one, columns = queries[number : number + 1], self._pointer.own_columns
+                    scores.append(score_pairs(vectors, asked_one, np.arange(len(reply)), own, columns))
                     positions.append(np.array([hit[_ROW] for hit in reply], np.int64))
                     numbers.append(own + number)
         found = np.concatenate(numbers), np.concatenate(positions), np.concatenate(scores)

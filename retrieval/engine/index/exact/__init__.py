@@ -1,1 +1,4 @@
-"""Complete threshold search: `layout.py` encodes and proves, `lists.py` skips, `kernels.py` searches, `choice.py` tunes."""
+"""Complete threshold search: `layout.py` encodes, `lists.py` skips, `kernels.py` searches, `choice.py` tunes.
+
+docs/exact-search.md explains the whole.
+"""

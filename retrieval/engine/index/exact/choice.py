@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact.instructions import Form
-from retrieval.engine.index.exact.layout import directions, encode, has_offset
+from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
-from retrieval.engine.index.exact.search import Encoded, everything, find
+from retrieval.engine.index.exact.search import Encoded, find
 
 Vectors = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ def encode_best(vectors: Vectors, threshold: float | None, form: Form, *, seed: 
         encoded = Encoded(encode(vectors, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
         return encoded, _choice(encoded, 0.0)
     rng = np.random.default_rng(seed)
-    queries = _as_queries(vectors[rng.choice(len(vectors), _QUERIES, replace=False)])
+    queries = as_queries(vectors[rng.choice(len(vectors), _QUERIES, replace=False)])
     n_bytes = _USUAL_BYTES if threshold is None else _best_bytes(vectors, basis, queries, threshold, form, rng)
     offsets = vectors[:, -1] if d < vectors.shape[1] else vectors[:0, -1]
     order, lists = sort_into_lists(vectors[:, :d], offsets, seed=seed)
@@ -77,18 +77,10 @@ def _best_bytes(
 
 def _microseconds(form: Form, encoded: Encoded, queries: Vectors, threshold: float) -> float:
     """Return the CPU time of a single query: the fastest of some rounds."""
-    allowed = everything(len(encoded.gallery.rows))
     rounds = []
     for _ in range(_ROUNDS):
         start = time.thread_time()
         for number in range(len(queries)):
-            find(form, encoded, queries[number : number + 1], threshold, allowed)
+            find(form, encoded, queries[number : number + 1], threshold)
         rounds.append(time.thread_time() - start)
     return min(rounds) / len(queries) * 1e6
-
-
-def _as_queries(vectors: Vectors) -> Vectors:
-    """Return gallery vectors as query vectors: with an offset, the last two columns change places."""
-    if not has_offset(vectors):
-        return vectors
-    return np.ascontiguousarray(np.concatenate([vectors[:, :-2], vectors[:, [-1, -2]]], axis=1))

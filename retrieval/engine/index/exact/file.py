@@ -1,14 +1,16 @@
 """The file of an exact index: a header, then its arrays as they are used, so that processes can share the pages.
 
-    magic (8 bytes) | length of the header (8 bytes, little-endian) | header (JSON) | arrays, each aligned to 64 bytes
+    magic (8 bytes) | length of the header | checksum of all that follows (8 bytes each, little-endian)
+    | header (JSON) | arrays, each aligned to 64 bytes
 
-The header names each array with its type, shape and offset. The arrays are mapped into memory, not read.
+The header names each array with its type, shape and offset. The arrays are mapped into memory, not copied.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from retrieval.errors import CorruptArtifact
 
 _MAGIC = b"EXACT\x00\x00\x01"
 _ALIGNMENT = 64
+_PREFIX = 24
 _LONGEST_HEADER = 1 << 16
+_CHUNK = 1 << 24
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -32,12 +36,18 @@ def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays) -> 
         entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
         offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
     header = json.dumps({**description, "arrays": entries}).encode()
-    header += b" " * (-(len(_MAGIC) + 8 + len(header)) % _ALIGNMENT)
+    header += b" " * (-(_PREFIX + len(header)) % _ALIGNMENT)
+    checksum = zlib.crc32(header)
     with path.open("wb") as file:
-        file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
+        file.write(bytes(_PREFIX) + header)
         for array in arrays.values():
-            file.write(memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else b"")
-            file.write(b"\x00" * (-array.nbytes % _ALIGNMENT))
+            content = memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else memoryview(b"")
+            padding = bytes(-array.nbytes % _ALIGNMENT)
+            file.write(content)
+            file.write(padding)
+            checksum = zlib.crc32(padding, zlib.crc32(content, checksum))
+        file.seek(0)
+        file.write(_MAGIC + len(header).to_bytes(8, "little") + checksum.to_bytes(8, "little"))
 
 
 def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -46,13 +56,18 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         whole = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
-    start = len(_MAGIC) + 8
-    length = int.from_bytes(whole[len(_MAGIC) : start].tobytes(), "little")
-    if whole[: len(_MAGIC)].tobytes() != _MAGIC or length > _LONGEST_HEADER:
+    prefix = whole[:_PREFIX].tobytes()
+    length, checksum = (int.from_bytes(prefix[start : start + 8], "little") for start in (8, 16))
+    if prefix[:8] != _MAGIC or length > _LONGEST_HEADER:
         raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index of this version")
+    found = 0
+    for start in range(_PREFIX, len(whole), _CHUNK):
+        found = zlib.crc32(whole[start : start + _CHUNK], found)
+    if found != checksum:
+        raise CorruptArtifact(f"index {path} cannot be read: its checksum is {found:08x}, expected {checksum:08x}")
     try:
-        header = json.loads(whole[start : start + length].tobytes())
-        arrays = {name: _array(whole, start + length, entry) for name, entry in header.pop("arrays").items()}
+        header = json.loads(whole[_PREFIX : _PREFIX + length].tobytes())
+        arrays = {name: _array(whole, _PREFIX + length, entry) for name, entry in header.pop("arrays").items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"index {path} cannot be read: {error}") from error
     return header, arrays

@@ -1,4 +1,4 @@
-"""Chooses the instructions: AVX-512 VNNI if this processor has it and it gives the right answers, or the portable form."""
+"""Chooses the instructions: AVX-512 VNNI if this processor has it and its answers are right, or the portable form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from retrieval.engine.index.exact.instructions import BLOCK, Form, Portable, Vnni, has_vnni
 from retrieval.engine.index.exact.layout import directions, encode
 from retrieval.engine.index.exact.lists import sort_into_lists
-from retrieval.engine.index.exact.search import Encoded, everything, find
+from retrieval.engine.index.exact.search import Encoded, find
 
 log = structlog.get_logger()
 
@@ -43,6 +43,6 @@ def _answers(form: Form) -> list[tuple[int, int]]:
     encoded = Encoded(encode(vectors[order], directions(vectors), 16), lists, order)
     answers = []
     for queries in (vectors[:1], vectors[:6]):
-        found = find(form, encoded, queries, _THRESHOLD, everything(_ROWS))
+        found = find(form, encoded, queries, _THRESHOLD)
         answers += sorted(zip(found.queries.tolist(), found.keys.tolist(), strict=True))
     return answers

@@ -182,7 +182,6 @@ def float_of(context, bits):  # type: ignore[no-untyped-def]
 @intrinsic
 def prefetch(context, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at an address before it is needed."""
-
     return types.void(types.int64), _prefetch
 
 

@@ -12,7 +12,6 @@ from retrieval.engine.index.exact.instructions import (
     BLOCK,
     GROUP,
     LANES,
-    Form,
     bits_of,
     float_dot,
     float_of,
@@ -165,12 +164,17 @@ def encode_query(query, lowest, gallery, encoded, number):
 
 
 @compiled
-def exact_score(row, query):
-    """Return the inner product in float64, always added in the same order, rounded to float32; no zero is negative."""
-    n = row.shape[0]
-    total = float_dot(row.ctypes.data, query.ctypes.data, n // LANES)
-    for i in range(n // LANES * LANES, n):
+def exact_score(row, query, d):
+    """Return the inner product in float64, always added in the same order, rounded to float32; no zero is negative.
+
+    The first d columns are no offset. The other two are added to each other first: a pair has one score, whichever of
+    the two is the query.
+    """
+    total = float_dot(row.ctypes.data, query.ctypes.data, d // LANES)
+    for i in range(d // LANES * LANES, d):
         total += np.float64(row[i]) * np.float64(query[i])
+    if row.shape[0] > d:
+        total += np.float64(row[d]) * np.float64(query[d]) + np.float64(row[d + 1]) * np.float64(query[d + 1])
     return np.float32(total) + np.float32(0)
 
 
@@ -196,8 +200,8 @@ def read_keys(keys):
 
 
 @compiled
-def _keep_bounded(form, gallery, encoded, number, candidates, n):
-    """Keep the candidates whose second bound reaches the limit, at the front of `candidates`; return their number."""
+def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n):
+    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number."""
     codes = gallery.codes
     address, stride, n_chunks = codes.ctypes.data, codes.strides[0], codes.shape[1] // _LINE
     query = encoded.row_codes[number].ctypes.data
@@ -210,6 +214,10 @@ def _keep_bounded(form, gallery, encoded, number, candidates, n):
             for line in range(n_chunks):
                 prefetch(ahead + line * _LINE)
         position = candidates[i]
+        if position >= codes.shape[0]:  # the last block is filled up
+            continue
+        if allowed.shape[0] > 0 and not allowed[order[position] if order.shape[0] > 0 else position]:
+            continue
         bound = row_dot(form, address + position * stride, query, n_chunks) * unit
         if has_offset:
             bound += weight * gallery.offsets[position]
@@ -222,14 +230,14 @@ def _keep_bounded(form, gallery, encoded, number, candidates, n):
 @compiled
 def _add_hits(gallery, order, query, number, threshold, candidates, n, room, n_found):
     """Score the candidates and add those that reach the threshold; return the number of hits found so far."""
-    address, stride = gallery.rows.ctypes.data, gallery.rows.strides[0]
+    address, stride, d = gallery.rows.ctypes.data, gallery.rows.strides[0], gallery.basis.shape[1]
     for i in range(n):
         if i + _ROWS_AHEAD < n:
             ahead = address + candidates[i + _ROWS_AHEAD] * stride
             for offset in range(0, stride, _LINE):
                 prefetch(ahead + offset)
         position = candidates[i]
-        score = exact_score(gallery.rows[position], query)
+        score = exact_score(gallery.rows[position], query, d)
         if score >= threshold:
             room.queries[n_found] = number
             room.keys[n_found] = _key_of(score, order[position] if order.shape[0] > 0 else position)
@@ -238,19 +246,16 @@ def _add_hits(gallery, order, query, number, threshold, candidates, n, room, n_f
 
 
 @compiled
-def _scan_one(form, blocks, allowed, first, last, codes, limit, candidates, n):
+def _scan_one(form, blocks, first, last, codes, limit, candidates, n):
     """Add the positions in blocks first to last - 1 that reach the limit of one query to n; return the new number."""
     n_steps, stride = blocks.shape[1], blocks.strides[0]
     address, query = blocks.ctypes.data, codes.ctypes.data
     limits, masks = np.empty(1, np.int32), np.empty(1, np.uint64)
     limits[0] = limit
     for block in range(first, last):
-        if allowed[block] == 0:
-            continue
         mask = scan_block(
             form, address + block * stride, query, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 1
         )
-        mask &= allowed[block]
         while mask != 0:
             candidates[n] = block * BLOCK + lowest_bit(mask)
             n += 1
@@ -259,15 +264,13 @@ def _scan_one(form, blocks, allowed, first, last, codes, limit, candidates, n):
 
 
 @compiled
-def _scan_group(form, blocks, allowed, first, last, codes, limits, candidates, counts):
+def _scan_group(form, blocks, first, last, codes, limits, candidates, counts):
     """Write the positions that reach the limit of each of four queries, and their numbers."""
     n_steps, stride = blocks.shape[1], blocks.strides[0]
     address, queries = blocks.ctypes.data, codes.ctypes.data
     masks = np.empty(GROUP, np.uint64)
     counts[:] = 0
     for block in range(first, last):
-        if allowed[block] == 0:
-            continue
         if (
             scan_block(
                 form, address + block * stride, queries, n_steps, n_steps, limits.ctypes.data, masks.ctypes.data, 4
@@ -276,7 +279,7 @@ def _scan_group(form, blocks, allowed, first, last, codes, limits, candidates, c
         ):
             continue
         for query in range(GROUP):
-            mask = masks[query] & allowed[block]
+            mask = masks[query]
             n = counts[query]
             while mask != 0:
                 candidates[query, n] = block * BLOCK + lowest_bit(mask)
@@ -374,7 +377,7 @@ def _room_for(gallery, n):
 def search_singly(form, gallery, lists, order, queries, allowed, limits, part, room, progress):
     """Find every vector in blocks start to end - 1 that reaches the threshold, one query [D] float32 after another.
 
-    order: [n] int32, the row of each position, or [0]. allowed: [b] uint64, a bit for each vector that may be found.
+    order: [n] int32, the row of each position, or [0]. allowed: [n] bool, the rows that may be found, or [0].
     limits: the threshold as float32, and the float32 before it. part: start, end. progress: [2] int64, the next query
     and its next block, zeros at first. Returns the number of hits in `room`; if
     progress[0] is not -1, there was no more room: take the hits and call again.
@@ -393,11 +396,9 @@ def search_singly(form, gallery, lists, order, queries, allowed, limits, part, r
         for i in range(n_ranges):
             for first in range(max(ranges[i, 0], progress[1]), ranges[i, 1], TILE):
                 last = min(first + TILE, ranges[i, 1])
-                n = _scan_one(
-                    form, gallery.blocks, allowed, first, last, encoded.codes[0], encoded.limits[0], candidates, n
-                )
+                n = _scan_one(form, gallery.blocks, first, last, encoded.codes[0], encoded.limits[0], candidates, n)
                 if n > ROOM - TILE * BLOCK or (i == n_ranges - 1 and last == ranges[i, 1]):
-                    n = _keep_bounded(form, gallery, encoded, 0, candidates, n)
+                    n = _keep_bounded(form, gallery, order, allowed, encoded, 0, candidates, n)
                     n_found = _add_hits(gallery, order, query, number, threshold, candidates, n, room, n_found)
                     n = 0
                     if room.queries.shape[0] - n_found < ROOM:
@@ -433,9 +434,9 @@ def search_together(form, gallery, order, queries, allowed, limits, part, room, 
             for z in range(GROUP):  # a group that is not full repeats its last query, with a limit that none reaches
                 codes[z] = encoded.codes[first + min(z, width - 1)]
                 code_limits[z] = encoded.limits[first + z] if z < width else _LARGEST
-            _scan_group(form, gallery.blocks, allowed, tile, last, codes, code_limits, candidates, counts)
+            _scan_group(form, gallery.blocks, tile, last, codes, code_limits, candidates, counts)
             for z in range(width):
-                n = _keep_bounded(form, gallery, encoded, first + z, candidates[z], counts[z])
+                n = _keep_bounded(form, gallery, order, allowed, encoded, first + z, candidates[z], counts[z])
                 n_found = _add_hits(
                     gallery, order, queries[first + z], first + z, threshold, candidates[z], n, room, n_found
                 )

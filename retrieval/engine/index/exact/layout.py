@@ -38,6 +38,13 @@ def has_offset(vectors: Vectors) -> bool:
     return vectors.shape[1] >= 3 and bool((vectors[:, -2] == 1).all())
 
 
+def as_queries(vectors: Vectors) -> Vectors:
+    """Return gallery vectors as query vectors: with an offset, the last two columns change places."""
+    if not has_offset(vectors):
+        return vectors
+    return np.ascontiguousarray(np.concatenate([vectors[:, :-2], vectors[:, [-1, -2]]], axis=1))
+
+
 def directions(vectors: Vectors, *, seed: int = 0) -> NDArray[np.float64]:
     """Return the directions of vectors [n, d], those of most energy first: [d, d] float64, orthonormal rows."""
     rows = np.arange(len(vectors))

@@ -1,8 +1,8 @@
 """Sorts a gallery into lists of similar vectors, so that a query can skip the blocks that cannot reach its threshold.
 
-The bound is an angle. Let c be the unit centre of a list, a the angle between the query q and c, and b the angle between
-a vector x and c. The angle between q and x is at least |a - b|, so <q, x> <= |q| |x| cos(|a - b|). The vectors of a list
-are sorted by b, so those that can reach a threshold are neighbours. `kernels.py` has the same bound for a query.
+The bound is an angle. Let c be the unit centre of a list, a the angle between the query q and c, and b the angle
+between a vector x and c. The angle between q and x is at least |a - b|, so <q, x> <= |q| |x| cos(|a - b|). The vectors
+of a list are sorted by b, so those that can reach a threshold are neighbours. `kernels.find_ranges` applies it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +23,15 @@ from retrieval.engine.index.exact.kernels import (
     search_singly,
     search_together,
 )
+from retrieval.engine.index.exact.layout import as_queries
 from retrieval.engine.index.exact.lists import Lists
 
-Mask = NDArray[np.uint64]
+Vectors = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 _SINGLY_BELOW = 0.35  # share of the blocks that single queries may visit and still be faster than a pass for four
+_AT_ONCE = 4 * BLOCK  # vectors of a self-join that are queries together
+_ALL = np.empty(0, np.bool_)
 _scratch = threading.local()
 
 
@@ -52,28 +58,43 @@ class Matches(NamedTuple):
         return [read_keys(np.sort(keys[start:end])) for start, end in itertools.pairwise(ends)]
 
 
-def everything(n: int) -> Mask:
-    """Return the mask that lets all n vectors be found: a bit for each, [ceil(n / 64)] uint64."""
-    mask = np.full(-(-n // BLOCK), ~np.uint64(0))
-    if n % BLOCK:
-        mask[-1] = np.uint64((1 << n % BLOCK) - 1)
-    return mask
+def find(
+    form: Form, encoded: Encoded, queries: Vectors, threshold: float, allowed: Mask | None = None, *, n_threads: int = 1
+) -> Matches:
+    """Return everything with `score >= threshold` for queries [q, D] float32.
+
+    allowed: [n], the rows that may be found; None: all. n_threads: a batch is shared out by queries, and a query by
+    blocks.
+    """
+    limits, end = _limits(threshold), len(encoded.gallery.blocks)
+    mask = _ALL if allowed is None else allowed
+    if n_threads == 1:
+        return _find(form, encoded, queries, mask, limits, (0, end))
+    by_queries = len(queries) >= n_threads
+    bounds = np.linspace(0, len(queries) if by_queries else end, n_threads + 1).astype(int).tolist()
+
+    def share(first: int, last: int) -> Matches:
+        if not by_queries:
+            return _find(form, encoded, queries, mask, limits, (first, last))
+        found = _find(form, encoded, queries[first:last], mask, limits, (0, end))
+        return found._replace(queries=found.queries + np.int32(first))
+
+    with ThreadPoolExecutor(n_threads - 1) as pool:
+        others = [pool.submit(share, *part) for part in itertools.pairwise(bounds[1:])]
+        return _joined([share(*bounds[:2]), *(other.result() for other in others)])
 
 
-def mask_of(rows: NDArray[np.bool_], encoded: Encoded) -> Mask:
-    """Return the mask of the vectors that may be found; rows: [n], in the order in which they were added."""
-    chosen = rows[encoded.rows] if len(encoded.rows) else rows
-    padded = np.zeros(-(-len(rows) // BLOCK) * BLOCK, np.bool_)
-    padded[: len(rows)] = chosen
-    return np.packbits(padded, bitorder="little").view(np.uint64)
-
-
-def find(form: Form, encoded: Encoded, queries: NDArray[np.float32], threshold: float, allowed: Mask) -> Matches:
-    """Return everything with `score >= threshold` for queries [q, D] float32."""
-    limits = _limits(threshold)
+def _find(
+    form: Form,
+    encoded: Encoded,
+    queries: Vectors,
+    allowed: Mask,
+    limits: tuple[np.float32, float],
+    part: tuple[int, int],
+) -> Matches:
+    """Return what is found in a part of the blocks: the first, and the one after the last."""
     gallery, lists, order = encoded
-    part = (0, len(gallery.blocks))
-    together = len(queries) > 1 and _share(encoded, queries[:GROUP], limits[1]) >= _SINGLY_BELOW
+    together = len(queries) > 1 and _share(encoded, queries[:GROUP], limits[1], part) >= _SINGLY_BELOW
     room, progress = _room(), np.zeros(2, np.int64)
     found: list[Matches] = []
     while progress[0] >= 0:
@@ -82,7 +103,31 @@ def find(form: Form, encoded: Encoded, queries: NDArray[np.float32], threshold: 
         else:
             n = search_singly(form, gallery, lists, order, queries, allowed, limits, part, room, progress)
         found.append(Matches(room.queries[:n].copy(), room.keys[:n].copy()))
+    return _joined(found)
+
+
+def _joined(found: list[Matches]) -> Matches:
     return found[0] if len(found) == 1 else Matches(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+    """Yield all pairs of rows with `score >= threshold`, each once and none with itself: [h, 2] int64, [h] float32.
+
+    The lower row, which comes first, is the query. Each part of the result belongs to some hundred vectors.
+    """
+    limits, order, rows = _limits(threshold), encoded.rows, encoded.gallery.rows
+    end = len(encoded.gallery.blocks)
+    in_order = encoded._replace(rows=order[:0])
+    for start in range(0, len(rows), _AT_ONCE):
+        queries = as_queries(rows[start : start + _AT_ONCE])
+        found = _find(form, in_order, queries, _ALL, limits, (start // BLOCK, end))
+        positions, scores = read_keys(found.keys)
+        first = found.queries.astype(np.int64) + start
+        later = positions > first
+        both = np.stack([first[later], positions[later]], axis=1)
+        if len(order):
+            both = np.sort(order[both].astype(np.int64), axis=1)
+        yield both, scores[later]
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,17 +137,16 @@ def _limits(threshold: float) -> tuple[np.float32, float]:
     return reached, float(np.nextafter(reached, np.float32(-np.inf)))
 
 
-def _share(encoded: Encoded, queries: NDArray[np.float32], lowest: float) -> float:
-    """Return the share of the blocks that the queries visit one by one."""
+def _share(encoded: Encoded, queries: Vectors, lowest: float, part: tuple[int, int]) -> float:
+    """Return the share of the blocks of a part that the queries visit one by one."""
     if not len(encoded.lists.centres):
         return 1.0
-    end = len(encoded.gallery.blocks)
     ranges = np.empty((len(encoded.lists.centres) + 1, 2), np.int64)
     visited = 0
     for query in queries:
-        n = find_ranges(encoded.lists, query, lowest, len(encoded.gallery.offsets) > 0, 0, end, ranges)
+        n = find_ranges(encoded.lists, query, lowest, len(encoded.gallery.offsets) > 0, *part, ranges)
         visited += int((ranges[:n, 1] - ranges[:n, 0]).sum())
-    return visited / (end * len(queries))
+    return visited / max(1, (part[1] - part[0]) * len(queries))
 
 
 def _room() -> Room:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from retrieval.engine.index.exact import kernels
 from retrieval.engine.index.exact.instructions import Form, Portable, Vnni, has_vnni
-from retrieval.engine.index.exact.layout import directions, encode, has_offset
+from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
-from retrieval.engine.index.exact.search import Encoded, Matches, everything, find, mask_of
+from retrieval.engine.index.exact.search import Encoded, Matches, find, pairs
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import InvalidEmbeddings
 from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
@@ -69,8 +69,8 @@ def test_finds_what_brute_force_finds(
     encoded = encoded_as(vectors, n_bytes, lists=lists)
     wanted = expected(all_scores, threshold)
     for form in FORMS:
-        assert as_set(find(form, encoded, queries, threshold, everything(n))) == wanted
-        alone = [find(form, encoded, query[None], threshold, everything(n)) for query in queries]
+        assert as_set(find(form, encoded, queries, threshold)) == wanted
+        alone = [find(form, encoded, query[None], threshold) for query in queries]
         found = {(q, row, score) for q, part in enumerate(alone) for _, row, score in as_set(part)}
         assert found == wanted
 
@@ -82,7 +82,7 @@ def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: 
     vectors = KINDS["clustered"](n, 8, np.random.default_rng(3))
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
-        found = find(FORMS[-1], encoded, queries, -2.0, everything(n))
+        found = find(FORMS[-1], encoded, queries, -2.0)
         rows, _ = kernels.read_keys(found.keys)
         assert len(rows) == n * len(queries)
         assert np.array_equal(np.sort(found.queries * np.int64(n) + rows), np.arange(n * len(queries)))
@@ -98,7 +98,41 @@ def test_only_allowed_rows_are_found(n: int, share: float, lists: bool, seed: in
     allowed = rng.random(n) < share
     encoded = encoded_as(vectors, 16, lists=lists)
     wanted = {hit for hit in expected(scores(vectors, vectors[:6]), 0.4) if allowed[hit[1]]}
-    assert as_set(find(FORMS[-1], encoded, vectors[:6], 0.4, mask_of(allowed, encoded))) == wanted
+    assert as_set(find(FORMS[-1], encoded, vectors[:6], 0.4, allowed)) == wanted
+
+
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    n=st.integers(1, 400),
+    d=st.integers(1, 40),
+    lists=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_pairs_are_those_of_brute_force(kind: str, n: int, d: int, lists: bool, data: st.DataObject) -> None:
+    vectors = KINDS[kind](n, d, np.random.default_rng(data.draw(st.integers(0, 999))))
+    queries = as_queries(vectors) if kind == "offset" else vectors
+    all_scores = scores(vectors, queries)
+    first, second = np.triu_indices(n, 1)
+    threshold = data.draw(st.sampled_from([-np.inf, 0.5, *map(float, all_scores.ravel()[:50])]))
+    reach = all_scores[first, second].astype(np.float64) >= threshold
+    parts = list(pairs(FORMS[-1], encoded_as(vectors, 16, lists=lists), threshold))
+    found = [
+        (*pair, score) for both, values in parts for pair, score in zip(both.tolist(), values.tolist(), strict=True)
+    ]
+    assert len(set(found)) == len(found)
+    assert {pair[:2] for pair in found} == set(zip(first[reach].tolist(), second[reach].tolist(), strict=True))
+    assert all(score == all_scores[i, j] for i, j, score in found)
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+@pytest.mark.parametrize("lists", [False, True])
+def test_threads_find_the_same(n_threads: int, lists: bool) -> None:
+    vectors = KINDS["clustered"](900, 20, np.random.default_rng(4))
+    encoded = encoded_as(vectors, 16, lists=lists)
+    for n_queries in (1, 2, 7):
+        alone, shared = (find(FORMS[-1], encoded, vectors[:n_queries], 0.5, n_threads=n) for n in (1, n_threads))
+        assert as_set(alone) == as_set(shared)
 
 
 @pytest.mark.parametrize("d", [2, 3, 17, 128, 512, 1536])
@@ -127,7 +161,7 @@ def test_lists_skip_blocks_without_missing_anything() -> None:
     assert 0 < visited < 0.2
     wanted = expected(scores(vectors, vectors[:40]), 0.97)
     assert len(wanted) > 40
-    assert as_set(find(FORMS[-1], encoded, vectors[:40], 0.97, everything(20_000))) == wanted
+    assert as_set(find(FORMS[-1], encoded, vectors[:40], 0.97)) == wanted
 
 
 def test_bad_queries_are_refused() -> None:
@@ -160,5 +194,5 @@ def test_each_slack_is_needed(gallery: int) -> None:
     all_scores = scores(vectors, queries)
     for threshold in np.unique(all_scores)[::7]:
         for form in FORMS:
-            found = find(form, encoded, queries, float(threshold), everything(len(vectors)))
+            found = find(form, encoded, queries, float(threshold))
             assert as_set(found) == expected(all_scores, threshold)
