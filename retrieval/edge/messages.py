@@ -1,5 +1,6 @@
 """Converts snapshots and operating points to messages: for the server, and for commands that need none."""
 
+import json
 from collections.abc import Sequence
 
 from retrieval.consistency import Interval
@@ -21,6 +22,9 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
         n_failed=manifest.n_failed,
         failures=manifest.failures,
         index_recall=manifest.index_recall,
+        index_recall_low=manifest.index_recall_low,
+        index_recall_high=manifest.index_recall_high,
+        index_details=json.dumps(manifest.index_details) if manifest.index_details else "",
         created_at=timestamp(manifest.created_at),
         live=live,
     )

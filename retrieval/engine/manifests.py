@@ -28,7 +28,7 @@ def check_manifest(
     labelled: bool = False,
     group_by: Sequence[str] = (),
     family: str = "",
-    index: str = "Flat",
+    index: str = "Exact",
     roots: Sequence[str] | None = None,
 ) -> None:
     """Raise an error if a job with this manifest could only fail.

@@ -5,7 +5,7 @@ lies and which one is live.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NewType
 
@@ -35,7 +35,8 @@ SnapshotId = NewType("SnapshotId", str)
 
 FORMAT = 1
 _NO_POINT = OperatingPointId("")
-MANIFEST, INDEX, ITEMS = "manifest.json", "index.faiss", "items.parquet"
+MANIFEST, INDEX, ITEMS = "manifest.json", "index.bin", "items.parquet"
+_INDEX_BEFORE = "index.faiss"  # the name in snapshots of earlier versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,9 @@ class SnapshotManifest:
 
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
-    `files`: names and checksums. `dimension`: columns of the vectors in the index. `operating_point_id`: the one that
-    was active when the snapshot was built; "" in manifests of earlier versions.
+    `files`: names and checksums. `dimension`: columns of the vectors in the index. `index_recall_low`, `high`: 95 %
+    interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise.
+    `operating_point_id`: the one that was active when the snapshot was built. Earlier versions lack the last four.
     """
 
     id: Annotated[SnapshotId, NAME]
@@ -63,6 +65,9 @@ class SnapshotManifest:
     files: Mapping[FileName, str]
     created_at: Moment
     operating_point_id: Annotated[OperatingPointId, NAME_OR_NONE] = _NO_POINT
+    index_recall_low: Share = 0.0
+    index_recall_high: Share = 1.0
+    index_details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` turns back into an equal value."""
@@ -107,7 +112,7 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
                 "changed: roll back or reindex the catalogue"
             )
     index = load_index(
-        directory / _named(manifest, INDEX),
+        directory / _named(manifest, INDEX, _INDEX_BEFORE),
         IndexSpec.parse(manifest.index_spec),
         dimension=manifest.dimension,
         n_items=manifest.n_items,
@@ -118,9 +123,9 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
     return Snapshot(manifest=manifest, index=index, items=items)
 
 
-def _named(manifest: SnapshotManifest, kind: str) -> str:
+def _named(manifest: SnapshotManifest, *kinds: str) -> str:
     """Return the file names, which contain checksums: two builders of one snapshot never overwrite each other."""
     for name in manifest.files:
-        if name.endswith(kind):
+        if name.endswith(kinds):
             return name
-    raise CorruptArtifact(f"snapshot {manifest.id}: its manifest names no {kind}")
+    raise CorruptArtifact(f"snapshot {manifest.id}: its manifest names no {kinds[0]}")

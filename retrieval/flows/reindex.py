@@ -19,8 +19,9 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
 from retrieval.engine.images import Failure
-from retrieval.engine.index.index import Index, recall
+from retrieval.engine.index.index import Index
 from retrieval.engine.index.open import build_index, exact_hits
+from retrieval.engine.index.recall import COMPLETE, Recall, measured_recall
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemRows, ItemTable
 from retrieval.engine.live import matching_parts
@@ -48,7 +49,7 @@ class ReindexRequest:
     catalog: str
     manifest_uri: str
     bundle_digest: str = ""
-    index_spec: str = "Flat"
+    index_spec: str = "Exact"
     max_failed_share: float = MAX_FAILED_SHARE
 
     def check(self) -> None:
@@ -223,13 +224,14 @@ def _build(
     score = store.score(point.bundle_digest, point.score_digest)
     embeddings = np.concatenate([store.embeddings(key) for key in catalog.keys])
     vectors, densities = score.gallery_vectors_and_densities(embeddings)
-    index = build_index(vectors, IndexSpec.parse(request.index_spec), device=device)
+    index = build_index(vectors, IndexSpec.parse(request.index_spec), device=device, threshold=point.threshold)
     n_items = sum(len(rows) for rows in catalog.items)
     if not n_items == index.n_items == len(embeddings):
         raise ValidationFailed(
             f"snapshot {new_id}: {n_items} items, {len(embeddings)} embeddings and {index.n_items} indexed vectors "
             "should be equally many"
         )
+    recall = measure_recall(index, vectors, embeddings, score, point.threshold)
     manifest = SnapshotManifest(
         id=new_id,
         catalog=request.catalog,
@@ -241,7 +243,10 @@ def _build(
         n_items=n_items,
         n_failed=len(catalog.failures),
         failures={failure.item_id: failure.reason for failure in catalog.failures[:_NAMED_FAILURES]},
-        index_recall=measure_recall(index, vectors, embeddings, score, point.threshold),
+        index_recall=recall.value,
+        index_recall_low=recall.low,
+        index_recall_high=recall.high,
+        index_details=index.details(),
         shards=catalog.keys,
         files={},
         created_at=created_at,
@@ -252,20 +257,20 @@ def _build(
 
 def measure_recall(
     index: Index, vectors: NDArray[np.float32], embeddings: NDArray[np.float32], score: Score, threshold: float
-) -> float:
+) -> Recall:
     """Return the share of the matches above the threshold that the index finds; queries are evenly spaced items.
 
     Raises ValidationFailed if it is below 0.9.
     """
     if index.spec.is_exact:
-        return 1.0
+        return COMPLETE
     sample = np.linspace(0, len(embeddings) - 1, min(len(embeddings), _VALIDATION_QUERIES)).astype(np.int64)
     queries = score.query_vectors(embeddings[sample])
-    found = recall(index.above(queries, threshold), exact_hits(vectors, queries, threshold))
-    if found < _MIN_RECALL:
+    found = measured_recall(index.above(queries, threshold), exact_hits(vectors, queries, threshold), sample)
+    if found.value < _MIN_RECALL:
         raise ValidationFailed(
-            f"index {index.spec}: it finds {found:.1%} of the matches above the threshold {threshold:.4f}, at least "
-            f"{_MIN_RECALL:.0%} is required: raise nprobe or use Flat"
+            f"index {index.spec}: it finds {found.value:.1%} of the matches above the threshold {threshold:.4f} (95 % "
+            f"interval {found.low:.1%} to {found.high:.1%}), at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or use Exact"
         )
     return found
 

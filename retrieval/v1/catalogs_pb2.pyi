@@ -103,7 +103,7 @@ class StartReindexRequest(_message.Message):
     name. Empty: the bundle of the live snapshot, or the only one in the store.
     """
     index_spec: _builtins.str
-    """`Flat` (exact, the default) or `IVF<lists>,nprobe=<n>`."""
+    """`Exact` (complete, the default), `Flat`, or an approximate kind such as `IVF<lists>,nprobe=<n>`: see docs/serve.md."""
     max_failed_share: _builtins.float
     """Largest share of items that may be unreadable, 0 to 1; 0.01 if unset. One item may always fail."""
     def __init__(
@@ -248,6 +248,9 @@ class Snapshot(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     PASSED_OVER_FIELD_NUMBER: _builtins.int
+    INDEX_RECALL_LOW_FIELD_NUMBER: _builtins.int
+    INDEX_RECALL_HIGH_FIELD_NUMBER: _builtins.int
+    INDEX_DETAILS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Digest of bundle, score, catalogue and index spec: the same input gives the same id."""
     catalog: _builtins.str
@@ -263,6 +266,11 @@ class Snapshot(_message.Message):
     """True for the snapshot that queries search."""
     problem: _builtins.str
     """In a list: the reason why the snapshot cannot be read; then only id, catalog and live are set."""
+    index_recall_low: _builtins.float
+    """95 % interval of index_recall. 1 to 1 for a complete index; 0 to 1 if it was not measured."""
+    index_recall_high: _builtins.float
+    index_details: _builtins.str
+    """What the index chose when it was built, and what it cannot promise, as JSON."""
     @_builtins.property
     def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Ids of the first hundred of these items, each with the reason."""
@@ -289,10 +297,13 @@ class Snapshot(_message.Message):
         live: _builtins.bool = ...,
         problem: _builtins.str = ...,
         passed_over: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        index_recall_low: _builtins.float = ...,
+        index_recall_high: _builtins.float = ...,
+        index_details: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_recall", b"index_recall", "index_spec", b"index_spec", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "passed_over", b"passed_over", "problem", b"problem", "score_digest", b"score_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_details", b"index_details", "index_recall", b"index_recall", "index_recall_high", b"index_recall_high", "index_recall_low", b"index_recall_low", "index_spec", b"index_spec", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "passed_over", b"passed_over", "problem", b"problem", "score_digest", b"score_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,8 +35,10 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     manifest: Manifest,
     index: Annotated[
         str,
-        typer.Option(help="Flat (exact), or IVF with the numbers of lists and of lists searched: IVF1024,nprobe=16."),
-    ] = "Flat",
+        typer.Option(
+            help="Exact (complete), or an approximate kind, for instance IVF1024,nprobe=16: see docs/serve.md."
+        ),
+    ] = "Exact",
     bundle: Bundle = "",
     max_failed_share: Annotated[float, typer.Option(help="Largest share of images that may be unreadable.")] = 0.01,
     embedded: Annotated[
@@ -96,9 +98,12 @@ def _print_snapshot(snapshot: "Snapshot") -> None:
         err.print(f"left out {item}: {reason}", markup=False)
     if snapshot.n_failed > _NAMED_FAILURES:
         err.print(f"left out {snapshot.n_failed - _NAMED_FAILURES:,} more: see `retrieval snapshots list --json`")
+    recall = f"{snapshot.index_recall:.3f}"
+    if snapshot.index_recall_low < snapshot.index_recall_high:
+        recall += f" (95 % interval {snapshot.index_recall_low:.3f} to {snapshot.index_recall_high:.3f})"
     out.print(
         f"reindex of {snapshot.catalog} done: {snapshot.n_items:,} items, {snapshot.n_failed:,} failed, index "
-        f"{snapshot.index_spec} with recall {snapshot.index_recall:.3f}, snapshot {snapshot.id}",
+        f"{snapshot.index_spec} with recall {recall}, snapshot {snapshot.id}",
         markup=False,
         highlight=False,
     )

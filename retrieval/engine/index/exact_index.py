@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,9 +23,9 @@ from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.layout import as_queries
 from retrieval.engine.index.exact.lists import Lists
 from retrieval.engine.index.exact.search import Encoded, find, pairs
-from retrieval.engine.index.index import Hits, check_search, check_vectors
+from retrieval.engine.index.index import Hits, check_search, check_threshold, check_vectors
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+from retrieval.errors import CorruptArtifact
 
 Vectors = NDArray[np.float32]
 
@@ -114,18 +113,13 @@ class ExactIndex:
 
         Each pair comes once, in no order; no row is paired with itself. Only one part is in memory.
         """
-        _check_threshold(threshold)
+        check_threshold(threshold)
         yield from pairs(best_form(), self._encoded, threshold)
 
 
 def warm() -> None:
     """Compile the search, or read it from the cache on the disk, so that the first query does not wait for it."""
     best_form()
-
-
-def _check_threshold(threshold: float) -> None:
-    if math.isnan(threshold):
-        raise InvalidEmbeddings("expected a threshold, found NaN")
 
 
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:

@@ -28,20 +28,22 @@ def score_pairs(
     queries: NDArray[np.float32],
     row_numbers: Numbers,
     query_numbers: Numbers,
+    *,
     d: int | None = None,
 ) -> NDArray[np.float32]:
     """Return the score of each pair of a row and a query: the inner product in float64, rounded to float32.
 
-    d: the number of columns that are no offset, `own_columns` of the whole gallery; None: all.
+    d: the number of columns that are no offset, see `exact_score`; all if it is None.
     """
     scores = np.empty(len(row_numbers), np.float32)
-    _score_pairs(rows, queries, row_numbers, query_numbers, rows.shape[1] if d is None else d, scores)
+    _score_pairs(rows, queries, row_numbers, query_numbers, scores, rows.shape[1] if d is None else d)
     return scores
 
 
 def own_columns(gallery: NDArray[np.float32]) -> int:
-    """Return the number of columns that are no offset: `ExactIndex` adds the two of an offset to each other first."""
-    return gallery.shape[1] - (2 if has_offset(gallery) else 0)
+    """Return the number of columns that are no offset, the `d` of `score_pairs`."""
+    n_columns: int = gallery.shape[1]
+    return n_columns - (2 if has_offset(gallery) else 0)
 
 
 def hits_of(
@@ -63,8 +65,8 @@ def _score_pairs(
     queries: NDArray[np.float32],
     row_numbers: Numbers,
     query_numbers: Numbers,
-    d: int,
     scores: NDArray[np.float32],
+    d: int,
 ) -> None:
     """Write the score of each pair."""
     for i in range(row_numbers.shape[0]):

@@ -14,8 +14,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.engine.index.exact.layout import has_offset
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.faiss_file import read_file, write_file
+from retrieval.engine.index.faiss_file import is_bare, read_bare, read_file, write_file
 from retrieval.engine.index.faiss_native import (
     BLAS_BATCH,
     build_native,
@@ -62,6 +63,7 @@ class FaissIndex:
         self._turn = turn
         self._rows = originals if len(originals) else stored_vectors(native)  # None: FAISS's lists have them
         self._originals = originals
+        self._d = self.dimension - (2 if all(map(has_offset, self._in_parts())) else 0)
         self.self_test: SelfTest | None = None
 
     @classmethod
@@ -83,6 +85,8 @@ class FaissIndex:
     @classmethod
     def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
         """Open an index, see `load_index`."""
+        if is_bare(path):
+            return cls._load_bare(path, spec, dimension=dimension, n_items=n_items)
         description, arrays, native = read_file(path)
         try:
             slack = Slack.parse(description["slack"])
@@ -104,6 +108,23 @@ class FaissIndex:
             raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
         index.self_test = SelfTest.read(arrays, path, dimension)
         index.self_test.check(index, path)
+        return index
+
+    @classmethod
+    def _load_bare(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
+        """Open an index of an earlier version, which has no self-test."""
+        native = read_bare(path)
+        if spec.codes or shape_of(native) != (n_items, dimension, spec.n_lists, spec.n_links):
+            raise CorruptArtifact(
+                f"index {path}: expected {n_items} vectors of dimension {dimension} in {spec}, "
+                f"found {native.ntotal} of {native.d}"
+            )
+        nothing = np.empty((0, dimension), np.float32)
+        index = cls(native, spec, Slack(of_norm=0, fixed=0, largest=0), nothing, np.empty((0, 0), np.float32))
+        slacks = [slack_of(native, spec, rows, index._turn, None) for rows in index._in_parts()]
+        index._slack = max(slacks, key=lambda slack: slack.largest)
+        if not np.isfinite(index._slack.largest):
+            raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
         return index
 
     def save(self, path: Path) -> None:
@@ -163,12 +184,12 @@ class FaissIndex:
     def _scores(self, queries: Vectors, numbers: NDArray[np.int64], positions: NDArray[np.int64]) -> Vectors:
         """Return the exact score of each pair."""
         if self._rows is not None:
-            return score_pairs(self._rows, queries, positions, numbers)
+            return score_pairs(self._rows, queries, positions, numbers, d=self._d)
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(positions), _CHUNK):
             part = slice(start, start + _CHUNK)
             rows = decoded(self._native, positions[part])
-            parts.append(score_pairs(rows, queries, np.arange(len(rows)), numbers[part]))
+            parts.append(score_pairs(rows, queries, np.arange(len(rows)), numbers[part], d=self._d))
         return np.concatenate(parts)
 
     def _in_parts(self) -> Iterator[Vectors]:

@@ -50,7 +50,7 @@ class GpuSearch:
 
     def _scores(self, queries: Vectors, rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> Vectors:
         """Return the exact score of each pair."""
-        return score_pairs(self.rows, queries, rows, numbers, self._own_columns)
+        return score_pairs(self.rows, queries, rows, numbers, d=self._own_columns)
 
     def _converted(self, tile: int) -> Iterator[Half]:
         """Yield the tiles in float16."""

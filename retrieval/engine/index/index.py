@@ -3,6 +3,7 @@
 `contract/score.py` defines the meaning of the vectors; each kind of index decides how they are stored.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,17 @@ def check_search(
 ) -> None:
     """Raise InvalidEmbeddings if the arguments of `above` do not fit this index."""
     check_vectors(queries, index.dimension)
-    if np.isnan(threshold):
-        raise InvalidEmbeddings("expected a threshold, found NaN")
+    check_threshold(threshold)
     if allowed is not None and (allowed.dtype != np.bool_ or allowed.shape != (index.n_items,)):
         raise InvalidEmbeddings(
             f"expected a filter of bool [{index.n_items}], found {allowed.dtype} {list(allowed.shape)}"
         )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise InvalidEmbeddings for NaN, which no score reaches."""
+    if math.isnan(threshold):
+        raise InvalidEmbeddings("expected a threshold, found NaN")
 
 
 def check_vectors(vectors: NDArray[np.float32], dimension: int) -> None:

@@ -201,7 +201,7 @@ class MilvusIndex:
                     vectors = np.array([hit["entity"][_VECTOR] for hit in reply], np.float32)
                     own = np.zeros(len(reply), np.int64)
                     asked_one, columns = queries[number : number + 1], self._pointer.own_columns
-                    scores.append(score_pairs(vectors, asked_one, np.arange(len(reply)), own, columns))
+                    scores.append(score_pairs(vectors, asked_one, np.arange(len(reply)), own, d=columns))
                     positions.append(np.array([hit[_ROW] for hit in reply], np.int64))
                     numbers.append(own + number)
         found = np.concatenate(numbers), np.concatenate(positions), np.concatenate(scores)

@@ -1,8 +1,4 @@
-"""The recall of an approximate index: measured with queries whose complete answers are known.
-
-An index is published only if the lower end of the interval reaches the floor: a recall that is high by luck, or known
-from few matches, is not enough. `Exact` needs no such evidence.
-"""
+"""The recall of an approximate index: measured with queries whose complete answers are known."""
 
 from __future__ import annotations
 
@@ -14,13 +10,9 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import effective_number
 from retrieval.consistency.subgroups.clustered import RateEstimates
-from retrieval.engine.index.index import Hits, Index
-from retrieval.engine.index.open import exact_hits
-from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import ValidationFailed
+from retrieval.engine.index.index import Hits
 
 CONFIDENCE = 0.95
-FLOOR = 0.9  # an index whose recall may be lower is not published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,31 +26,7 @@ class Recall:
     n_matches: int
 
 
-def check_recall(
-    index: Index,
-    vectors: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    threshold: float,
-    own_rows: NDArray[np.int64] | None = None,
-) -> Recall:
-    """Return the recall of an index over `vectors` at a threshold; 1 without queries if it is exact.
-
-    own_rows: see `measured_recall`. Raises ValidationFailed if the interval reaches below `FLOOR`. Cost: q * n * D.
-    """
-    if index.spec.is_exact:
-        return Recall(value=1.0, low=1.0, high=1.0, n_queries=0, n_matches=0)
-    found = measured_recall(index.above(queries, threshold), exact_hits(vectors, queries, threshold), own_rows)
-    if found.low < FLOOR:
-        raise ValidationFailed(
-            f"index {index.spec}: it finds {found.value:.1%} of the matches above the threshold {threshold:.4f}, "
-            f"{found.low:.1%} to {found.high:.1%} with 95 % confidence ({found.n_matches} matches of {found.n_queries} "
-            f"queries). At least {FLOOR:.0%} must be sure: {_advice(index.spec)}use Exact"
-        )
-    return found
-
-
-def _advice(spec: IndexSpec) -> str:
-    return {"IVF": "raise nprobe or ", "HNSW": "raise ef or "}.get(spec.kind, "")
+COMPLETE = Recall(value=1.0, low=1.0, high=1.0, n_queries=0, n_matches=0)  # of an exact kind: it is not measured
 
 
 def measured_recall(

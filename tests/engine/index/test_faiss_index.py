@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -200,3 +201,27 @@ def test_lists_trained_on_the_gpu_search_on_the_cpu() -> None:
     vectors, queries = clustered(800), clustered(30, seed=1)
     index = build_index(vectors, IndexSpec.parse("IVF16,nprobe=16"), device="cuda")
     assert recall(index.above(queries, 0.5), exact_hits(vectors, queries, 0.5)) == 1.0
+
+
+@pytest.mark.parametrize("text", ["Flat", "IVF4,nprobe=2"])
+def test_a_file_of_an_earlier_version_opens(text: str, tmp_path: Path) -> None:
+    """Earlier versions wrote what FAISS writes, and nothing else. It answers as before."""
+    vectors, queries, spec = clustered(200), clustered(9, seed=1), IndexSpec.parse(text)
+    index = build_index(vectors, spec)
+    faiss.write_index(index._native, str(tmp_path / "old"))  # type: ignore[attr-defined]  # a FaissIndex
+    old = load_index(tmp_path / "old", spec, dimension=16, n_items=200)
+    assert list(map(as_pairs, old.above(queries, 0.5))) == list(map(as_pairs, index.above(queries, 0.5)))
+    content = (tmp_path / "old").read_bytes()
+    for length in (4, 40, len(content) - 1):
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(CorruptArtifact, match="truncated"):
+            load_index(tmp_path / "cut", spec, dimension=16, n_items=200)
+    with pytest.raises(CorruptArtifact, match="expected 199 vectors"):
+        load_index(tmp_path / "old", spec, dimension=16, n_items=199)
+    vectors[7, 3] = np.nan
+    native = faiss.IndexFlatIP(16)
+    native.add(vectors)
+    faiss.write_index(native, str(tmp_path / "nan"))
+    if text == "Flat":
+        with pytest.raises(CorruptArtifact, match="NaN or infinity"):
+            load_index(tmp_path / "nan", spec, dimension=16, n_items=200)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,36 +165,27 @@ def test_another_process_opens_every_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["Flat", "IVF2,nprobe=1", "IVF2,SQfp16,nprobe=2", "IVF2,RaBitQ,nprobe=2", "HNSW6,ef=12"]
 )
-def test_a_damaged_file_is_refused_or_answers(text: str, tmp_path: Path) -> None:
-    """FAISS trusts the sizes in its files, so it never sees damaged bytes; vectors may change, the process never dies.
-
-    The checksum of the whole file is the snapshot's, see test_snapshot.py.
-    """
-    vectors, queries, threshold = small(n=90)
+def test_a_flipped_bit_anywhere_is_refused(text: str, tmp_path: Path) -> None:
+    """FAISS trusts the sizes in its files, so it never sees damaged bytes."""
+    vectors, _, threshold = small(n=90)
     spec = IndexSpec.parse(text)
     built(text, vectors, threshold).save(tmp_path / "index")
     whole = (tmp_path / "index").read_bytes()
     rng = np.random.default_rng(0)
-    for place in rng.integers(len(whole), size=40).tolist():
+    for place in [*range(24), *rng.integers(len(whole), size=100).tolist(), len(whole) - 1]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(rng.integers(8))
         (tmp_path / "damaged").write_bytes(damaged)
-        try:
-            opened = load_index(tmp_path / "damaged", spec, dimension=16, n_items=90)
-        except CorruptArtifact:
-            continue
-        assert len(opened.above(queries, threshold)) == len(queries)
-    native = len(whole) - 1
-    (tmp_path / "damaged").write_bytes(whole[:native] + bytes([whole[native] ^ 1]))
-    with pytest.raises(CorruptArtifact, match="truncated or was changed"):
-        load_index(tmp_path / "damaged", spec, dimension=16, n_items=90)
+        with pytest.raises(CorruptArtifact, match="damaged"):
+            load_index(tmp_path / "damaged", spec, dimension=16, n_items=90)
 
 
 @pytest.mark.parametrize("text", [*COMPLETE, "HNSW6,ef=12"])
 def test_a_filter_of_another_shape_is_refused(text: str) -> None:
     vectors, queries, threshold = small()
     index = built(text, vectors, threshold)
-    for bad in (np.ones(399, np.bool_), np.ones((1, 400), np.bool_), np.ones(400, np.uint8)):
+    wrong: list[Any] = [np.ones(399, np.bool_), np.ones((1, 400), np.bool_), np.ones(400, np.uint8)]
+    for bad in wrong:
         with pytest.raises(InvalidEmbeddings, match="expected"):
             index.above(queries, threshold, bad)
 
@@ -218,12 +210,14 @@ def test_codes_lower_the_threshold_by_what_was_measured() -> None:
     details = index.details()
     assert details["measured_slack"] > 0.01
     assert details["measured_on"] > 1000
-    wanted = sum(map(len, expected(scores(vectors, vectors[:200]), threshold, np.ones(3000, np.bool_))))
+    all_scores = scores(vectors, vectors[:200])
+    wanted = (all_scores >= threshold).sum()
     found = sum(len(hits.positions) for hits in index.above(vectors[:200], threshold))
     assert found / wanted > 0.98
     lists = index._native  # type: ignore[attr-defined]  # FAISS alone
-    limits, _, _ = lists.range_search(vectors[:200] @ index._turn, threshold)  # type: ignore[attr-defined]
-    assert limits[-1] / wanted < found / wanted
+    limits, _, rows = lists.range_search(vectors[:200] @ index._turn, threshold)  # type: ignore[attr-defined]
+    numbers = np.repeat(np.arange(200), np.diff(limits.astype(np.int64)))
+    assert (all_scores[numbers, rows] >= threshold).sum() < found
 
 
 def test_what_a_kind_cannot_promise_is_stated() -> None:

@@ -45,7 +45,9 @@ def items() -> ItemTable:
 
 
 def put_snapshot(store: Store, snapshot: str = "s1", *, created_at: str = CREATED_AT) -> SnapshotManifest:
-    return store.put_snapshot(manifest(snapshot, created_at=created_at), build_index(VECTORS, IndexSpec.parse("Flat")), items())
+    return store.put_snapshot(
+        manifest(snapshot, created_at=created_at), build_index(VECTORS, IndexSpec.parse("Flat")), items()
+    )
 
 
 def the_only(store: Store, pattern: str) -> Path:

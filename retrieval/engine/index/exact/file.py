@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ _LONGEST_HEADER = 1 << 16
 _CHUNK = 1 << 24
 
 Arrays = Mapping[str, NDArray[Any]]
+Tail = Callable[[Callable[[bytes], None]], None]
 
 
-def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write a description and arrays into a file. Raises OSError if the disk is full."""
+def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays, tail: Tail | None = None) -> None:
+    """Write a description and arrays into a file, then what `tail` writes. Raises OSError if the disk is full."""
     entries, offset = {}, 0
     for name, array in arrays.items():
         entries[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "offset": offset}
@@ -38,14 +39,19 @@ def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays) -> 
     header = json.dumps({**description, "arrays": entries}).encode()
     header += b" " * (-(_PREFIX + len(header)) % _ALIGNMENT)
     checksum = zlib.crc32(header)
+
+    def write(content: bytes | memoryview) -> None:
+        nonlocal checksum
+        file.write(content)
+        checksum = zlib.crc32(content, checksum)
+
     with path.open("wb") as file:
         file.write(bytes(_PREFIX) + header)
         for array in arrays.values():
-            content = memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else memoryview(b"")
-            padding = bytes(-array.nbytes % _ALIGNMENT)
-            file.write(content)
-            file.write(padding)
-            checksum = zlib.crc32(padding, zlib.crc32(content, checksum))
+            write(memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else b"")
+            write(bytes(-array.nbytes % _ALIGNMENT))
+        if tail:
+            tail(write)
         file.seek(0)
         file.write(_MAGIC + len(header).to_bytes(8, "little") + checksum.to_bytes(8, "little"))
 
