@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from retrieval.compiled import compiled
 from retrieval.consistency import float32_at_least
 from retrieval.engine.index.exact.kernels import exact_score
+from retrieval.engine.index.exact.layout import has_offset
 from retrieval.engine.index.index import Hits
 
 Numbers = NDArray[np.int64]
@@ -37,6 +38,12 @@ def score_pairs(
     scores = np.empty(len(row_numbers), np.float32)
     _score_pairs(rows, queries, row_numbers, query_numbers, scores, rows.shape[1] if d is None else d)
     return scores
+
+
+def own_columns(gallery: NDArray[np.float32]) -> int:
+    """Return the number of columns that are no offset, the `d` of `score_pairs`."""
+    n_columns: int = gallery.shape[1]
+    return n_columns - (2 if has_offset(gallery) else 0)
 
 
 def hits_of(

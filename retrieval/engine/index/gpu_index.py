@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact_index import ExactIndex
-from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, own_columns, score_pairs
 from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.gpu_half import Half, HalfGallery, largest_norm
 from retrieval.engine.index.gpu_tiles import WIDTH, Device, Tiles
-from retrieval.engine.index.index import Hits, check_vectors
-from retrieval.errors import InvalidEmbeddings, ValidationFailed
+from retrieval.engine.index.index import Hits, check_search
+from retrieval.errors import ValidationFailed
 
 Vectors = NDArray[np.float32]
 
@@ -34,6 +34,7 @@ class GpuSearch:
     def __init__(self, rows: Vectors, devices: Sequence[Device], *, tile: int = TILE) -> None:
         """Move the rows [n, D] to the devices, and check there that none is missed. Raises DeviceUnavailable."""
         self.rows = rows
+        self._own_columns = own_columns(rows)
         self.gallery = HalfGallery.of(largest_norm(rows, _CONVERTED))
         self.devices = tuple(devices)
         self._tiles = Tiles(self._converted(tile), devices)
@@ -45,7 +46,11 @@ class GpuSearch:
         """Return queries, rows and scores of the pairs that can match; all with `score >= threshold` are among them."""
         half, limits = self.gallery.queries_and_limits(queries, lowest_score(threshold))
         found = self._tiles.candidates(_widened(half), limits, allowed)
-        return found.queries, found.rows, score_pairs(self.rows, queries, found.rows, found.queries)
+        return found.queries, found.rows, self._scores(queries, found.rows, found.queries)
+
+    def _scores(self, queries: Vectors, rows: NDArray[np.int64], numbers: NDArray[np.int64]) -> Vectors:
+        """Return the exact score of each pair."""
+        return score_pairs(self.rows, queries, rows, numbers, d=self._own_columns)
 
     def _converted(self, tile: int) -> Iterator[Half]:
         """Yield the tiles in float16."""
@@ -63,7 +68,7 @@ class GpuSearch:
         queries = self.rows[np.linspace(0, n - 1, min(n, _CHECKED_QUERIES)).astype(np.int64)]
         sample = np.unique(np.linspace(0, n - 1, min(n, _CHECKED_ROWS)).astype(np.int64))
         numbers = np.repeat(np.arange(len(queries)), len(sample))
-        scores = score_pairs(self.rows, queries, np.tile(sample, len(queries)), numbers)
+        scores = self._scores(queries, np.tile(sample, len(queries)), numbers)
         for query, own in zip(queries, scores.reshape(len(queries), -1), strict=True):
             threshold = float(np.sort(own)[-min(len(own), _CHECKED_HITS)])
             found = self.pairs(query[None], threshold)[1]
@@ -114,7 +119,7 @@ class GpuIndex:
         """Return what the manifest records."""
         devices = [f"{device.kind}:{device.number}" for device in self._search.devices]
         return {
-            "complete": True,
+            **self._exact.details(),
             "devices": devices,
             "bytes_a_vector_on_device": 2 * -(-self.dimension // WIDTH) * WIDTH + 1,
             "relative_slack": self._search.gallery.slack,
@@ -122,9 +127,7 @@ class GpuIndex:
 
     def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:
         """Return what `ExactIndex.above` returns."""
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         if allowed is not None and len(self._order):
             allowed = allowed[self._order]
         numbers, rows, scores = self._search.pairs(queries, threshold, allowed)

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_array, digest_json
-from retrieval.contract.documents import Size, parse, read_object
-from retrieval.engine.index.exact_scores import hits_of, lowest_score, score_pairs
-from retrieval.engine.index.index import Hits, check_vectors
+from retrieval.contract.documents import Count, Size, parse, read_object
+from retrieval.engine.index.exact_scores import hits_of, lowest_score, own_columns, score_pairs
+from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.milvus_address import MilvusAddress, token
 from retrieval.engine.index.spec import IndexSpec
-from retrieval.errors import CorruptArtifact, FailedPrecondition, InvalidEmbeddings, Unavailable, ValidationFailed
+from retrieval.errors import CorruptArtifact, FailedPrecondition, Unavailable, ValidationFailed
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -48,7 +48,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pointer:
-    """The file of the index: where it is and what must be there. `longest`: the largest norm of a vector."""
+    """The file of the index: where it is and what must be there.
+
+    longest: the largest norm of a vector. own_columns: the number of columns that are no offset of the score.
+    """
 
     format: int
     uri: str
@@ -58,24 +61,26 @@ class _Pointer:
     checksum: str
     sample: str
     longest: float
+    own_columns: Count
 
 
 class MilvusIndex:
     """An immutable collection of Milvus. Searching is safe from several threads."""
 
-    def __init__(self, client: MilvusClient, address: MilvusAddress, pointer: _Pointer, spec: IndexSpec) -> None:
+    def __init__(self, client: MilvusClient, pointer: _Pointer, spec: IndexSpec) -> None:
         self._client = client
-        self._address = address
+        self._address = MilvusAddress.parse(spec.uri)
         self._pointer = pointer
         self.spec = spec
 
     @classmethod
-    def build(cls, vectors: Vectors, address: MilvusAddress, spec: IndexSpec) -> MilvusIndex:
+    def build(cls, vectors: Vectors, spec: IndexSpec) -> MilvusIndex:
         """Store `vectors` [n, D] float32 in a new collection; `publish` makes it the one of the alias.
 
         Raises InvalidEmbeddings, Unavailable if Milvus is, ValidationFailed if it does not hold what it was sent.
         """
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
+        address = MilvusAddress.parse(spec.uri)
         checksum = digest_json([digest_array(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)])
         pointer = _Pointer(
             format=_FORMAT,
@@ -86,8 +91,9 @@ class MilvusIndex:
             checksum=checksum,
             sample=digest_array(vectors[_sampled(len(vectors))]),
             longest=max(_largest_norm(vectors[i : i + _TILE]) for i in range(0, len(vectors), _TILE)),
+            own_columns=own_columns(vectors),
         )
-        index = cls(_connected(address), address, pointer, spec)
+        index = cls(_connected(address), pointer, spec)
         try:
             with _calls(address):
                 index._fill(vectors)
@@ -99,9 +105,9 @@ class MilvusIndex:
         return index
 
     @classmethod
-    def load(cls, path: Path, address: MilvusAddress, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
+    def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
         """Open the index that a pointer names, see `load_index`. Raises Unavailable if Milvus is."""
-        where = f"index {path}"
+        where, address = f"index {path}", MilvusAddress.parse(spec.uri)
         try:
             pointer = parse(_Pointer, read_object(path.read_bytes(), where), where)
         except OSError as error:
@@ -111,7 +117,7 @@ class MilvusIndex:
             raise CorruptArtifact(
                 f"{where}: expected format, address, dimension and number of items {expected}, found {found}"
             )
-        index = cls(_connected(address), address, pointer, spec)
+        index = cls(_connected(address), pointer, spec)
         with _calls(address):
             if not index._client.has_collection(pointer.collection, timeout=_TIMEOUT_S):
                 raise CorruptArtifact(f"{where}: Milvus has no collection {pointer.collection}; reindex the catalogue")
@@ -167,9 +173,7 @@ class MilvusIndex:
 
         allowed: [n], the rows that may be found. Few of them are listed in the call, many are selected from its reply.
         """
-        check_vectors(queries, self.dimension)
-        if np.isnan(threshold):
-            raise InvalidEmbeddings("expected a threshold, found NaN")
+        check_search(self, queries, threshold, allowed)
         rows: Rows = range(self.n_items)
         if allowed is not None and np.count_nonzero(allowed) <= LIMIT:
             rows = np.flatnonzero(allowed)
@@ -196,7 +200,8 @@ class MilvusIndex:
                 elif reply:
                     vectors = np.array([hit["entity"][_VECTOR] for hit in reply], np.float32)
                     own = np.zeros(len(reply), np.int64)
-                    scores.append(score_pairs(vectors, queries[number : number + 1], np.arange(len(reply)), own))
+                    asked_one, columns = queries[number : number + 1], self._pointer.own_columns
+                    scores.append(score_pairs(vectors, asked_one, np.arange(len(reply)), own, d=columns))
                     positions.append(np.array([hit[_ROW] for hit in reply], np.int64))
                     numbers.append(own + number)
         found = np.concatenate(numbers), np.concatenate(positions), np.concatenate(scores)
@@ -216,7 +221,10 @@ class MilvusIndex:
 
     def _search(self, queries: Vectors, radius: float, rows: Rows, limit: int) -> Sequence[Sequence[Any]]:
         """Return the best matches of each query among some rows, with their vectors."""
-        parameters = {"metric_type": "IP", "params": {"radius": radius, **self._address.search_params}}
+        own = {
+            name: max(value, limit) if name == "ef" else value for name, value in self._address.search_params.items()
+        }
+        parameters = {"metric_type": "IP", "params": {"radius": radius, **own}}  # Milvus refuses an ef below the limit
         with _calls(self._address):
             replies: Sequence[Sequence[Any]] = self._client.search(
                 self._pointer.collection,

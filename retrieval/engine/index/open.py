@@ -26,27 +26,32 @@ def build_index(
 
         return ExactIndex.build(vectors, threshold=threshold)
     if spec.kind == "milvus":
-        from retrieval.engine.index.milvus_address import MilvusAddress
         from retrieval.engine.index.milvus_index import MilvusIndex
 
-        return MilvusIndex.build(vectors, MilvusAddress.parse(spec.uri), spec)
+        return MilvusIndex.build(vectors, spec)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
 
 
-def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> Index:
-    """Open the index in a file. Raises CorruptArtifact if it is damaged or does not have this shape."""
+def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, device: str = "cpu") -> Index:
+    """Open the index in a file. `device="cuda"` searches the exact index on the GPUs of this machine.
+
+    Raises CorruptArtifact if it is damaged or does not have this shape, DeviceUnavailable if the GPU is missing,
+    Unavailable if it is in a Milvus that does not answer.
+    """
+    if spec.kind == "Exact" and device == "cuda":
+        from retrieval.engine.index.gpu_index import GpuIndex
+
+        return GpuIndex.load(path, dimension=dimension, n_items=n_items)
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
         return ExactIndex.load(path, dimension=dimension, n_items=n_items)
     if spec.kind == "milvus":
-        from retrieval.engine.index.milvus_address import MilvusAddress
         from retrieval.engine.index.milvus_index import MilvusIndex
 
-        address = MilvusAddress.parse(spec.uri)
-        return MilvusIndex.load(path, address, spec, dimension=dimension, n_items=n_items)
+        return MilvusIndex.load(path, spec, dimension=dimension, n_items=n_items)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)

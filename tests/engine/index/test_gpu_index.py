@@ -18,6 +18,8 @@ from retrieval.engine.index.gpu_half import HalfGallery, to_half
 from retrieval.engine.index.gpu_index import GpuIndex, GpuSearch, devices_of
 from retrieval.engine.index.gpu_tiles import Candidates, Device, Tiles
 from retrieval.engine.index.index import Hits
+from retrieval.engine.index.open import load_index
+from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import DeviceUnavailable, InvalidEmbeddings, ValidationFailed
 from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
 
@@ -186,3 +188,12 @@ def test_scores_are_those_of_float64() -> None:
 
 def test_lowest_score_is_below_what_rounds_up_to_the_threshold() -> None:
     assert lowest_score(0.5) < 0.5 - 2.0**-26 < float(np.float32(0.5))
+
+
+def test_an_index_is_opened_on_the_gpu_or_not_at_all(tmp_path: Path) -> None:
+    """Asked for a GPU that is missing, `load_index` does not fall back to the CPU."""
+    if gpu_index.n_gpus():
+        pytest.skip("this machine has a GPU")
+    ExactIndex.build(np.eye(8, dtype=np.float32)).save(tmp_path / "index")
+    with pytest.raises(DeviceUnavailable, match="device=cuda was requested"):
+        load_index(tmp_path / "index", IndexSpec(), dimension=8, n_items=8, device="cuda")

@@ -15,6 +15,7 @@ from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.engine.index.index import Hits
 from retrieval.engine.index.milvus_address import MilvusAddress
 from retrieval.engine.index.milvus_index import MilvusIndex
+from retrieval.engine.index.open import build_index, load_index
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings, Unavailable, ValidationFailed
 from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
@@ -37,8 +38,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusAddress]
     client.close()
 
 
+def spec_of(address: MilvusAddress) -> IndexSpec:
+    return IndexSpec.parse(f"milvus:{address}")
+
+
 def built(vectors: Vectors, address: MilvusAddress) -> MilvusIndex:
-    return MilvusIndex.build(vectors, address, IndexSpec())
+    index = build_index(vectors, spec_of(address))
+    assert isinstance(index, MilvusIndex)
+    return index
 
 
 def assert_same(found: list[Hits], wanted: list[Hits]) -> None:
@@ -98,7 +105,7 @@ def test_a_saved_index_is_opened(address: MilvusAddress, tmp_path: Path) -> None
     index = built(vectors, address)
     index.save(tmp_path / "index")
     assert (tmp_path / "index").stat().st_size < 1000
-    opened = MilvusIndex.load(tmp_path / "index", address, IndexSpec(), dimension=16, n_items=300)
+    opened = load_index(tmp_path / "index", spec_of(address), dimension=16, n_items=300)
     assert_same(opened.above(vectors[:5], 0.4), index.above(vectors[:5], 0.4))
     assert (opened.n_items, opened.dimension) == (300, 16)
     assert opened.details() == index.details()
@@ -131,7 +138,7 @@ def test_a_pointer_that_does_not_fit_is_refused(address: MilvusAddress, tmp_path
     index.save(tmp_path / "index")
 
     def load(path: Path, *, dimension: int = 8, n_items: int = 60) -> MilvusIndex:
-        return MilvusIndex.load(path, address, IndexSpec(), dimension=dimension, n_items=n_items)
+        return MilvusIndex.load(path, spec_of(address), dimension=dimension, n_items=n_items)
 
     path = tmp_path / "index"
     for wrong in ({"dimension": 9}, {"n_items": 61}):
@@ -161,7 +168,7 @@ def test_vectors_that_changed_in_milvus_are_noticed(address: MilvusAddress, tmp_
     client = pymilvus.MilvusClient(uri=address.server)
     client.upsert(index.details()["collection"], [{"row": 5, "vector": [0.5] * 8}])
     with pytest.raises(CorruptArtifact, match="Milvus holds other vectors"):
-        MilvusIndex.load(tmp_path / "index", address, IndexSpec(), dimension=8, n_items=60)
+        MilvusIndex.load(tmp_path / "index", spec_of(address), dimension=8, n_items=60)
     index.remove()
 
 
@@ -188,10 +195,11 @@ def test_errors_of_milvus_are_unavailable(address: MilvusAddress, monkeypatch: p
         built(np.eye(8, dtype=np.float32), MilvusAddress.parse("http://127.0.0.1:1"))
 
 
-def test_approximate_indexes_promise_nothing(address: MilvusAddress) -> None:
+@pytest.mark.parametrize("kind", ["IVF_FLAT&nlist=16&nprobe=4", "HNSW&M=8&efConstruction=64&ef=16"])
+def test_approximate_indexes_promise_nothing(kind: str, address: MilvusAddress) -> None:
     """What they find is scored exactly."""
     vectors = KINDS["clustered"](2000, 16, np.random.default_rng(8))
-    own = MilvusAddress.parse(f"{address.uri}?name=shop&index=IVF_FLAT&nlist=16&nprobe=4")
+    own = MilvusAddress.parse(f"{address.uri}?name=shop&index={kind}")
     index = built(vectors, own)
     assert index.details()["complete"] is False
     assert "matches can be missing" in index.details()["completeness"]
