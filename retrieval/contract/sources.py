@@ -21,6 +21,8 @@ _LOCAL = ("file", "local")
 _WRAPPERS = ("simplecache", "filecache", "blockcache", "cached", "dir", "zip", "tar", "libarchive")
 # Schemes whose URLs name a host; those of object stores name a bucket.
 _OF_HOSTS = ("http", "https", "ftp", "ftps", "sftp", "ssh", "smb", "webdav", "webdavs", "webhdfs", "hdfs")
+# Addresses for which a gateway reaches IPv4 hosts: everywhere, or as the network has arranged.
+_NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")
 # What parts a chain; in an IPv6 address `::` is none.
 _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::|$)|/)")
 
@@ -70,9 +72,16 @@ def origin_of(url: str) -> str:
 def check_address(address: str, host: str, name: str) -> None:
     """Raise SourceNotAllowed if an address of `host` is private or link-local; that of this machine is not."""
     ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if not (ip.is_loopback or (ip.is_global and not ip.is_multicast)):
+    ip = _wrapped(ip) if isinstance(ip, ipaddress.IPv6Address) else ip
+    if not (ip.is_loopback or (ip.is_global and not ip.is_multicast)) or ip in _LOCAL_NAT64:
         raise refusal(name, f"{host} has the private or link-local address {ip}")
+
+
+def _wrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that a gateway or the kernel reaches for an IPv6 address; the address itself if none."""
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else ip)
 
 
 def _scheme(part: str, otherwise: str) -> str:
