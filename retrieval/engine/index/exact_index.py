@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class ExactIndex:
     @property
     def dimension(self) -> int:
         """The number of columns of the vectors."""
-        return self._encoded.gallery.rows.shape[1]
+        return int(self._encoded.gallery.rows.shape[1])
 
     def above(
         self,
@@ -129,7 +130,7 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
     n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
     p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
     n_offsets = len(gallery.offsets)
-    expected = {
+    expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
         "codes": (gallery.codes, np.uint8, (n_items, -(-d // 64) * 64)),
         "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),
