@@ -82,6 +82,24 @@ class ExactIndex:
         """The number of columns of the vectors."""
         return int(self._encoded.gallery.rows.shape[1])
 
+    def details(self) -> dict[str, Any]:
+        """Return what was chosen, what is proven, and what a query is expected to cost, as plain JSON values.
+
+        slack: how far the bound of level 1 may be above the Cauchy-Schwarz bound for a query of norm 1, because of
+        rounding to bytes. expected_microseconds: of a single query at the threshold of the build; 0: not timed.
+        """
+        gallery = self._encoded.gallery
+        n_dimensions = len(gallery.basis)
+        arrays = (*gallery, *self._encoded.lists, self._encoded.rows)
+        return {
+            "complete": True,
+            "bytes_at_level_1": self.choice.n_bytes,
+            "lists": self.choice.n_lists,
+            "slack": float(gallery.bounds[1] + n_dimensions**0.5 / 254 * gallery.bounds[2]),
+            "bytes_per_vector": round(sum(array.nbytes for array in arrays) / self.n_items, 1),
+            "expected_microseconds": self.choice.microseconds,
+        }
+
     def above(
         self,
         queries: Vectors,
