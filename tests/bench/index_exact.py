@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="50,000 vectors, fewer queries, no HNSW")
     parser.add_argument("--n", type=int, help="vectors (default 100000, quick 50000)")
     parser.add_argument("--queries", type=int, help="queries a round (default 100, quick 30)")
-    parser.add_argument("--checked", type=int, help="queries compared with brute force (default 2000, quick 150)")
+    parser.add_argument("--checked", type=int, help="queries compared with brute force (default 2000, quick 100)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cohort", action="store_true", help="the whitened cohort score, not the cosine")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="model that embeds drawings (default demo/bundle)")
@@ -70,13 +70,13 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.n = options.n or (50_000 if options.quick else 100_000)
     options.queries = options.queries or (30 if options.quick else 100)
-    options.checked = max(options.checked or (150 if options.quick else 2000), options.queries, _BATCH)
+    options.checked = max(options.checked or (100 if options.quick else 2000), options.queries, _BATCH)
     return options
 
 
 def _base(options: argparse.Namespace) -> tuple[Vectors, str]:
     """Return real embeddings if there are any, and where they are from."""
-    n = 1500 if options.quick else None
+    n = 800 if options.quick else None
     if options.embeddings:
         return without_duplicates(np.load(options.embeddings)), str(options.embeddings)
     try:
