@@ -1,16 +1,14 @@
 """Compiled loops over the pairs of one tile: count them by class and threshold, or by the bits of their score.
 
-The only module that imports Numba. Import it inside functions, because that takes a third of a second.
+Import it inside functions, because Numba takes a third of a second to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from retrieval.compiled import compiled
 
 Codes = NDArray[np.int64]
 Counts = NDArray[np.int64]
@@ -19,18 +17,9 @@ Guess = NDArray[np.int16] | NDArray[np.int32]
 
 LOW_BITS = 12
 _MAX_STEPS = 1 << 14  # half a first-level cache of int16
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _compiled(function: _Function) -> _Function:
-    """Compile on first use, and keep the code on disk for the next process if a folder can be written."""
-    try:
-        return cast(_Function, numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # neither the source's folder nor the user's cache can be written
-        return cast(_Function, numba.njit(nogil=True)(function))
-
-
-@_compiled
+@compiled
 def _excluded(first: Groups, i: int, second: Groups, j: int) -> bool:
     for attribute in range(first.shape[1]):
         if first[i, attribute] >= 0 and first[i, attribute] == second[j, attribute]:
@@ -38,7 +27,7 @@ def _excluded(first: Groups, i: int, second: Groups, j: int) -> bool:
     return False
 
 
-@_compiled
+@compiled
 def count_accepted_pairs(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     scores: NDArray[np.float32],
     first_codes: Codes,
@@ -101,7 +90,7 @@ def limit_guess(limits: NDArray[np.float32]) -> Guess:
     return guess.astype(np.int16) if len(limits) <= np.iinfo(np.int16).max else guess.astype(np.int32)
 
 
-@_compiled
+@compiled
 def count_pairs_by_class(
     first_codes: Codes,
     second_codes: Codes,
@@ -124,7 +113,7 @@ def count_pairs_by_class(
                     negatives[other] += 1
 
 
-@_compiled
+@compiled
 def _ordered(bits: np.uint32) -> np.uint32:
     """Return an integer that orders as the float32 of these bits does; -0.0 as 0.0."""
     if bits & np.uint32(0x80000000):
@@ -132,7 +121,7 @@ def _ordered(bits: np.uint32) -> np.uint32:
     return bits | np.uint32(0x80000000)
 
 
-@_compiled
+@compiled
 def count_high_bits(
     bits: NDArray[np.uint32],
     first_codes: Codes,
@@ -150,7 +139,7 @@ def count_high_bits(
                 counts[_ordered(bits[i, j]) >> np.uint32(LOW_BITS)] += 1
 
 
-@_compiled
+@compiled
 def count_low_bits(  # noqa: PLR0913  # compiled code takes arrays, not value classes
     bits: NDArray[np.uint32],
     first_codes: Codes,

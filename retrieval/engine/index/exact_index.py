@@ -79,7 +79,25 @@ class ExactIndex:
     @property
     def dimension(self) -> int:
         """The number of columns of the vectors."""
-        return self._encoded.gallery.rows.shape[1]
+        return int(self._encoded.gallery.rows.shape[1])
+
+    def details(self) -> dict[str, Any]:
+        """Return what was chosen, what is proven, and what a query is expected to cost, as plain JSON values.
+
+        slack: how far the bound of level 1 may be above the Cauchy-Schwarz bound for a query of norm 1, because of
+        rounding to bytes. expected_microseconds: of a single query at the threshold of the build; 0: not timed.
+        """
+        gallery = self._encoded.gallery
+        n_dimensions = len(gallery.basis)
+        arrays = (*gallery, *self._encoded.lists, self._encoded.rows)
+        return {
+            "complete": True,
+            "bytes_at_level_1": self.choice.n_bytes,
+            "lists": self.choice.n_lists,
+            "slack": float(gallery.bounds[1] + n_dimensions**0.5 / 254 * gallery.bounds[2]),
+            "bytes_per_vector": round(sum(array.nbytes for array in arrays) / self.n_items, 1),
+            "expected_microseconds": self.choice.microseconds,
+        }
 
     def details(self) -> dict[str, Any]:
         """Return what the manifest records: the choice made when the index was built."""
@@ -128,7 +146,7 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
     n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
     p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
     n_offsets = len(gallery.offsets)
-    expected = {
+    expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
         "codes": (gallery.codes, np.uint8, (n_items, -(-d // 64) * 64)),
         "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),

@@ -48,7 +48,7 @@ def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays, tai
     with path.open("wb") as file:
         file.write(bytes(_PREFIX) + header)
         for array in arrays.values():
-            write(memoryview(np.ascontiguousarray(array)).cast("B") if array.nbytes else b"")
+            write(np.ascontiguousarray(array).data.cast("B") if array.nbytes else b"")
             write(bytes(-array.nbytes % _ALIGNMENT))
         if tail:
             tail(write)
@@ -68,7 +68,7 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index of this version")
     found = 0
     for start in range(_PREFIX, len(whole), _CHUNK):
-        found = zlib.crc32(whole[start : start + _CHUNK], found)
+        found = zlib.crc32(whole[start : start + _CHUNK].data, found)
     if found != checksum:
         raise CorruptArtifact(f"index {path} cannot be read: its checksum is {found:08x}, expected {checksum:08x}")
     try:

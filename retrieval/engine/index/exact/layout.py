@@ -145,7 +145,7 @@ def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) 
 
 def _up(steps: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return the next whole number of steps, at most 255; the scales leave one step free for rounding."""
-    return np.ceil(steps * _UP).clip(0, 255).astype(np.uint8)
+    return np.asarray(np.ceil(steps * _UP).clip(0, 255), np.uint8)
 
 
 def _tiles(n: int) -> Iterator[slice]:

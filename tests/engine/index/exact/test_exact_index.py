@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -196,3 +198,20 @@ def test_each_slack_is_needed(gallery: int) -> None:
         for form in FORMS:
             found = find(form, encoded, queries, float(threshold))
             assert as_set(found) == expected(all_scores, threshold)
+
+
+def test_details_are_plain_values_that_say_what_was_chosen() -> None:
+    index = ExactIndex.build(KINDS["clustered"](5000, 16, np.random.default_rng(0)), threshold=0.9)
+    details = json.loads(json.dumps(index.details()))
+    assert details["complete"] is True
+    assert details["bytes_at_level_1"] == index.choice.n_bytes
+    assert details["lists"] == index.choice.n_lists
+    assert 0 < details["slack"] < 0.1
+    assert details["expected_microseconds"] > 0
+    assert 4 * 16 + 64 < details["bytes_per_vector"] < 4 * 16 + 64 + 128 + 100
+
+
+def test_a_filter_of_another_length_is_refused() -> None:
+    index = ExactIndex.build(KINDS["clustered"](100, 8, np.random.default_rng(0)))
+    with pytest.raises(InvalidEmbeddings, match=r"expected a filter of 100 booleans, found bool \(99,\)"):
+        index.above(np.zeros((1, 8), np.float32), 0.5, np.ones(99, np.bool_))

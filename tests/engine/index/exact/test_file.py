@@ -171,3 +171,19 @@ def test_another_process_with_other_instructions_answers_the_same(
     expected = [array for hits in index.above(queries, THRESHOLD) for array in (hits.positions, hits.scores)] * 2
     assert sum(map(len, found[::2])) > 2 * len(queries)
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_compiled_code_is_kept_in_the_folder_that_is_named(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from retrieval.compiled import keep_code_in
+keep_code_in(Path(sys.argv[1]))
+import numpy as np
+from retrieval.engine.index.exact.kernels import read_keys
+read_keys(np.zeros(1, np.int64))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list(tmp_path.rglob("*.nbc"))
