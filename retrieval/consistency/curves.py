@@ -118,6 +118,7 @@ class OperatingCurves:
             negatives=self.negatives + other.negatives,
         )
 
+    @checked
     def at(self, threshold: float) -> OperatingCurves:
         """Return the curves at one threshold of the grid (m = 1).
 

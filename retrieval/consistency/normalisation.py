@@ -46,6 +46,7 @@ class Whitening:
                 f"found {self.projection.shape}"
             )
 
+    @checked
     def apply(self, embeddings: Vectors) -> Vectors:
         """Return the mapped rows, [n, D] float32 of length 1; a row at the centre, without a direction, becomes zeros.
 

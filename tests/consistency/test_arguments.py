@@ -74,6 +74,10 @@ def test_separated_classes_are_not_taken_for_wrong_labels() -> None:
         choose_threshold((np.tile(rows[:1], (100, 1)), labels), target="far=0.01")
 
 
+def chosen(vectors: Any) -> Any:
+    return choose_threshold(vectors, target="far=0.1", min_classes=5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -104,6 +108,19 @@ def test_separated_classes_are_not_taken_for_wrong_labels() -> None:
                 np.ones(2), np.ones(3) / 3, n_bootstrap=9, confidence=0.9, rng=np.random.default_rng(0)
             ),
             "expected a value and a weight for each class",
+        ),
+        (lambda v: chosen(v).predicted_far("10"), "n_new_classes: expected a whole number, found str '10'"),
+        (lambda v: chosen(v).predicted_far(float("nan")), "n_new_classes: expected a whole number, found float nan"),
+        (lambda v: chosen(v).predicted_tar([10]), "n_new_classes: expected a whole number, found list"),
+        (lambda v: operating_curves(v, thresholds=[0.5]).at("0.5"), "threshold: expected a number, found str '0.5'"),
+        (lambda v: statistics.fit_whitening(v.query).apply([["a"]]), "embeddings: expected an array of numbers"),
+        (
+            lambda v: statistics.start_drift(np.ones(200), rng=np.random.default_rng(0)).drifted("0.05"),
+            "alpha: expected a number, found str '0.05'",
+        ),
+        (
+            lambda v: statistics.fit_best_calibrator(v, prevalence=0.1, rng=np.random.default_rng(0)).probability("x"),
+            "scores must be numbers: could not convert",
         ),
         (lambda v: OpisOptions(far_low="0.01"), "far_low: expected a number, found str"),
     ],

@@ -229,7 +229,10 @@ def interpolate(values: NDArray[np.float64], scores: Floats, probabilities: Floa
 
 
 def _numbers(scores: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(scores, dtype=np.float64)
+    try:
+        values = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"scores must be numbers: {error}") from error
     if np.isnan(values).any():
         raise InvalidInput("scores must be numbers, found NaN")
     return values

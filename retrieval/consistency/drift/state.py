@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.consistency.arguments import checked
 from retrieval.consistency.documents import Document, FloatRows, Floats, Ints
 from retrieval.errors import InvalidInput
 
@@ -73,6 +74,7 @@ class DriftState(Document):
         """Anytime-valid: without drift it ever falls to alpha or below with probability at most alpha."""
         return math.exp(-max(self.log_peak, 0.0))
 
+    @checked
     def drifted(self, alpha: float = 0.05) -> bool:
         """Whether any look so far found drift; a false alarm ever has probability at most alpha.
 

@@ -21,7 +21,7 @@ with a whole new family. `room` computes what the sizes of the classes leave.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -142,7 +142,7 @@ def certify(
     if found is None:
         raise NotEnoughEvidence(
             f"at no threshold do {_many(units, level)} keep {rate.upper()} <= {alpha:g}"
-            + (why_refused(vectors, ShareRoom(alpha, level), alpha) if strict else "")
+            + (why_refused(vectors, ShareRoom(alpha, level)) if strict else "")
         )
     return Certificate(
         **_at(found, units), rate=rate, alpha=alpha, delta=delta, strict=strict, max_images=max_images, seed=seed
@@ -200,7 +200,7 @@ def certify_mean(
     if found is None:
         raise NotEnoughEvidence(
             f"at no threshold is a mean {rate.upper()} of {alpha:g} certified by {n} {units.noun}"
-            + (why_refused(vectors, MeanRoom(alpha), alpha) if strict else "")
+            + (why_refused(vectors, MeanRoom(alpha)) if strict else "")
         )
     return MeanCertificate(**_at(found, units), rate=rate, alpha=alpha, strict=strict, max_images=max_images, seed=seed)
 
@@ -220,12 +220,19 @@ def cap_advice(vectors: LabelledVectors, certificate: Certificate | MeanCertific
     return advice(vectors, ShareRoom(certificate.alpha, _level(units, certificate.delta)))
 
 
-def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: bool) -> tuple[Rates, int]:
-    """Return how many classes keep a FAR of alpha at each threshold, [m], and how many must. Raises as `certify`."""
+def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: bool) -> tuple[Rates, int, int]:
+    """Return how many classes keep a FAR of alpha at each threshold, [m], how many must, and how many could at best.
+
+    Raises as `certify`.
+    """
     _check("far", alpha=alpha, delta=delta)
     units = Units.of_sizes(curves.n_images)
-    level = _level(units, delta)
-    return units.sum_of_means(_rates(curves, "far", units.largest if strict else 0) <= alpha), round(level)
+    level, largest_new = _level(units, delta), units.largest if strict else 0
+    nothing = replace(
+        curves.at(float(curves.thresholds[-1])), negatives_accepted=np.zeros((units.n, 1), dtype=np.int64)
+    )
+    most = units.sum_of_means(_rates(nothing, "far", largest_new) <= alpha)
+    return units.sum_of_means(_rates(curves, "far", largest_new) <= alpha), round(level), round(float(most[0]))
 
 
 def _level(units: Units, delta: float) -> float:

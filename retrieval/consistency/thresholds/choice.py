@@ -94,6 +94,7 @@ class ThresholdChoice:
             + "".join(f"; {warning}" for warning in self.warnings)
         )
 
+    @checked
     def predicted_far(self, n_new_classes: int) -> Interval:
         """Predict the pooled FAR among n_new_classes other classes, with the stated confidence.
 
@@ -109,6 +110,7 @@ class ThresholdChoice:
         new = self.class_variance * ratio + self.pair_variance * ratio**2
         return predicted_interval(self.far, (old, new), self.far_units or self.n_classes, self.confidence)
 
+    @checked
     def predicted_tar(self, n_new_classes: int) -> Interval:
         """Predict the pooled TAR of n_new_classes other classes, with the stated confidence.
 

@@ -121,12 +121,20 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
         InvalidInput: alpha or delta outside (0, 1).
         NotEnoughEvidence: see `certify`; or no threshold of the grid is strict enough.
     """
-    kept, rank = least_kept(curves, alpha=alpha, delta=delta, strict=strict)
+    kept, rank, most = least_kept(curves, alpha=alpha, delta=delta, strict=strict)
     reached = np.flatnonzero(kept >= rank)
     if len(reached) == 0:
+        refused = f"at no threshold of these curves do {rank} of {len(curves.classes)} classes keep FAR <= {alpha:g}"
+        if most < rank:
+            largest = int(curves.n_images.argmax())
+            raise NotEnoughEvidence(
+                f"{refused}: with strict, a new class may be as large as the largest, {curves.classes[largest]!r} with "
+                f"{curves.n_images[largest]} of {curves.n_images.sum()} images (in judged curves, ends of pairs), and "
+                "its pairs all count as false accepts; use strict=False"
+            )
         raise NotEnoughEvidence(
-            f"at no threshold of these curves do {rank} of {len(curves.classes)} classes keep FAR <= {alpha:g}; the "
-            f"highest is {curves.thresholds[-1]:.4f}: count at higher ones, add classes, raise alpha or delta"
+            f"{refused}; the highest is {curves.thresholds[-1]:.4f}: count at higher ones, add classes, raise alpha or "
+            "delta"
         )
     found = curves.at(float(curves.thresholds[reached[0]]))
     return Certificate(

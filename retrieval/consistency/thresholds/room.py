@@ -6,7 +6,7 @@ of all others. A cap on the images of each class gives it back; this module find
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,15 +88,16 @@ class Units:
         return Units(self.numbers, np.minimum(self.n_images, max_images), self.named)
 
 
-Room: TypeAlias = Callable[[Units], float]
-
-
 @dataclass(frozen=True, slots=True)
 class ShareRoom:
     """How high the FAR of the classes that must keep alpha may be for `certify`; below 0 there is no certificate."""
 
     alpha: float
     level: float  # how many must
+
+    def needed(self, units: Units) -> int:
+        """Return with how many units of equal size some room is left."""
+        return math.floor(1 / self.alpha + 1e-9)
 
     def __call__(self, units: Units) -> float:
         """Return the highest FAR that the last of them may have."""
@@ -113,6 +114,10 @@ class MeanRoom:
 
     alpha: float
 
+    def needed(self, units: Units) -> int:
+        """Return with how many units of equal size some room is left; families count all pairs with a new one."""
+        return math.floor((2 if units.named else 1) / self.alpha + 1e-9)
+
     def __call__(self, units: Units) -> float:
         """Return the mean over the units of the FAR."""
         if units.equal:
@@ -120,6 +125,9 @@ class MeanRoom:
         least = _least_rates(units)
         taken = float(units.shares @ least)
         return (self.alpha * (units.n + 1) - 1 - taken) / (units.n - taken)  # a FAR of 1 takes 1 - least more
+
+
+Room: TypeAlias = ShareRoom | MeanRoom
 
 
 def _least_rates(units: Units) -> Rates:
@@ -138,14 +146,20 @@ def best_cap(units: Units, room: Room) -> int | None:
     return next(int(cap) for cap, left in zip(caps, rooms, strict=True) if left >= _NEARLY * most)
 
 
-def why_refused(vectors: LabelledVectors, room: Room, alpha: float) -> str:
+def why_refused(vectors: LabelledVectors, room: Room) -> str:
     """Return why strict is refused: the class that decides and the cap that helps, or how many classes it takes."""
     units = Units.of(vectors)
     cap = best_cap(units, room)
+    if cap is None and units.n < (needed := room.needed(units)):
+        enough = f"about {needed} {units.noun} of equal size or more"
+        return f": with strict, that takes {enough}; add {units.noun} or raise alpha"
     if cap is None:
+        largest = int(units.totals.argmax())
         return (
-            f": with strict, that takes about {1 / alpha:.0f} {units.noun} or more; add {units.noun}, raise alpha or "
-            "delta"
+            f": with strict, a new one may be as large as the largest of the {units.noun}, that of class "
+            f"{vectors.classes[int((units.numbers == largest).argmax())]!r} with {units.largest} of "
+            f"{units.n_images.sum()} images, and its pairs all count as false accepts; add {units.noun}, or use "
+            "strict=False"
         )
     fewer = "; fewer leave more room" if cap > 2 else ""
     return (

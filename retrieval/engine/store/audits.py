@@ -30,7 +30,7 @@ class Audits:
 
     def audits(self, catalog: str) -> list[str]:
         """Return the ids of the finished audits of a catalogue."""
-        names = self.objects.names(_audits_prefix(catalog))
+        names = self.objects.artefacts(_audits_prefix(catalog))
         return [name for name in names if self.objects.exists(f"{_audit_prefix(catalog, name)}/{REPORT}")]
 
     def audit_written(self, catalog: str, audit_id: str) -> datetime:

@@ -44,7 +44,7 @@ class Bundles:
 
     def bundles(self) -> list[BundleDigest]:
         """Return the digests of all bundles."""
-        names = self.objects.names("bundles")
+        names = self.objects.artefacts("bundles")
         return [BundleDigest(name) for name in names if self.objects.exists(f"bundles/{name}/{CONTRACT}")]
 
     def find_bundle(self, text: str) -> BundleDigest:

@@ -101,6 +101,12 @@ class Objects:
             return []
         return sorted(n for n in (e.rstrip("/").rsplit("/", 1)[-1] for e in entries) if not n.startswith("."))
 
+    def artefacts(self, prefix: str, suffix: str = "") -> list[str]:
+        """Return the names with a suffix, directly under a prefix, that can be those of artefacts: no `Thumbs.db`."""
+        return [
+            name for name in self.names(prefix) if name.endswith(suffix) and _NAME.fullmatch(name.removesuffix(suffix))
+        ]
+
     def modified(self, key: str) -> datetime:
         """Return when an object was written; the present time if it has gone or the file system does not know."""
         try:

@@ -36,8 +36,8 @@ class OperatingPoints:
 
     def operating_point_ids(self, bundle: BundleDigest) -> list[OperatingPointId]:
         """Return the ids of all operating points of a bundle."""
-        names = self.objects.names(f"{bundle_prefix(bundle)}/operating_points")
-        return [OperatingPointId(name.removesuffix(".json")) for name in names if name.endswith(".json")]
+        names = self.objects.artefacts(f"{bundle_prefix(bundle)}/operating_points", ".json")
+        return [OperatingPointId(name.removesuffix(".json")) for name in names]
 
     def operating_points(self, bundle: BundleDigest) -> Listed[OperatingPoint]:
         """Return all operating points of a bundle, newest first."""

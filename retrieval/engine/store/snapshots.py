@@ -69,7 +69,7 @@ class Snapshots:
 
     def snapshot_ids(self, catalog: str) -> list[SnapshotId]:
         """Return the ids of all complete snapshots of a catalogue. Raises UnknownCatalog if there is none."""
-        names = self.objects.names(f"{_catalog_prefix(catalog)}/snapshots")
+        names = self.objects.artefacts(f"{_catalog_prefix(catalog)}/snapshots")
         ids = [SnapshotId(name) for name in names if self.has_snapshot(catalog, SnapshotId(name))]
         if not ids:
             raise UnknownCatalog(f"catalogue {catalog!r} has no snapshot: make one with `retrieval reindex`")
@@ -103,7 +103,7 @@ class Snapshots:
 
     def catalogs(self) -> list[str]:
         """Return the names of all catalogues with a live snapshot."""
-        names = self.objects.names("catalogs")  # other folders may be among them
+        names = self.objects.artefacts("catalogs")  # other folders may be among them
         return [name for name in names if self.objects.exists(f"catalogs/{name}/{CURRENT}")]
 
 

@@ -223,8 +223,30 @@ def test_few_families_are_refused_as_families(family) -> None:
     vectors = labelled(rows, labels, families=families_of(labels, 6))
     with pytest.raises(NotEnoughEvidence, match="needs at least 19 families, found 10; add families"):
         certify(vectors, alpha=0.2, delta=0.05)
-    with pytest.raises(NotEnoughEvidence, match=r"by 10 families.* takes about 10 families or more"):
+    with pytest.raises(NotEnoughEvidence, match=r"by 10 families.* takes about 20 families of equal size"):
         certify_mean(vectors, alpha=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.1])
+def test_as_many_families_as_are_asked_for_are_enough(alpha: float) -> None:
+    """With the number of the message, of classes that never accept another; with two fewer they are refused."""
+    enough = round(2 / alpha)
+    for n in (enough - 2, enough):
+        rows, labels = np.repeat(np.eye(3 * n, dtype=np.float32), 2, axis=0), [f"class {i // 2}" for i in range(6 * n)]
+        vectors = labelled(rows, labels, families=families_of(labels, 3))
+        if n == enough:
+            assert certify_mean(vectors, alpha=alpha).n_families == n
+        else:
+            with pytest.raises(NotEnoughEvidence, match=f"by {n} families.* takes about {enough} families"):
+                certify_mean(vectors, alpha=alpha)
+
+
+def test_the_family_that_decides_is_named() -> None:
+    """44 families of one class and one of 30: there are enough of them, and no cap makes the large one smaller."""
+    rows, labels = np.repeat(np.eye(74, dtype=np.float32), 2, axis=0), [f"class {i // 2}" for i in range(148)]
+    vectors = labelled(rows, labels, families=["all" if i >= 88 else label for i, label in enumerate(labels)])
+    with pytest.raises(NotEnoughEvidence, match=r"largest of the families, that of class 'class 44' with 60 of 148 i"):
+        certify_mean(vectors, alpha=0.05)
 
 
 def test_a_certificate_that_a_cap_would_loosen_is_advised(family) -> None:

@@ -80,6 +80,23 @@ def test_the_certificate_is_that_of_the_images_up_to_the_grid(drawn, grid) -> No
         certificate_from_curves(operating_curves(drawn, thresholds=[-1.0]), alpha=0.1, delta=0.1)
 
 
+def test_a_strict_certificate_that_no_threshold_gives_names_the_class_that_decides(family) -> None:
+    """Judged pairs show ends and no images, and one class of 90 images takes the room of 40 of 3."""
+    rows, labels = family(np.random.default_rng(31), n_classes=40, n_images=90, spread=0.2)
+    kept = np.concatenate([90 * code + np.arange(90 if code == 5 else 3) for code in range(40)])
+    rows, labels = rows[kept], [labels[row] for row in kept]
+    first, second = np.triu_indices(len(labels), k=1)
+    names = np.array(labels)
+    judged = judged_curves(
+        np.einsum("nd,nd->n", rows[first], rows[second]), names[first] == names[second], names[first].tolist(),
+        names[second].tolist(), thresholds=[0.5, 1.1],
+    )  # fmt: skip
+    for curves, largest in ((operating_curves((rows, labels), thresholds=[0.5, 1.1]), "90 of 207"), (judged, "18540")):
+        with pytest.raises(NotEnoughEvidence, match=f"the largest, 'class 0005' with {largest}.*use strict=False"):
+            certificate_from_curves(curves, alpha=0.1, delta=0.1)
+        assert certificate_from_curves(curves, alpha=0.1, delta=0.1, strict=False).threshold <= 1.1
+
+
 def test_what_curves_cannot_show_is_refused(drawn, grid) -> None:
     curves = operating_curves(drawn, thresholds=grid)
     with pytest.raises(InvalidInput, match="its interval takes the images"):

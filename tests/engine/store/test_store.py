@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -178,6 +179,25 @@ def test_stray_files_are_no_artefacts(store: Store, tiny_bundle: Bundle) -> None
     assert [m.id for m in store.snapshots("shop").readable] == ["s1"]
     assert store.catalogs() == []
     assert store.objects.exists(f"bundles/{tiny_bundle.digest}/{CONTRACT}")
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "manifest.json", "copy of s1", "\u00fcber", "x" * 65])
+def test_names_of_no_artefact_are_passed_over(name: str, calibrated: Store, tiny_bundle: Bundle) -> None:
+    """Whatever people and tools leave in a folder hides nothing beside it, also where it holds a copy."""
+    put_snapshot(calibrated)
+    calibrated.publish("shop", SnapshotId("s1"))
+    root = Path(calibrated.url.removeprefix("file://"))
+    for folder in ("bundles/" + tiny_bundle.digest, "catalogs/shop", "catalogs/shop/snapshots/s1"):
+        shutil.copytree(root / folder, (root / folder).with_name(name))
+    points = root / "bundles" / tiny_bundle.digest / "operating_points"
+    (points / f"{name} 2.json").write_text("{}")
+    calibrated.put_audit("shop", "a1", {"report.json": b"{}"})
+    shutil.copytree(root / "catalogs/shop/audits/a1", root / "catalogs/shop/audits" / name)
+    assert calibrated.bundles() == [tiny_bundle.digest]
+    assert calibrated.catalogs() == ["shop"]
+    assert calibrated.snapshot_ids("shop") == ["s1"]
+    assert len(calibrated.operating_points(tiny_bundle.digest).readable) == 1
+    assert calibrated.audits("shop") == ["a1"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"../../elsewhere", b"two words"])
