@@ -270,7 +270,8 @@ def measure_recall(
     if found.value < _MIN_RECALL:
         raise ValidationFailed(
             f"index {index.spec}: it finds {found.value:.1%} of the matches above the threshold {threshold:.4f} (95 % "
-            f"interval {found.low:.1%} to {found.high:.1%}), at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or use Exact"
+            f"interval {found.low:.1%} to {found.high:.1%}), at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or "
+            "use Exact"
         )
     return found
 

@@ -99,11 +99,6 @@ class ExactIndex:
             "expected_microseconds": self.choice.microseconds,
         }
 
-    def details(self) -> dict[str, Any]:
-        """Return what the manifest records: the choice made when the index was built."""
-        return {"complete": True, **asdict(self.choice)}
-
-    @property
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
         return self._encoded.gallery.rows, self._encoded.rows
