@@ -142,7 +142,7 @@ def test_what_killed_processes_left_goes(calibrated: Store, snapshots: list[Snap
     old = ["catalogs/shop/snapshots/half", "catalogs/new/snapshots/first", "catalogs/shop/audits/half"]
     young = ["catalogs/shop/snapshots/younger", "catalogs/shop/audits/younger"]
     for folder in (*old, *young):
-        calibrated.objects.put(f"{folder}/index.faiss", b"1")
+        calibrated.objects.put(f"{folder}/index.bin", b"1")
     temporary = [f"bundles/.{uuid.uuid4().hex}", f"catalogs/shop/.{uuid.uuid4().hex}"]
     for name in temporary:
         (root / name).write_bytes(b"half")
@@ -163,7 +163,7 @@ def test_what_killed_processes_left_goes(calibrated: Store, snapshots: list[Snap
 
 def test_nothing_unfinished_goes_while_a_job_runs(calibrated: Store, snapshots: list[SnapshotId]) -> None:
     """It may be the job's own."""
-    calibrated.objects.put("catalogs/shop/snapshots/half/index.faiss", b"1")
+    calibrated.objects.put("catalogs/shop/snapshots/half/index.bin", b"1")
     age(root_of(calibrated) / "catalogs/shop/snapshots/half", 2)
     calibrated.objects.put("staging/job/plan.json", b"{}")
     assert prune(calibrated, PrunePolicy(keep=0), now=datetime.now(UTC)).left_over == ()
@@ -317,7 +317,7 @@ def test_no_sequence_loses_what_is_needed(
             elif act == "audit":
                 store.put_audit("shop", f"a{number}", {"report.json": b"{}"})
             elif act == "half":
-                store.objects.put(f"catalogs/shop/snapshots/half{number}/index.faiss", b"1")
+                store.objects.put(f"catalogs/shop/snapshots/half{number}/index.bin", b"1")
                 age(root_of(store) / f"catalogs/shop/snapshots/half{number}", 3)
             else:
                 kept = PrunePolicy(keep=policy[0], keep_days=policy[1], keep_audits=policy[2])

@@ -64,8 +64,8 @@ def test_a_dry_run_names_what_goes(made: tuple[Store, list[SnapshotId]], prune: 
     store.put_audit("shop", "audit", {"report.json": b"{}"})
     half = Path(store.url.removeprefix("file://")) / "catalogs/shop/snapshots/half"
     half.mkdir()
-    (half / "index.faiss").touch()
-    os.utime(half / "index.faiss", (time.time() - 2 * 86400,) * 2)
+    (half / "index.bin").touch()
+    os.utime(half / "index.bin", (time.time() - 2 * 86400,) * 2)
 
     code, text, err = prune("--keep", 1, "--dry-run")
     assert (code, err) == (0, "")

@@ -49,7 +49,7 @@ def test_damaged_snapshot_is_refused_and_the_old_one_serves(running: Running) ->
     copy = folder.with_name("damaged")
     shutil.copytree(folder, copy)
     try:
-        index_file = next(copy / name for name in manifest.files if name.endswith("index.faiss"))
+        index_file = next(copy / name for name in manifest.files if name.endswith("index.bin"))
         index_file.write_bytes(index_file.read_bytes()[:100])
         path = copy / "manifest.json"  # a snapshot under another id would be refused for that alone
         path.write_text(path.read_text().replace(live, "damaged"))

@@ -49,7 +49,7 @@ def live(catalog: str) -> CatalogChange:
 
 
 def refused(catalog: str) -> CatalogChange:
-    return CatalogChange(catalog=catalog, live=None, problem=CorruptArtifact("index.faiss is truncated"))
+    return CatalogChange(catalog=catalog, live=None, problem=CorruptArtifact("index.bin is truncated"))
 
 
 def watch(pointers: Pointers) -> tuple[Watch, health.aio.HealthServicer]:
@@ -104,7 +104,7 @@ def test_a_refused_snapshot_is_an_error_in_the_log_and_a_count() -> None:
     with capture_logs() as logs:
         assert asyncio.run(look()) == Status.NOT_SERVING
     assert [(log["event"], log["log_level"], log["reason"]) for log in logs] == [
-        ("snapshot_refused", "error", "index.faiss is truncated")
+        ("snapshot_refused", "error", "index.bin is truncated")
     ] * 2
     assert metric("retrieval_refused_snapshots_total", "watch-refused") == 2
     assert metric("retrieval_live_since_seconds", "watch-refused") is None

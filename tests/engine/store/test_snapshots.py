@@ -78,7 +78,7 @@ def test_unknown_snapshots(store: Store) -> None:
     assert store.current("shop") == "s1"
 
 
-@pytest.mark.parametrize("kind", ["index.faiss", "items.parquet"])
+@pytest.mark.parametrize("kind", ["index.bin", "items.parquet"])
 @pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
 def test_a_damaged_snapshot_is_refused(kind: str, damage: str, store: Store) -> None:
     complete = put_snapshot(store)
