@@ -16,7 +16,7 @@ from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
 from retrieval.engine.index.exact.search import Encoded, Matches, find, pairs
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import InvalidEmbeddings
-from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
+from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores, unit
 
 FORMS: list[Form] = [Portable(), Vnni()] if has_vnni() else [Portable()]
 
@@ -164,6 +164,19 @@ def test_lists_skip_blocks_without_missing_anything() -> None:
     wanted = expected(scores(vectors, vectors[:40]), 0.97)
     assert len(wanted) > 40
     assert as_set(find(FORMS[-1], encoded, vectors[:40], 0.97)) == wanted
+
+
+def test_the_bound_of_the_lists_is_needed_on_a_circle() -> None:
+    """In a plane, the angle between a query and a vector is |a - b|, so any smaller reach misses matches."""
+    angles = np.random.default_rng(6).uniform(0, 2 * np.pi, 20_000)
+    vectors = unit(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    encoded = encoded_as(vectors, 4, lists=True)
+    assert len(encoded.lists.centres) > 20
+    for number in range(30):
+        query = vectors[number : number + 1]
+        all_scores = scores(vectors, query)
+        threshold = float(all_scores[0, 100 + number])
+        assert as_set(find(FORMS[-1], encoded, query, threshold)) == expected(all_scores, threshold)
 
 
 def test_bad_queries_are_refused() -> None:
