@@ -23,10 +23,10 @@ Values = NDArray[np.float64]
 _BOTH = 1.8  # of the two signs together,
 _OF_GROUPS = 0.5  # where groups weigh half as much: without families, neighbours are known to be as random orders
 _GROUPED = 4.0  # of the groups alone, if they also are
-_CLEARER = 1.3  # so many times as clear as without groups
+_CLEARER = 1.35  # so many times as clear as without groups
 _ALIKE = 1.0  # of the neighbours, without which groups that are not clear may be crowded places
 # Groups that are hard to see are not found whole, and their number is not known: then so many are taken.
-_HIDDEN_GROUPS = 20
+_HIDDEN_GROUPS = 16
 _MIN_CLASSES = 16
 _NEIGHBOURS = 5
 _N_SIMULATED = 20

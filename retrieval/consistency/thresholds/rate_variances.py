@@ -27,7 +27,7 @@ _UPPER = 1.1  # see `log_interval`
 # Groups of look-alikes hold many false accepts because look-alikes were sought: the variance of FAR over groups is so
 # many times too large, or more. By groups that are hard to see it is less so, because they are not found whole.
 _SOUGHT, _SOUGHT_HIDDEN = 1.7, 1.25
-_LEAST_OF_GROUPS = 1.8  # times the variance of TAR over classes: what clear groups that were not found whole may hide
+_LEAST_OF_GROUPS = 2.0  # times the variance of TAR over classes: what clear groups that were not found whole may hide
 
 
 @dataclass(frozen=True, slots=True)
