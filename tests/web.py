@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ class Web:
     """What a server has and how it fails; `asked` counts the requests for each path.
 
     cut: paths whose connection is closed in the middle; dropped: closed at once; busy: how many times a path answers
-    with which status before it is served; moved: where else a path is; endless: what every other path has.
+    with which status before it is served; moved: where else a path is; endless: what every other path has; slow_s: how
+    long each file takes.
     """
 
     files: Mapping[str, bytes]
@@ -26,6 +28,7 @@ class Web:
     moved: dict[str, str] = field(default_factory=dict)
     endless: bytes | None = None
     asked: Counter[str] = field(default_factory=Counter)
+    slow_s: float = 0.0
     url: str = ""
 
 
@@ -50,6 +53,7 @@ def _handler(web: Web) -> type[http.server.BaseHTTPRequestHandler]:
             elif moved is not None:
                 self._reply(302, b"", location=moved)
             elif content is not None:
+                time.sleep(web.slow_s)
                 self._reply(200, content, cut=path in web.cut)
             else:
                 self._reply(404, b"")

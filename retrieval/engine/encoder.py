@@ -4,11 +4,11 @@ This file chooses providers and threads, and verifies that this machine computes
 Only this file imports ONNX Runtime; `contract/preprocessing.py` decodes the images.
 """
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from retrieval.consistency import check_unit_rows
@@ -16,6 +16,10 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.preprocessing import preprocess
 from retrieval.errors import BundleMismatch, CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
+
+# Read when it is loaded: otherwise it leaves a file in the temporary folder, and sends events to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
 
 DEVICES = ("cpu", "cuda", "auto")
 _PROBE_TOLERANCE = 1e-3  # cosine distance: processors differ by about 1e-6, a wrong model by 1e-1

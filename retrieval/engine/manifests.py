@@ -8,12 +8,13 @@ import csv
 import io
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from retrieval.contract.files import Place, failing_as, is_absolute, local_path, read_file, suffix_of
-from retrieval.contract.tables import TABLE_SUFFIXES
+from retrieval.contract.folders import walk_local
+from retrieval.contract.tables import TABLE_SUFFIXES, read_table
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import InvalidManifest, Unavailable
 
@@ -76,9 +77,8 @@ def _check_folder(source: str, wanted: Mapping[str, str], spec: IndexSpec, roots
         raise InvalidManifest(f"{source}: expected a column {column!r} {purpose}, a folder has no columns")
     if not spec.n_lists:
         return
-    if (path := local_path(source)) is not None:  # no further than needed
-        files = (name for _, _, names in os.walk(path, followlinks=True) for name in names)
-        spec.check_items(sum(1 for _ in itertools.islice(files, spec.least_items)))
+    if (path := local_path(source)) is not None:  # without fsspec
+        spec.check_items(len(walk_local(str(path)).files))
     else:
         spec.check_items(len(Place.of(source, roots=roots).walk().files))
 
@@ -91,45 +91,65 @@ def _check_table(
     if suffix not in TABLE_SUFFIXES:
         raise InvalidManifest(f"{source}: expected .csv, .parquet or .jsonl, found {suffix or 'no suffix'}")
     data = read_file(source, _MOST_BYTES, roots=roots)
-    columns, n_most = _outline(data, suffix)
-    if columns is None:
+    is_whole = len(data) < _MOST_BYTES
+    found = (_read(data, suffix) if is_whole else None) or _outline(data, suffix)
+    if found is None:  # the job reports what is wrong with it
         return
     needed = ("id", "uri", "label") if labelled else ("id", "uri")
-    if missing := [name for name in needed if name not in columns]:
-        found = ", ".join(columns) or "none"
+    if missing := [name for name in needed if name not in found.columns]:
         raise InvalidManifest(
-            f"{source}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found {found}"
+            f"{source}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found "
+            f"{', '.join(found.columns) or 'none'}"
         )
-    others = [column for column in columns if column not in _ITEM_COLUMNS]
+    others = [column for column in found.columns if column not in _ITEM_COLUMNS]
     for column, purpose in wanted.items():
         if column not in others:
-            found = ", ".join(others) or "none"
-            raise InvalidManifest(f"{source}: expected a column {column!r} {purpose}, found {found}")
-    if len(data) < _MOST_BYTES:
-        spec.check_items(n_most)
+            raise InvalidManifest(
+                f"{source}: expected a column {column!r} {purpose}, found {', '.join(others) or 'none'}"
+            )
+    if is_whole:
+        spec.check_items(found.n_most)
 
 
-def _outline(data: bytes, suffix: str) -> tuple[Sequence[str] | None, int]:
-    """Return the columns of a table, None if they cannot be found here, and a number that its rows do not exceed."""
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """The columns of a table, and a number that its rows do not exceed."""
+
+    columns: Sequence[str]
+    n_most: int
+
+
+def _read(data: bytes, suffix: str) -> _Outline | None:
+    """Read a whole table as the job will; return None if that fails."""
+    try:
+        table = read_table(data, suffix, "", ())
+        rows = list(table.rows)
+    except InvalidManifest:
+        return None
+    return _Outline(list(dict.fromkeys([*table.columns, *itertools.chain.from_iterable(rows)])), len(rows))
+
+
+def _outline(data: bytes, suffix: str) -> _Outline | None:
+    """Look at the head of a table; return None if its columns cannot be found there."""
     if suffix == ".parquet":
         return _outline_of_parquet(data)
     n_lines = max(data.count(b"\n"), data.count(b"\r")) + (not data.endswith((b"\n", b"\r")))
     try:
         if suffix == ".csv":
             text = io.StringIO(data[: 1024**2].decode("utf-8-sig", errors="replace"), newline="")
-            return next((row for row in csv.reader(text) if row), []), max(0, n_lines - 1)
+            return _Outline(next((row for row in csv.reader(text) if row), []), max(0, n_lines - 1))
         row: Any = json.loads(data.lstrip().split(b"\n", 1)[0])
-        return (tuple(row) if isinstance(row, dict) else None), n_lines
-    except (ValueError, csv.Error):  # the job reports what is wrong with it
-        return None, 0
+        return _Outline(tuple(row), n_lines) if isinstance(row, dict) else None
+    except (ValueError, csv.Error):
+        return None
 
 
-def _outline_of_parquet(data: bytes) -> tuple[Sequence[str] | None, int]:
+def _outline_of_parquet(data: bytes) -> _Outline | None:
     import pyarrow as pa  # slow to import, and few manifests need it
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(pa.BufferReader(data))
-        return file.schema_arrow.names, int(file.metadata.num_rows)
+        return _Outline(file.schema_arrow.names, int(file.metadata.num_rows))
     except (pa.ArrowException, OSError):  # damaged, or longer than what was read
-        return None, 0
+        return None

@@ -71,6 +71,7 @@ def interpolated(value: str) -> str:
 STAGES = read_stages((ROOT / "deploy" / "Dockerfile").read_text())
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
 OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+SHARED = {"store"}  # volumes of several services
 COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # a group
 
 
@@ -205,15 +206,29 @@ def test_the_published_port_is_the_one_that_is_listened_on(settings: dict[str, S
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_read_only_container_can_write_where_it_must(name: str, settings: dict[str, Settings]) -> None:
-    """State and caches are in memory, the store is a volume."""
+    """State and settings of libraries are in memory, the store is a volume."""
     service = OURS[name]
     assert service["read_only"]
     volumes = [interpolated(volume).split(":")[1:] for volume in service["volumes"]]
     writable = [PurePosixPath(path) for path, *mode in volumes if mode != ["ro"]]
-    in_memory = [PurePosixPath(path) for path in service["tmpfs"]]
+    in_memory = [PurePosixPath(path.split(":")[0]) for path in service["tmpfs"]]
     state, cache = str(settings[name].state_dir), image_of(service).environment["MPLCONFIGDIR"]
     assert all(any(PurePosixPath(path).is_relative_to(folder) for folder in in_memory) for path in (state, cache))
     assert PurePosixPath(settings[name].store.removeprefix("file://")) in writable
+
+
+@pytest.mark.parametrize("name", ["worker", "server"])
+def test_large_temporary_files_are_on_a_disk(name: str) -> None:
+    """Copies of a remote store take 8 GiB: in memory they would exceed the limit of the container and kill it."""
+    service = OURS[name]
+    folder = PurePosixPath(service["environment"]["TMPDIR"])
+    volumes = dict(interpolated(volume).split(":")[1::-1] for volume in service["volumes"])
+    assert volumes[str(folder)] not in SHARED, "each service bounds its own copies"
+    made = next(line for line in image_of(service).all("RUN") if str(folder) in line)
+    assert "--owner=10001" in made, "a new volume takes the owner of the folder in the image"
+    (tmpfs,) = service["tmpfs"]
+    assert not folder.is_relative_to(tmpfs.split(":")[0])
+    assert re.search(r"size=(\d+)m", tmpfs), "a tmpfs may grow to half of the machine's memory"
 
 
 @pytest.mark.parametrize("name", ["worker", "server"])

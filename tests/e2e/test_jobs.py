@@ -1,4 +1,4 @@
-"""Jobs with real workers and a real Valkey: a store that is away for long, and the death of one of two workers."""
+"""Jobs with real workers and a real Valkey: a store that is away for long, a slow task, the death of a worker."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+import redis
 
 from retrieval.contract.bundle import Bundle
 from retrieval.edge.jobs.embedded import is_running, socket_path
@@ -19,10 +20,12 @@ from retrieval.engine.store import Store
 from retrieval.flows.reindex import ReindexRequest
 from tests.photos import write_shots
 from tests.processes import Deployment, kill
+from tests.web import Web, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
 AWAY_S = 20  # longer than Celery's three retries
+SLOW_S = 10  # after which the queue delivers a task again
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +41,20 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) ->
     return deployment
 
 
-def start(deployment: Deployment, catalog: str) -> tuple[Jobs, Job]:
+def start(deployment: Deployment, catalog: str, manifest: str = "") -> tuple[Jobs, Job]:
     """Start a reindex; the queue runs."""
     state = deployment.folder / "state"
     eventually(lambda: is_running(state))
     jobs = Jobs(f"unix://{socket_path(state)}")
-    manifest = str(deployment.folder / "catalog" / "manifest.csv")
+    manifest = manifest or str(deployment.folder / "catalog" / "manifest.csv")
     request = ReindexRequest(catalog=catalog, manifest_uri=manifest, bundle_digest=store_of(deployment).only_bundle())
     job = submit(make_app(load_settings(state_dir=state)), jobs, "reindex", request)
 
     return jobs, job
+
+
+def jobs_log(deployment: Deployment) -> str:
+    return (deployment.folder / "worker.log").read_text()
 
 
 def store_of(deployment: Deployment) -> Store:
@@ -80,6 +87,30 @@ def test_a_job_outlives_a_store_that_is_away(deployment: Deployment) -> None:
         assert jobs.get(job.id).state is JobState.SUCCEEDED
         assert jobs.get(job.id).waiting_for == ""
     assert store_of(deployment).objects.names("staging") == []
+
+
+def test_a_slow_task_that_is_delivered_again_runs_once(deployment: Deployment) -> None:
+    """It takes three times as long as the queue waits for it: the second delivery is dropped, and nothing died."""
+    images = sorted((deployment.folder / "catalog").glob("*.jpg"))[:20]
+    settings = {"RETRIEVAL_WORKER_PROCESSES": "3", "RETRIEVAL_REDELIVERY_S": str(SLOW_S)}
+    slow = Deployment(deployment.folder, deployment.address, deployment.environment | settings)
+    state = deployment.folder / "state"
+    with serving(Web({f"/{image.name}": image.read_bytes() for image in images}, slow_s=1.5)) as web:
+        manifest = deployment.folder / "slow.csv"
+        rows = [f"{number},{web.url}/{image.name}" for number, image in enumerate(images)]
+        manifest.write_text("\n".join(["id,uri", *rows]))
+        with slow.running("worker"):
+            jobs, job = start(slow, "slow", manifest=str(manifest))
+            counts = redis.Redis(unix_socket_path=str(socket_path(state)), decode_responses=True)
+            n_attempts = []
+            while not jobs.get(job.id).state.is_final:
+                n_attempts += counts.hvals(f"retrieval:job:{job.id}:attempts")
+                time.sleep(0.5)
+            counts.close()
+    assert jobs_log(deployment).count("task_is_at_work_elsewhere") >= 1, "it was not delivered again"
+    assert set(n_attempts) == {"1"}
+    assert set(web.asked.values()) == {1}
+    assert store_of(deployment).snapshot_manifest("slow", store_of(deployment).current("slow")).n_items == len(images)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -14,8 +14,9 @@ import pytest
 import structlog
 
 from retrieval.edge import telemetry
+from retrieval.edge.jobs.connection import redis_url
 from retrieval.edge.jobs.queue import make_app, submit
-from retrieval.edge.jobs.records import Jobs, redis_url
+from retrieval.edge.jobs.records import Jobs
 from retrieval.edge.settings import load_settings
 from retrieval.errors import JobsUnavailable
 from retrieval.flows.reindex import ReindexRequest

@@ -53,11 +53,11 @@ def wait_for_work(child: psutil.Process) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A test begins without processes, and all that it starts are idle or gone in the end."""
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[psutil.Process]]:
+    """A test begins without processes of its own, and all that it starts are idle or gone in the end."""
     own, before = processes.DecoderProcesses(), children()
     monkeypatch.setattr(lanes, "PROCESSES", own)
-    yield
+    yield before
     for process in own._idle:
         process.close()
     assert children() == before
@@ -100,7 +100,9 @@ def test_an_image_that_takes_too_long_is_refused_and_its_process_replaced(decode
     ("number", "message"),
     [(signal.SIGSEGV, r"makes its decoder crash \(SIGSEGV\)"), (signal.SIGKILL, "often for lack of memory")],
 )
-def test_a_crash_costs_one_image(decoders: Decoders, number: signal.Signals, message: str) -> None:
+def test_a_crash_costs_one_image(
+    decoders: Decoders, others: list[psutil.Process], number: signal.Signals, message: str
+) -> None:
     """A library that crashes, or the kernel when memory runs out, ends one process and one request."""
     errors: list[InvalidImage] = []
 
@@ -110,7 +112,7 @@ def test_a_crash_costs_one_image(decoders: Decoders, number: signal.Signals, mes
         errors.append(refusal.value)
 
     decoders.warm()
-    (child,) = children()
+    (child,) = [child for child in children() if child not in others]
     thread = threading.Thread(target=decode)
     thread.start()
     wait_for_work(child)
@@ -120,9 +122,9 @@ def test_a_crash_costs_one_image(decoders: Decoders, number: signal.Signals, mes
     assert decoders.prepare(SMALL, PREPROCESSING, DEFAULT_LIMITS).shape == (3, 32, 32)
 
 
-def test_a_process_that_died_while_it_waited_is_replaced(decoders: Decoders) -> None:
+def test_a_process_that_died_while_it_waited_is_replaced(decoders: Decoders, others: list[psutil.Process]) -> None:
     decoders.warm()
-    (child,) = children()
+    (child,) = [child for child in children() if child not in others]
     child.kill()
     child.wait(10)
     assert decoders.prepare(SMALL, PREPROCESSING, DEFAULT_LIMITS).shape == (3, 32, 32)

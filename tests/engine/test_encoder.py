@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +136,12 @@ def test_a_missing_gpu_stops_the_start(tiny_bundle: Bundle) -> None:
     with pytest.raises(DeviceUnavailable, match="device=cuda was requested"):
         Encoder.open(tiny_bundle, device="cuda")
     assert Encoder.open(tiny_bundle, device="auto").device == "cpu"
+
+
+@pytest.mark.slow
+def test_loading_the_runtime_leaves_no_file_and_sends_nothing(tmp_path: Path) -> None:
+    """ONNX Runtime reports to its maker unless it is told not to, and keeps its session in the temporary folder."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", "import retrieval.engine.encoder"], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

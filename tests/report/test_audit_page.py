@@ -437,7 +437,7 @@ def test_opis_around_the_target_has_a_row(report: AuditReport) -> None:
     found = report.opis_target
     assert found is not None
     assert report.to_json()["opis_target"]["value"] == found.value
-    row = f"around the target, FAR {percent(found.far_low)} to {percent(found.far_high)}"
+    row = f"around the target, {percent(found.far_low)} to {percent(found.far_high)}"
     assert row in Page(render_report(report)).text
     without = replace(report, opis_target=None)
     assert "around the target" not in Page(render_report(without)).text

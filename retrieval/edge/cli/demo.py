@@ -1,7 +1,9 @@
 """`retrieval demo`: runs the public commands in order, as child processes, and prints each of them."""
 
 import contextlib
+import functools
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -76,7 +78,7 @@ class Demo:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C ends the demonstration, which then ends this in order
-                preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # calls one C function
             )
         try:
             yield process

@@ -48,7 +48,7 @@ def beat(store: Store = None, state_dir: StateDir = None) -> None:
     from retrieval.edge.settings import load_settings
 
     settings = load_settings(store_url=store, state_dir=state_dir)
-    from retrieval.edge.jobs.worker import run_beat
+    from retrieval.edge.jobs.schedule import run_beat
 
     run_beat(settings)
 

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from retrieval.edge.jobs.records import JobId, job_key, reachable, redis_client
+from retrieval.edge.jobs.connection import reachable, redis_client
+from retrieval.edge.jobs.records import JobId, job_key
+from retrieval.edge.settings import Settings
 from retrieval.errors import JobsUnavailable
 
+_LEASE_S = 60  # at most: how long a task is taken to be at work after the last sign of life of its process
 _KEEP_S = 30 * 24 * 3600
 _RENEWALS = 4  # in the length of a lease: two lost ones do no harm
 _LATE_S = 10.0  # a task whose time has come may wait so long for a free process before it counts as lost
@@ -43,6 +46,11 @@ _RELEASE = """
 if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('del', KEYS[1]) end
 if redis.call('hexists', KEYS[2], ARGV[2]) == 1 then redis.call('hincrby', KEYS[2], ARGV[2], -1) end
 """
+
+
+def lease_length(settings: Settings) -> float:
+    """Return the length of a lease in seconds: it ends before the queue delivers its task again."""
+    return min(settings.redelivery_s, _LEASE_S)
 
 
 class Attempts:

@@ -86,24 +86,29 @@ def embedded_valkey(state_dir: Path) -> Iterator[None]:
 
 def _guard(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]", ended: threading.Event) -> None:
     """Start the server again whenever it has ended, until the event is set."""
-    folder = state_dir.resolve() / "valkey"
+    folder, pause = state_dir.resolve() / "valkey", _LOOK_S
     while not ended.wait(_LOOK_S):
         if _is_locked(folder / "running"):
             continue
+        keepers[:] = [process for process in keepers if process.poll() is None]  # one that has ended is waited for
         try:
             with _locked(folder):
                 if not ended.is_set() and not _is_locked(folder / "running"):
                     log.warning("valkey_started_again", folder=str(folder))
                     _start_if_needed(state_dir, keepers)
         except (JobsUnavailable, OSError) as error:
-            log.error("valkey_not_started", reason=str(error))  # a full disk, say: the next look tries again
-            ended.wait(_START_S)
+            log.error("valkey_not_started", reason=str(error))  # a full disk, say: a later look tries again
+            ended.wait(pause)
+            pause = min(2 * pause, _START_S)
+        else:
+            pause = _LOOK_S
 
 
 def _leave(folder: Path, users: int) -> None:
     """Use the server no more; if nobody else does, wait until it has ended."""
     with _locked(folder):
         last = _try_lock(users, fcntl.LOCK_EX) or not _try_lock(users, fcntl.LOCK_SH)  # the keeper may have been faster
+        _unlock(users)
         os.close(users)
         deadline = time.monotonic() + 2 * _START_S
         while last and _is_locked(folder / "running") and time.monotonic() < deadline:
@@ -115,7 +120,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time start or leave the server of a folder."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            _unlock(lock.fileno())
 
 
 def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
@@ -130,7 +138,10 @@ def _is_locked(path: Path) -> bool:
     """Return True if a process holds the lock of a file."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        return not _try_lock(descriptor, fcntl.LOCK_EX)
+        if not _try_lock(descriptor, fcntl.LOCK_EX):
+            return True
+        _unlock(descriptor)
+        return False
     finally:
         os.close(descriptor)
 
@@ -143,6 +154,11 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
+def _unlock(descriptor: int) -> None:
+    """Release a lock. Closing the file would not do: a process that was forked meanwhile has it open too."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") -> None:
     """Start a Valkey unless one runs, and wait until it answers; add its keeper to the list."""
     folder = state_dir.resolve() / "valkey"
@@ -153,11 +169,14 @@ def _start_if_needed(state_dir: Path, keepers: "list[subprocess.Popen[bytes]]") 
         keepers.append(process)
     deadline = time.monotonic() + _START_S
     while not is_running(state_dir):
-        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
+        has_ended = process is not None and process.poll() is not None
+        if has_ended or time.monotonic() > deadline:
             if process is not None:
                 process.terminate()
                 process.wait()
             log_file = folder / "valkey.log"
+            if has_ended:
+                raise JobsUnavailable(f"the embedded Valkey ended as soon as it was started: see {log_file}")
             raise JobsUnavailable(f"the embedded Valkey did not start within {_START_S:.0f} s: see {log_file}")
         time.sleep(0.05)
 
@@ -196,5 +215,7 @@ def _start(state_dir: Path) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,  # Ctrl-C reaches the users only, which leave in order
+            # With this, Popen spawns. It would fork, wait for the child on a pipe, and wait for ever if a worker forks
+            # a process of its pool meanwhile, because that one has the pipe open too.
+            close_fds=False,
         )

@@ -8,6 +8,7 @@ FOLDER/running, so that there is never a second server of one folder.
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -20,10 +21,15 @@ _STOP_S = 20.0
 _LIBC = ctypes.CDLL(None)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends, even if the parent is killed (Linux only)."""
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process when its parent ends, even if the parent is killed (Linux only).
+
+    parent: its process id. If it has ended already, this process ends at once: the kernel would never tell.
+    """
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def keep(folder: Path, command: list[str]) -> None:
@@ -41,7 +47,7 @@ def keep(folder: Path, command: list[str]) -> None:
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=[running],
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one C call
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # one C call
         )
         try:
             fcntl.flock(users, fcntl.LOCK_EX)
@@ -60,4 +66,5 @@ def _end(*_: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    os.setsid()  # Ctrl-C reaches the users only, which leave in order
     keep(Path(sys.argv[1]), sys.argv[2:])

@@ -4,14 +4,17 @@ It needs no server and no Redis, and uses the same queue and worker as any other
 """
 
 import contextlib
+import functools
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 
+from retrieval.edge.jobs.connection import redis_url
 from retrieval.edge.jobs.embedded import die_with_parent, embedded_valkey
 from retrieval.edge.jobs.queue import make_app, submit
-from retrieval.edge.jobs.records import Job, Jobs, redis_url
+from retrieval.edge.jobs.records import Job, Jobs
 from retrieval.edge.settings import Settings, child_environment
 from retrieval.edge.wiring import open_store
 from retrieval.errors import RetrievalError, Unavailable
@@ -51,7 +54,7 @@ def _worker(settings: Settings) -> Iterator["subprocess.Popen[bytes]"]:
         [sys.executable, "-m", "retrieval.edge.cli", "worker"],
         env=child_environment(settings),
         stdout=sys.stderr,  # this command's stdout is for the result
-        preexec_fn=die_with_parent,  # noqa: PLW1509  # calls one C function
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # calls one C function
     )
     try:
         yield process

@@ -1,6 +1,6 @@
 """The job queue: sets up the Celery application and puts jobs on it.
 
-Names the first task of each kind of job. The tasks themselves are in `worker.py`.
+Names the first task of each kind of job. The tasks themselves are in `tasks.py`.
 """
 
 import json
@@ -10,9 +10,9 @@ from typing import Any
 import celery
 from kombu.exceptions import OperationalError
 
-from retrieval.edge.jobs.records import QUEUE_AWAY, Job, Jobs, redis_client, redis_url
+from retrieval.edge.jobs.connection import redis_client, redis_url, unavailable
+from retrieval.edge.jobs.records import Job, Jobs
 from retrieval.edge.settings import Settings
-from retrieval.errors import JobsUnavailable
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 
@@ -75,7 +75,7 @@ def send(app: celery.Celery, task: str, *arguments: Any) -> None:
     try:
         app.send_task(task, args=arguments, retry=False)
     except (OperationalError, OSError) as error:
-        raise JobsUnavailable(QUEUE_AWAY) from error
+        raise unavailable(error.__cause__ or error) from error
 
 
 def _scheduled(settings: Settings) -> AuditRequest:

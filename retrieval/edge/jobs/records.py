@@ -1,45 +1,44 @@
-"""The record of every job in Redis, and the lock that allows one job of a kind for each catalogue.
+"""The record of every job in Redis: one job of a kind at a time for each catalogue, and which records stay.
 
-A repeated request returns the running job. The flows do the work, `worker.py` distributes it, `attempts.py` counts.
-Only this file and `embedded.py` import the Redis client.
+A repeated request returns the running job. The flows do the work, `tasks.py` distributes it, `attempts.py` counts.
 """
 
-import contextlib
 import json
-import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NewType
-from urllib.parse import urlsplit
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from retrieval.contract.canonical import digest_json
-from retrieval.edge.jobs.embedded import socket_path
-from retrieval.edge.settings import Settings
-from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
+from retrieval.edge.jobs.connection import check, reachable, redis_client
+from retrieval.errors import FailedPrecondition, UnknownJob
 
 JobId = NewType("JobId", str)
 
-QUEUE_AWAY = (
-    "the job queue cannot be reached; queries are not affected. Start `retrieval worker`, which brings an embedded "
-    "one, or set RETRIEVAL_REDIS_URL to a running Redis"
-)
-# It never quotes the URL: of a URL that cannot be parsed, nobody knows which part is the password.
-URL_UNUSABLE = (
-    "RETRIEVAL_REDIS_URL: expected redis://[user:password@]host[:port][/number], rediss://... or unix:///path. In a "
-    "password write %40 for @, %3A for :, %2F for /, %23 for #, %3F for ?, %5B for [ and %25 for %"
-)
 _PREFIX = "retrieval"
+_BY_TIME = f"{_PREFIX}:jobs"  # the ids of all jobs with the times of their starts
+_RUNNING = f"{_PREFIX}:running"  # the id of the job that runs, for each kind and catalogue
 _KEEP_FINISHED_S = 30 * 24 * 3600
-_TIMEOUT_S = 5.0
-# Compares and deletes in one step: between two steps another job could take the lock.
-_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end"
+_KEEP_FINISHED = 10_000
+_FORGOTTEN_AT_ONCE = 10  # more than one at each start, so that the list of jobs shrinks to what is kept
+_PAGE = 500
+_PARTS = ("done", "attempts", "waiting")
+KEPT = f"finished jobs are kept for 30 days, and not more than {_KEEP_FINISHED:,} of them"
+
+# Each of these is one step: a process that is killed between two would leave a job that never runs, or a catalogue that
+# is never free.
+_START = """
+local held = redis.call('hget', KEYS[1], ARGV[1])
+if held and held ~= ARGV[2] then return held end
+redis.call('hset', KEYS[1], ARGV[1], ARGV[2])
+redis.call('set', KEYS[2], ARGV[3])
+redis.call('zadd', KEYS[3], ARGV[4], ARGV[2])
+return ARGV[2]
+"""
+_RELEASE = "if redis.call('hget', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('hdel', KEYS[1], ARGV[1]) end"
 
 
 class JobState(StrEnum):
@@ -81,55 +80,6 @@ class Job:
     passed_over: tuple[str, ...] = ()
 
 
-def redis_url(settings: Settings) -> str:
-    """Return the URL of the configured Redis, or of the embedded one if none is configured."""
-    return settings.redis_url.get_secret_value() or f"unix://{socket_path(settings.state_dir)}"
-
-
-def redis_client(url: str, *, timeout_s: float = _TIMEOUT_S) -> "redis.Redis":
-    """Return a client that does not connect yet. Raises InvalidSettings, without the URL, if it is unusable."""
-    if not _is_usable(url):
-        raise InvalidSettings(URL_UNUSABLE)
-    try:
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 1),  # for a stale connection; more would keep callers waiting
-        )
-        client.connection_pool.make_connection()  # checks the options of the URL; it does not connect
-    except (ValueError, TypeError, redis.RedisError):
-        raise InvalidSettings(URL_UNUSABLE) from None  # the cause may hold a part of the password
-    return client
-
-
-def answers(url: str) -> bool:
-    """Return True if a Redis answers at once."""
-    client = redis_client(url, timeout_s=1.0)
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
-    finally:
-        client.close()
-
-
-def _is_usable(url: str) -> bool:
-    """Return False for a URL that clients read differently, for instance because its password holds a `/`."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return False
-    if "@" in parts.path + parts.query or parts.fragment:  # the password ends where a client sees no end of it
-        return False
-    if parts.scheme == "unix":
-        return parts.path not in ("", "/")
-    path_is_number = parts.path in ("", "/") or re.fullmatch(r"/\d{1,9}", parts.path) is not None
-    return parts.scheme in ("redis", "rediss") and bool(parts.hostname) and port != 0 and path_is_number
-
-
 class Jobs:
     """The records of all jobs.
 
@@ -142,21 +92,14 @@ class Jobs:
 
     def check(self) -> None:
         """Raise InvalidSettings if a Redis answers but refuses this URL; one that does not answer may start later."""
-        try:
-            self._redis.ping()
-        except redis.exceptions.BusyLoadingError:
-            return
-        except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError) as error:
-            raise InvalidSettings(f"RETRIEVAL_REDIS_URL: the server refuses it: {error}") from error
-        except redis.RedisError:
-            return
+        check(self._redis)
 
     def start(self, kind: str, catalog: str, request: Mapping[str, Any]) -> Job:
         """Record a new job, or return the running one with the same request.
 
         Raises FailedPrecondition if another job of this kind runs on the catalogue.
         """
-        lock = _lock_key(kind, catalog)
+        place = _place(kind, catalog)
         new = Job(
             id=JobId(uuid.uuid4().hex),
             kind=kind,
@@ -166,18 +109,16 @@ class Jobs:
             created_at=now(),
         )
         with reachable():
-            # the record first: a lock never names a job without a record
-            self._redis.set(_key(new.id), _dump(new), ex=_KEEP_FINISHED_S)
-            # after a broken connection the client sends this again and finds its own lock
-            if self._redis.set(lock, new.id, nx=True) or self._redis.get(lock) == new.id:
-                self._redis.persist(_key(new.id))
-                return new
-            self._redis.delete(_key(new.id))
-            running_id = self._redis.get(lock)
-        running = self._find(JobId(str(running_id))) if running_id else None
-        if running is None or running.state.is_final:  # it has just ended, or its record is lost
+            keys = (_RUNNING, _key(new.id), _BY_TIME)
+            # after a broken connection the client sends this again, and it finds its own job
+            running_id = self._redis.eval(_START, 3, *keys, place, new.id, _dump(new), time.time())
+        if running_id == new.id:
+            self._forget_old()
+            return new
+        running = self._find(JobId(str(running_id)))
+        if running is None or running.state.is_final:  # its record is lost
             with reachable():
-                self._redis.eval(_RELEASE, 1, lock, str(running_id))
+                self._redis.eval(_RELEASE, 1, _RUNNING, place, str(running_id))
             return self.start(kind, catalog, request)
         if digest_json(running.request) == digest_json(request):
             return running
@@ -190,49 +131,36 @@ class Jobs:
         """Return the job with this id. Raises UnknownJob."""
         job = self._find(job_id)
         if job is None:
-            raise UnknownJob(f"no job {job_id!r}: finished jobs are kept for 30 days")
+            raise UnknownJob(f"no job {job_id!r}: {KEPT}")
         return job
 
-    def _find(self, job_id: JobId) -> Job | None:
-        with reachable():
-            value = self._redis.get(_key(job_id))
-            n_done = self._redis.scard(job_key(job_id, "done"))
-            waiting = [json.loads(str(entry)) for entry in self._redis.hvals(job_key(job_id, "waiting"))]
-        if value is None:
-            return None
-        record = json.loads(str(value))
-        record["n_done"] = max(int(str(n_done)), record["n_done"])
-        record["passed_over"] = tuple(record.get("passed_over", ()))
-        job = Job(**{**record, "state": JobState(record["state"])})
-        if not waiting or job.state.is_final:
-            return job
-        first = min(waiting, key=lambda entry: str(entry["at"]))
-        return replace(job, waiting_for=first["reason"], next_try_at=first["at"])
-
     def ids_starting(self, prefix: str) -> list[JobId]:
-        """List the ids that start with `start`; none if it has characters other than letters and digits."""
-        if not prefix.isalnum():
-            return []
-        start = _key("")
+        """List the ids that start with `prefix`; none for an empty one."""
         with reachable():
-            names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}{prefix}*")]
-        return [JobId(name) for name in names if ":" not in name]  # other keys of a job have a suffix
+            ids = [str(job_id) for job_id in self._redis.zrange(_BY_TIME, 0, -1)] if prefix else []
+        return [JobId(job_id) for job_id in ids if job_id.startswith(prefix)]
 
-    def all(self, catalog: str = "") -> list[Job]:
-        """List all jobs, or those of one catalogue, newest first; finished ones are kept for 30 days."""
-        start = _key("")
-        with reachable():
-            names = [str(name).removeprefix(start) for name in self._redis.scan_iter(f"{start}*", count=1000)]
-        found = [self._find(JobId(name)) for name in names if ":" not in name]
-        wanted = [job for job in found if job is not None and catalog in ("", job.catalog)]
-        return sorted(wanted, key=lambda job: job.created_at, reverse=True)
+    def newest(self, limit: int, catalog: str = "") -> list[Job]:
+        """List the newest jobs, or those of one catalogue, newest first: at most `limit` of those that are kept."""
+        found: list[JobId] = []
+        start = 0
+        while len(found) < limit:
+            with reachable():
+                ids = [str(job_id) for job_id in self._redis.zrevrange(_BY_TIME, start, start + _PAGE - 1)]
+                records = self._redis.mget([_key(job_id) for job_id in ids]) if ids else []
+            for job_id, record in zip(ids, records, strict=True):
+                if record is not None and catalog in ("", json.loads(str(record))["catalog"]):
+                    found.append(JobId(job_id))
+            if len(ids) < _PAGE:
+                break
+            start += _PAGE
+        return self._find_all(found[:limit])
 
     def running(self) -> list[Job]:
         """List all jobs that have not ended."""
         with reachable():
-            ids = [self._redis.get(lock) for lock in self._redis.scan_iter(f"{_PREFIX}:running:*")]
-        found = [self._find(JobId(str(job_id))) for job_id in ids if job_id]
-        return [job for job in found if job is not None and not job.state.is_final]
+            ids = [JobId(str(job_id)) for job_id in self._redis.hvals(_RUNNING)]
+        return [job for job in self._find_all(ids) if not job.state.is_final]
 
     def mark_running(self, job_id: JobId, *, n_total: int) -> None:
         """Record that the job is planned and has this many shards."""
@@ -249,8 +177,10 @@ class Jobs:
 
     def mark_done(self, job_id: JobId, number: int) -> None:
         """Record that a shard is done; recorded twice, it counts once."""
-        with reachable():
-            self._redis.sadd(job_key(job_id, "done"), number)
+        with reachable(), self._redis.pipeline() as pipeline:
+            pipeline.sadd(job_key(job_id, "done"), number)
+            pipeline.expire(job_key(job_id, "done"), _KEEP_FINISHED_S)  # the job may have ended meanwhile
+            pipeline.execute()
 
     def succeed(self, job_id: JobId, result_id: str) -> None:
         """Record the result, and free the catalogue for another job."""
@@ -261,25 +191,53 @@ class Jobs:
         self._finish(job_id, state=JobState.FAILED, error=error, n_done=self.get(job_id).n_done)
 
     def _finish(self, job_id: JobId, **changes: Any) -> None:
-        job = self.get(job_id)
         self._change(job_id, **changes, finished_at=now())
-        with reachable():  # repeatable: after a kill before this line, the next call frees the catalogue
-            self._redis.eval(_RELEASE, 1, _lock_key(job.kind, job.catalog), job_id)
-            self._redis.expire(_key(job_id), _KEEP_FINISHED_S)
-            self._redis.delete(*(job_key(job_id, part) for part in ("done", "attempts", "waiting")))
 
     def _change(self, job_id: JobId, **changes: Any) -> None:
-        """Replace fields of a job that has not ended."""
+        """Replace fields of a job that has not ended; if this ends it, free its catalogue in the same step."""
         with reachable():
 
             def replace(transaction: Any) -> None:
                 record = json.loads(transaction.get(_key(job_id)) or "{}")
                 if not record or JobState(record["state"]).is_final:
                     return
+                record |= changes
                 transaction.multi()
-                transaction.set(_key(job_id), json.dumps({**record, **changes}), keepttl=True)
+                if JobState(record["state"]).is_final:
+                    transaction.set(_key(job_id), json.dumps(record), ex=_KEEP_FINISHED_S)
+                    transaction.eval(_RELEASE, 1, _RUNNING, _place(record["kind"], record["catalog"]), job_id)
+                    transaction.delete(*(job_key(job_id, part) for part in _PARTS))
+                else:
+                    transaction.set(_key(job_id), json.dumps(record))
 
             self._redis.transaction(replace, _key(job_id))
+
+    def _forget_old(self) -> None:
+        """Remove the oldest jobs from the list if their records have expired or if there are too many."""
+        with reachable():
+            excess = self._redis.zcard(_BY_TIME) - _KEEP_FINISHED
+            ids = [JobId(str(job_id)) for job_id in self._redis.zrange(_BY_TIME, 0, _FORGOTTEN_AT_ONCE - 1)]
+        known = {job.id: job for job in self._find_all(ids)}
+        for number, job_id in enumerate(ids):
+            if job_id not in known or (number < excess and known[job_id].state.is_final):
+                with reachable(), self._redis.pipeline() as pipeline:
+                    pipeline.zrem(_BY_TIME, job_id)
+                    pipeline.delete(_key(job_id))
+                    pipeline.execute()
+
+    def _find(self, job_id: JobId) -> Job | None:
+        return next(iter(self._find_all([job_id])), None)
+
+    def _find_all(self, ids: Sequence[JobId]) -> list[Job]:
+        """Return the jobs with these ids that have a record, read in one request."""
+        with reachable(), self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.get(_key(job_id))
+                pipeline.scard(job_key(job_id, "done"))
+                pipeline.hvals(job_key(job_id, "waiting"))
+            values = pipeline.execute()
+        parts = zip(values[::3], values[1::3], values[2::3], strict=True)
+        return [_job(record, int(n_done), waiting) for record, n_done, waiting in parts if record is not None]
 
 
 def now() -> str:
@@ -287,27 +245,30 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def job_key(job_id: JobId, part: str) -> str:
+    """Return the key of a part of a job beside its record."""
+    return f"{_key(job_id)}:{part}"
+
+
 def _key(job_id: str) -> str:
     return f"{_PREFIX}:job:{job_id}"
 
 
-def _lock_key(kind: str, catalog: str) -> str:
-    return f"{_PREFIX}:running:{kind}:{catalog}"
-
-
-def job_key(job_id: str, part: str) -> str:
-    """Return the key of a part of a job beside its record."""
-    return f"{_key(job_id)}:{part}"
+def _place(kind: str, catalog: str) -> str:
+    return f"{kind}:{catalog}"
 
 
 def _dump(job: Job) -> str:
     return json.dumps(asdict(job))
 
 
-@contextlib.contextmanager
-def reachable() -> Iterator[None]:
-    """Raise JobsUnavailable for every error of Redis in the block."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise JobsUnavailable(QUEUE_AWAY) from error
+def _job(record: str, n_done: int, waiting: Sequence[str]) -> Job:
+    """Build a job from its record, the number of its shards that are done, and what its tasks wait for."""
+    fields = json.loads(record)
+    fields["n_done"] = max(n_done, fields["n_done"])
+    fields["passed_over"] = tuple(fields.get("passed_over", ()))
+    job = Job(**{**fields, "state": JobState(fields["state"])})
+    if not waiting or job.state.is_final:
+        return job
+    first = min((json.loads(entry) for entry in waiting), key=lambda entry: str(entry["at"]))
+    return replace(job, waiting_for=first["reason"], next_try_at=first["at"])

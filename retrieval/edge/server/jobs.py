@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import structlog
 
+from retrieval.edge.jobs.connection import redis_url
 from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.jobs.queue import make_app, submit
-from retrieval.edge.jobs.records import Job, JobId, Jobs, JobState, redis_url
+from retrieval.edge.jobs.records import KEPT, Job, JobId, Jobs, JobState
 from retrieval.edge.server.interceptors import Context
 from retrieval.edge.server.watch import Watch
 from retrieval.edge.settings import Settings
@@ -51,16 +52,16 @@ class JobQueue:
     async def _on_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
 
-    async def all(self, catalog: str) -> list[Job]:
-        """Return the records of all jobs, or of those of one catalogue, newest first."""
-        return await self._on_thread(self._jobs.all, catalog)
+    async def newest(self, limit: int, catalog: str) -> list[Job]:
+        """Return the records of the newest jobs, or of those of one catalogue, newest first."""
+        return await self._on_thread(self._jobs.newest, limit, catalog)
 
     def _find(self, job_id: str) -> Job:
         try:
             return self._jobs.get(JobId(job_id))
-        except UnknownJob:  # fast for a whole id; Redis must search all keys for a prefix
-            ids, hint = self._jobs.ids_starting(job_id), "finished jobs are kept for 30 days"
-            return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=hint)))
+        except UnknownJob:  # not a whole id
+            ids = self._jobs.ids_starting(job_id)
+            return self._jobs.get(JobId(resolve_prefix(job_id, ids, kind="job", unknown=UnknownJob, hint=KEPT)))
 
 
 class JobServicer(jobs_pb2_grpc.JobServiceServicer):
@@ -84,5 +85,5 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         limit = request.limit if request.HasField("limit") else _DEFAULT_LISTED
         if not 1 <= limit <= _MAX_LISTED:
             raise InvalidInput(f"limit: expected 1 to {_MAX_LISTED}, found {limit}")
-        jobs = await self._queue.all(request.catalog)
-        return jobs_pb2.ListJobsResponse(jobs=[job_message(job) for job in jobs[:limit]])
+        jobs = await self._queue.newest(limit, request.catalog)
+        return jobs_pb2.ListJobsResponse(jobs=[job_message(job) for job in jobs])

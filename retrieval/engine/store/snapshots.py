@@ -1,8 +1,6 @@
 """Snapshots of catalogues in the store, and the pointer to the live one of each catalogue."""
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from retrieval.contract.canonical import digest_file, json_bytes
 from retrieval.engine.index.index import Index
@@ -11,6 +9,7 @@ from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, Snapshot
 from retrieval.engine.store.calls import is_full
 from retrieval.engine.store.listed import Listed, listed
 from retrieval.engine.store.objects import Objects, checked_name
+from retrieval.engine.workspace import workspace
 from retrieval.errors import CorruptArtifact, OutOfSpace, UnknownCatalog, UnknownSnapshot
 
 CURRENT = "CURRENT"
@@ -28,9 +27,9 @@ class Snapshots:
         """
         prefix = _snapshot_prefix(manifest.catalog, manifest.id)
         files = {}
-        with tempfile.TemporaryDirectory() as folder:
+        with workspace() as folder:
             for kind, save in ((INDEX, index.save), (ITEMS, items.save)):
-                path = Path(folder) / kind
+                path = folder / kind
                 try:
                     save(path)
                 except OSError as error:

@@ -35,7 +35,7 @@ def test_a_query_may_have_one_false_match_in_its_gallery(tmp_path: Path) -> None
     table.write_text("id,uri,label\n" + "".join(f"{n},{n}.png,class {n % 5}\n" for n in range(37)))
     target = demo.one_false_match(table)
     assert (target, parse_target(target).far) == ("false-matches=1@37", 1 / 37)
-    assert parse_target(target).describe() == "at most 1 false match a query in a gallery of 37"
+    assert parse_target(target).describe() == "at most 1 false match per query in a gallery of 37"
 
 
 def commands(target_of_report: dict[str, float]) -> Any:

@@ -1,4 +1,4 @@
-"""One real Valkey for all tests of jobs, empty at the start of each test."""
+"""One real Valkey for all tests of jobs, empty at the start of each test, and tasks over it that a test delivers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import pytest
 import redis
 
 from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
-from retrieval.edge.jobs.records import Jobs
+from retrieval.edge.jobs.queue import submit
+from retrieval.edge.jobs.records import Job, Jobs
+from retrieval.edge.jobs.tasks import Tasks
+from retrieval.edge.settings import load_settings
+from retrieval.engine.store import Store
+from retrieval.flows.reindex import ReindexRequest
+from tests.pictures import write_class_folders
 
 _QUEUE = "retrieval"
+CATALOG = "shop"
+N_CLASSES, N_IMAGES = 33, 4  # 132 images: two shards
 
 
 @dataclass(frozen=True)
@@ -62,3 +70,40 @@ def waiting(client: redis.Redis) -> list[Message]:
         arguments, _, _ = json.loads(base64.b64decode(message["body"]))
         found.append(Message(message["headers"]["task"], tuple(arguments)))
     return found
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for two shards; read only."""
+    return write_class_folders(tmp_path_factory.mktemp("images"), n_classes=N_CLASSES, n_images=N_IMAGES)
+
+
+@pytest.fixture
+def tasks(calibrated: Store, state_dir: Path) -> Iterator[Tasks]:
+    """A worker over a calibrated store and an empty queue; it runs what the tests deliver."""
+    tasks = Tasks(load_settings(state_dir=state_dir, store_url=calibrated.url, threads=1, worker_processes=1))
+    yield tasks
+    tasks.parts.embedder.pool.shutdown()
+
+
+@pytest.fixture
+def reindexing(tasks: Tasks, images: Path) -> Job:
+    """A reindex of two shards whose first message waits."""
+    return submit(tasks.app, tasks.jobs, "reindex", ReindexRequest(catalog=CATALOG, manifest_uri=str(images)))
+
+
+def deliver(tasks: Tasks, message: Message) -> None:
+    """Run one task in this process as Celery does; retries follow at once."""
+    result = tasks.app.tasks[message.task].apply(args=message.arguments)
+    assert result.state in ("SUCCESS", "RETRY"), result.traceback
+
+
+def work_off(tasks: Tasks, client: redis.Redis, *, times: int = 1) -> list[str]:
+    """Deliver messages, each so many times, until none waits; returns the tasks in their order."""
+    done = []
+    while messages := waiting(client):
+        for message in messages:
+            done.append(message.task)
+            for _ in range(times):
+                deliver(tasks, message)
+    return done

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 
 from retrieval.edge.jobs.embedded import embedded_valkey, is_running, socket_path
 from retrieval.edge.jobs.records import Jobs
@@ -131,3 +134,79 @@ def test_a_killed_server_is_started_again_by_a_user(tmp_path: Path) -> None:
             eventually(partial(is_replaced, tmp_path, server))
             assert [job.catalog for job in jobs.running()] == ["shoes"]
     assert servers_of(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_child_whose_parent_ended_before_it_could_ask_ends_too() -> None:
+    """Between the fork and the request to the kernel the parent may be killed; nobody would end the child."""
+    program = "import sys, time; from retrieval.edge.jobs.keeper import die_with_parent\n{}\nprint('lives', flush=True)"
+    for parent, expected in (("os.getppid()", (0, "lives\n")), ("os.getppid() + 1", (-signal.SIGTERM, ""))):
+        code = program.format(f"import os; die_with_parent({parent})")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == expected
+
+
+@pytest.mark.slow
+def test_an_acknowledged_job_survives_a_kill_at_once(tmp_path: Path) -> None:
+    """The server writes a change to its file before it answers, so a kill in the next moment loses nothing."""
+    with embedded_valkey(tmp_path):
+        jobs = Jobs(f"unix://{socket_path(tmp_path)}")
+        for number in range(5):
+            job = jobs.start("reindex", f"catalog{number}", {})
+            with redis.Redis(unix_socket_path=str(socket_path(tmp_path))) as client:
+                os.kill(client.info()["process_id"], signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while not is_running(tmp_path):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert jobs.get(job.id) == job
+        assert len(jobs.running()) == 5
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from retrieval.edge.jobs import embedded
+
+folder = Path(sys.argv[1])
+children = []
+def fork():
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    children.append(child)
+
+with embedded._locked(folder):
+    fork()
+try_lock = embedded._try_lock
+def forking(descriptor, kind):
+    taken = try_lock(descriptor, kind)
+    fork()
+    return taken
+embedded._try_lock = forking
+embedded._is_locked(folder / "running")
+embedded._try_lock = try_lock
+print([name for name in ("lock", "running") if embedded._is_locked(folder / name)], flush=True)
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_forked_meanwhile_holds_no_lock(tmp_path: Path) -> None:
+    """A worker forks its processes while a thread looks after the Valkey: they would keep what it locked for ever."""
+    command = [sys.executable, "-c", FORKING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
+
+
+def test_the_server_is_spawned_and_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork on a thread waits for ever if a worker forks a process of its pool at the same time."""
+
+    def forked(*_: object) -> None:
+        raise AssertionError("Popen forked")
+
+    monkeypatch.setattr(subprocess, "_fork_exec", forked)
+    with embedded_valkey(tmp_path):
+        assert is_running(tmp_path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
+from retrieval.edge.jobs import records
 from retrieval.edge.jobs.embedded import embedded_valkey, is_running, socket_path
-from retrieval.edge.jobs.queue import make_app
+from retrieval.edge.jobs.queue import PLAN, make_app, send
 from retrieval.edge.jobs.records import Jobs, JobState
 from retrieval.edge.settings import load_settings
 from retrieval.errors import FailedPrecondition, InvalidSettings, JobsUnavailable, UnknownJob
@@ -89,16 +92,16 @@ def test_lock_that_a_kill_left_behind_blocks_nobody(jobs: Jobs, state_dir: Path,
     """A catalogue whose last job is finished or lost is free, even if its lock names that job."""
     old = jobs.start("reindex", f"left-{kept}", REQUEST)
     client = redis.Redis(unix_socket_path=str(socket_path(state_dir)))
-    lock = f"retrieval:running:reindex:left-{kept}"
+    running, place = "retrieval:running", f"reindex:left-{kept}"
     if kept == "record":
         jobs.succeed(old.id, "snapshot")
-        client.set(lock, old.id)
+        client.hset(running, place, old.id)
     else:
         client.delete(f"retrieval:job:{old.id}")
     assert old.id not in [job.id for job in jobs.running()]
     new = jobs.start("reindex", f"left-{kept}", {**REQUEST, "manifest_uri": "others"})
     assert new.id != old.id
-    assert client.get(lock) == new.id.encode()
+    assert client.hget(running, place) == new.id.encode()
     client.close()
 
 
@@ -158,3 +161,61 @@ def test_a_url_that_the_server_refuses_is_a_setting(state_dir: Path) -> None:
     with pytest.raises(InvalidSettings, match="RETRIEVAL_REDIS_URL: the server refuses it: DB index is out of range"):
         Jobs(f"unix://{socket_path(state_dir)}?db=12345").check()
     Jobs("redis://127.0.0.1:1/0").check()
+
+
+def _cut_after(n_sent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process send so many requests to Redis and no more, as if it were killed then."""
+    send, sent = redis.connection.AbstractConnection.send_packed_command, []
+
+    def sending(connection: Any, *arguments: Any, **options: Any) -> Any:
+        sent.append(1)
+        if len(sent) > n_sent:
+            raise redis.ConnectionError("it was killed here")
+        return send(connection, *arguments, **options)
+
+    monkeypatch.setattr(redis.connection.AbstractConnection, "send_packed_command", sending)
+
+
+@pytest.mark.parametrize("n_sent", range(1, 8))
+def test_a_kill_at_any_moment_leaves_a_job_that_runs_or_none(
+    jobs: Jobs, client: redis.Redis, state_dir: Path, n_sent: int
+) -> None:
+    """A job that is listed as unfinished is one that workers resume; one that has ended holds no catalogue."""
+    doomed = Jobs(f"unix://{socket_path(state_dir)}")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(JobsUnavailable):
+        _cut_after(n_sent, patch)
+        doomed.succeed(doomed.start("reindex", "cut", REQUEST).id, "snapshot")
+    unfinished = [job for job in jobs.newest(10) if not job.state.is_final]
+    assert unfinished == jobs.running()
+    for job in jobs.newest(10):
+        lives_for_ever = client.ttl(f"retrieval:job:{job.id}") == -1
+        assert lives_for_ever != job.state.is_final
+    assert client.hvals("retrieval:running") == [job.id.encode() for job in unfinished]
+
+
+def test_the_oldest_records_are_dropped(jobs: Jobs, client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have expired, and finished ones if there are too many; a job that runs stays."""
+    monkeypatch.setattr(records, "_KEEP_FINISHED", 5)
+    running = jobs.start("reindex", "old", REQUEST)
+    made = [jobs.start("reindex", f"catalog{number}", REQUEST) for number in range(6)]
+    for job in made:
+        jobs.succeed(job.id, "snapshot")
+    client.delete(f"retrieval:job:{made[0].id}")  # it expired
+    last = jobs.start("reindex", "last", REQUEST)
+    assert [job.id for job in jobs.newest(100)] == [last.id, *(job.id for job in reversed(made[2:])), running.id]
+    assert jobs.ids_starting(made[1].id) == []
+    with pytest.raises(UnknownJob, match="not more than"):
+        jobs.get(made[1].id)
+
+
+def test_a_queue_that_is_full_is_named(jobs: Jobs, client: redis.Redis, state_dir: Path) -> None:
+    """It answers, and refuses to store: that is not "it cannot be reached"."""
+    app = make_app(load_settings(state_dir=state_dir))
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(JobsUnavailable, match=r"refuses to work.*command not allowed when used memory"):
+            jobs.start("reindex", "full", REQUEST)
+        with pytest.raises(JobsUnavailable, match=r"refuses to work.*command not allowed when used memory"):
+            send(app, PLAN, "job")
+    finally:
+        client.config_set("maxmemory", 0)

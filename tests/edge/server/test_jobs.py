@@ -11,11 +11,13 @@ from typing import Any
 
 import fsspec
 import pytest
+import redis
 from fsspec.implementations.memory import MemoryFileSystem
 
 from retrieval.client import Client, connect
-from retrieval.edge.jobs.embedded import embedded_valkey
-from retrieval.edge.jobs.records import Jobs, redis_url
+from retrieval.edge.jobs.connection import redis_url
+from retrieval.edge.jobs.embedded import embedded_valkey, socket_path
+from retrieval.edge.jobs.records import Jobs
 from retrieval.edge.settings import load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store
@@ -118,6 +120,22 @@ def test_jobs_are_listed_newest_first(served: tuple[Client, Jobs]) -> None:
     assert listed(catalog="nowhere") == []
     with pytest.raises(InvalidInput, match="limit: expected 1 to 1000"):
         listed(limit=0)
+
+
+def test_listing_jobs_does_not_read_every_key(served: tuple[Client, Jobs], tmp_path: Path) -> None:
+    """The work depends on how many are asked for, not on how many there are."""
+    client, jobs = served
+    for number in range(300):
+        jobs.succeed(jobs.start("reindex", f"catalog{number}", {}).id, "snapshot")
+    with redis.Redis(unix_socket_path=str(socket_path(tmp_path / "state"))) as counting:
+        counting.config_resetstat()
+        reply = client.call(client.jobs.ListJobs, jobs_pb2.ListJobsRequest(limit=2))
+        found = client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job_id=reply.jobs[0].id[:12]))
+        calls = {name: stats["calls"] for name, stats in counting.info("commandstats").items()}
+    assert [job.catalog for job in reply.jobs] == ["catalog299", "catalog298"]
+    assert found.id == reply.jobs[0].id
+    assert "cmdstat_scan" not in calls
+    assert sum(calls.values()) < 30
 
 
 class HangingFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types

@@ -64,7 +64,7 @@ def test_a_slow_source_is_left_to_the_job(silent: str) -> None:
     """Not longer than the time for a look, also if more ask at the same time than may look."""
 
     async def ask() -> float:
-        manifests = ManifestCheck(load_settings(), look_s=0.3)
+        manifests = ManifestCheck(load_settings(image_roots=silent.rpartition("/")[0]), look_s=0.3)
         started = time.monotonic()
         requests = [ReindexRequest(catalog=CATALOG, manifest_uri=silent) for _ in range(30)]
         await asyncio.gather(*map(manifests.check, requests))
