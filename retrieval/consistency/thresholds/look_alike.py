@@ -26,7 +26,7 @@ _GROUPED = 4.0  # of the groups alone, if they also are
 _CLEARER = 1.35  # so many times as clear as without groups
 _ALIKE = 1.0  # of the neighbours, without which groups that are not clear may be crowded places
 # Groups that are hard to see are not found whole, and their number is not known: then so many are taken.
-_HIDDEN_GROUPS = 16
+_HIDDEN_GROUPS = 12
 _MIN_CLASSES = 16
 _NEIGHBOURS = 5
 _N_SIMULATED = 20
