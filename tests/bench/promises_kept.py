@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -29,8 +29,6 @@ from scipy.special import stdtrit
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from retrieval.consistency import (
-    OperatingCurves,
-    Target,
     certify,
     certify_mean,
     choose_threshold,
@@ -41,37 +39,14 @@ from retrieval.consistency import (
 )
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.coverage import table
-from tests.bench.measuring.emoji import emoji
 from tests.bench.measuring.real import real_data
 from tests.bench.measuring.settings import FRESH, SETTINGS
-from tests.consistency.conftest import draw_family
+from tests.bench.measuring.splits import Population, Split
 
 Rows = NDArray[np.float32]
-Flags = NDArray[np.bool_]
-_FAMILY = {"n_images": 4, "dimension": 16, "spread": 0.3, "crowding": 0.8}
 _N_POPULATION = 1500
-_N_NEW = 100  # new classes of a split, or as many as calibration classes
 _KEPT = 0.93  # coverage that counts as kept where 0.95 is stated
 _ULPS = 1e-6  # products of other shapes differ in the last digits
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """Rows sorted by class, those of calibration classes first: scores [n, n]; codes [n]; n_calibration classes."""
-
-    rows: Rows
-    codes: NDArray[np.int64]
-    n_calibration: int
-
-    @property
-    def calibration(self) -> tuple[Rows, list[str]]:
-        kept = self.codes < self.n_calibration
-        return self.rows[kept], [f"{code:05d}" for code in self.codes[kept]]
-
-    @property
-    def new(self) -> tuple[Rows, list[str]]:
-        kept = self.codes >= self.n_calibration
-        return self.rows[kept], [f"{code:05d}" for code in self.codes[kept]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +89,7 @@ def main() -> None:
     names = ["synthetic", *([] if options.model == "none" else [f"emoji {options.model}"])]
     with threadpool_limits(1):
         for name in names if options.only == "all" else []:
-            data = Population.make(name, options)
+            data = Population.make(name, seed=options.seed, n_classes=_N_POPULATION // (10 if options.quick else 1))
             for n_classes in options.classes:
                 lines += certificates(data, n_classes, options)
             lines += intervals(data, "far=0.02", options.splits, options)
@@ -122,54 +97,6 @@ def main() -> None:
                 lines += intervals(data, target, options.other_splits, options)
         lines += coverages(options)
     show(options, lines, time.monotonic() - started)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Population:
-    """All classes there are, or a large draw of them, sorted by class, and their curves on a fine grid."""
-
-    name: str
-    rows: Rows
-    by_class: list[NDArray[np.int64]]
-    curves: OperatingCurves
-
-    @classmethod
-    def make(cls, name: str, options: argparse.Namespace) -> Population:
-        if name == "synthetic":
-            rng = np.random.default_rng([options.seed, 1])
-            rows, named = draw_family(rng, n_classes=_N_POPULATION // (10 if options.quick else 1), **_FAMILY)
-            labels = np.array(named)
-        else:
-            parts = [emoji(options.model)[part] for part in ("cohort", "calibration", "audit")]
-            rows = np.concatenate([part.embeddings for part in parts])
-            labels = np.concatenate([part.labels for part in parts])
-        by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        grid = np.linspace(-1, 1.001, 2001)
-        return cls(name, rows, by_class, operating_curves((rows, [str(label) for label in labels]), thresholds=grid))
-
-    def threshold(self, target: Target) -> float:
-        """The threshold that the target asks for here, between two of the grid linearly."""
-        grid, achieved = self.curves.thresholds, target.achieved(self.curves)
-        if target.choice == "best":
-            return float(grid[achieved.argmax()])
-        reached = np.flatnonzero(achieved >= target.level)
-        inside = reached[0] if target.choice == "lowest" else reached[-1]
-        outside = inside - 1 if target.choice == "lowest" else inside + 1
-        share = (achieved[inside] - target.level) / (achieved[inside] - achieved[outside])
-        return float(grid[inside] + share * (grid[outside] - grid[inside]))
-
-    def splits(self, n_calibration: int, n_splits: int, seed: int) -> Iterator[Split]:
-        """Draw splits one after another: afresh from the family, without repetition from the emoji."""
-        rng = np.random.default_rng(seed)
-        n_classes = n_calibration + max(_N_NEW, n_calibration)
-        for _ in range(n_splits):
-            if self.name == "synthetic":
-                rows, _ = draw_family(rng, n_classes=n_classes, **_FAMILY)
-                yield Split(rows, np.repeat(np.arange(n_classes), _FAMILY["n_images"]), n_calibration)
-                continue
-            drawn = [self.by_class[code] for code in rng.permutation(len(self.by_class))[:n_classes]]
-            codes = np.repeat(np.arange(len(drawn)), [len(rows) for rows in drawn])
-            yield Split(self.rows[np.concatenate(drawn)], codes, n_calibration)
 
 
 def certificates(data: Population, n_classes: int, options: argparse.Namespace) -> list[Line]:

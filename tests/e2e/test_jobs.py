@@ -92,10 +92,14 @@ def test_a_job_outlives_a_store_that_is_away(deployment: Deployment) -> None:
 def test_a_slow_task_that_is_delivered_again_runs_once(deployment: Deployment) -> None:
     """It takes three times as long as the queue waits for it: the second delivery is dropped, and nothing died."""
     images = sorted((deployment.folder / "catalog").glob("*.jpg"))[:20]
-    settings = {"RETRIEVAL_WORKER_PROCESSES": "3", "RETRIEVAL_REDELIVERY_S": str(SLOW_S)}
-    slow = Deployment(deployment.folder, deployment.address, deployment.environment | settings)
     state = deployment.folder / "state"
     with serving(Web({f"/{image.name}": image.read_bytes() for image in images}, slow_s=1.5)) as web:
+        settings = {
+            "RETRIEVAL_WORKER_PROCESSES": "3",
+            "RETRIEVAL_REDELIVERY_S": str(SLOW_S),
+            "RETRIEVAL_IMAGE_ROOTS": f"{web.url},{deployment.folder}",
+        }
+        slow = Deployment(deployment.folder, deployment.address, deployment.environment | settings)
         manifest = deployment.folder / "slow.csv"
         rows = [f"{number},{web.url}/{image.name}" for number, image in enumerate(images)]
         manifest.write_text("\n".join(["id,uri", *rows]))

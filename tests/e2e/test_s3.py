@@ -16,8 +16,9 @@ from retrieval.client import Client, connect
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.edge.jobs.connection import redis_url
 from retrieval.edge.jobs.embedded import embedded_valkey
-from retrieval.edge.jobs.records import Jobs, redis_url
+from retrieval.edge.jobs.records import Jobs
 from retrieval.edge.settings import Settings, load_settings
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.store import Store

@@ -46,7 +46,8 @@ def threshold_from_curves(
     are the next ones outside. Rates and the interval of TAR are those of `choose_threshold` at the same threshold. The
     variance of FAR is the sum over classes of their squared residuals, in which the part of each pair of classes counts
     twice: at least that of `choose_threshold`. For sampled curves the error of the sample is added. Families of classes
-    are not known here. Give the curves a fine grid around the target, such as `threshold_grid`.
+    are not known here, and groups of look-alike classes cannot be found without the embeddings: if classes are drawn
+    together, the intervals are too narrow. Give the curves a fine grid around the target, such as `threshold_grid`.
 
     Raises:
         InvalidInput: a target of the best F-beta or utility, whose interval takes the images; or confidence outside

@@ -3,7 +3,7 @@
 Two signs are compared with what classes drawn one by one would show. *Groups*: the classes fall into groups more
 clearly than points of a normal distribution with the same covariance. *Alike inside*: neighbouring classes have like
 scores between their own images, as the classes of a family often do; places that are merely crowded do not show this.
-No sample can prove that classes were drawn together. So the groups are a caution: intervals count them as the units.
+No sample can prove that classes were drawn together. So the groups are a caution: `rate_variances` allows for them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ _OF_GROUPS = 0.5  # where groups weigh half as much: without families, neighbour
 _GROUPED = 4.0  # of the groups alone, if they also are
 _CLEARER = 1.35  # so many times as clear as without groups
 _ALIKE = 1.0  # of the neighbours, without which groups that are not clear may be crowded places
-# Groups that are hard to see are not found whole: then they are taken as large as families of six on average.
-_HIDDEN_SIZE = 6
-_MIN_GROUPS = 12
+# Groups that are hard to see are not found whole, and their number is not known: then so many are taken.
+_HIDDEN_GROUPS = 12
 _MIN_CLASSES = 16
 _NEIGHBOURS = 5
 _N_SIMULATED = 20
@@ -37,16 +36,21 @@ _MOST_CLASSES = 1000  # that are compared with one another; others join the near
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LookAlikes:
-    """The group of each class, [T] int64, numbered from 0; a class that is like no other is a group of its own."""
+    """The group of each class, [T] int64, numbered from 0; a class that is like no other is a group of its own.
+
+    clear: whether the groups are seen well, so that they are found nearly whole.
+    """
 
     units: Codes
+    clear: bool
 
     def __str__(self) -> str:
         sizes = np.bincount(self.units)
         return (
             f"{np.count_nonzero(sizes > 1)} groups of look-alike classes were found (the largest has {sizes.max()} of "
-            f"{len(self.units)} classes) and count as one class each in the intervals; name the families that your "
-            "classes are drawn in, or name each class as its own family if it is drawn alone"
+            f"{len(self.units)} classes): if classes are drawn in such groups, the rates of other classes differ more, "
+            "and the intervals allow for it; name the families that your classes are drawn in, or name each class as "
+            "its own family if it is drawn alone"
         )
 
 
@@ -75,9 +79,9 @@ def find_look_alikes(vectors: LabelledVectors) -> LookAlikes | None:
     if not clearly:
         if alike <= _ALIKE or _OF_GROUPS * grouped + alike <= _BOTH * math.hypot(1, _OF_GROUPS):
             return None
-        n_groups = max(min(n_groups, len(drawn) // _HIDDEN_SIZE), _MIN_GROUPS)
+        n_groups = min(_HIDDEN_GROUPS, len(drawn) // 2)
     (units,) = cuts(_tree(cosines), [n_groups])
-    return LookAlikes(units if len(drawn) == len(every) else _nearest(every, drawn, units))
+    return LookAlikes(units if len(drawn) == len(every) else _nearest(every, drawn, units), clearly)
 
 
 def class_means(vectors: LabelledVectors) -> tuple[Values, Values]:

@@ -24,6 +24,10 @@ from retrieval.consistency.thresholds.warnings import rate_warnings
 # much that of pairs that stand or fall together as the measured one.
 _KNOWN_FROM = 3.0
 _UPPER = 1.1  # see `log_interval`
+# Groups of look-alikes hold many false accepts because look-alikes were sought: the variance of FAR over groups is so
+# many times too large, or more. By groups that are hard to see it is less so, because they are not found whole.
+_SOUGHT, _SOUGHT_HIDDEN = 1.7, 1.25
+_LEAST_OF_GROUPS = 2.0  # times the variance of TAR over classes: what clear groups that were not found whole may hide
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class TarEvidence:
     trials: float
     units: float
     variance: float  # of TAR
+    measured: float  # inverse of the trials as measured
+    known: float  # how far `measured` is trusted, from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     alone = _of_units(np.arange(len(vectors.classes), dtype=np.int64), vectors, curves, pairs)
     if (groups := find_look_alikes(vectors)) is None:
         return replace(alone, warnings=warnings)
-    return replace(_wider(alone, _of_units(groups.units, vectors, curves, pairs)), warnings=(str(groups), *warnings))
+    wider = _wider(alone, _of_units(groups.units, vectors, curves, pairs), clear=groups.clear)
+    return replace(wider, warnings=(str(groups), *warnings))
 
 
 def _of_units(
@@ -99,22 +106,38 @@ def _of_units(
     )
 
 
-def _wider(first: RateVariances, second: RateVariances) -> RateVariances:
-    """Return the larger of each variance, of classes alone (first) and of groups of look-alikes.
+def _wider(alone: RateVariances, grouped: RateVariances, *, clear: bool) -> RateVariances:
+    """Return the larger of each variance: of classes alone, and of groups of look-alikes by their own evidence.
 
-    TAR is then known from as many units as there are groups. FAR stays known from the first: groups are alike because
-    they were sought, so their variance of FAR is too large as a rule, and Student's quantile of few would add to it.
+    FAR stays known from as many units as classes alone: groups are alike because they were sought, and Student's
+    quantile of few would widen it once more.
     """
-    tar, other = first.tar, second.tar
+    sought = _SOUGHT if clear else _SOUGHT_HIDDEN
     return RateVariances(
-        class_variance=max(first.class_variance, second.class_variance),
-        pair_variance=max(first.pair_variance, second.pair_variance),
-        mean_far=max(first.mean_far, second.mean_far),
-        precision=max(first.precision, second.precision),
-        tar=TarEvidence(min(tar.trials, other.trials), min(tar.units, other.units), max(tar.variance, other.variance)),
-        far_units=first.far_units,
-        mean_far_units=first.mean_far_units,
+        class_variance=max(alone.class_variance, grouped.class_variance / sought),
+        pair_variance=max(alone.pair_variance, grouped.pair_variance / sought),
+        mean_far=max(alone.mean_far, grouped.mean_far / sought),
+        precision=max(alone.precision, grouped.precision / sought),
+        tar=_wider_tar(alone.tar, grouped.tar, clear=clear),
+        far_units=alone.far_units,
+        mean_far_units=alone.mean_far_units,
     )
+
+
+def _wider_tar(alone: TarEvidence, grouped: TarEvidence, *, clear: bool) -> TarEvidence:
+    """Return the evidence if groups are the units: the measured variance of clear groups, the assumed of hidden ones.
+
+    Clear groups are nearly whole, so what they show is trusted as far as the classes with the rarer outcome reach.
+    Hidden ones are in pieces and show less than families would: then few groups with that outcome count as little
+    evidence, as few families do.
+    """
+    inverse = 1 / grouped.trials
+    if clear:
+        measured = alone.known * grouped.measured + (1 - alone.known) / alone.units
+        inverse = max(measured, _LEAST_OF_GROUPS / alone.trials)
+    trials = min(alone.trials, 1 / inverse)
+    variance = alone.variance * alone.trials / trials
+    return replace(alone, trials=trials, units=min(alone.units, grouped.units), variance=variance)
 
 
 def _residuals(
@@ -173,9 +196,11 @@ def tar_evidence(accepted: Rates, positives: Rates) -> TarEvidence:
     rarer = effective_number(accepted if rate < 0.5 else positives - accepted)
     known = rarer / (rarer + _KNOWN_FROM)
     measured = max(float((corrected_residuals(accepted, positives) ** 2).sum()) / total**2, binomial / total)
-    inverse = (known * measured / binomial if binomial > 0 else 0.0) + (1 - known) / units
+    relative = measured / binomial if binomial > 0 else 0.0
+    inverse = known * relative + (1 - known) / units
     smooth = (accepted.sum() + 0.5) / (total + 1)
-    return TarEvidence(trials=1 / inverse, units=units, variance=float(smooth * (1 - smooth) * inverse))
+    variance = float(smooth * (1 - smooth) * inverse)
+    return TarEvidence(trials=1 / inverse, units=units, variance=variance, measured=relative, known=known)
 
 
 def tar_interval(rate: float, trials: float, units: float, confidence: float) -> Interval:

@@ -1,4 +1,4 @@
-"""State what pooled rates rest on: one large class, or few pairs of classes.
+"""State what pooled rates rest on: one large class, few pairs of classes, or groups of look-alikes.
 
 The intervals allow for both. A reader should know all the same that the rates are those of few classes.
 """
@@ -11,6 +11,7 @@ from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves
 from retrieval.consistency.pairs.vectors import LabelledVectors
 from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
+from retrieval.consistency.thresholds.look_alike import find_look_alikes
 
 LARGE_SHARE = 0.1
 FEW_PAIRS = 10
@@ -18,9 +19,14 @@ FEW_PAIRS = 10
 
 @checked
 def warnings_at(vectors: LabelledVectors, curves: OperatingCurves) -> tuple[str, ...]:
-    """Return `rate_warnings` for the one threshold of the curves. Cost: one pass over the pairs."""
+    """Return `rate_warnings` for the one threshold of the curves, after the groups of look-alikes if there are any.
+
+    Groups are looked for if no families are named, see `find_look_alikes`. Cost: that, and one pass over the pairs.
+    """
     accepted = accepted_class_pairs(vectors, float(curves.thresholds[0]))[2]
-    return rate_warnings(curves, accepted, families=vectors.families is not None)
+    groups = find_look_alikes(vectors) if vectors.families is None else None
+    warnings = rate_warnings(curves, accepted, families=vectors.families is not None)
+    return warnings if groups is None else (str(groups), *warnings)
 
 
 def rate_warnings(curves: OperatingCurves, accepted: Counts, *, families: bool) -> tuple[str, ...]:

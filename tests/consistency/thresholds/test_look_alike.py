@@ -7,7 +7,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from retrieval.consistency import choose_threshold, labelled
+from retrieval.consistency import choose_threshold, labelled, operating_curves, warnings_at
 from retrieval.consistency.thresholds import look_alike
 from retrieval.consistency.thresholds.look_alike import class_means, cuts, find_look_alikes, mean_silhouette, moran
 
@@ -61,6 +61,27 @@ def test_intervals_count_the_groups_and_state_it() -> None:
     assert all(now > 1.3 * before for now, before in zip(widths(choice), widths(alone), strict=True))
     assert widths(choice) == pytest.approx(widths(named), rel=0.35)
     assert (choice.threshold, choice.far, choice.tar) == (alone.threshold, alone.far, alone.tar)
+
+
+@pytest.mark.slow
+def test_a_rate_is_widened_by_its_own_evidence_alone() -> None:
+    """In clear groups whose classes are not about as alike inside, TAR widens by the least factor at most."""
+    rows, labels, _ = draw(np.random.default_rng(8), 12, 8, n_images=6)
+    vectors = labelled(rows, labels)
+    groups = find_look_alikes(vectors)
+    assert groups is not None
+    assert groups.clear
+    choice = choose_threshold(vectors, target="far=0.01")
+    alone = choose_threshold(labelled(rows, labels, families=labels), target="far=0.01")
+    now, before = (of.predicted_tar(96).high - of.predicted_tar(96).low for of in (choice, alone))
+    assert 1.1 * before < now < 1.7 * before
+
+
+def test_warnings_at_a_threshold_name_the_groups() -> None:
+    rows, labels, _ = draw(np.random.default_rng(4), 12, 5)
+    curves = operating_curves((rows, labels), thresholds=[0.5])
+    assert "groups of look-alike classes were found" in warnings_at(labelled(rows, labels), curves)[0]
+    assert not any("look-alike" in warning for warning in warnings_at(labelled(rows, labels, families=labels), curves))
 
 
 def test_order_and_names_of_classes_do_not_matter() -> None:
