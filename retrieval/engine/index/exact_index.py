@@ -99,6 +99,7 @@ class ExactIndex:
             "expected_microseconds": self.choice.microseconds,
         }
 
+    @property
     def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
         return self._encoded.gallery.rows, self._encoded.rows
