@@ -269,8 +269,8 @@ def measure_recall(
     found = measured_recall(index.above(queries, threshold), exact_hits(vectors, queries, threshold), sample)
     if found.value < _MIN_RECALL:
         raise ValidationFailed(
-            f"index {index.spec}: it finds {found.value:.1%} ({found.low:.1%} to {found.high:.1%}) of the matches above "
-            f"the threshold {threshold:.4f}, at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or use Exact"
+            f"index {index.spec}: it finds {found.value:.1%} ({found.low:.1%} to {found.high:.1%}) of the matches "
+            f"above {threshold:.4f}, at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or use Exact"
         )
     return found
 

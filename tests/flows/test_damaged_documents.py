@@ -115,7 +115,7 @@ def filled(original: Filled, tmp_path: Path) -> Filled:
 FREE = {
     "manifest": (
         "bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall",
-        "operating_point_id",
+        "operating_point_id", "index_recall_low", "index_recall_high", "index_details",
     ),
     "point": ("created_at",),
     "contract": (),

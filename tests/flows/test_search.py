@@ -319,7 +319,7 @@ def replaced(live: Searcher, index: Callable[..., SnapshotId], tmp_path: Path) -
 
 
 def damage_index(store: Store, snapshot: SnapshotId) -> None:
-    (path,) = Path(store.url.removeprefix("file://")).glob(f"catalogs/shop/snapshots/{snapshot}/*.faiss")
+    (path,) = Path(store.url.removeprefix("file://")).glob(f"catalogs/shop/snapshots/{snapshot}/*.index.bin")
     path.write_bytes(path.read_bytes()[:-10])
 
 

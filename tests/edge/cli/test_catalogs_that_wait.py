@@ -127,7 +127,7 @@ def test_a_dry_run_of_a_rollback_checks_what_the_rollback_checks(
             assert (code, out) == (0, f"would make snapshot {first} of cups live\n")
         code, out, _ = retrieval("snapshots", "rollback", "cups", second, "--dry-run", *address)
         assert (code, out) == (0, f"would make snapshot {second} of cups live\n")
-        (index,) = filled.objects.local(f"catalogs/cups/snapshots/{first}").glob("*.faiss")
+        (index,) = filled.objects.local(f"catalogs/cups/snapshots/{first}").glob("*.index.bin")
         shutil.copyfile(folder / next(folder.rglob("*.png")), index)
         for options in (("--dry-run",), ()):
             code, out, err = retrieval("snapshots", "rollback", "cups", *options, *address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -138,6 +139,9 @@ MANIFEST = SnapshotManifest(
     n_failed=2,
     failures={"a": "no picture"},
     index_recall=0.5,
+    index_recall_low=0.25,
+    index_recall_high=0.75,
+    index_details={"complete": False},
     shards=("shard",),
     files={},
     created_at="2026-01-02T03:04:05.678+00:00",
@@ -149,9 +153,10 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
     """All but its files."""
     message = snapshot_message(MANIFEST, live=live)
     for field in message.DESCRIPTOR.fields:
-        if field.name not in ("created_at", "live", "failures", "problem", "passed_over"):
+        if field.name not in ("created_at", "live", "failures", "problem", "passed_over", "index_details"):
             assert getattr(message, field.name) == getattr(MANIFEST, field.name), field.name
     assert dict(message.failures) == MANIFEST.failures
+    assert json.loads(message.index_details) == MANIFEST.index_details
     assert message.created_at.ToDatetime(UTC) == time_of(MANIFEST.created_at)
     assert message.live == live
 

@@ -47,7 +47,7 @@ class Gallery(NamedTuple):
     bounds: NDArray[np.float64]
 
 
-class Encoded(NamedTuple):
+class EncodedQueries(NamedTuple):
     """Encoded queries, as `encode_query` writes them.
 
     codes: [q, m] int8 and limits: [q] int32 for level 1. row_codes: [q, c] int8 and row_limits: [q, 3] float64 for
@@ -370,7 +370,7 @@ def _room_for(gallery, n):
     """Return room for n encoded queries."""
     m = gallery.blocks.shape[1] * 4
     codes, row_codes = np.zeros((n, m), np.int8), np.zeros((n, gallery.codes.shape[1]), np.int8)
-    return Encoded(codes, np.zeros(n, np.int32), row_codes, np.zeros((n, 3)))
+    return EncodedQueries(codes, np.zeros(n, np.int32), row_codes, np.zeros((n, 3)))
 
 
 @compiled

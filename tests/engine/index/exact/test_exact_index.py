@@ -226,5 +226,5 @@ def test_details_are_plain_values_that_say_what_was_chosen() -> None:
 
 def test_a_filter_of_another_length_is_refused() -> None:
     index = ExactIndex.build(KINDS["clustered"](100, 8, np.random.default_rng(0)))
-    with pytest.raises(InvalidEmbeddings, match=r"expected a filter of 100 booleans, found bool \(99,\)"):
+    with pytest.raises(InvalidEmbeddings, match=r"expected a filter of bool \[100\], found bool \[99\]"):
         index.above(np.zeros((1, 8), np.float32), 0.5, np.ones(99, np.bool_))
