@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,8 +18,13 @@ _PACKAGE = Path(__file__).parent
 _kept_in = _PACKAGE / "__pycache__"
 
 
-def keep_code_in(folder: Path) -> None:
-    """Keep compiled code in a folder, in place of `__pycache__`. Call it before a module with loops is imported."""
+def keep_code_in(folder: Path, *, only_if_needed: bool = False) -> None:
+    """Keep compiled code in a folder, in place of `__pycache__`. Call it before a module with loops is imported.
+
+    only_if_needed: leave it in `__pycache__` if that can be written.
+    """
+    if only_if_needed and os.access(_PACKAGE, os.W_OK):
+        return
     global _kept_in  # noqa: PLW0603  # one for the process, as Numba's own setting is
     _kept_in = folder
 

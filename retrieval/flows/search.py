@@ -20,6 +20,7 @@ from retrieval.contract.manifest import Item
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.index.open import warm as warm_index
 from retrieval.engine.live import Live, open_last_live, open_live
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -97,8 +98,9 @@ class Searcher:
         self._store_problem = "the store has not been read yet"
 
     def warm(self) -> None:
-        """Start what decodes images, so that the first query does not wait for it."""
+        """Start what decodes images and compile what searches, so that no query waits for it."""
         self._decoders.warm()
+        warm_index()
 
     @property
     def live(self) -> dict[str, Live]:

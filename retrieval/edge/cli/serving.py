@@ -23,6 +23,7 @@ def serve(address: Address = None, store: Store = None, state_dir: StateDir = No
 
     settings = load_settings(address=address, store_url=store, state_dir=state_dir)
     use_cores_once(1)  # the server's own threads share the cores
+    _keep_compiled_code(settings)
     from retrieval.edge.server.serve import serve as run_server  # slow to import: wrong settings are reported first
 
     run_server(settings)
@@ -37,6 +38,7 @@ def worker(store: Store = None, state_dir: StateDir = None) -> None:
 
     settings = load_settings(store_url=store, state_dir=state_dir)
     use_cores_once(max(1, settings.n_threads // settings.n_worker_processes))
+    _keep_compiled_code(settings)
     from retrieval.edge.jobs.worker import run_worker
 
     with _queue(settings):
@@ -90,6 +92,13 @@ def health(
             out.print(f"{catalog}: {serving}", markup=False)
     if reasons and not (ready and len(reasons) < len(catalogs)):
         raise NotReady(f"{len(reasons)} of {len(catalogs)} catalogues are not served: {', '.join(reasons)}")
+
+
+def _keep_compiled_code(settings: "Settings") -> None:
+    """Keep the compiled loops of the index in the state folder, if the package lies where nobody may write."""
+    from retrieval.compiled import keep_code_in
+
+    keep_code_in(settings.state_dir / "compiled", only_if_needed=True)
 
 
 def _reason(client: "Client", catalog: str) -> str:

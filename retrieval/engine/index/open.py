@@ -60,3 +60,10 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, dev
 def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:
     """Return the hits of a complete search, with which approximate indexes are compared. Costs q * n * D."""
     return build_index(vectors, IndexSpec(kind="Flat")).above(queries, threshold)
+
+
+def warm() -> None:
+    """Compile the loops of the default kind, or read them from the disk."""
+    from retrieval.engine.index.exact_index import warm as warm_exact
+
+    warm_exact()
