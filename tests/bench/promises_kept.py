@@ -149,12 +149,18 @@ def certified(scores: Rows, split: Split, alpha: float, delta: float) -> dict[st
     found = {"quantile FAR": np.sort(plain)[rank - 1], "quantile FRR": np.sort(frr)[::-1][rank - 1]}
     if np.isfinite(np.sort(strict)[rank - 1]):
         found["quantile FAR, strict"] = np.sort(strict)[rank - 1]
-    for name, of_new in (("mean FAR", np.zeros(n)), ("mean FAR, strict", sizes * sizes.max())):
-        weights = 1 / (pairs + of_new) / (n + 1)
-        start = (of_new * weights).sum() + 1 / (n + 1)
+    # For equal sizes strict has a bound of its own: the best of a proof in steps and of counting all pairs.
+    steps = [(alpha * (n + 1) - 1 - (k + 1) * (k + 2) / (6 * n)) / (n - 1) / (1 + 1 / (2 * k)) for k in range(1, n + 1)]
+    highest = max(*steps, (alpha * (n + 1) - 2) / (n - 1))
+    of_equal = ("mean FAR, strict", np.zeros(n), 0.0, n, highest)
+    of_unequal = ("mean FAR, strict", sizes * sizes.max(), 1 / (n + 1), n + 1, alpha)
+    rules = [("mean FAR", np.zeros(n), 1 / (n + 1), n + 1, alpha), of_equal if len(set(sizes)) == 1 else of_unequal]
+    for name, of_new, start, n_means, level in rules:
+        weights = 1 / (pairs + of_new) / n_means
+        start += (of_new * weights).sum()
         risk = start + np.cumsum((weights[own[first]] + weights[own[second]])[order])
-        if start <= alpha:
-            n_accepted = int(np.searchsorted(risk, alpha + 1e-12, side="right"))
+        if start <= level:
+            n_accepted = int(np.searchsorted(risk, level + 1e-12, side="right"))
             found[name] = float(np.nextafter(pair_scores[order][n_accepted], np.float32(9)))
     return {name: float(value) for name, value in found.items()}
 
