@@ -19,7 +19,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from retrieval.contract.folders import Walk, sort_names, walk_local
 from retrieval.contract.loopback import reach_directly
 from retrieval.contract.sources import ANYWHERE, origin_of
-from retrieval.contract.time_limits import WEB, time_limits
+from retrieval.contract.time_limits import S3, WEB, time_limits
 from retrieval.errors import ImageTooLarge, InvalidImage, RetrievalError
 
 _Result = TypeVar("_Result")
@@ -29,7 +29,6 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|file:/", re.IGNORECASE)
 _ARCHIVES = frozenset({"zip", "tar", "libarchive", "reference"})
 _WRAPPERS = _ARCHIVES | {"simplecache", "filecache", "blockcache", "cached", "dir"}
 _LINK = re.compile(r"::(?=[A-Za-z0-9+.-]+://|/|(?:simplecache|filecache|blockcache|cached|dir)::)")
-_S3 = ("s3", "s3a")
 
 _PAUSES_S = (0.2, 1.0)  # before the second and the third try
 
@@ -145,7 +144,7 @@ class Place:
             return cls(Web(**_web_options(name, roots)), name)
         kind = fsspec.get_filesystem_class(protocol)
         filesystem = kind(**{**kind._get_kwargs_from_urls(name), **time_limits(name)})
-        if protocol in _S3:
+        if protocol in S3:
             reach_directly(filesystem)
         return cls(filesystem, kind._strip_protocol(name))
 

@@ -9,6 +9,7 @@ from typing import Any
 from retrieval.contract.loopback import is_loopback
 
 WEB = ("http", "https")
+S3 = ("s3", "s3a")
 
 _CONNECT_S, _SILENCE_S, _WHOLE_S = 10, 30, 120  # HTTP: to connect, between two pieces of an answer, for all of it
 _S3_CONNECT_S, _S3_SILENCE_S = 3.0, 10.0
@@ -19,7 +20,7 @@ def time_limits(url: str) -> dict[str, Any]:
     protocol = url.partition("://")[0].lower()
     if protocol in WEB:
         return _web(url)
-    return _s3(protocol) if protocol in ("s3", "s3a") else {}
+    return _s3(protocol) if protocol in S3 else {}
 
 
 def _web(url: str) -> dict[str, Any]:
