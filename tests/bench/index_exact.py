@@ -32,8 +32,8 @@ from retrieval.engine.index.exact_index import ExactIndex, warm
 from tests.bench.measuring.approximate import Opponent, candidates_of, fastest_approximate
 from tests.bench.measuring.brute_force import Difference, Truth, brute_force
 from tests.bench.measuring.index_costs import BATCH, costs, on_disk, self_join_over_flat, two_threads
-from tests.bench.measuring.kept_sample import FOLDER
-from tests.bench.measuring.regimes import BUNDLE, REGIMES, Regime, Sources, make_regime, thresholds_of
+from tests.bench.measuring.kept_sample import BUNDLE, FOLDER
+from tests.bench.measuring.regimes import REGIMES, Regime, Sources, make_regime, thresholds_of
 from tests.bench.measuring.shown import Shown
 
 Vectors = NDArray[np.float32]
@@ -54,9 +54,9 @@ def main() -> None:
     sources = Sources(
         embeddings=options.embeddings,
         head_embeddings=options.head_embeddings,
-        folder=options.folder,
+        folder=None if options.quick else options.folder,
         bundle=options.bundle,
-        may_make=not options.quick and options.embeddings is None,
+        may_make=options.embeddings is None,
     )
     found = {}
     with threadpool_limits(1):
@@ -75,10 +75,10 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="20,000 vectors of the kept sample, no HNSW: under 50 s")
-    parser.add_argument("--n", type=int, help="vectors (default 100000, quick 20000)")
-    parser.add_argument("--checked", type=int, help="queries compared with brute force (default 2000, quick 200)")
-    parser.add_argument("--queries", type=int, help="queries that are timed, and as many to tune (1000, quick 150)")
+    parser.add_argument("--quick", action="store_true", help="10,000 vectors of the kept sample, no HNSW: under 50 s")
+    parser.add_argument("--n", type=int, help="vectors (default 100000, quick 10000)")
+    parser.add_argument("--checked", type=int, help="queries compared with brute force (default 2000, quick 100)")
+    parser.add_argument("--queries", type=int, help="queries that are timed, and as many to tune (1000, quick 100)")
     parser.add_argument("--rounds", type=int, help="rounds of each ratio (default 11, quick 5)")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
     parser.add_argument("--embeddings", type=Path, help="your embeddings [n, d], .npy, for trained and cohort")
@@ -88,9 +88,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-hnsw", action="store_true", help="leave HNSW out: building it takes minutes at a million")
     options = parser.parse_args()
     quick = options.quick
-    options.n = options.n or (20_000 if quick else 100_000)
-    options.checked = options.checked or (200 if quick else 2000)
-    options.queries = max(options.queries or (150 if quick else 1000), BATCH)
+    options.n = options.n or (10_000 if quick else 100_000)
+    options.checked = options.checked or (100 if quick else 2000)
+    options.queries = max(options.queries or (100 if quick else 1000), BATCH)
     options.rounds = options.rounds or (5 if quick else 11)
     options.no_hnsw = options.no_hnsw or quick
     return options

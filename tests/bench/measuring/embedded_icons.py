@@ -10,7 +10,7 @@ module, for a machine that cannot fetch or has no minutes: `python -m tests.benc
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
 from tests.bench.measuring.emoji import emoji_run, frozen_features
 from tests.bench.measuring.icon_sets import Picture, pictures
-from tests.bench.measuring.kept_sample import FOLDER, HEAD, TRAINED, keep_sample, kept_path
+from tests.bench.measuring.kept_sample import BUNDLE, FOLDER, HEAD, TRAINED, keep_sample, kept_path
 from tests.bench.measuring.shown import Shown
 from tests.bench.measuring.smoothed import without_duplicates
 from training.evaluation import Embed
@@ -30,25 +30,22 @@ from training.loop import embedding_function, load_finished
 
 Vectors = NDArray[np.float32]
 
-BUNDLE = Path("demo/bundle")
 _BATCH = 64
 _COLUMNS, _STEPS, _TEMPERATURE, _LEARNING_RATE = 512, 150, 0.07, 0.003
 
 
-def embedded_icons(name: str, folder: Path, bundle: Path, shown: Shown) -> Vectors:
-    """Return the embeddings [n, d] by TRAINED or HEAD, unit rows; the first call makes them, for minutes.
+def make_embeddings(name: str, folder: Path, bundle: Path, shown: Shown) -> None:
+    """Write the embeddings [n, d] of all icons by TRAINED or HEAD, unit rows, into `folder`. Takes minutes.
 
     bundle: the model TRAINED; if there is none, the recipe of the demonstration is run. Raises Unavailable if the
-    drawings cannot be fetched or rendered.
+    icons cannot be fetched or rendered.
     """
+    drawn = pictures(folder, shown.watch("render icons"))
+    made = _trained(drawn, bundle, shown) if name == TRAINED else _with_head(drawn, shown)
     kept = kept_path(name, folder)
-    if not kept.exists():
-        drawn = pictures(folder, shown.watch("render icons"))
-        made = _trained(drawn, bundle, shown) if name == TRAINED else _with_head(drawn, shown)
-        staging = kept.with_suffix(".part.npy")
-        np.save(staging, without_duplicates(made))
-        staging.replace(kept)
-    return np.asarray(np.load(kept), np.float32)
+    staging = kept.with_suffix(".part.npy")
+    np.save(staging, without_duplicates(made))
+    staging.replace(kept)
 
 
 def _trained(drawn: Sequence[Picture], bundle: Path, shown: Shown) -> Vectors:
@@ -120,9 +117,10 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="the trained model (default demo/bundle)")
     options = parser.parse_args()
     shown = Shown()
-    made: Mapping[str, Vectors] = {
-        name: embedded_icons(name, options.folder, options.bundle, shown) for name in (TRAINED, HEAD)
-    }
+    for name in (TRAINED, HEAD):
+        if not kept_path(name, options.folder).exists():
+            make_embeddings(name, options.folder, options.bundle, shown)
+    made = {name: np.load(kept_path(name, options.folder)) for name in (TRAINED, HEAD)}
     keep_sample(made)
     shown.line(", ".join(f"{name}: {vectors.shape}" for name, vectors in made.items()))
 

@@ -16,6 +16,7 @@ Vectors = NDArray[np.float32]
 
 TRAINED, HEAD = "trained 128-d", "head 512-d"
 FOLDER = Path(".bench/icons")
+BUNDLE = Path("demo/bundle")  # the model of the demonstration
 _SAMPLE = Path(__file__).with_name("embedded_icons.npz")
 _ROWS = 1200
 

@@ -7,6 +7,7 @@ head      512 columns of a trained head on a frozen network, cosine
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import InvalidInput, RetrievalError
-from tests.bench.measuring.kept_sample import FOLDER, HEAD, TRAINED, kept_path, kept_sample
+from tests.bench.measuring.kept_sample import BUNDLE, FOLDER, HEAD, TRAINED, kept_path, kept_sample
 from tests.bench.measuring.shown import Shown
 from tests.bench.measuring.smoothed import smoothed, whitened_cohort, without_duplicates
 
 Vectors = NDArray[np.float32]
 
 REGIMES = ("trained", "cohort", "head")
-BUNDLE = Path("demo/bundle")
 _PAIRS, _ASKED = 20_000_000, 200  # whose scores set the thresholds
 _NORMS = (0.999, 1.001)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where the embeddings are from: the user's files, the drawings of a folder, or the sample that is kept.
+    """Where the embeddings are from: the user's files, the icons of a folder, or the sample that is kept.
 
-    may_make: fetch, render and embed the drawings if the folder does not hold their embeddings.
+    folder: None for the sample. may_make: fetch, render and embed the icons if the folder has no embeddings.
     """
 
     embeddings: Path | None = None
     head_embeddings: Path | None = None
-    folder: Path = FOLDER
+    folder: Path | None = FOLDER
     bundle: Path = BUNDLE
     may_make: bool = True
 
@@ -44,18 +44,24 @@ class Sources:
         """Return embeddings for a regime, and what they are in a few words. Raises InvalidInput for a bad file."""
         given, name = (self.head_embeddings, HEAD) if regime == "head" else (self.embeddings, TRAINED)
         if given is not None:
-            return _read(given), f"{given}"
-        if self.may_make or kept_path(name, self.folder).exists():
-            from tests.bench.measuring.embedded_icons import embedded_icons  # imports torch: seconds
-
-            try:
-                rows = embedded_icons(name, self.folder, self.bundle, shown)
-            except RetrievalError as error:
-                shown.line(f"no drawings, so the kept sample is used: {error}")
-            else:
-                return rows, f"{len(rows)} embedded icons, {name}, in {self.folder}"
+            return _read(given), str(given)
+        if self.folder is not None and self.may_make and not kept_path(name, self.folder).exists():
+            _make(name, self.folder, self.bundle, shown)
+        if self.folder is not None and kept_path(name, self.folder).exists():
+            rows = np.asarray(np.load(kept_path(name, self.folder)), np.float32)
+            return rows, f"{len(rows)} embedded icons ({name}) in {self.folder}"
         rows = kept_sample(name)
-        return rows, f"the kept sample of {len(rows)} embedded icons, {name}"
+        return rows, f"the kept sample of {len(rows)} embedded icons ({name})"
+
+
+def _make(name: str, folder: Path, bundle: Path, shown: Shown) -> None:
+    """Embed the icons, or report why that is not possible here."""
+    try:
+        from tests.bench.measuring.embedded_icons import make_embeddings  # imports torch, which takes seconds
+
+        make_embeddings(name, folder, bundle, shown)
+    except (RetrievalError, ImportError, OSError, subprocess.SubprocessError) as error:
+        shown.line(f"the icons cannot be made here, so the kept sample is used: {error}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
