@@ -64,7 +64,8 @@ def main() -> None:
         for name in options.regimes:
             base, data = sources.find(name, shown)
             shown.line(f"{name}: {data}")
-            regime = make_regime(name, base, data, n=options.n, n_queries=max(options.checked, 2 * options.queries))
+            n_queries = max(options.checked, 2 * options.queries)
+            regime = make_regime(name, base, data, n=options.n, n_queries=n_queries, shown=shown)
             found[name] = measure(name, regime, options, shown)
     first = next(iter(found.values()))
     top = {key: first[key] for key in _KEYS}

@@ -25,6 +25,7 @@ Vectors = NDArray[np.float32]
 REGIMES = ("trained", "cohort", "head")
 _PAIRS, _ASKED = 20_000_000, 200  # whose scores set the thresholds
 _NORMS = (0.999, 1.001)
+_FEWEST = 100  # rows that a gallery can be drawn from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +74,13 @@ class Regime:
     data: str
 
 
-def make_regime(name: str, base: Vectors, data: str, *, n: int, n_queries: int) -> Regime:
+def make_regime(name: str, base: Vectors, data: str, *, n: int, n_queries: int, shown: Shown) -> Regime:
     """Return a gallery and queries: rows of the base if it has enough, or a smoothed bootstrap of them."""
     if len(base) >= n + n_queries:
         rows = base[np.random.default_rng(7).permutation(len(base))[: n + n_queries]]
         data += ", as they are"
     else:
-        rows = smoothed(base, n + n_queries, seed=7)
+        rows = smoothed(base, n + n_queries, seed=7, progress=shown.watch(f"{name}: draw the gallery"))
         data += f", {n + n_queries} drawn from them (smoothed bootstrap)"
     gallery, queries = rows[:n], rows[n:]
     if name == "cohort":
@@ -101,9 +102,10 @@ def thresholds_of(gallery: Vectors, queries: Vectors, fars: Iterable[float]) -> 
 def _read(path: Path) -> Vectors:
     """Return the embeddings in a file, without duplicates, scaled to length 1 if they are not."""
     rows = np.load(path, allow_pickle=False)
-    if rows.ndim != 2 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) < _FEWEST or not np.isfinite(rows).all():
         raise InvalidInput(
-            f"{path}: expected finite float embeddings [n, d] as np.save writes them, found {rows.dtype} {rows.shape}"
+            f"{path}: expected finite float embeddings [n, d] of at least {_FEWEST} rows, as np.save writes them, found "
+            f"{rows.dtype} {rows.shape}"
         )
     rows = rows.astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

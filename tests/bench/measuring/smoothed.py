@@ -7,6 +7,9 @@ ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +18,7 @@ from retrieval.contract.score import Score, cohort_score
 
 Vectors = NDArray[np.float32]
 
-_BATCH, _TILE = 64, 20_000
+_ASKED, _TILE = 1024, 20_000
 _NEIGHBOURS, _SPREAD = 12, 0.8
 _COHORT, _K, _WEIGHT = 4000, 20, 0.5
 
@@ -36,15 +39,12 @@ def without_duplicates(rows: Vectors) -> Vectors:
     return rows[np.sort(first)]
 
 
-def smoothed(base: Vectors, n: int, *, seed: int) -> Vectors:
+def smoothed(
+    base: Vectors, n: int, *, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Vectors:
     """Return n unit vectors [n, d] that are distributed as the base is."""
     rng = np.random.default_rng(seed)
-    neighbours = np.concatenate(
-        [
-            np.argpartition(-(base[start : start + _BATCH] @ base.T), _NEIGHBOURS, axis=1)[:, : _NEIGHBOURS + 1]
-            for start in range(0, len(base), _BATCH)
-        ]
-    )
+    neighbours = _neighbours(base, progress)
     out = np.empty((n, base.shape[1]), np.float32)
     for start in range(0, n, _TILE):
         rows = rng.integers(0, len(base), min(_TILE, n - start))
@@ -53,7 +53,19 @@ def smoothed(base: Vectors, n: int, *, seed: int) -> Vectors:
         for j in range(_NEIGHBOURS + 1):
             vectors += pushes[:, j : j + 1] * base[neighbours[rows, j]]
         out[start : start + len(rows)] = _unit(vectors)
+        progress(start + len(rows), n)
     return out
+
+
+def _neighbours(base: Vectors, progress: Callable[[int, int], None]) -> NDArray[np.int64]:
+    """Return the rows that are most similar to each row, itself among them: [n, 13]."""
+    index = faiss.IndexFlatIP(base.shape[1])
+    index.add(base)
+    found = []
+    for start in range(0, len(base), _ASKED):
+        found.append(index.search(base[start : start + _ASKED], _NEIGHBOURS + 1)[1])
+        progress(min(start + _ASKED, len(base)), len(base))
+    return np.concatenate(found)
 
 
 def whitened_cohort(base: Vectors) -> Score:
