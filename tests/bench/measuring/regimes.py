@@ -104,8 +104,8 @@ def _read(path: Path) -> Vectors:
     rows = np.load(path, allow_pickle=False)
     if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) < _FEWEST or not np.isfinite(rows).all():
         raise InvalidInput(
-            f"{path}: expected finite float embeddings [n, d] of at least {_FEWEST} rows, as np.save writes them, found "
-            f"{rows.dtype} {rows.shape}"
+            f"{path}: expected finite float embeddings [n, d] of at least {_FEWEST} rows, as np.save writes them, "
+            f"found {rows.dtype} {rows.shape}"
         )
     rows = rows.astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
