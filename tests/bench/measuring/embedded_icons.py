@@ -4,12 +4,13 @@
     head 512-d      a linear head on the features of the pretrained backbone, trained as the recipe trains it first
 
 Drawings of the classes that either was trained on are left out. A sample of both, in whole numbers, lies beside this
-module, for a machine that cannot fetch or has no minutes: `python -m tests.bench.measuring.embedded_icons` writes it.
+module, for a machine that cannot fetch or has no minutes: `--keep-sample` writes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from retrieval.contract.bundle import open_bundle
 from retrieval.contract.preprocessing import preprocess
 from retrieval.engine.encoder import Encoder
+from retrieval.errors import RetrievalError
 from tests.bench.measuring.emoji import emoji_run, frozen_features
 from tests.bench.measuring.icon_sets import Picture, pictures
 from tests.bench.measuring.kept_sample import BUNDLE, FOLDER, HEAD, TRAINED, keep_sample, kept_path
@@ -122,13 +124,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where drawings and embeddings are kept")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="the trained model (default demo/bundle)")
+    parser.add_argument("--models", nargs="+", choices=(TRAINED, HEAD), default=(TRAINED, HEAD))
+    parser.add_argument("--keep-sample", action="store_true", help="write the sample that is part of the sources")
     options = parser.parse_args()
     shown = Shown()
-    for name in (TRAINED, HEAD):
-        if not kept_path(name, options.folder).exists():
-            make_embeddings(name, options.folder, options.bundle, shown)
-    made = {name: np.load(kept_path(name, options.folder)) for name in (TRAINED, HEAD)}
-    keep_sample(made)
+    try:
+        for name in options.models:
+            if not kept_path(name, options.folder).exists():
+                make_embeddings(name, options.folder, options.bundle, shown)
+    except RetrievalError as error:
+        sys.exit(str(error))
+    made = {name: np.load(kept_path(name, options.folder)) for name in options.models}
+    if options.keep_sample:
+        keep_sample(made)
     shown.line(", ".join(f"{name}: {vectors.shape}" for name, vectors in made.items()))
 
 

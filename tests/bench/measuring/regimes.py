@@ -8,6 +8,7 @@ head      512 columns of a trained head on a frozen network, cosine
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import InvalidInput, RetrievalError
+from retrieval.errors import InvalidInput
 from tests.bench.measuring.kept_sample import BUNDLE, FOLDER, HEAD, TRAINED, kept_path, kept_sample
 from tests.bench.measuring.shown import Shown
 from tests.bench.measuring.smoothed import smoothed, whitened_cohort, without_duplicates
@@ -56,13 +57,14 @@ class Sources:
 
 
 def _make(name: str, folder: Path, bundle: Path, shown: Shown) -> None:
-    """Embed the icons, or report why that is not possible here."""
-    try:
-        from tests.bench.measuring.embedded_icons import make_embeddings  # imports torch, which takes seconds
+    """Embed the icons, or report why that is not possible here.
 
-        make_embeddings(name, folder, bundle, shown)
-    except (RetrievalError, ImportError, OSError, subprocess.SubprocessError) as error:
-        shown.line(f"the icons cannot be made here, so the kept sample is used: {error}")
+    In a process of its own: a library of training replaces methods of FAISS, which would slow the comparison.
+    """
+    module = ["-m", "tests.bench.measuring.embedded_icons", "--models", name]
+    made = subprocess.run([sys.executable, *module, "--folder", str(folder), "--bundle", str(bundle)], check=False)
+    if made.returncode:
+        shown.line("the icons cannot be made here (see above), so the kept sample is used")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
