@@ -163,8 +163,11 @@ def compare(exact: ExactIndex, truth: Truth, threshold: float, n_checked: int, s
         batch = exact.above(truth.queries[numbers.start : numbers.stop], threshold)
         for number, hits in zip(numbers, batch, strict=True):
             query = truth.queries[number : number + 1]
-            difference.add(truth, number, threshold, hits)
-            difference.add(truth, number, threshold, exact.above(query, threshold)[0])
+            alone = exact.above(query, threshold)[0]
+            same = all(map(np.array_equal, (alone.positions, alone.scores), (hits.positions, hits.scores)))
+            difference.add(truth, number, threshold, alone, times=2 if same else 1)
+            if not same:
+                difference.add(truth, number, threshold, hits)
             stored = truth.stored_score(number, threshold)
             if stored is not None:
                 difference.add(truth, number, stored, exact.above(query, stored)[0])
