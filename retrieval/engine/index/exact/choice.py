@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from retrieval.engine.index.exact.instructions import Form
 from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
-from retrieval.engine.index.exact.search import Encoded, find
+from retrieval.engine.index.exact.search import Encoded, above
 
 Vectors = NDArray[np.float32]
 
-_BYTES = (16, 32, 64, 128)
-_USUAL_BYTES = 32
+_BYTES = (8, 12, 16, 24, 32, 48, 64)
+_USUAL_BYTES = 16
 _SMALL = 4096  # vectors; fewer are scanned in microseconds however they are encoded
 _SAMPLE, _QUERIES, _ROUNDS = 1 << 16, 24, 3
 _GAIN = 0.9  # lists must cost at most this share of a scan of everything
@@ -46,7 +46,7 @@ def encode_best(vectors: Vectors, threshold: float | None, form: Form, *, seed: 
     with_lists = Encoded(encode(vectors[order], basis, n_bytes), lists, order)
     if threshold is None:
         return with_lists, _choice(with_lists, 0.0)
-    whole = with_lists._replace(lists=no_lists(d))
+    whole = replace(with_lists, lists=no_lists(d))
     cost, cost_whole = (_microseconds(form, each, queries, threshold) for each in (with_lists, whole))
     return (with_lists, _choice(with_lists, cost)) if cost < _GAIN * cost_whole else (whole, _choice(whole, cost_whole))
 
@@ -81,6 +81,6 @@ def _microseconds(form: Form, encoded: Encoded, queries: Vectors, threshold: flo
     for _ in range(_ROUNDS):
         start = time.thread_time()
         for number in range(len(queries)):
-            find(form, encoded, queries[number : number + 1], threshold)
+            above(form, encoded, queries[number : number + 1], threshold)
         rounds.append(time.thread_time() - start)
     return min(rounds) / len(queries) * 1e6

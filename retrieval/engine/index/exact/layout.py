@@ -16,20 +16,15 @@ Level 3, for what is left: the score, in float64, always added in the same order
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.instructions import BLOCK
-from retrieval.engine.index.exact.kernels import Gallery
+from retrieval.engine.index.exact.blocks import TILE, UP, aligned, encode_blocks, tiles
+from retrieval.engine.index.exact.table import Gallery
 
 Vectors = NDArray[np.float32]
 
-_TILE = 256 * BLOCK
 _SAMPLE = 100_000
-_UP = 1 + 1e-9  # rounds a bound up: more than float64 arithmetic loses
 _LINE = 64
 
 
@@ -52,8 +47,8 @@ def directions(vectors: Vectors, *, seed: int = 0) -> NDArray[np.float64]:
         rows = np.sort(np.random.default_rng(seed).choice(len(vectors), _SAMPLE, replace=False))
     largest = float(np.abs(vectors).max()) or 1.0
     moments = np.zeros((vectors.shape[1],) * 2)
-    for start in range(0, len(rows), _TILE):
-        part = vectors[rows[start : start + _TILE]] / np.float32(largest)
+    for start in range(0, len(rows), TILE):
+        part = vectors[rows[start : start + TILE]] / np.float32(largest)
         moments += part.T @ part
     return np.ascontiguousarray(np.linalg.eigh(moments)[1].T[::-1])
 
@@ -64,73 +59,19 @@ def encode(rows: Vectors, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
     basis: the directions of the columns that are no offset.
     """
     offsets = np.ascontiguousarray(rows[:, -1]) if has_offset(rows) else np.empty(0, np.float32)
-    d = len(basis)
-    n_extra = 2 if len(offsets) else 1
-    p = min(n_bytes - n_extra, d)
-    basis = np.ascontiguousarray(basis[:p])
-    scales = _Scales.of(rows, basis, offsets)
-    n, m = len(rows), -(-(p + n_extra) // 4) * 4
-    blocks = _aligned((-(-n // BLOCK), m // 4, BLOCK, 4))
-    codes = _aligned((n, -(-d // _LINE) * _LINE))
-    errors = np.zeros(4)
-    for tile in _tiles(n):
+    n, d = len(rows), len(basis)
+    first = encode_blocks(rows[:, :d], offsets, basis, n_bytes)
+    scale = float(np.abs(rows[:, :d]).max()) / 127 or 1.0
+    codes = aligned((n, -(-d // _LINE) * _LINE))
+    error = length = longest = 0.0
+    for tile in tiles(n):
         exact = rows[tile, :d].astype(np.float64)
-        first = np.zeros((-(-len(exact) // BLOCK) * BLOCK, m), np.uint8)
-        projected = exact @ basis.T
-        errors[:2] = np.maximum(errors[:2], _round(projected, scales.scale, first))
-        first[: len(exact), p] = _up(_rests(exact, projected) / scales.rest_scale)
-        if len(offsets):
-            first[: len(exact), p + 1] = _up((offsets[tile] - scales.offset_lowest) / scales.offset_scale)
-        at = tile.start // BLOCK
-        blocks[at : at + len(first) // BLOCK] = first.reshape(-1, BLOCK, m // 4, 4).transpose(0, 2, 1, 3)
         codes[tile, d:] = 0
-        errors[2:] = np.maximum(errors[2:], _round(exact, scales.row_scale, codes[tile]))
-    error, length, row_error, row_length = (float(value) * _UP for value in errors)
-    bounds = [scales.scale, error, length, scales.rest_scale, scales.offset_lowest, scales.offset_largest]
-    bounds += [scales.offset_scale, scales.row_scale, row_error, row_length, scales.longest]
-    return Gallery(blocks, codes, offsets, rows, basis, np.array(bounds))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scales:
-    """The steps of the codes, and the largest values of the gallery."""
-
-    scale: float
-    rest_scale: float
-    offset_lowest: float
-    offset_largest: float
-    offset_scale: float
-    row_scale: float
-    longest: float
-
-    @classmethod
-    def of(cls, rows: Vectors, basis: NDArray[np.float64], offsets: NDArray[np.float32]) -> _Scales:
-        """Measure the gallery."""
-        d = basis.shape[1]
-        largest = rest = longest = 0.0
-        for tile in _tiles(len(rows)):
-            exact = rows[tile, :d].astype(np.float64)
-            projected = exact @ basis.T
-            largest = max(largest, float(np.abs(projected).max()))
-            rest = max(rest, float(_rests(exact, projected).max()))
-            longest = max(longest, float(np.einsum("ij,ij->i", exact, exact).max()))
-        lowest, highest = (float(offsets.min()), float(offsets.max())) if len(offsets) else (0.0, 0.0)
-        return cls(
-            scale=largest / 127 or 1.0,
-            rest_scale=rest / 254 or 1.0,
-            offset_lowest=lowest,
-            offset_largest=max(abs(lowest), abs(highest)),
-            offset_scale=(highest - lowest) / 254 or 1.0,
-            row_scale=float(np.abs(rows[:, :d]).max()) / 127 or 1.0,
-            longest=longest**0.5 * _UP,
-        )
-
-
-def _rests(exact: NDArray[np.float64], projected: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the norm of what the basis leaves of each vector, not less than it is: [n]."""
-    squares = np.einsum("ij,ij->i", exact, exact)
-    left = squares - np.einsum("ij,ij->i", projected, projected)
-    return np.asarray(np.sqrt(np.maximum(left, 0) + 1e-12 * squares) * _UP)
+        lost, kept = _round(exact, scale, codes[tile])
+        error, length = max(error, lost), max(length, kept)
+        longest = max(longest, float(np.einsum("ij,ij->i", exact, exact).max()) ** 0.5)
+    bounds = np.array([*first.bounds, scale, error * UP, length * UP, longest * UP])
+    return Gallery(first.blocks, codes, offsets, rows, first.basis, first.steps, bounds)
 
 
 def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) -> tuple[float, float]:
@@ -141,20 +82,3 @@ def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) 
     kept = np.einsum("ij,ij->i", steps, steps).max()
     steps -= values
     return float(np.einsum("ij,ij->i", steps, steps).max()) ** 0.5, float(kept) ** 0.5
-
-
-def _up(steps: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Return the next whole number of steps, at most 255; the scales leave one step free for rounding."""
-    return np.asarray(np.ceil(steps * _UP).clip(0, 255), np.uint8)
-
-
-def _tiles(n: int) -> Iterator[slice]:
-    return (slice(start, min(n, start + _TILE)) for start in range(0, n, _TILE))
-
-
-def _aligned(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return room for bytes that begins at a multiple of 64, as registers of 64 bytes are read."""
-    size = int(np.prod(shape))
-    room = np.empty(size + _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE
-    return room[start : start + size].reshape(shape)
