@@ -148,7 +148,7 @@ def _fits(encoded: Encoded, queries: Vectors, threshold: float) -> bool:
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
     """Raise CorruptArtifact if the arrays do not belong together or are not of this index."""
     gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
-    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
+    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), lists.segments.shape[-1]
     p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
     n_offsets = len(gallery.offsets)
     expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
@@ -160,11 +160,11 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
         "steps": (gallery.steps, np.float64, (min(p, d), 2)),
         "bounds": (gallery.bounds, np.float64, (_N_BOUNDS,)),
         "centres": (lists.centres, np.float32, (n_lists, d)),
-        "angles": (lists.angles, np.float64, (n_lists, 4)),
-        "limits": (lists.limits, np.float64, (n_lists, 2)),
+        "angles": (lists.angles, np.float64, (4, n_lists)),
+        "limits": (lists.limits, np.float64, (2, n_lists)),
         "first_blocks": (lists.first_blocks, np.int64, (n_lists + 1,)),
         "first_segments": (lists.first_segments, np.int64, (n_lists + 1,)),
-        "segments": (lists.segments, np.float32, (n_segments, 2)),
+        "segments": (lists.segments, np.float32, (2, n_segments)),
         "order": (order, np.int32, (n_items if len(order) else 0,)),
     }
     for name, (array, dtype, shape) in expected.items():
@@ -177,7 +177,7 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
 def _check_values(encoded: Encoded, path: Path) -> None:
     """Raise CorruptArtifact if a value would lead a search outside its arrays, or to no answer."""
     gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
-    n_blocks, n_segments = len(gallery.blocks), len(lists.segments)
+    n_blocks, n_segments = len(gallery.blocks), lists.segments.shape[1]
     ascending = [
         firsts[0] >= 0 and firsts[-1] <= end and bool((np.diff(firsts) >= 0).all())
         for firsts, end in ((lists.first_blocks, n_blocks), (lists.first_segments, n_segments))

@@ -19,7 +19,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.blocks import TILE, UP, aligned, encode_blocks, tiles
+from retrieval.engine.index.exact.blocks import UP, aligned, encode_blocks, tiles
+from retrieval.engine.index.exact.rounding import round_rows
 from retrieval.engine.index.exact.table import Gallery
 
 Vectors = NDArray[np.float32]
@@ -45,10 +46,11 @@ def directions(vectors: Vectors, *, seed: int = 0) -> NDArray[np.float64]:
     rows = np.arange(len(vectors))
     if len(vectors) > _SAMPLE:
         rows = np.sort(np.random.default_rng(seed).choice(len(vectors), _SAMPLE, replace=False))
-    largest = float(np.abs(vectors).max()) or 1.0
+    sample = vectors[rows]
+    largest = float(np.abs(sample).max()) or 1.0
     moments = np.zeros((vectors.shape[1],) * 2)
-    for start in range(0, len(rows), TILE):
-        part = vectors[rows[start : start + TILE]] / np.float32(largest)
+    for tile in tiles(len(sample)):
+        part = sample[tile] / np.float32(largest)
         moments += part.T @ part
     return np.ascontiguousarray(np.linalg.eigh(moments)[1].T[::-1])
 
@@ -61,24 +63,18 @@ def encode(rows: Vectors, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
     offsets = np.ascontiguousarray(rows[:, -1]) if has_offset(rows) else np.empty(0, np.float32)
     n, d = len(rows), len(basis)
     first = encode_blocks(rows[:, :d], offsets, basis, n_bytes)
-    scale = float(np.abs(rows[:, :d]).max()) / 127 or 1.0
+    scale = max(float(np.abs(rows[tile, :d]).max()) for tile in tiles(n)) / 127 or 1.0
     codes = aligned((n, -(-d // _LINE) * _LINE))
-    error = length = longest = 0.0
+    codes[:, d:] = 0
+    errors = np.zeros(3)
     for tile in tiles(n):
-        exact = rows[tile, :d].astype(np.float64)
-        codes[tile, d:] = 0
-        lost, kept = _round(exact, scale, codes[tile])
-        error, length = max(error, lost), max(length, kept)
-        longest = max(longest, float(np.einsum("ij,ij->i", exact, exact).max()) ** 0.5)
-    bounds = np.array([*first.bounds, scale, error * UP, length * UP, longest * UP])
+        errors = np.maximum(errors, round_rows(rows[tile, :d].astype(np.float64), scale, codes[tile]))
+    bounds = np.array([*first.bounds, scale, *(np.sqrt(errors) * UP)])
     return Gallery(first.blocks, codes, offsets, rows, first.basis, first.steps, bounds)
 
 
-def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) -> tuple[float, float]:
-    """Write the nearest whole steps plus 128; return the largest norm of what is lost, and of what is kept."""
-    steps = np.rint(values / scale).clip(-127, 127)
-    codes[: len(values), : values.shape[1]] = (steps + 128).astype(np.uint8)
-    steps *= scale
-    kept = np.einsum("ij,ij->i", steps, steps).max()
-    steps -= values
-    return float(np.einsum("ij,ij->i", steps, steps).max()) ** 0.5, float(kept) ** 0.5
+def reencode(gallery: Gallery, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
+    """Return a gallery with another number of bytes at level 1; the rest is shared."""
+    first = encode_blocks(gallery.rows[:, : len(basis)], gallery.offsets, basis, n_bytes)
+    bounds = np.array([*first.bounds, *gallery.bounds[len(first.bounds) :]])
+    return gallery._replace(blocks=first.blocks, basis=first.basis, steps=first.steps, bounds=bounds)

@@ -66,11 +66,11 @@ def opened(table, rows):
     )
     lists = Lists(
         array_at(pointer_to(table[7, 0]), (n_lists, table[7, 2]), np.float32),
-        array_at(pointer_to(table[8, 0]), (n_lists, 4), np.float64),
-        array_at(pointer_to(table[9, 0]), (n_lists, 2), np.float64),
+        array_at(pointer_to(table[8, 0]), (4, n_lists), np.float64),
+        array_at(pointer_to(table[9, 0]), (2, n_lists), np.float64),
         array_at(pointer_to(table[10, 0]), (n_lists + 1,), np.int64),
         array_at(pointer_to(table[11, 0]), (n_lists + 1,), np.int64),
-        array_at(pointer_to(table[12, 0]), (table[12, 1], 2), np.float32),
+        array_at(pointer_to(table[12, 0]), (2, table[12, 2]), np.float32),
     )
     return gallery, lists, array_at(pointer_to(table[13, 0]), (table[13, 1],), np.int32)
 
