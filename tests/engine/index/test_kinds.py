@@ -225,3 +225,23 @@ def test_what_a_kind_cannot_promise_is_stated() -> None:
     assert "no complete range search" in built("HNSW6,ef=12", vectors, threshold).details()["cannot_promise"]
     assert "list that is not looked at" in built("IVF6,nprobe=2", vectors, threshold).details()["cannot_promise"]
     assert "cannot_promise" not in built("Flat", vectors, threshold).details()
+
+
+def test_torch_utils_of_faiss_in_the_same_process_changes_nothing() -> None:
+    """pytorch-metric-learning imports it; it replaces methods of FAISS by others that take no parameters."""
+    script = (
+        "import faiss.contrib.torch_utils\n"
+        "import numpy as np\n"
+        "from tests.engine.index.test_kinds import APPROXIMATE, COMPLETE, as_lists, built, expected, small\n"
+        "from tests.engine.index.exact.galleries import scores\n"
+        "vectors, queries, threshold = small()\n"
+        "allowed = np.arange(len(vectors)) % 3 == 0\n"
+        "wanted = expected(scores(vectors, queries), threshold, allowed)\n"
+        "for text in COMPLETE + APPROXIMATE:\n"
+        "    found = as_lists(built(text, vectors, threshold).above(queries, threshold, allowed))\n"
+        "    correct = [set(hits) <= set(all_hits) for hits, all_hits in zip(found, wanted)]\n"
+        "    assert found == wanted if text in COMPLETE else all(correct), text\n"
+        "print('equal')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.stdout == "equal\n", ran.stderr
