@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from retrieval.edge.wiring import make_searcher
+from retrieval.engine.matches import SearchResult
 from retrieval.errors import Overloaded
-from retrieval.flows.search import SearchResult
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running
 from tests.photos import shot

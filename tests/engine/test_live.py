@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from retrieval.contract.operating_point import OperatingPoint
@@ -33,7 +34,7 @@ def test_what_belongs_together(
     parts = matching_parts(calibrated, "shop", snapshot)
     assert (parts.manifest.id, parts.bundle.digest) == (snapshot, tiny_encoder.bundle.digest)
     assert (parts.point, parts.score.digest) == (cosine_point, Score().digest)
-    batcher = Batcher(tiny_encoder.embed, max_batch=4, max_waiting=4)
+    batcher = Batcher(lambda pixels: list(tiny_encoder.embed(np.stack(pixels))), name="model", max_batch=4)
     live = open_live(calibrated, "shop", snapshot, batcher_for=lambda bundle: batcher)
     assert live.key == (snapshot, cosine_point.id)
     assert live.batcher is batcher

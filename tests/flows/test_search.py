@@ -21,6 +21,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.live import needs_reindex
+from retrieval.engine.matches import SearchResult
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.engine.store.points import last_active_key
@@ -37,7 +38,7 @@ from retrieval.errors import (
     UnknownOperatingPoint,
 )
 from retrieval.flows.reindex import ReindexRequest
-from retrieval.flows.search import MAX_LIMIT, QueryEmbedding, Searcher, SearchResult
+from retrieval.flows.search import MAX_LIMIT, QueryEmbedding, Searcher
 from tests.pictures import class_picture, encoded, jpeg, truncated_jpeg, write_class_folders
 from tests.stores import CREATED_AT, activate, reindex
 
@@ -94,8 +95,7 @@ def run_in_loop(searcher: Searcher, act: Callable[[], Coroutine[Any, Any, Any]])
             return await act()
         finally:
             for live in searcher.live.values():
-                if live.batcher._runner is not None:
-                    await live.batcher._runner
+                await live.batcher.settle()
 
     return asyncio.run(main())
 
