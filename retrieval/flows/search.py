@@ -19,7 +19,7 @@ from retrieval.engine.batcher import Batcher
 from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.open import warm as warm_index
-from retrieval.engine.live import ImageBatcher, Live, open_last_live, open_live
+from retrieval.engine.live import ImageBatcher, Live, Opener
 from retrieval.engine.matches import LiveQuery, SearchResult, find_matches, probe_query
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -38,6 +38,7 @@ from retrieval.errors import (
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
 _SEARCHED_TOGETHER = 64  # queries; a GPU takes as many in one pass, and a CPU gains little from more than eight
+_GPU_THREADS = 2  # one waits for the GPU, which takes one search at a time, while the other describes matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,15 @@ class Searcher:
         max_waiting: int,
         threads: int,
         catalogs: Sequence[str] = (),
+        device: str = "cpu",
     ) -> None:
-        """`catalogs`: the ones to serve, or all in the store if empty. `threads`: for decoding and index search."""
+        """`catalogs`: the ones to serve, or all in the store if empty. `threads`: for decoding and index search.
+
+        device: where exact indexes search, `cpu` or `cuda`.
+        """
         self._store = store
         self._open_encoder = open_encoder
+        self._opener = Opener(store, self._batcher_for, device)
         self._limits = limits
         self._max_waiting = max_waiting
         self._catalogs = tuple(catalogs)
@@ -77,7 +83,7 @@ class Searcher:
             find_matches,
             name="index",
             max_batch=_SEARCHED_TOGETHER,
-            n_threads=threads,
+            n_threads=min(threads, _GPU_THREADS) if device == "cuda" else threads,
             group_of=attrgetter("live"),
         )
         self._live: dict[str, Live] = {}
@@ -187,12 +193,11 @@ class Searcher:
         if old is not None and old.key == (snapshot_id, active):
             return None
         try:
-            new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+            new = self._opener.live(catalog, snapshot_id)
         except BundleMismatch:
             if old is None:  # after a restart; otherwise the old pair goes on
                 with contextlib.suppress(RetrievalError):
-                    last = open_last_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
-                    self._swap_in(catalog, last)
+                    self._swap_in(catalog, self._opener.last_live(catalog, snapshot_id))
             raise
         return self._swap_in(catalog, new)
 

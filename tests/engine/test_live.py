@@ -12,7 +12,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.live import matching_parts, open_live
+from retrieval.engine.live import Opener, matching_parts
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownBundle, UnknownOperatingPoint, UnknownSnapshot
@@ -35,7 +35,7 @@ def test_what_belongs_together(
     assert (parts.manifest.id, parts.bundle.digest) == (snapshot, tiny_encoder.bundle.digest)
     assert (parts.point, parts.score.digest) == (cosine_point, Score().digest)
     batcher = Batcher(lambda pixels: list(tiny_encoder.embed(np.stack(pixels))), name="model", max_batch=4)
-    live = open_live(calibrated, "shop", snapshot, batcher_for=lambda bundle: batcher)
+    live = Opener(calibrated, lambda bundle: batcher).live("shop", snapshot)
     assert live.key == (snapshot, cosine_point.id)
     assert live.batcher is batcher
     assert len(live.snapshot.items) == live.snapshot.index.n_items == 6

@@ -19,7 +19,7 @@ from retrieval.engine import matches
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.index import Hits
-from retrieval.engine.live import Live, open_live
+from retrieval.engine.live import Live, Opener
 from retrieval.engine.matches import LiveQuery, SearchResult, find_matches, probe_query
 from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.engine.store import Store
@@ -48,7 +48,7 @@ def opened(
         activate(calibrated, replace(cosine_point, score_digest=score.digest, choice=choice), score)
         snapshot = reindex(calibrated, tiny_encoder, pool, ReindexRequest(catalog="shop", manifest_uri=str(images)))
         model = Batcher[Vectors, Vectors](lambda pixels: [], name="model", max_batch=1)
-        return open_live(calibrated, "shop", snapshot, batcher_for=lambda bundle: model)
+        return Opener(calibrated, lambda bundle: model).live("shop", snapshot)
 
     return run
 
