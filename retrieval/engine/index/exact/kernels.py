@@ -13,13 +13,13 @@ from retrieval.engine.index.exact.instructions import (
     GROUP,
     LANES,
     bits_of,
-    float_dot,
     float_of,
     lowest_bit,
     prefetch,
     row_dot,
     scan_block,
 )
+from retrieval.engine.index.exact.products import float_dot, number_at
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
 ROOM = GROUP * TILE * BLOCK  # the most hits that one visit of a tile can find
@@ -35,14 +35,14 @@ class Gallery(NamedTuple):
     """The encoded gallery, as `layout.encode` makes it; n vectors in b = ceil(n / 64) blocks.
 
     blocks: [b, m / 4, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64. offsets: [n] float32, or
-    [0] without an offset column. rows: [n, D] float32. basis: [p, d] float64. bounds: [11] float64, in the order of
-    `layout.Bounds`.
+    [0] without an offset column. rows: [n, D], the vectors as they are stored: float32, or uint16 that are the bits of
+    float16. basis: [p, d] float64. bounds: [11] float64, in the order of `layout.encode`.
     """
 
     blocks: NDArray[np.uint8]
     codes: NDArray[np.uint8]
     offsets: NDArray[np.float32]
-    rows: NDArray[np.float32]
+    rows: NDArray[np.float32] | NDArray[np.uint16]
     basis: NDArray[np.float64]
     bounds: NDArray[np.float64]
 
@@ -170,11 +170,11 @@ def exact_score(row, query, d):
     The first d columns are no offset. The other two are added to each other first: a pair has one score, whichever of
     the two is the query.
     """
-    total = float_dot(row.ctypes.data, query.ctypes.data, d // LANES)
+    total = float_dot(row, query, d // LANES)
     for i in range(d // LANES * LANES, d):
-        total += np.float64(row[i]) * np.float64(query[i])
+        total += number_at(row, i) * np.float64(query[i])
     if row.shape[0] > d:
-        total += np.float64(row[d]) * np.float64(query[d]) + np.float64(row[d + 1]) * np.float64(query[d + 1])
+        total += number_at(row, d) * np.float64(query[d]) + number_at(row, d + 1) * np.float64(query[d + 1])
     return np.float32(total) + np.float32(0)
 
 
