@@ -153,7 +153,7 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
     n_offsets = len(gallery.offsets)
     expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
-        "codes": (gallery.codes, np.uint8, (n_items, -(-d // 64) * 64)),
+        "codes": (gallery.codes, np.uint8, (n_items, 0 if gallery.rows.dtype == np.uint16 else -(-d // 64) * 64)),
         "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),
         "rows": (gallery.rows, np.uint16 if gallery.rows.dtype == np.uint16 else np.float32, (n_items, dimension)),
         "basis": (gallery.basis, np.float64, (min(p, d), dimension - (2 if n_offsets else 0))),

@@ -34,9 +34,9 @@ _ROUNDING = 1e-9  # relative to the terms of a bound; float64 arithmetic loses l
 class Gallery(NamedTuple):
     """The encoded gallery, as `layout.encode` makes it; n vectors in b = ceil(n / 64) blocks.
 
-    blocks: [b, m / 4, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64. offsets: [n] float32, or
-    [0] without an offset column. rows: [n, D], the vectors as they are stored: float32, or uint16 that are the bits of
-    float16. basis: [p, d] float64. bounds: [11] float64, in the order of `layout.encode`.
+    blocks: [b, m / 4, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64; 0 without level 2.
+    offsets: [n] float32, or [0] without an offset column. rows: [n, D], the vectors as they are stored: float32, or
+    uint16 that are the bits of float16. basis: [p, d] float64. bounds: [11] float64, in the order of `layout.encode`.
     """
 
     blocks: NDArray[np.uint8]
@@ -152,6 +152,8 @@ def encode_query(query, lowest, gallery, encoded, number):
         slack += _steps(offset_step, unit, codes, p + 1)
     limit = np.floor((lowest - weight * offset_lowest - slack) / unit) + 128 * total
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
+    if encoded.row_codes.shape[1] == 0:  # there is no level 2
+        return
 
     step = largest_value / 127
     if step == 0.0:
@@ -201,7 +203,10 @@ def read_keys(keys):
 
 @compiled
 def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n):
-    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number."""
+    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number.
+
+    All of them reach it if the gallery has no codes of its vectors.
+    """
     codes = gallery.codes
     address, stride, n_chunks = codes.ctypes.data, codes.strides[0], codes.shape[1] // _LINE
     query = encoded.row_codes[number].ctypes.data
@@ -218,12 +223,14 @@ def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n)
             continue
         if allowed.shape[0] > 0 and not allowed[order[position] if order.shape[0] > 0 else position]:
             continue
-        bound = row_dot(form, address + position * stride, query, n_chunks) * unit
-        if has_offset:
-            bound += weight * gallery.offsets[position]
-        if bound >= limit:
-            candidates[kept] = position
-            kept += 1
+        if n_chunks > 0:
+            bound = row_dot(form, address + position * stride, query, n_chunks) * unit
+            if has_offset:
+                bound += weight * gallery.offsets[position]
+            if bound < limit:
+                continue
+        candidates[kept] = position
+        kept += 1
     return kept
 
 

@@ -10,7 +10,8 @@ With the scale g of the gallery and the step h of the query, Y = g c + e and y =
 The norms |x - B'Y| and the offsets are rounded up to whole steps, as one more dimension each. So the score is at most
 h g times one product of bytes, plus what is known for the query alone: a comparison with one whole number.
 
-Level 2, for what is left: the same with all dimensions of x itself.
+Level 2, for what is left: the same with all dimensions of x itself. Not for vectors in float16: those take two bytes
+a dimension themselves, so that a bound with one byte saves little.
 Level 3, for what is left: the score, in float64, always added in the same order, rounded to float32.
 """
 
@@ -100,7 +101,7 @@ def encode(stored: Stored, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
     scales = _Scales.of(rows, basis, offsets)
     n, m = len(rows), -(-(p + n_extra) // 4) * 4
     blocks = _aligned((-(-n // BLOCK), m // 4, BLOCK, 4))
-    codes = _aligned((n, -(-d // _LINE) * _LINE))
+    codes = _aligned((n, 0 if stored.dtype == np.uint16 else -(-d // _LINE) * _LINE))
     errors = np.zeros(4)
     for tile in _tiles(n):
         exact = rows[tile, :d].astype(np.float64)
@@ -113,6 +114,8 @@ def encode(stored: Stored, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
             first[: len(exact), p + 1] = _up(above / scales.offset_scale)
         at = tile.start // BLOCK
         blocks[at : at + len(first) // BLOCK] = first.reshape(-1, BLOCK, m // 4, 4).transpose(0, 2, 1, 3)
+        if not codes.shape[1]:
+            continue
         codes[tile, d:] = 0
         errors[2:] = np.maximum(errors[2:], _round(exact, scales.row_scale, codes[tile]))
     error, length, row_error, row_length = (float(value) * _UP for value in errors)
