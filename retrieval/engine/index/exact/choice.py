@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact.instructions import Form
-from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset
+from retrieval.engine.index.exact.layout import Stored, as_floats, as_queries, directions, encode, has_offset
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
 from retrieval.engine.index.exact.search import Encoded, find
 
@@ -31,19 +31,20 @@ class Choice:
     microseconds: float
 
 
-def encode_best(vectors: Vectors, threshold: float | None, form: Form, *, seed: int = 0) -> tuple[Encoded, Choice]:
+def encode_best(stored: Stored, threshold: float | None, form: Form, *, seed: int = 0) -> tuple[Encoded, Choice]:
     """Encode vectors [n, D] so that queries at this threshold are fast; with None, for no threshold in particular."""
+    vectors = as_floats(stored).astype(np.float32, copy=False)
     d = vectors.shape[1] - (2 if has_offset(vectors) else 0)
     basis = directions(vectors[:, :d], seed=seed)
     if len(vectors) < _SMALL:
-        encoded = Encoded(encode(vectors, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
+        encoded = Encoded(encode(stored, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
         return encoded, _choice(encoded, 0.0)
     rng = np.random.default_rng(seed)
-    queries = as_queries(vectors[rng.choice(len(vectors), _QUERIES, replace=False)])
-    n_bytes = _USUAL_BYTES if threshold is None else _best_bytes(vectors, basis, queries, threshold, form, rng)
+    queries = as_queries(stored[rng.choice(len(stored), _QUERIES, replace=False)], offset=d < vectors.shape[1])
+    n_bytes = _USUAL_BYTES if threshold is None else _best_bytes(stored, basis, queries, threshold, form, rng)
     offsets = vectors[:, -1] if d < vectors.shape[1] else vectors[:0, -1]
     order, lists = sort_into_lists(vectors[:, :d], offsets, seed=seed)
-    with_lists = Encoded(encode(vectors[order], basis, n_bytes), lists, order)
+    with_lists = Encoded(encode(stored[order], basis, n_bytes), lists, order)
     if threshold is None:
         return with_lists, _choice(with_lists, 0.0)
     whole = with_lists._replace(lists=no_lists(d))
@@ -57,7 +58,7 @@ def _choice(encoded: Encoded, microseconds: float) -> Choice:
 
 
 def _best_bytes(
-    vectors: Vectors,
+    stored: Stored,
     basis: NDArray[np.float64],
     queries: Vectors,
     threshold: float,
@@ -65,9 +66,9 @@ def _best_bytes(
     rng: np.random.Generator,
 ) -> int:
     """Return the number of bytes at level 1 with the lowest cost on a sample of the gallery."""
-    sample = vectors
-    if len(vectors) > _SAMPLE:
-        sample = vectors[np.sort(rng.choice(len(vectors), _SAMPLE, replace=False))]
+    sample = stored
+    if len(stored) > _SAMPLE:
+        sample = stored[np.sort(rng.choice(len(stored), _SAMPLE, replace=False))]
     costs = {}
     for n_bytes in _BYTES:
         encoded = Encoded(encode(sample, basis, n_bytes), no_lists(len(basis)), np.empty(0, np.int32))

@@ -13,13 +13,13 @@ from retrieval.engine.index.exact.instructions import (
     GROUP,
     LANES,
     bits_of,
-    float_dot,
     float_of,
     lowest_bit,
     prefetch,
     row_dot,
     scan_block,
 )
+from retrieval.engine.index.exact.products import float_dot, number_at
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
 ROOM = GROUP * TILE * BLOCK  # the most hits that one visit of a tile can find
@@ -34,15 +34,15 @@ _ROUNDING = 1e-9  # relative to the terms of a bound; float64 arithmetic loses l
 class Gallery(NamedTuple):
     """The encoded gallery, as `layout.encode` makes it; n vectors in b = ceil(n / 64) blocks.
 
-    blocks: [b, m / 4, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64. offsets: [n] float32, or
-    [0] without an offset column. rows: [n, D] float32. basis: [p, d] float64. bounds: [11] float64, in the order of
-    `layout.Bounds`.
+    blocks: [b, m / 4, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64; 0 without level 2.
+    offsets: [n] float32, or [0] without an offset column. rows: [n, D], the vectors as they are stored: float32, or
+    uint16 that are the bits of float16. basis: [p, d] float64. bounds: [11] float64, in the order of `layout.encode`.
     """
 
     blocks: NDArray[np.uint8]
     codes: NDArray[np.uint8]
     offsets: NDArray[np.float32]
-    rows: NDArray[np.float32]
+    rows: NDArray[np.float32] | NDArray[np.uint16]
     basis: NDArray[np.float64]
     bounds: NDArray[np.float64]
 
@@ -152,6 +152,8 @@ def encode_query(query, lowest, gallery, encoded, number):
         slack += _steps(offset_step, unit, codes, p + 1)
     limit = np.floor((lowest - weight * offset_lowest - slack) / unit) + 128 * total
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
+    if encoded.row_codes.shape[1] == 0:  # there is no level 2
+        return
 
     step = largest_value / 127
     if step == 0.0:
@@ -170,11 +172,11 @@ def exact_score(row, query, d):
     The first d columns are no offset. The other two are added to each other first: a pair has one score, whichever of
     the two is the query.
     """
-    total = float_dot(row.ctypes.data, query.ctypes.data, d // LANES)
+    total = float_dot(row, query, d // LANES)
     for i in range(d // LANES * LANES, d):
-        total += np.float64(row[i]) * np.float64(query[i])
+        total += number_at(row, i) * np.float64(query[i])
     if row.shape[0] > d:
-        total += np.float64(row[d]) * np.float64(query[d]) + np.float64(row[d + 1]) * np.float64(query[d + 1])
+        total += number_at(row, d) * np.float64(query[d]) + number_at(row, d + 1) * np.float64(query[d + 1])
     return np.float32(total) + np.float32(0)
 
 
@@ -201,7 +203,10 @@ def read_keys(keys):
 
 @compiled
 def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n):
-    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number."""
+    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number.
+
+    All of them reach it if the gallery has no codes of its vectors.
+    """
     codes = gallery.codes
     address, stride, n_chunks = codes.ctypes.data, codes.strides[0], codes.shape[1] // _LINE
     query = encoded.row_codes[number].ctypes.data
@@ -218,12 +223,14 @@ def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n)
             continue
         if allowed.shape[0] > 0 and not allowed[order[position] if order.shape[0] > 0 else position]:
             continue
-        bound = row_dot(form, address + position * stride, query, n_chunks) * unit
-        if has_offset:
-            bound += weight * gallery.offsets[position]
-        if bound >= limit:
-            candidates[kept] = position
-            kept += 1
+        if n_chunks > 0:
+            bound = row_dot(form, address + position * stride, query, n_chunks) * unit
+            if has_offset:
+                bound += weight * gallery.offsets[position]
+            if bound < limit:
+                continue
+        candidates[kept] = position
+        kept += 1
     return kept
 
 

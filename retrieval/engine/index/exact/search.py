@@ -119,7 +119,7 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
     end = len(encoded.gallery.blocks)
     in_order = encoded._replace(rows=order[:0])
     for start in range(0, len(rows), _AT_ONCE):
-        queries = as_queries(rows[start : start + _AT_ONCE])
+        queries = as_queries(rows[start : start + _AT_ONCE], offset=len(encoded.gallery.offsets) > 0)
         found = _find(form, in_order, queries, _ALL, limits, (start // BLOCK, end))
         positions, scores = read_keys(found.keys)
         first = found.queries.astype(np.int64) + start
