@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.exact.instructions import BLOCK, Form
-from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset, reencode
+from retrieval.engine.index.exact.layout import Stored, as_floats, as_queries, directions, encode, has_offset, reencode
 from retrieval.engine.index.exact.lists import Lists, no_lists, sort_into_lists
 from retrieval.engine.index.exact.ranges import share_visited
 from retrieval.engine.index.exact.search import Encoded, above
@@ -22,6 +22,7 @@ _USUAL_BYTES = 16
 _SMALL = 4096  # vectors; fewer are scanned in microseconds however they are encoded
 _SAMPLE, _QUERIES, _ROUNDS = 1 << 16, 24, 3
 _GAIN = 0.9  # lists must cost at most this share of a scan of everything
+_APART = 2.2  # times what a block costs in a scan of everything, if blocks far from each other are visited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,26 +34,28 @@ class Choice:
     microseconds: float
 
 
-def encode_best(vectors: Vectors, threshold: float | None, form: Form, *, seed: int = 0) -> tuple[Encoded, Choice]:
+def encode_best(stored: Stored, threshold: float | None, form: Form, *, seed: int = 0) -> tuple[Encoded, Choice]:
     """Encode vectors [n, D] so that queries at this threshold are fast; with None, for no threshold in particular."""
+    vectors = as_floats(stored).astype(np.float32, copy=False)
     d = vectors.shape[1] - (2 if has_offset(vectors) else 0)
     basis = directions(vectors[:, :d], seed=seed)
     if len(vectors) < _SMALL:
-        encoded = Encoded(encode(vectors, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
+        encoded = Encoded(encode(stored, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
         return encoded, _choice(encoded, 0.0)
     offsets = vectors[:, -1] if d < vectors.shape[1] else vectors[:0, -1]
     order, lists = sort_into_lists(vectors[:, :d], offsets, seed=seed)
     if threshold is None:
-        encoded = Encoded(encode(vectors[order], basis, _USUAL_BYTES), lists, order)
+        encoded = Encoded(encode(stored[order], basis, _USUAL_BYTES), lists, order)
         return encoded, _choice(encoded, 0.0)
     rng = np.random.default_rng(seed)
-    queries = as_queries(vectors[rng.choice(len(vectors), _QUERIES, replace=False)])
-    costs = _Costs.measure(vectors, order, basis, queries, threshold, form)
+    queries = as_queries(stored[rng.choice(len(stored), _QUERIES, replace=False)], offset=len(offsets) > 0)
+    costs = _Costs.measure(stored, order, basis, queries, threshold, form)
     share, cost_of_lists = _visited(lists, queries, threshold, -(-len(vectors) // BLOCK), offset=len(offsets) > 0)
+    share *= _APART
     with_lists, whole = costs.best(share), costs.best(1.0)
     if cost_of_lists + costs.of(with_lists, share) > _GAIN * costs.of(whole, 1.0):
         with_lists, lists = whole, no_lists(d)
-    encoded = Encoded(encode(vectors[order], basis, with_lists), lists, order)
+    encoded = Encoded(encode(stored[order], basis, with_lists), lists, order)
     return encoded, _choice(encoded, min(_seconds(form, encoded, queries, threshold) for _ in range(_ROUNDS)) * 1e6)
 
 
@@ -80,7 +83,7 @@ class _Costs:
     @classmethod
     def measure(
         cls,
-        vectors: Vectors,
+        stored: Stored,
         order: NDArray[np.int32],
         basis: NDArray[np.float64],
         queries: Vectors,
@@ -88,8 +91,8 @@ class _Costs:
         form: Form,
     ) -> _Costs:
         """Time a sample of the gallery, and project to the whole. Each round starts without the sample in the cache."""
-        every = -(-len(vectors) // _SAMPLE)
-        sample = vectors[order[::every]]
+        every = -(-len(stored) // _SAMPLE)
+        sample = stored[order[::every]]
         none = no_lists(len(basis)), np.empty(0, np.int32)
         encoded = {0: Encoded(encode(sample[:BLOCK], basis, _BYTES[0]), *none)}
         first = encode(sample, basis, _BYTES[0])

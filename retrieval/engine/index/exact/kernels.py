@@ -29,7 +29,10 @@ _SINGLY_BELOW = 0.35  # share of the blocks that single queries may visit and st
 
 @compiled
 def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n):
-    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number."""
+    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number.
+
+    All of them reach it if the gallery has no codes of its vectors.
+    """
     codes = gallery.codes
     address, stride, n_chunks = codes.ctypes.data, codes.strides[0], codes.shape[1] // _LINE
     query = encoded.row_codes[number].ctypes.data
@@ -46,12 +49,14 @@ def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n)
             continue
         if allowed.shape[0] > 0 and not allowed[order[position] if order.shape[0] > 0 else position]:
             continue
-        bound = row_dot(form, address + position * stride, query, n_chunks) * unit
-        if has_offset:
-            bound += weight * gallery.offsets[position]
-        if bound >= limit:
-            candidates[kept] = position
-            kept += 1
+        if n_chunks > 0:
+            bound = row_dot(form, address + position * stride, query, n_chunks) * unit
+            if has_offset:
+                bound += weight * gallery.offsets[position]
+            if bound < limit:
+                continue
+        candidates[kept] = position
+        kept += 1
     return kept
 
 
