@@ -52,7 +52,7 @@ def n_before(*, offset: bool) -> int:
     return 3 if offset else 2
 
 
-def encode_blocks(vectors: Vectors, offsets: Vectors, basis: NDArray[np.float64], n_bytes: int) -> Blocks:
+def encode_blocks(vectors: NDArray[np.floating], offsets: Vectors, basis: NDArray[np.float64], n_bytes: int) -> Blocks:
     """Encode the vectors [n, d] with `n_bytes` each, or fewer if they have fewer dimensions. offsets: [n], or [0]."""
     n, d = vectors.shape
     before = n_before(offset=len(offsets) > 0)
@@ -81,7 +81,7 @@ def encode_blocks(vectors: Vectors, offsets: Vectors, basis: NDArray[np.float64]
     )
 
 
-def _steps(vectors: Vectors, basis: NDArray[np.float64], before: int) -> NDArray[np.float64]:
+def _steps(vectors: NDArray[np.floating], basis: NDArray[np.float64], before: int) -> NDArray[np.float64]:
     """Return the value of code 0 and the step of each coordinate: any are correct, better ones lose less."""
     sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float64) @ basis.T
     reach, levels = _SPREAD * sample.std(axis=0), np.full(len(basis), LEVELS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from retrieval.compiled import compiled
-from retrieval.engine.index.exact.instructions import LANES, bits_of, float_dot, float_of
+from retrieval.engine.index.exact.instructions import LANES, bits_of, float_of
+from retrieval.engine.index.exact.products import float_dot, number_at
 
 FEW = 64  # hits that are sorted here; more are sorted faster by NumPy
 
@@ -17,11 +18,11 @@ def exact_score(row, query, d):
     The first d columns are no offset. The other two are added to each other first: a pair has one score, whichever of
     the two is the query.
     """
-    total = float_dot(row.ctypes.data, query.ctypes.data, d // LANES)
+    total = float_dot(row, query, d // LANES)
     for i in range(d // LANES * LANES, d):
-        total += np.float64(row[i]) * np.float64(query[i])
+        total += number_at(row, i) * np.float64(query[i])
     if row.shape[0] > d:
-        total += np.float64(row[d]) * np.float64(query[d]) + np.float64(row[d + 1]) * np.float64(query[d + 1])
+        total += number_at(row, d) * np.float64(query[d]) + number_at(row, d + 1) * np.float64(query[d + 1])
     return np.float32(total) + np.float32(0)
 
 

@@ -22,7 +22,6 @@ GROUP = 4  # queries that are compared with a block in one pass
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _SUMS, _BYTES = ir.VectorType(_I32, LANES), ir.VectorType(_I8, BLOCK)
-_FLOATS, _DOUBLES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), LANES)
 _VNNI = "llvm.x86.avx512.vpdpbusd.512"
 _BYTE_OPERANDS_FROM = 22  # since this version of LLVM the operands of vpdpbusd are vectors of bytes
 
@@ -48,8 +47,13 @@ Form: TypeAlias = Vnni | Portable
 
 def has_vnni() -> bool:
     """Return whether Numba compiles for a processor with AVX-512 VNNI; its environment variables may switch it off."""
+    return has_features("avx512f", "avx512bw", "avx512vnni")
+
+
+def has_features(*names: str) -> bool:
+    """Return whether Numba compiles for a processor with all of these features, by their names in LLVM."""
     features = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
-    return all(f"+{name}" in features for name in ("avx512f", "avx512bw", "avx512vnni"))
+    return all(f"+{name}" in features for name in names)
 
 
 @intrinsic(prefer_literal=True)
@@ -146,40 +150,6 @@ def row_dot(context, form, row, codes, n_chunks):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def float_dot(context, row, query, n_chunks):  # type: ignore[no-untyped-def]
-    """Return the inner product of `n_chunks` * 16 float32 in float64, added in 16 lanes; both are addresses.
-
-    The lanes are added in halves: 0 to 8, 1 to 9 and so on, then 0 to 4, then 0 to 2, then 0 to 1.
-    """
-    signature = types.float64(types.int64, types.int64, types.int64)
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        row, query, n_chunks = arguments
-        rows, queries = (builder.inttoptr(address, _FLOATS.as_pointer()) for address in (row, query))
-        before = builder.block
-        loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-        zeros = ir.Constant(_DOUBLES, [0.0] * LANES)
-        builder.cbranch(builder.icmp_signed(">", n_chunks, _I64(0)), loop, end)
-        builder.position_at_end(loop)
-        step, total = builder.phi(_I64), builder.phi(_DOUBLES)
-        left, right = (builder.load(builder.gep(pointer, [step])) for pointer in (rows, queries))
-        left.align = right.align = 4
-        added = builder.fadd(total, builder.fmul(builder.fpext(left, _DOUBLES), builder.fpext(right, _DOUBLES)))
-        following = builder.add(step, _I64(1))
-        for phi, first, later in ((step, _I64(0), following), (total, zeros, added)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, n_chunks), loop, end)
-        builder.position_at_end(end)
-        result = builder.phi(_DOUBLES)
-        result.add_incoming(zeros, before)
-        result.add_incoming(added, loop)
-        return _sum_of_lanes(builder, result)
-
-    return signature, generate
-
-
-@intrinsic
 def bits_of(context, value):  # type: ignore[no-untyped-def]
     """Return the 32 bits of a float32 as an int32."""
 
@@ -261,22 +231,6 @@ def _pairs(builder: Any, left: _Value, right: _Value) -> _Value:
         for first in (0, 1)
     )
     return builder.add(even, odd)
-
-
-def _sum_of_lanes(builder: Any, lanes: _Value) -> _Value:
-    """Add the upper half of the lanes to the lower half until one is left."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        nothing = ir.Constant(lanes.type, ir.Undefined)
-        halves = (
-            builder.shuffle_vector(
-                lanes, nothing, ir.Constant(ir.VectorType(_I32, width), list(range(first, first + width)))
-            )
-            for first in (0, width)
-        )
-        lanes = builder.fadd(*halves)
-    return builder.extract_element(lanes, _I32(0))
 
 
 def _vnni_dot(builder: Any, sums: _Value, unsigned: _Value, signed: _Value) -> _Value:

@@ -15,7 +15,7 @@ from retrieval.engine.index.exact.instructions import (
     scan_block,
 )
 from retrieval.engine.index.exact.query import encode_query, room_for_queries
-from retrieval.engine.index.exact.ranges import find_ranges
+from retrieval.engine.index.exact.ranges import find_ranges, share_visited
 from retrieval.engine.index.exact.table import opened, opened_room
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
@@ -29,7 +29,10 @@ _SINGLY_BELOW = 0.35  # share of the blocks that single queries may visit and st
 
 @compiled
 def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n):
-    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number."""
+    """Keep the allowed candidates whose second bound reaches the limit, at the front; return their number.
+
+    All of them reach it if the gallery has no codes of its vectors.
+    """
     codes = gallery.codes
     address, stride, n_chunks = codes.ctypes.data, codes.strides[0], codes.shape[1] // _LINE
     query = encoded.row_codes[number].ctypes.data
@@ -46,12 +49,14 @@ def _keep_bounded(form, gallery, order, allowed, encoded, number, candidates, n)
             continue
         if allowed.shape[0] > 0 and not allowed[order[position] if order.shape[0] > 0 else position]:
             continue
-        bound = row_dot(form, address + position * stride, query, n_chunks) * unit
-        if has_offset:
-            bound += weight * gallery.offsets[position]
-        if bound >= limit:
-            candidates[kept] = position
-            kept += 1
+        if n_chunks > 0:
+            bound = row_dot(form, address + position * stride, query, n_chunks) * unit
+            if has_offset:
+                bound += weight * gallery.offsets[position]
+            if bound < limit:
+                continue
+        candidates[kept] = position
+        kept += 1
     return kept
 
 
@@ -86,6 +91,13 @@ def _scan_one(form, blocks, first, last, codes, limits, masks, candidates, n):
             n += 1
             mask &= mask - np.uint64(1)
     return n
+
+
+@compiled
+def _prefetch_block(blocks, block):
+    stride = blocks.strides[0]
+    for offset in range(0, stride, _LINE):
+        prefetch(blocks.ctypes.data + block * stride + offset)
 
 
 @compiled
@@ -128,6 +140,8 @@ def _search_singly(form, encoded_gallery, queries, allowed, limits, part, room, 
             _keep_share(ranges, n_ranges, share, n_shares)
         n = 0
         for i in range(n_ranges):
+            if i + 2 < n_ranges:
+                _prefetch_block(gallery.blocks, ranges[i + 2, 0])
             for first in range(max(ranges[i, 0], progress[1]), ranges[i, 1], TILE):
                 last = min(first + TILE, ranges[i, 1])
                 n = _scan_one(form, gallery.blocks, first, last, encoded.codes[0], encoded.limits, masks, candidates, n)
@@ -210,21 +224,6 @@ def _search_together(form, encoded_gallery, queries, allowed, limits, part, room
 
 
 @compiled
-def _share_visited(gallery, lists, queries, lowest, part):
-    """Return the share of the blocks of a part that the first queries visit one by one."""
-    if lists.centres.shape[0] == 0:
-        return 1.0
-    start, end, _, _ = part
-    ranges = np.empty((lists.centres.shape[0] + 1, 2), np.int64)
-    visited, n_queries = 0, min(GROUP, queries.shape[0])
-    for number in range(n_queries):
-        n = find_ranges(lists, queries[number], lowest, gallery.offsets.shape[0] > 0, start, end, ranges)
-        for i in range(n):
-            visited += ranges[i, 1] - ranges[i, 0]
-    return visited / max(1, (end - start) * n_queries)
-
-
-@compiled
 def search(kind, table, rows, queries, allowed, limits, part, room_table, progress):
     """Find every vector in a part of the blocks that reaches the threshold of queries [q, D] float32.
 
@@ -238,7 +237,11 @@ def search(kind, table, rows, queries, allowed, limits, part, room_table, progre
     gallery, lists, _ = encoded_gallery
     scores = np.float32(limits[0]), limits[1]
     bounds = part[0], part[1], part[2], part[3]
-    if queries.shape[0] > 1 and _share_visited(gallery, lists, queries, limits[1], bounds) >= _SINGLY_BELOW:
+    together = False
+    if queries.shape[0] > 1:
+        has_offset = gallery.offsets.shape[0] > 0
+        together = share_visited(lists, queries[:GROUP], limits[1], has_offset, part[0], part[1]) >= _SINGLY_BELOW
+    if together:
         n = _search_together(kind, encoded_gallery, queries, allowed, scores, bounds, room, progress)
     else:
         n = _search_singly(kind, encoded_gallery, queries, allowed, scores, bounds, room, progress)

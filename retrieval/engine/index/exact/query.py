@@ -142,6 +142,10 @@ def encode_query(query, lowest, gallery, encoded, number):
     limit = np.floor((lowest - weight * offset_lowest - known - lost) / unit)
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
 
+    finite = np.isfinite(squares) and (not has_offset or np.isfinite(values[d] + weight))
+    if encoded.row_codes.shape[1] == 0:  # there is no level 2
+        return finite
+
     step = largest_value / 127
     if step == 0.0:
         step = 1.0
@@ -150,4 +154,4 @@ def encode_query(query, lowest, gallery, encoded, number):
     encoded.row_limits[number, 0] = unit
     encoded.row_limits[number, 1] = lowest - (row_error * norm + left * row_length + lost) + 128 * total * unit
     encoded.row_limits[number, 2] = weight
-    return np.isfinite(squares) and (not has_offset or np.isfinite(values[d] + weight))
+    return finite

@@ -159,7 +159,7 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
     in_order = replace(encoded, rows=order[:0])
     part = encoded.whole.copy()
     for start in range(0, len(rows), _AT_ONCE):
-        queries = as_queries(rows[start : start + _AT_ONCE])
+        queries = as_queries(rows[start : start + _AT_ONCE], offset=len(encoded.gallery.offsets) > 0)
         part[0] = start // BLOCK
         found = _find(form, in_order, queries, _ALL, limits, part)
         positions, scores = read_keys(found.keys)

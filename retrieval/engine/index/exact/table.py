@@ -20,15 +20,16 @@ Table = NDArray[np.int64]
 class Gallery(NamedTuple):
     """The encoded gallery, as `layout.encode` makes it; n vectors in b = ceil(n / 64) blocks of g groups.
 
-    blocks: [b, g, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64. offsets: [n] float32, or [0]
-    without an offset column. rows: [n, D] float32. basis: [p, d] float64. steps: [p, 2] float64. bounds: [10] float64:
-    those of `Blocks`, then the step, the largest error and the largest norm of `codes`, and the largest norm of a row.
+    blocks: [b, g, 64, 4] uint8, aligned to 64. codes: [n, c] uint8, c a multiple of 64; 0 without level 2. offsets: [n]
+    float32, or [0] without an offset column. rows: [n, D], the vectors as they are stored: float32, or uint16 that are
+    the bits of float16. basis: [p, d] float64. steps: [p, 2] float64. bounds: [10] float64: those of `Blocks`, then the
+    step, the largest error and the largest norm of `codes`, and the largest norm of a row.
     """
 
     blocks: NDArray[np.uint8]
     codes: NDArray[np.uint8]
     offsets: NDArray[np.float32]
-    rows: NDArray[np.float32]
+    rows: NDArray[np.float32] | NDArray[np.uint16]
     basis: NDArray[np.float64]
     steps: NDArray[np.float64]
     bounds: NDArray[np.float64]
@@ -66,11 +67,11 @@ def opened(table, rows):
     )
     lists = Lists(
         array_at(pointer_to(table[7, 0]), (n_lists, table[7, 2]), np.float32),
-        array_at(pointer_to(table[8, 0]), (n_lists, 4), np.float64),
-        array_at(pointer_to(table[9, 0]), (n_lists, 2), np.float64),
+        array_at(pointer_to(table[8, 0]), (4, n_lists), np.float64),
+        array_at(pointer_to(table[9, 0]), (2, n_lists), np.float64),
         array_at(pointer_to(table[10, 0]), (n_lists + 1,), np.int64),
         array_at(pointer_to(table[11, 0]), (n_lists + 1,), np.int64),
-        array_at(pointer_to(table[12, 0]), (table[12, 1], 2), np.float32),
+        array_at(pointer_to(table[12, 0]), (2, table[12, 2]), np.float32),
     )
     return gallery, lists, array_at(pointer_to(table[13, 0]), (table[13, 1],), np.int32)
 
