@@ -104,6 +104,7 @@ def run_in_loop(searcher: Searcher, act: Callable[[], Coroutine[Any, Any, Any]])
         finally:
             for live in searcher.live.values():
                 await live.batcher.settle()
+            await searcher._searches.settle()
 
     return asyncio.run(main())
 
