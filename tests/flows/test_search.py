@@ -265,7 +265,7 @@ def test_unknown_catalogues(live: Searcher, calibrated: Store) -> None:
     with pytest.raises(UnknownCatalog, match="'other' is not served here; served are: shop"):
         search(live, QUERIES[0], catalog="other")
     searcher = make_searcher(calibrated, catalogs=("third",))
-    with pytest.raises(NotReady, match="'shop' is not live: the store has not been read yet"):
+    with pytest.raises(NotReady, match="'shop' is not live: the server has just started"):
         search(searcher, QUERIES[0])
     searcher.refresh()
     with pytest.raises(UnknownCatalog, match="none yet; make one with `retrieval reindex`"):
