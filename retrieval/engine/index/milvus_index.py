@@ -5,8 +5,9 @@ from the vectors that Milvus returns with them. So no reply holds a wrong score 
 index FLAT no match is missed; the approximate indexes of Milvus promise no completeness.
 
 A search of Milvus returns the best matches, at most `limit` of them, and takes longer the higher the limit is. If that
-many come, the limit is raised. If the largest one is not enough for a range of rows, it is searched as two halves. Narrowing the scores by `range_filter` would take fewer calls, but it is not complete: an
-implementation may search for the best first and apply the range afterwards, as milvus-lite does.
+many come, the limit is raised. If the largest one is not enough for a range of rows, it is searched as two halves.
+Narrowing the scores by `range_filter` would take fewer calls, but it is not complete: an implementation may search for
+the best first and apply the range afterwards, as milvus-lite does.
 """
 
 from __future__ import annotations
