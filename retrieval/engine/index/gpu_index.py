@@ -79,8 +79,8 @@ class GpuSearch:
         missed = np.setdiff1d(of_query * n + sample[columns], found.queries * n + found.rows)
         if len(missed):
             raise ValidationFailed(
-                f"the search on {self.devices[0].kind} missed {len(missed)} of {len(columns)} matches in its self-test, "
-                f"first row {missed[0] % n}: its arithmetic is not what the proof of the bound assumes; use device=cpu"
+                f"the search on {self.devices[0].kind} missed {len(missed)} of {len(columns)} matches of its self-test:"
+                " its arithmetic is not what the proof of the bound assumes; use device=cpu"
             )
 
 

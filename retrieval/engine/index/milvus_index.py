@@ -42,6 +42,7 @@ LIMIT = 16_384  # the most matches that Milvus returns for one query, and the mo
 _BATCH = 64  # queries in one call
 _FIRST, _GROWTH = 128, 12  # matches that a query asks for, and how many times more when it got as many
 _BYTES = 32 * 1024**2  # of a call or its reply: half of what a message may have
+_LISTED = 0.1  # share of the rows: with more, reading the list takes Milvus longer than the matches that it spares
 _ROW, _VECTOR = "row", "vector"
 _SAMPLE = 1000  # rows that are compared with the pointer when an index is opened
 _TILE = 1 << 16
@@ -202,7 +203,7 @@ class MilvusIndex:
         """
         check_search(self, queries, threshold, allowed)
         rows: Rows = range(self.n_items)
-        if allowed is not None and np.count_nonzero(allowed) <= LIMIT:
+        if allowed is not None and np.count_nonzero(allowed) <= min(LIMIT, _LISTED * self.n_items):
             rows = np.flatnonzero(allowed)
         hits = []
         for start in range(0, len(queries), _BATCH):
