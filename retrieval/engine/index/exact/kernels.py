@@ -131,7 +131,7 @@ def encode_query(query, lowest, gallery, encoded, number):
     prefix_squares = _project(gallery.basis, values, projected)
     norm, prefix = np.sqrt(squares), np.sqrt(prefix_squares)
     rest = np.sqrt(max(0.0, squares - prefix_squares) + 1e-12 * squares)
-    lost = _ROUNDING * (norm * longest + abs(lowest))
+    lost = _ROUNDING * norm * longest
     weight = 0.0
     if gallery.offsets.shape[0]:
         weight = values[d + 1]
@@ -150,7 +150,7 @@ def encode_query(query, lowest, gallery, encoded, number):
     slack += _steps(rest * rest_scale, unit, codes, p)
     if gallery.offsets.shape[0]:
         slack += _steps(offset_step, unit, codes, p + 1)
-    limit = np.floor((lowest - weight * offset_lowest - slack) / unit) + 128 * total
+    limit = np.ceil((lowest - weight * offset_lowest - slack) / unit) + 128 * total
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
     if encoded.row_codes.shape[1] == 0:  # there is no level 2
         return

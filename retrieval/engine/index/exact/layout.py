@@ -33,7 +33,6 @@ Stored: TypeAlias = NDArray[np.float32] | NDArray[np.uint16]
 
 _TILE = 256 * BLOCK
 _SAMPLE = 100_000
-_UP = 1 + 1e-9  # rounds a bound up: more than float64 arithmetic loses
 _LINE = 64
 
 
@@ -118,7 +117,7 @@ def encode(stored: Stored, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
             continue
         codes[tile, d:] = 0
         errors[2:] = np.maximum(errors[2:], _round(exact, scales.row_scale, codes[tile]))
-    error, length, row_error, row_length = (float(value) * _UP for value in errors)
+    error, length, row_error, row_length = map(float, errors)
     bounds = [scales.scale, error, length, scales.rest_scale, scales.offset_lowest, scales.offset_largest]
     bounds += [scales.offset_scale, scales.row_scale, row_error, row_length, scales.longest]
     return Gallery(blocks, codes, offsets, stored, basis, np.array(bounds))
@@ -155,7 +154,7 @@ class _Scales:
             offset_largest=max(abs(lowest), abs(highest)),
             offset_scale=(highest - lowest) / 254 or 1.0,
             row_scale=float(np.abs(rows[:, :d]).max()) / 127 or 1.0,
-            longest=longest**0.5 * _UP,
+            longest=longest**0.5,
         )
 
 
@@ -163,7 +162,7 @@ def _rests(exact: NDArray[np.float64], projected: NDArray[np.float64]) -> NDArra
     """Return the norm of what the basis leaves of each vector, not less than it is: [n]."""
     squares = np.einsum("ij,ij->i", exact, exact)
     left = squares - np.einsum("ij,ij->i", projected, projected)
-    return np.asarray(np.sqrt(np.maximum(left, 0) + 1e-12 * squares) * _UP)
+    return np.asarray(np.sqrt(np.maximum(left, 0) + 1e-12 * squares))
 
 
 def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) -> tuple[float, float]:
@@ -178,7 +177,7 @@ def _round(values: NDArray[np.float64], scale: float, codes: NDArray[np.uint8]) 
 
 def _up(steps: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return the next whole number of steps, at most 255; the scales leave one step free for rounding."""
-    return np.asarray(np.ceil(steps * _UP).clip(0, 255), np.uint8)
+    return np.asarray(np.ceil(steps).clip(0, 255), np.uint8)
 
 
 def _tiles(n: int) -> Iterator[slice]:
