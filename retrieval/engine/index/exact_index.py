@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.engine.index.exact.blocks import NORM_LEVELS, n_groups
 from retrieval.engine.index.exact.choice import Choice, encode_best
 from retrieval.engine.index.exact.file import map_arrays, write_arrays
 from retrieval.engine.index.exact.forms import best_form
 from retrieval.engine.index.exact.instructions import BLOCK
-from retrieval.engine.index.exact.kernels import Gallery
 from retrieval.engine.index.exact.layout import as_floats, as_queries, in_half
 from retrieval.engine.index.exact.lists import Lists
-from retrieval.engine.index.exact.search import Encoded, find, pairs
+from retrieval.engine.index.exact.search import Encoded, above, find, pairs
+from retrieval.engine.index.exact.table import Gallery
 from retrieval.engine.index.index import Hits, check_search, check_threshold, check_vectors
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 
 Vectors = NDArray[np.float32]
 
-_N_BOUNDS = 11
+_N_BOUNDS = 10
 _PROBES = 100
 _TILE = 1 << 16
 
@@ -88,19 +89,18 @@ class ExactIndex:
     def details(self) -> dict[str, Any]:
         """Return what was chosen, what is proven, and what a query is expected to cost, as plain JSON values.
 
-        originals: how the vectors are stored whose scores are stated. slack: how far the bound of level 1 may be above
-        the Cauchy-Schwarz bound for a query of norm 1, because of rounding to bytes. expected_microseconds: of a single
-        query at the threshold of the build; 0: not timed.
+        originals: how the vectors are stored whose scores are stated. slack: how far the codes of the gallery may raise
+        the bound of level 1 for a query of norm 1. expected_microseconds: of a single query at the threshold of the
+        build; 0: not timed.
         """
         gallery = self._encoded.gallery
-        n_dimensions = len(gallery.basis)
         arrays = (*gallery, *self._encoded.lists, self._encoded.rows)
         return {
             "complete": True,
             "originals": as_floats(gallery.rows).dtype.name,
             "bytes_at_level_1": self.choice.n_bytes,
             "lists": self.choice.n_lists,
-            "slack": float(gallery.bounds[1] + n_dimensions**0.5 / 254 * gallery.bounds[2]),
+            "slack": float(gallery.bounds[1] * NORM_LEVELS),
             "bytes_per_vector": round(sum(array.nbytes for array in arrays) / self.n_items, 1),
             "expected_microseconds": self.choice.microseconds,
         }
@@ -126,10 +126,12 @@ class ExactIndex:
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
         n_threads: how many threads share the work; one is best if there are many callers.
         """
-        check_search(self, queries, threshold, allowed)
+        encoded = self._encoded
+        if allowed is not None or not _fits(encoded, queries, threshold):
+            check_search(self, queries, threshold, allowed)
         asked = np.ascontiguousarray(queries)
-        found = find(best_form(), self._encoded, asked, threshold, allowed, n_threads=n_threads)
-        return [Hits(*hits) for hits in found.of_each(len(queries))]
+        found = above(best_form(), encoded, asked, threshold, allowed, n_threads=n_threads)
+        return [Hits(rows, scores) for rows, scores in found]
 
     def pairs_above(self, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Yield all pairs of rows with `score >= threshold`, in parts: [h, 2] int64, the lower row first; [h] float32.
@@ -145,25 +147,33 @@ def warm() -> None:
     best_form()
 
 
+def _fits(encoded: Encoded, queries: Vectors, threshold: float) -> bool:
+    """Return whether queries need no closer look; the search itself finds values that are not finite."""
+    rows = encoded.gallery.rows
+    fits = queries.ndim == 2 and queries.shape[1] == rows.shape[1] and len(queries) > 0 and threshold == threshold
+    return fits and queries.dtype == np.float32
+
+
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
     """Raise CorruptArtifact if the arrays do not belong together or are not of this index."""
-    gallery, lists, order = encoded
-    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
+    gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
+    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), lists.segments.shape[-1]
     p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
     n_offsets = len(gallery.offsets)
     expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
-        "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
+        "blocks": (gallery.blocks, np.uint8, (n_blocks, n_groups(p, offset=n_offsets > 0), BLOCK, 4)),
         "codes": (gallery.codes, np.uint8, (n_items, 0 if gallery.rows.dtype == np.uint16 else -(-d // 64) * 64)),
         "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),
         "rows": (gallery.rows, np.uint16 if gallery.rows.dtype == np.uint16 else np.float32, (n_items, dimension)),
         "basis": (gallery.basis, np.float64, (min(p, d), dimension - (2 if n_offsets else 0))),
+        "steps": (gallery.steps, np.float64, (min(p, d), 2)),
         "bounds": (gallery.bounds, np.float64, (_N_BOUNDS,)),
         "centres": (lists.centres, np.float32, (n_lists, d)),
-        "angles": (lists.angles, np.float64, (n_lists, 4)),
-        "limits": (lists.limits, np.float64, (n_lists, 2)),
+        "angles": (lists.angles, np.float64, (4, n_lists)),
+        "limits": (lists.limits, np.float64, (2, n_lists)),
         "first_blocks": (lists.first_blocks, np.int64, (n_lists + 1,)),
         "first_segments": (lists.first_segments, np.int64, (n_lists + 1,)),
-        "segments": (lists.segments, np.float32, (n_segments, 2)),
+        "segments": (lists.segments, np.float32, (2, n_segments)),
         "order": (order, np.int32, (n_items if len(order) else 0,)),
     }
     for name, (array, dtype, shape) in expected.items():
@@ -175,8 +185,8 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
 
 def _check_values(encoded: Encoded, path: Path) -> None:
     """Raise CorruptArtifact if a value would lead a search outside its arrays, or to no answer."""
-    gallery, lists, order = encoded
-    n_blocks, n_segments = len(gallery.blocks), len(lists.segments)
+    gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
+    n_blocks, n_segments = len(gallery.blocks), lists.segments.shape[1]
     ascending = [
         firsts[0] >= 0 and firsts[-1] <= end and bool((np.diff(firsts) >= 0).all())
         for firsts, end in ((lists.first_blocks, n_blocks), (lists.first_segments, n_segments))

@@ -18,9 +18,11 @@ def build_index(
 ) -> Index:
     """Build an index over `vectors` [n, D] float32, n >= 1; position = row.
 
-    `device="cuda"` trains inverted lists on the GPU. threshold: the one that most searches use; any other works too.
+    `device="cuda"` trains inverted lists and builds CAGRA on the GPU. threshold: the one that most searches use; any
+    other works too.
+
     Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if there are too few vectors for the lists,
-    DeviceUnavailable if the GPU is missing, and what `MilvusIndex.build` raises.
+    DeviceUnavailable if a GPU is needed and missing, and what `MilvusIndex.build` raises.
     """
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex

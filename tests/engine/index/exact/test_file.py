@@ -190,7 +190,7 @@ from pathlib import Path
 from retrieval.compiled import keep_code_in
 keep_code_in(Path(sys.argv[1]))
 import numpy as np
-from retrieval.engine.index.exact.kernels import read_keys
+from retrieval.engine.index.exact.hits import read_keys
 read_keys(np.zeros(1, np.int64))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
