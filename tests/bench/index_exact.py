@@ -107,8 +107,7 @@ def measure(prepared: Prepared, options: argparse.Namespace, shown: Shown) -> di
         difference = compare(exact, prepared.truth, threshold, options.checked, shown)
         row |= {"missed": difference.missed, "wrong": difference.wrong, "answers": difference.answers}
         row |= {"matches": difference.matches, "choice": f"{exact.choice.n_bytes} bytes, {exact.choice.n_lists} lists"}
-        if not options.quick:  # of a small gallery, a second thread costs more than it saves
-            row["two_threads_over_one"] = two_threads(exact, timed, threshold, options.rounds)
+        row["two_threads_over_one"] = two_threads(exact, timed, threshold, options.rounds)
         if far == _OPEN_FAR:
             row["file"] = on_disk(exact)
         if far == _JOIN_FAR and len(gallery) <= _MOST_FOR_JOIN and prepared.name != "cohort":
