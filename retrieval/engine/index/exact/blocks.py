@@ -19,7 +19,6 @@ from retrieval.engine.index.exact.instructions import BLOCK
 Vectors = NDArray[np.float32]
 
 LEVELS, LEADING_LEVELS, NORM_LEVELS = 15, 31, 63  # the largest code of half a byte, of a byte, of a norm or offset
-UP = 1 + 1e-9  # rounds a bound up: more than float64 arithmetic loses
 TILE = 256 * BLOCK
 
 _BYTES, _HALVES = 4, 8  # codes in the first group, and in each other
@@ -77,7 +76,7 @@ def encode_blocks(vectors: NDArray[np.floating], offsets: Vectors, basis: NDArra
         if len(values):
             _write(blocks, position, _up(values / scale))
     return Blocks(
-        blocks, basis, steps, (scales[0], scales[1], lowest, max(abs(lowest), abs(highest)), scales[2], length * UP)
+        blocks, basis, steps, (scales[0], scales[1], lowest, max(abs(lowest), abs(highest)), scales[2], length)
     )
 
 
@@ -97,7 +96,7 @@ def _rests(exact: NDArray[np.float64], projected: NDArray[np.float64]) -> NDArra
     """Return the norm of what the basis leaves of each vector, not less than it is: [n]."""
     squares = np.einsum("ij,ij->i", exact, exact)
     left = squares - np.einsum("ij,ij->i", projected, projected)
-    return np.asarray(np.sqrt(np.maximum(left, 0) + 1e-12 * squares) * UP)
+    return np.asarray(np.sqrt(np.maximum(left, 0) + 1e-12 * squares))
 
 
 def _round(
@@ -111,7 +110,7 @@ def _round(
     lost = projected - (steps[:, 0] + whole * steps[:, 1])
     halves = whole[:, leading:] - LEVELS / 2
     longest = float(np.einsum("ij,ij->i", halves, halves).max()) ** 0.5
-    return np.sqrt(np.einsum("ij,ij->i", lost, lost)) * UP, longest
+    return np.sqrt(np.einsum("ij,ij->i", lost, lost)), longest
 
 
 def _packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -130,7 +129,7 @@ def _write(blocks: NDArray[np.uint8], position: int, values: NDArray[np.uint8]) 
 
 def _up(steps: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return the next whole number of steps; the largest value is `NORM_LEVELS` steps, or one more after rounding."""
-    return np.asarray(np.ceil(steps * UP), np.uint8)
+    return np.asarray(np.ceil(steps), np.uint8)
 
 
 def tiles(n: int) -> Iterator[slice]:

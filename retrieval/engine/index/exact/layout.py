@@ -22,7 +22,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.blocks import UP, aligned, encode_blocks, tiles
+from retrieval.engine.index.exact.blocks import aligned, encode_blocks, tiles
 from retrieval.engine.index.exact.rounding import round_rows
 from retrieval.engine.index.exact.table import Gallery
 from retrieval.errors import InvalidInput
@@ -103,7 +103,7 @@ def encode(stored: Stored, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
         exact = rows[tile, :d].astype(np.float64)
         into = codes[tile] if codes.shape[1] else np.empty((len(exact), width), np.uint8)
         errors = np.maximum(errors, round_rows(exact, scale, into))
-    bounds = np.array([*first.bounds, scale, *(np.sqrt(errors) * UP)])
+    bounds = np.array([*first.bounds, scale, *np.sqrt(errors)])
     return Gallery(first.blocks, codes, offsets, stored, first.basis, first.steps, bounds)
 
 

@@ -127,7 +127,7 @@ def encode_query(query, lowest, gallery, encoded, number):
     prefix_squares = _project(gallery.basis, values, projected)
     norm, prefix = np.sqrt(squares), np.sqrt(prefix_squares)
     rest = np.sqrt(max(0.0, squares - prefix_squares) + 1e-12 * squares)
-    lost = ROUNDING * (norm * longest + abs(lowest))
+    lost = ROUNDING * norm * longest
     weight = 0.0
     if has_offset:
         weight = values[d + 1]
@@ -139,7 +139,7 @@ def encode_query(query, lowest, gallery, encoded, number):
     if has_offset:
         weights[2] = max(weight, 0.0) * offset_scale
     unit, known = _write_first(gallery, projected, weights, encoded, number)
-    limit = np.floor((lowest - weight * offset_lowest - known - lost) / unit)
+    limit = np.ceil((lowest - weight * offset_lowest - known - lost) / unit)
     encoded.limits[number] = np.int32(min(max(limit, -_LARGEST), _LARGEST))
 
     finite = np.isfinite(squares) and (not has_offset or np.isfinite(values[d] + weight))
