@@ -45,7 +45,7 @@ def encode_best(stored: Stored, threshold: float | None, form: Form, *, seed: in
         encoded = Encoded(encode(stored, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
         return encoded, _choice(encoded, 0.0)
     offsets = vectors[:, -1] if d < vectors.shape[1] else vectors[:0, -1]
-    order, lists = sort_into_lists(vectors[:, :d], offsets, seed=seed)
+    order, lists = sort_into_lists(vectors[:, :d], offsets, basis=basis, seed=seed)
     if threshold is None:
         encoded = Encoded(encode(stored[order], basis, _USUAL_BYTES), lists, order)
         return encoded, _choice(encoded, 0.0)

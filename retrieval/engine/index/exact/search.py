@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,9 +121,17 @@ def find(
         found = _find(form, encoded, queries[first : bounds[number + 1]], mask, limits, encoded.whole)
         return found._replace(queries=found.queries + np.int32(first))
 
-    with ThreadPoolExecutor(n_threads - 1) as pool:
-        others = [pool.submit(share, number) for number in range(1, n_threads)]
-        return _joined([share(0), *(other.result() for other in others)])
+    others = [_pool(n_threads - 1).submit(share, number) for number in range(1, n_threads)]
+    return _joined([share(0), *(other.result() for other in others)])
+
+
+@functools.cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Return the threads that share searches: starting one takes as long as a search."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="exact-search")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads of a process stay in it
 
 
 def _find(
