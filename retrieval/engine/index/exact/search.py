@@ -76,7 +76,7 @@ def above(
         return find(form, encoded, queries, threshold, allowed, n_threads=n_threads).of_each(len(queries))
     rows, limits, scratch = encoded.gallery.rows, _limits(threshold), _own_scratch()
     mask = _ALL if allowed is None else allowed
-    scratch.progress[:] = 0
+    scratch.progress[0] = scratch.progress[1] = 0
     keys, ends = search(
         form.form, encoded.table, rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
     )
@@ -87,14 +87,16 @@ def above(
 
 def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
     """Return the rows and the scores of each query from grouped keys."""
+    if len(ends) == 1:
+        if len(keys) > FEW:
+            keys.sort()
+        return [read_keys(keys)]
     stops = ends.tolist()
     starts = [0, *stops[:-1]]
     for start, stop in zip(starts, stops, strict=True):
         if stop - start > FEW:
             keys[start:stop].sort()
     rows, scores = read_keys(keys)
-    if len(stops) == 1:
-        return [(rows, scores)]
     return [(rows[start:stop], scores[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
 
