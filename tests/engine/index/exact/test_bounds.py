@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import float32_at_least
 from retrieval.engine.index.exact.instructions import BLOCK
-from retrieval.engine.index.exact.kernels import EncodedQueries, Gallery, encode_query, find_ranges
 from retrieval.engine.index.exact.layout import directions, encode, has_offset
 from retrieval.engine.index.exact.lists import Lists, sort_into_lists
+from retrieval.engine.index.exact.query import encode_query, room_for_queries
+from retrieval.engine.index.exact.ranges import find_ranges
+from retrieval.engine.index.exact.table import Gallery
 from tests.engine.index.exact.galleries import Vectors, scores, unit
 
 STEP = float(np.float32(0x15555) / np.float32(1 << 17))  # 17 bits: 127 times it is a float32, its square is not
@@ -24,15 +26,20 @@ def lowest_of(threshold: float) -> float:
     return float(np.nextafter(float32_at_least(np.array([threshold]))[0], np.float32(-np.inf)))
 
 
+def unpacked(gallery: Gallery) -> NDArray[np.int64]:
+    """The codes of level 1: four bytes, then groups of four lower halves and four upper halves of a byte."""
+    groups = gallery.blocks.transpose(0, 2, 1, 3).reshape(-1, gallery.blocks.shape[1], 4)[: len(gallery.rows)]
+    halves = np.stack([groups[:, 1:] & 15, groups[:, 1:] >> 4], axis=2)
+    return np.concatenate([groups[:, 0], halves.reshape(len(groups), -1)], axis=1).astype(np.int64)
+
+
 def passing(gallery: Gallery, query: Vectors, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which vectors pass level 1, and level 2: calculated here from the codes, as docs/exact-search.md says."""
-    n, m, c = len(gallery.rows), gallery.blocks.shape[1] * 4, gallery.codes.shape[1]
-    codes, row_codes = np.zeros((1, m), np.int8), np.zeros((1, c), np.int8)
-    encoded = EncodedQueries(codes, np.zeros(1, np.int32), row_codes, np.zeros((1, 3)))
-    encode_query(query, lowest_of(threshold), gallery, encoded, 0)
-    first = gallery.blocks.transpose(0, 2, 1, 3).reshape(-1, m)[:n].astype(np.int64) @ codes[0].astype(np.int64)
+    encoded = room_for_queries(gallery, 1)
+    assert encode_query(query, lowest_of(threshold), gallery, encoded, 0)
+    first = unpacked(gallery) @ encoded.codes[0].astype(np.int64)
     unit_of_sum, limit, weight = encoded.row_limits[0]
-    second = gallery.codes.astype(np.int64) @ row_codes[0].astype(np.int64) * unit_of_sum
+    second = gallery.codes.astype(np.int64) @ encoded.row_codes[0].astype(np.int64) * unit_of_sum
     if len(gallery.offsets):
         second = second + weight * gallery.offsets.astype(np.float64)
     return first >= encoded.limits[0], second >= limit
