@@ -5,6 +5,7 @@ a request is: `encoder.py` runs the model on images, `matches.py` searches an in
 """
 
 import asyncio
+import contextlib
 import functools
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -88,7 +89,7 @@ class Batcher(Generic[Asked, Answer]):
         while (n_free := self._n_threads - len(self._running)) and (batch := self._take(n_free)):
             running = self._threads.submit(self._answers, [request for request, _ in batch])
             self._running.add(running)
-            asyncio.wrap_future(running).add_done_callback(functools.partial(self._finish, batch))
+            running.add_done_callback(functools.partial(self._report, asyncio.get_running_loop(), batch))
 
     def _answers(self, requests: Sequence[Asked]) -> Sequence[Answer]:
         answers = self._answer(requests)
@@ -96,7 +97,17 @@ class Batcher(Generic[Asked, Answer]):
             raise RuntimeError(f"the {self._name} returned {len(answers)} answers to {len(requests)} requests")
         return answers
 
-    def _finish(self, batch: "Sequence[_Waiting[Asked, Answer]]", done: "asyncio.Future[Sequence[Answer]]") -> None:
+    def _report(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: "Sequence[_Waiting[Asked, Answer]]",
+        done: Future[Sequence[Answer]],
+    ) -> None:
+        """Pass a batch that is done from its thread to the event loop."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and its callers with it
+            loop.call_soon_threadsafe(self._finish, batch, done)
+
+    def _finish(self, batch: "Sequence[_Waiting[Asked, Answer]]", done: Future[Sequence[Answer]]) -> None:
         """Start the next batch; give each caller of this one its answer, or all of them the error."""
         self._start()
         error = done.exception()

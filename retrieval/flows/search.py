@@ -88,7 +88,7 @@ class Searcher:
         )
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
-        self._store_problem = "the store has not been read yet"
+        self._store_problem = "the server has just started and has not read the store yet"
 
     def warm(self) -> None:
         """Start what decodes images and compile what searches, so that no query waits for it."""

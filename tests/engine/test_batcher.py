@@ -219,8 +219,8 @@ def test_closing_answers_whoever_waits() -> None:
     run(test)
 
 
-def test_an_event_loop_that_ended_leaves_nothing_behind() -> None:
-    """A batch whose callers are gone with their loop takes no thread from the next one."""
+def test_callers_of_an_event_loop_that_ended_take_no_thread_from_the_next() -> None:
+    """Their batch may still run when the loop ends; its answers go nowhere."""
     model = Model()
     batcher: Images = Batcher(model, name="model", max_batch=4)
 
@@ -232,6 +232,7 @@ def test_an_event_loop_that_ended_leaves_nothing_behind() -> None:
 
     async def answered() -> Array:
         model.may_run.set()
+        await batcher.settle()
         return await asyncio.wait_for(batcher.ask(image(2)), TIMEOUT_S)
 
     asyncio.run(abandoned())

@@ -104,6 +104,7 @@ def run_in_loop(searcher: Searcher, act: Callable[[], Coroutine[Any, Any, Any]])
         finally:
             for live in searcher.live.values():
                 await live.batcher.settle()
+            await searcher._searches.settle()
 
     return asyncio.run(main())
 
@@ -264,7 +265,7 @@ def test_unknown_catalogues(live: Searcher, calibrated: Store) -> None:
     with pytest.raises(UnknownCatalog, match="'other' is not served here; served are: shop"):
         search(live, QUERIES[0], catalog="other")
     searcher = make_searcher(calibrated, catalogs=("third",))
-    with pytest.raises(NotReady, match="'shop' is not live: the store has not been read yet"):
+    with pytest.raises(NotReady, match="'shop' is not live: the server has just started"):
         search(searcher, QUERIES[0])
     searcher.refresh()
     with pytest.raises(UnknownCatalog, match="none yet; make one with `retrieval reindex`"):

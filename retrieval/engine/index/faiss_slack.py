@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.layout import as_queries
+from retrieval.engine.index.exact.layout import as_queries, has_offset
 from retrieval.engine.index.faiss_native import candidates_above, decoded, forget_places, only
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import InvalidInput
@@ -122,7 +122,7 @@ def _lost_by_codes(
     rng = np.random.default_rng(0)
     n = len(vectors)
     own, sample = (np.sort(rng.choice(n, min(n, size), replace=False)) for size in (_QUERIES, _SAMPLE))
-    queries = as_queries(vectors[own])
+    queries = as_queries(vectors[own], offset=has_offset(vectors))
     scores = queries @ vectors[sample].T
     scores[own[:, None] == sample] = -np.inf  # a query is no match of itself
     numbers, columns = _closest(scores, threshold)

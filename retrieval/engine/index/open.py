@@ -31,7 +31,7 @@ def build_index(
     if spec.kind == "milvus":
         from retrieval.engine.index.milvus_index import MilvusIndex
 
-        return MilvusIndex.build(vectors, spec)
+        return MilvusIndex.build(vectors, spec, threshold=threshold)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
@@ -65,6 +65,25 @@ def _checked(index: Index, path: Path, spec: IndexSpec) -> Index:
     if index.spec != spec:
         raise CorruptArtifact(f"index {path}: expected {spec}, found {index.spec}; reindex the catalogue")
     return index
+
+
+def lies_in_database(spec: IndexSpec) -> bool:
+    """Return True if the file of an index is a pointer: the vectors lie in a database, which is told what is live."""
+    return spec.kind == "milvus"
+
+
+def publish_index(path: Path, spec: IndexSpec) -> None:
+    """Make the index in a database the one that others find there by its name. Raises Unavailable, CorruptArtifact."""
+    from retrieval.engine.index.milvus_index import MilvusIndex
+
+    MilvusIndex.named_in(path, spec).publish()
+
+
+def remove_index(path: Path, spec: IndexSpec) -> None:
+    """Remove the vectors of an index from its database, if they are there. Raises Unavailable, CorruptArtifact."""
+    from retrieval.engine.index.milvus_index import MilvusIndex
+
+    MilvusIndex.named_in(path, spec).remove()
 
 
 def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:

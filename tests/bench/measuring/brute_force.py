@@ -95,15 +95,16 @@ class Difference:
     answers: int = 0
     matches: int = 0
 
-    def add(self, truth: Truth, number: int, threshold: float, hits: Hits) -> None:
-        """Compare one answer."""
-        expected, found = truth.expected(number, threshold), np.unique(hits.positions)
-        same = np.array_equal(found, expected)
-        n_right = len(found) if same else len(np.intersect1d(found, expected, assume_unique=True))
-        self.missed += len(expected) - n_right
-        self.wrong += len(hits.positions) - n_right + _wrong_scores(truth, number, threshold, hits)
-        self.answers += 1
-        self.matches += len(expected)
+    def add(self, truth: Truth, number: int, threshold: float, hits: Hits, *, times: int = 1) -> None:
+        """Compare one answer that was given so many times."""
+        expected = truth.expected(number, threshold)
+        found = np.zeros(len(truth.gallery), np.bool_)
+        found[hits.positions] = True
+        n_right = int(np.count_nonzero(found[expected]))
+        self.missed += times * (len(expected) - n_right)
+        self.wrong += times * (len(hits.positions) - n_right + _wrong_scores(truth, number, threshold, hits))
+        self.answers += times
+        self.matches += times * len(expected)
 
 
 def _wrong_scores(truth: Truth, number: int, threshold: float, hits: Hits) -> int:

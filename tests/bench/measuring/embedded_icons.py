@@ -45,14 +45,14 @@ def make_embeddings(name: str, folder: Path, bundle: Path, shown: Shown) -> None
     icons cannot be fetched or rendered.
     """
     drawn = pictures(folder, shown.watch("render icons"))
-    made = _trained(drawn, bundle, shown) if name == TRAINED else _with_head(drawn, shown)
+    made = _trained(drawn, folder, bundle, shown) if name == TRAINED else _with_head(drawn, shown)
     kept = kept_path(name, folder)
     staging = kept.with_suffix(".part.npy")
     np.save(staging, without_duplicates(made))
     staging.replace(kept)
 
 
-def _trained(drawn: Sequence[Picture], bundle: Path, shown: Shown) -> Vectors:
+def _trained(drawn: Sequence[Picture], folder: Path, bundle: Path, shown: Shown) -> Vectors:
     """Return the embeddings of the drawings of unseen classes by the model of the demonstration."""
     unseen = [picture for picture in drawn if not picture.label]
     progress = shown.watch("embed icons with the trained model")
@@ -60,7 +60,7 @@ def _trained(drawn: Sequence[Picture], bundle: Path, shown: Shown) -> Vectors:
         encoder = Encoder.open(open_bundle(bundle), threads=1)
         return _in_batches(unseen, encoder.embed_images, progress)
     shown.line("no bundle: run the recipe of the demonstration")
-    finished = load_finished(emoji_run("base+tcm"))
+    finished = load_finished(emoji_run("base+tcm", folder=folder / "model"))
     embed = embedding_function(finished.embedder)
     return _in_batches(
         unseen, lambda images: embed(np.stack([preprocess(each, finished.preprocessing) for each in images])), progress
