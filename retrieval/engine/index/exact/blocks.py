@@ -55,7 +55,7 @@ def encode_blocks(vectors: NDArray[np.floating], offsets: Vectors, basis: NDArra
     """Encode the vectors [n, d] with `n_bytes` each, or fewer if they have fewer dimensions. offsets: [n], or [0]."""
     n, d = vectors.shape
     before = n_before(offset=len(offsets) > 0)
-    p = min(d, _BYTES + (n_bytes // 4 - 1) * _HALVES - before)
+    p = min(d, _BYTES + max(0, n_bytes // 4 - 1) * _HALVES - before)
     basis = np.ascontiguousarray(basis[:p])
     groups = n_groups(p, offset=len(offsets) > 0)
     steps = _steps(vectors, basis, before)

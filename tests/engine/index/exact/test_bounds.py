@@ -238,7 +238,7 @@ def test_an_arc_cosine_is_nearer_than_its_slack() -> None:
     of_query = max(abs(ranges._angle_of(cosine) - np.arccos(cosine)) for cosine in cosines.tolist())
     angles = np.r_[np.linspace(0, np.pi, 2001), np.logspace(-9, -1, 500)]
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    _, found, _ = _nearest(vectors, np.array([[1, 0]], np.float32))
+    _, found, _ = _nearest(vectors, np.array([[1, 0]], np.float32), None)
     exactly = np.arctan2(vectors[:, 1].astype(np.float64), vectors[:, 0].astype(np.float64))
     of_vector = np.abs(found - exactly).max()
     assert 1e-9 < of_vector < of_query < 3e-8
