@@ -246,7 +246,7 @@ def _build(
         index_recall=recall.value,
         index_recall_low=recall.low,
         index_recall_high=recall.high,
-        index_details=index.details(),
+        index_details=index.details() if index.spec.is_exact else {**index.details(), "least_recall": _MIN_RECALL},
         shards=catalog.keys,
         files={},
         created_at=created_at,
