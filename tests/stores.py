@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from retrieval.contract.bundle import Bundle
+from retrieval.contract.canonical import digest_array
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.snapshot import SnapshotId
+from retrieval.engine.index.open import build_index
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.engine.items import ItemRows, ItemTable
+from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store
 from retrieval.engine.store.objects import Objects
+from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.flows.reindex import (
     ReindexRequest,
     build_and_publish,
@@ -96,3 +108,56 @@ def reindex(
     snapshot = build_and_publish(store, job_id, planned, created_at=created_at)
     clear_staging(store, job_id)
     return snapshot
+
+
+def publish_vectors(
+    store: Store, bundle: Bundle, vectors: NDArray[np.float32], *, threshold: float, catalog: str = "shop"
+) -> SnapshotId:
+    """Publish a whole snapshot, with its item table, of vectors [n, d] that stand for embeddings of the bundle."""
+    store.add_bundle(bundle.directory)
+    activate(store, _point_of(bundle, threshold), Score())
+    spec = IndexSpec()
+    index = build_index(vectors, spec, threshold=threshold)
+    n = len(vectors)
+    columns = {
+        "id": [f"item-{number}" for number in range(n)],
+        "uri": [f"file:///images/{number}.jpg" for number in range(n)],
+        "label": [f"class {number // 5}" for number in range(n)],
+        "attributes": ['{"maker": "north"}'] * n,
+    }
+    items = ItemTable.join([ItemRows(pa.table(columns))], np.zeros(n, np.float32))
+    content = digest_array(vectors)
+    manifest = SnapshotManifest(
+        id=snapshot_id(bundle=bundle.digest, score=Score().digest, catalog_digest=content, index_spec=spec),
+        catalog=catalog,
+        bundle_digest=bundle.digest,
+        score_digest=Score().digest,
+        catalog_digest=content,
+        index_spec=str(spec),
+        dimension=index.dimension,
+        n_items=n,
+        n_failed=0,
+        failures={},
+        index_recall=1.0,
+        shards=(),
+        files={},
+        created_at=CREATED_AT,
+        index_details=index.details(),
+    )
+    store.put_snapshot(manifest, index, items)
+    store.publish(catalog, manifest.id)
+    return manifest.id
+
+
+def _point_of(bundle: Bundle, threshold: float) -> OperatingPoint:
+    """An operating point with this threshold; its evidence is of made-up embeddings."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(40, 32)), 5, axis=0) + 0.3 * rng.normal(size=(200, 32))
+    data = LabelledEmbeddings(
+        embeddings=(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32),
+        labels=[f"class {number // 5}" for number in range(len(rows))],
+        data_digest="made up",
+    )
+    target = CalibrationTarget()
+    point = calibrate(data, bundle=bundle.digest, scores=[Score()], target=target, rng=rng, created_at=CREATED_AT)
+    return replace(point, choice=replace(point.choice, threshold=threshold))

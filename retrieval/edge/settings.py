@@ -52,7 +52,10 @@ class Settings(BaseSettings):
     catalogs: str = Field(default="", description="Catalogues to serve, separated by commas; empty: all in the store.")
     device: Literal["cpu", "cuda", "auto"] = Field(
         default="cpu",
-        description="Device of the models: cpu, cuda (refuses to start without a GPU) or auto (a GPU if present).",
+        description=(
+            "Device of the models and exact indexes: cpu, cuda (refuses to start without a GPU) or auto (a GPU if "
+            "present)."
+        ),
     )
     threads: int = Field(default=0, ge=0, le=256, description="CPU threads of a process; 0: the machine's cores.")
     max_batch: int = Field(default=16, ge=1, le=1024, description="Largest number of images in one forward pass.")

@@ -13,12 +13,24 @@ from retrieval.engine.encoder import Encoder, providers_of
 from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.milvus_address import use_token
 from retrieval.engine.store import Store
+from retrieval.errors import DeviceUnavailable
 from retrieval.flows.search import Searcher
 
 
 def check_device(settings: Settings) -> None:
     """Raise DeviceUnavailable if the settings require a GPU and there is none."""
     providers_of(settings.device)
+    if settings.device == "cuda" and not n_gpus():
+        raise DeviceUnavailable(
+            "RETRIEVAL_DEVICE=cuda was requested, but this machine shows no GPU: check with `nvidia-smi` that the "
+            "driver, and in a container the device, is there, or set RETRIEVAL_DEVICE=cpu"
+        )
+
+
+def index_device(settings: Settings) -> str:
+    """Return the device on which indexes are built and exact ones are searched: cpu or cuda."""
+    has_gpu = n_gpus() > 0 and "CUDAExecutionProvider" in providers_of("auto")
+    return "cuda" if settings.device == "cuda" or (settings.device == "auto" and has_gpu) else "cpu"
 
 
 def open_store(settings: Settings) -> Store:
@@ -36,6 +48,7 @@ def make_searcher(settings: Settings) -> Searcher:
         max_waiting=settings.max_waiting,
         threads=settings.n_threads,
         catalogs=settings.served_catalogs,
+        device=index_device(settings),
     )
 
 
@@ -60,12 +73,11 @@ def offline_parts(settings: Settings, *, processes: int = 1, limits: ImageLimits
     def encoder_of(digest: BundleDigest) -> Encoder:
         return _open_encoder(settings, store.bundle(digest), threads=threads)
 
-    uses_gpu = settings.device == "cuda" or (settings.device == "auto" and n_gpus() > 0)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     embedder = ImageEmbedder(
         encoder_of=encoder_of, limits=limits or settings.limits, pool=pool, decoders=Decoders(threads)
     )
-    return OfflineParts(store, embedder, "cuda" if uses_gpu else "cpu")
+    return OfflineParts(store, embedder, index_device(settings))
 
 
 def _open_encoder(settings: Settings, bundle: Bundle, *, threads: int | None = None) -> Encoder:

@@ -9,13 +9,25 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint, OperatingPointId
 from retrieval.contract.score import Score
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.snapshot import Snapshot, SnapshotId, SnapshotManifest
 from retrieval.engine.store import Store
-from retrieval.errors import BundleMismatch, CorruptArtifact, InvalidInput, NotFound, UnknownOperatingPoint
+from retrieval.errors import (
+    BundleMismatch,
+    CorruptArtifact,
+    DeviceUnavailable,
+    InvalidInput,
+    NotFound,
+    UnknownOperatingPoint,
+)
+
+ImageBatcher = Batcher[NDArray[np.float32], NDArray[np.float32]]  # from prepared pixels [3, h, w] to embeddings [d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +40,11 @@ class MatchingParts:
     score: Score
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Live:
     """The parts that answer the queries of one catalogue; replaced as a whole, never changed."""
 
-    batcher: Batcher
+    batcher: ImageBatcher
     bundle: Bundle
     snapshot: Snapshot
     point: OperatingPoint
@@ -105,19 +117,32 @@ def live_parts(store: Store, catalog: str) -> MatchingParts:
     return matching_parts(store, catalog, store.current(catalog))
 
 
-def open_live(store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]) -> Live:
-    """Open a snapshot with everything that belongs to it. Raises as `matching_parts` does."""
-    return _opened(store, matching_parts(store, catalog, snapshot_id), batcher_for)
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens snapshots with everything that belongs to them.
 
+    batcher_for: the opened model of a bundle. device: where exact indexes search.
+    """
 
-def open_last_live(
-    store: Store, catalog: str, snapshot_id: SnapshotId, *, batcher_for: Callable[[Bundle], Batcher]
-) -> Live:
-    """Open a snapshot with what belonged to it before another score was activated, see `last_matching_parts`."""
-    return _opened(store, last_matching_parts(store, catalog, snapshot_id), batcher_for)
+    store: Store
+    batcher_for: Callable[[Bundle], ImageBatcher]
+    device: str = "cpu"
 
+    def live(self, catalog: str, snapshot_id: SnapshotId) -> Live:
+        """Open a snapshot with what belongs to it. Raises as `matching_parts` does, and DeviceUnavailable."""
+        return self._opened(matching_parts(self.store, catalog, snapshot_id))
 
-def _opened(store: Store, parts: MatchingParts, batcher_for: Callable[[Bundle], Batcher]) -> Live:
-    catalog, snapshot_id = parts.manifest.catalog, parts.manifest.id
-    snapshot = store.open_snapshot(catalog, snapshot_id)
-    return Live(batcher_for(parts.bundle), parts.bundle, snapshot, parts.point, parts.point.id, parts.score)
+    def last_live(self, catalog: str, snapshot_id: SnapshotId) -> Live:
+        """Open a snapshot with what belonged to it before another score was activated, see `last_matching_parts`."""
+        return self._opened(last_matching_parts(self.store, catalog, snapshot_id))
+
+    def _opened(self, parts: MatchingParts) -> Live:
+        manifest = parts.manifest
+        try:
+            snapshot = self.store.open_snapshot(manifest.catalog, manifest.id, device=self.device)
+        except DeviceUnavailable as error:
+            raise DeviceUnavailable(
+                f"catalogue {manifest.catalog!r}: snapshot {manifest.id} cannot be searched on the GPU, which needs "
+                f"room for it beside the live one: {error}; a server with RETRIEVAL_DEVICE=cpu needs no GPU"
+            ) from error
+        return Live(self.batcher_for(parts.bundle), parts.bundle, snapshot, parts.point, parts.point.id, parts.score)

@@ -100,8 +100,11 @@ def snapshot_id(*, bundle: BundleDigest, score: ScoreDigest, catalog_digest: str
     return SnapshotId(digest_json([bundle, score, catalog_digest, str(index_spec)]))
 
 
-def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
-    """Open the snapshot in `directory`. Raises CorruptArtifact if a file is missing or was changed."""
+def open_snapshot(directory: Path, manifest: SnapshotManifest, *, device: str = "cpu") -> Snapshot:
+    """Open the snapshot in `directory`; `device`: where its index searches, see `load_index`.
+
+    Raises CorruptArtifact if a file is missing or was changed, DeviceUnavailable if the GPU is missing or too small.
+    """
     for name, checksum in manifest.files.items():
         path = directory / name
         if not path.is_file():
@@ -116,6 +119,7 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest) -> Snapshot:
         IndexSpec.parse(manifest.index_spec),
         dimension=manifest.dimension,
         n_items=manifest.n_items,
+        device=device,
     )
     items = ItemTable.load(directory / _named(manifest, ITEMS))
     if len(items) != manifest.n_items:

@@ -4,11 +4,10 @@ Everything in a reply comes from one snapshot and one operating point. `Searcher
 them goes live.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from retrieval.consistency import check_unit_rows
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.limits import ImageLimits
-from retrieval.contract.manifest import Item
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.open import warm as warm_index
-from retrieval.engine.live import Live, open_last_live, open_live
+from retrieval.engine.live import ImageBatcher, Live, Opener
+from retrieval.engine.matches import LiveQuery, SearchResult, find_matches, probe_query
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
@@ -38,25 +37,8 @@ from retrieval.errors import (
 )
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 10_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
-    """One accepted item: `similarity` its cosine, `score` the number that the threshold was applied to."""
-
-    item: Item
-    similarity: float
-    score: float
-    probability: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchResult:
-    """Accepted items, best first; `n_total` also counts those that the limit cut off."""
-
-    matches: tuple[Match, ...]
-    n_total: int
-    live: Live
+_SEARCHED_TOGETHER = 64  # queries; a GPU takes as many in one pass, and a CPU gains little from more than eight
+_GPU_THREADS = 2  # one waits for the GPU, which takes one search at a time, while the other describes matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +64,31 @@ class Searcher:
         max_waiting: int,
         threads: int,
         catalogs: Sequence[str] = (),
+        device: str = "cpu",
     ) -> None:
-        """`catalogs`: the ones to serve, or all in the store if empty. `threads`: for decoding and index search."""
+        """`catalogs`: the ones to serve, or all in the store if empty. `threads`: for decoding and index search.
+
+        device: where exact indexes search, `cpu` or `cuda`.
+        """
         self._store = store
         self._open_encoder = open_encoder
+        self._opener = Opener(store, self._batcher_for, device)
         self._limits = limits
         self._max_waiting = max_waiting
         self._catalogs = tuple(catalogs)
         self._n_waiting = 0
-        # two pools: a search must not queue behind images that still have to be decoded
+        # threads of their own: a search must not queue behind images that still have to be decoded
         self._decoders = Decoders(threads)
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="search")
+        self._searches: Batcher[LiveQuery, SearchResult] = Batcher(
+            find_matches,
+            name="index",
+            max_batch=_SEARCHED_TOGETHER,
+            n_threads=min(threads, _GPU_THREADS) if device == "cuda" else threads,
+            group_of=attrgetter("live"),
+        )
         self._live: dict[str, Live] = {}
         self._problems: dict[str, str] = {}
-        self._store_problem = "the store has not been read yet"
+        self._store_problem = "the server has just started and has not read the store yet"
 
     def warm(self) -> None:
         """Start what decodes images and compile what searches, so that no query waits for it."""
@@ -122,7 +115,7 @@ class Searcher:
             embedding = await self._embed(query, live, caller)
         else:
             embedding = _checked_embedding(query, live)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, find_matches, live, embedding, limit)
+        return await self._searches.ask(LiveQuery(live, embedding, limit))
 
     def refresh(self) -> list["CatalogChange"]:
         """Read the pointers, open every new pair while the old one serves, then swap them; return the changes.
@@ -178,7 +171,7 @@ class Searcher:
         self._n_waiting += 1
         try:
             pixels = await self._decoders.prepare_for(caller, image, live.bundle.preprocessing, self._limits)
-            return await live.batcher.embed(pixels)
+            return await live.batcher.ask(pixels)
         finally:
             self._n_waiting -= 1
 
@@ -200,26 +193,30 @@ class Searcher:
         if old is not None and old.key == (snapshot_id, active):
             return None
         try:
-            new = open_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
+            new = self._opener.live(catalog, snapshot_id)
         except BundleMismatch:
             if old is None:  # after a restart; otherwise the old pair goes on
                 with contextlib.suppress(RetrievalError):
-                    last = open_last_live(self._store, catalog, snapshot_id, batcher_for=self._batcher_for)
-                    self._swap_in(catalog, last)
+                    self._swap_in(catalog, self._opener.last_live(catalog, snapshot_id))
             raise
         return self._swap_in(catalog, new)
 
     def _swap_in(self, catalog: str, new: Live) -> Live:
-        find_matches(new, probe_embedding(new), 1)  # touches every page before the first query does
+        find_matches([probe_query(new)])  # touches every page before the first query does
         self._live[catalog] = new
         return new
 
-    def _batcher_for(self, bundle: Bundle) -> Batcher:
+    def _batcher_for(self, bundle: Bundle) -> ImageBatcher:
         for live in self._live.values():
             if live.bundle.digest == bundle.digest:
                 return live.batcher
         encoder = self._open_encoder(bundle)
-        return Batcher(encoder.embed, max_batch=encoder.max_batch, max_waiting=self._max_waiting)
+        return Batcher(
+            lambda pixels: list(encoder.embed(np.stack(pixels))),
+            name="model",
+            max_batch=encoder.max_batch,
+            max_waiting=self._max_waiting,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,28 +226,6 @@ class CatalogChange:
     catalog: str
     live: Live | None
     problem: RetrievalError | None
-
-
-def find_matches(live: Live, embedding: NDArray[np.float32], limit: int) -> SearchResult:
-    """Search the live index with one embedding [d] float32, and describe the best `limit` matches."""
-    vectors, (density,) = live.score.query_vectors_and_densities(embedding[None, :])
-    (hits,) = live.snapshot.index.above(vectors, live.point.threshold)
-    positions, scores = hits.positions[:limit], hits.scores[:limit]
-    similarities = live.score.similarities(scores, float(density), live.snapshot.items.densities[positions])
-    probabilities = live.point.calibrator.probability(scores)
-    matches = tuple(
-        Match(item=item, similarity=float(np.clip(s, -1, 1)), score=float(score), probability=float(p))
-        for item, s, score, p in zip(
-            live.snapshot.items.take(positions), similarities, scores, probabilities, strict=True
-        )
-    )
-    return SearchResult(matches=matches, n_total=len(hits.positions), live=live)
-
-
-def probe_embedding(live: Live) -> NDArray[np.float32]:
-    """Return an embedding [d] that the live bundle itself made."""
-    embedding: NDArray[np.float32] = live.bundle.probe()[1][0]
-    return embedding
 
 
 def _as_known(error: Exception) -> RetrievalError:

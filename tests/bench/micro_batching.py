@@ -69,8 +69,10 @@ async def one_by_one(encoder: Encoder, images: Pixels, n_callers: int) -> Values
 
 
 async def batched(encoder: Encoder, images: Pixels, n_callers: int) -> Values:
-    batcher = Batcher(encoder.embed, max_batch=encoder.max_batch, max_waiting=n_callers)
-    values = await drive(batcher.embed, images, n_callers)
+    batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
+        lambda pixels: list(encoder.embed(np.stack(pixels))), name="model", max_batch=encoder.max_batch
+    )
+    values = await drive(batcher.ask, images, n_callers)
     await batcher.close()
     return values
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.live import matching_parts, open_live
+from retrieval.engine.live import Opener, matching_parts
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownBundle, UnknownOperatingPoint, UnknownSnapshot
@@ -33,8 +34,8 @@ def test_what_belongs_together(
     parts = matching_parts(calibrated, "shop", snapshot)
     assert (parts.manifest.id, parts.bundle.digest) == (snapshot, tiny_encoder.bundle.digest)
     assert (parts.point, parts.score.digest) == (cosine_point, Score().digest)
-    batcher = Batcher(tiny_encoder.embed, max_batch=4, max_waiting=4)
-    live = open_live(calibrated, "shop", snapshot, batcher_for=lambda bundle: batcher)
+    batcher = Batcher(lambda pixels: list(tiny_encoder.embed(np.stack(pixels))), name="model", max_batch=4)
+    live = Opener(calibrated, lambda bundle: batcher).live("shop", snapshot)
     assert live.key == (snapshot, cosine_point.id)
     assert live.batcher is batcher
     assert len(live.snapshot.items) == live.snapshot.index.n_items == 6

@@ -23,13 +23,14 @@ from retrieval.engine.embedding import EmbeddedShard
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.images import Failure
 from retrieval.engine.items import ItemRows
+from retrieval.engine.matches import find_matches, probe_query
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.staging import Staging
 from retrieval.engine.store import Store
 from retrieval.errors import CorruptArtifact, RetrievalError, ValidationFailed
 from retrieval.flows.audit import AuditLimits, AuditRequest, finished_audit, run_audit
 from retrieval.flows.reindex import ReindexRequest, load_plan, plan
-from retrieval.flows.search import Searcher, find_matches, probe_embedding
+from retrieval.flows.search import Searcher
 from tests.mutations import mutations
 from tests.pictures import write_class_folders
 from tests.stores import activate, embedder_of, reindex
@@ -208,7 +209,8 @@ def test_one_damaged_catalogue_does_not_stop_the_others(
     assert isinstance(changes["b"].problem, RetrievalError)
     assert "a defect" in str(changes["b"].problem)
     live = searcher.live["c"]
-    assert find_matches(live, probe_embedding(live), 1).live is live
+    (result,) = find_matches([probe_query(live)])
+    assert result.live is live
     searcher.refresh()
     assert set(searcher.live) == {"b", "c", "shop"}
 

@@ -20,13 +20,19 @@ from retrieval.contract.manifest import read_manifest
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.index import gpu_index
+from retrieval.engine.index.exact_index import ExactIndex
+from retrieval.engine.index.gpu_index import GpuIndex
+from retrieval.engine.index.gpu_tiles import Device
 from retrieval.engine.live import needs_reindex
+from retrieval.engine.matches import SearchResult
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.engine.store.points import last_active_key
 from retrieval.errors import (
     BundleMismatch,
     CorruptArtifact,
+    DeviceUnavailable,
     ImageTooLarge,
     InvalidEmbeddings,
     InvalidImage,
@@ -37,7 +43,7 @@ from retrieval.errors import (
     UnknownOperatingPoint,
 )
 from retrieval.flows.reindex import ReindexRequest
-from retrieval.flows.search import MAX_LIMIT, QueryEmbedding, Searcher, SearchResult
+from retrieval.flows.search import MAX_LIMIT, QueryEmbedding, Searcher
 from tests.pictures import class_picture, encoded, jpeg, truncated_jpeg, write_class_folders
 from tests.stores import CREATED_AT, activate, reindex
 
@@ -68,7 +74,9 @@ def searcher(calibrated: Store) -> Searcher:
     return make_searcher(calibrated)
 
 
-def make_searcher(store: Store, *, limits: ImageLimits = DEFAULT_LIMITS, catalogs: tuple[str, ...] = ()) -> Searcher:
+def make_searcher(
+    store: Store, *, limits: ImageLimits = DEFAULT_LIMITS, catalogs: tuple[str, ...] = (), device: str = "cpu"
+) -> Searcher:
     return Searcher(
         store,
         open_encoder=lambda bundle: Encoder.open(bundle, threads=1, max_batch=8),
@@ -76,6 +84,7 @@ def make_searcher(store: Store, *, limits: ImageLimits = DEFAULT_LIMITS, catalog
         max_waiting=1000,
         threads=2,
         catalogs=catalogs,
+        device=device,
     )
 
 
@@ -94,8 +103,8 @@ def run_in_loop(searcher: Searcher, act: Callable[[], Coroutine[Any, Any, Any]])
             return await act()
         finally:
             for live in searcher.live.values():
-                if live.batcher._runner is not None:
-                    await live.batcher._runner
+                await live.batcher.settle()
+            await searcher._searches.settle()
 
     return asyncio.run(main())
 
@@ -256,7 +265,7 @@ def test_unknown_catalogues(live: Searcher, calibrated: Store) -> None:
     with pytest.raises(UnknownCatalog, match="'other' is not served here; served are: shop"):
         search(live, QUERIES[0], catalog="other")
     searcher = make_searcher(calibrated, catalogs=("third",))
-    with pytest.raises(NotReady, match="'shop' is not live: the store has not been read yet"):
+    with pytest.raises(NotReady, match="'shop' is not live: the server has just started"):
         search(searcher, QUERIES[0])
     searcher.refresh()
     with pytest.raises(UnknownCatalog, match="none yet; make one with `retrieval reindex`"):
@@ -432,6 +441,45 @@ def test_a_snapshot_of_another_dimension_is_refused(live: Searcher, replaced: Sn
     (change,) = live.refresh()
     assert isinstance(change.problem, BundleMismatch)
     assert "vectors of dimension 31" in str(change.problem)
+
+
+# on a GPU
+
+
+def test_on_a_gpu_the_answers_are_the_same(live: Searcher, calibrated: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search that is written for GPUs, here on the CPU: equal in every bit, also for callers who ask together."""
+    monkeypatch.setattr(gpu_index, "devices_of", lambda device: [Device("cpu")])
+    on_gpu = make_searcher(calibrated, device="cuda")
+    on_gpu.refresh()
+    assert isinstance(on_gpu.live["shop"].snapshot.index, GpuIndex)
+    assert isinstance(live.live["shop"].snapshot.index, ExactIndex)
+
+    async def together(searcher: Searcher) -> list[SearchResult]:
+        return await asyncio.gather(*(searcher.search("shop", query) for query in QUERIES * 3))
+
+    expected = run_in_loop(live, lambda: together(live))
+    found = run_in_loop(on_gpu, lambda: together(on_gpu))
+    assert [(result.n_total, result.matches) for result in found] == [
+        (result.n_total, result.matches) for result in expected
+    ]
+
+
+def test_a_snapshot_that_the_gpu_cannot_hold_is_refused(
+    live: Searcher, calibrated: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is missing, or has no room for a new snapshot beside the live one: nothing falls back to the CPU."""
+
+    def full(*_: object, **__: object) -> None:
+        raise DeviceUnavailable("device cuda:0: 512 bytes could not be moved there, perhaps it has no room")
+
+    monkeypatch.setattr(GpuIndex, "load", full)
+    on_gpu = make_searcher(calibrated, device="cuda")
+    (change,) = on_gpu.refresh()
+    assert isinstance(change.problem, DeviceUnavailable)
+    with pytest.raises(
+        NotReady, match=r"room for it beside the live one: .* no room; a server with RETRIEVAL_DEVICE=cpu"
+    ):
+        search(on_gpu, QUERIES[0])
 
 
 # swapping under load

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.edge.jobs.messages import timestamp
+from retrieval.engine.matches import SearchResult
 from retrieval.engine.store import REPORT, Store
 from retrieval.errors import InvalidInput
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
-from retrieval.flows.search import DEFAULT_LIMIT, QueryEmbedding, SearchResult
+from retrieval.flows.search import DEFAULT_LIMIT, QueryEmbedding
 from retrieval.v1 import audits_pb2, catalogs_pb2, operating_points_pb2, search_pb2
 
 

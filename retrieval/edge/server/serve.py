@@ -87,15 +87,18 @@ async def running_server(settings: Settings) -> AsyncIterator[int]:
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection(names, server)
     port = _bind(server, settings.address)
-    await asyncio.to_thread(searcher.warm)
-    await watch.look_first(settings.store_timeout_s)
-    await server.start()
-    watching = asyncio.create_task(watch.run(settings.refresh_s))
-    log.info("server_started", port=port, store=settings.store, live=sorted(searcher.live))
+    await watch.announce()
+    await server.start()  # it answers that it is alive and not serving, while the search is compiled
+    watching = None
     try:
+        await asyncio.to_thread(searcher.warm)
+        await watch.look_first(settings.store_timeout_s)
+        watching = asyncio.create_task(watch.run(settings.refresh_s))
+        log.info("server_started", port=port, store=settings.store, live=sorted(searcher.live))
         yield port
     finally:
-        watching.cancel()
+        if watching is not None:
+            watching.cancel()
         await watch.stop()
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_s)

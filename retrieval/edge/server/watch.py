@@ -41,14 +41,17 @@ class Watch:
             await self._logged_look()
             pause_s = min(2 * pause_s, max(every_s, _LONGEST_PAUSE_S)) if self._is_away else every_s
 
-    async def look_first(self, within_s: float) -> None:
-        """Look before the server starts. A store that does not answer is logged: the schedule looks again.
-
-        Raises InvalidSettings if the store can never be read.
-        """
+    async def announce(self) -> None:
+        """Set the health of a server that is alive and has not looked yet."""
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         await self._set_health("", serving=False)
         await self._set_health(SEARCH_SERVICE, serving=False)
+
+    async def look_first(self, within_s: float) -> None:
+        """Look before anything is served. A store that does not answer is logged: the schedule looks again.
+
+        Raises InvalidSettings if the store can never be read.
+        """
         try:
             await self.look(within_s)
         except InvalidSettings:

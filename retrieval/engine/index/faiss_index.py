@@ -20,11 +20,11 @@ from retrieval.engine.index.faiss_file import is_bare, read_bare, read_file, wri
 from retrieval.engine.index.faiss_native import (
     BLAS_BATCH,
     build_native,
+    candidates_above,
     check_device,
     decoded,
     only,
     prepare,
-    query_numbers,
     shape_of,
     stored_vectors,
 )
@@ -170,8 +170,7 @@ class FaissIndex:
         else:
             many = n_allowed > _MANY * self.n_items or (self.spec.kind == "Flat" and len(queries) >= BLAS_BATCH)
             chosen = None if allowed is None or many else only(self.spec, allowed)
-            limits, _, positions = self._native.range_search(turned(queries, self._turn), radius, params=chosen)
-            numbers = query_numbers(limits)
+            numbers, positions, _ = candidates_above(self._native, turned(queries, self._turn), radius, chosen)
             if allowed is not None and many:
                 kept = allowed[positions]
                 numbers, positions = numbers[kept], positions[kept]

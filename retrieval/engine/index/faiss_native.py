@@ -133,7 +133,17 @@ def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
     return library.SearchParameters(sel=selector)
 
 
-def query_numbers(limits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Return the number of the query of each result of a range search."""
-    counts: NDArray[np.int64] = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
-    return np.repeat(np.arange(len(counts)), counts)
+def candidates_above(
+    native: faiss.Index, queries: Vectors, radius: float, chosen: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
+    """Return the query, the position and the rounded score of what FAISS finds above `radius`, ordered by query.
+
+    Calls the compiled method itself, because `faiss.contrib.torch_utils`, which pytorch-metric-learning imports,
+    replaces the method of Python by one without parameters.
+    """
+    found = faiss.RangeSearchResult(len(queries))
+    cast(Any, native).range_search_c(len(queries), faiss.swig_ptr(queries), radius, found, chosen)
+    limits = faiss.rev_swig_ptr(found.lims, len(queries) + 1).astype(np.int64)
+    positions: NDArray[np.int64] = faiss.rev_swig_ptr(found.labels, int(limits[-1])).copy()
+    rounded: Vectors = faiss.rev_swig_ptr(found.distances, int(limits[-1])).copy()
+    return np.repeat(np.arange(len(queries)), np.diff(limits)), positions, rounded

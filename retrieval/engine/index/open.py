@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import CorruptArtifact
 
 
 def build_index(
@@ -26,7 +27,7 @@ def build_index(
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
-        return ExactIndex.build(vectors, threshold=threshold)
+        return ExactIndex.build(vectors, threshold=threshold, half=spec.codes == "fp16")
     if spec.kind == "milvus":
         from retrieval.engine.index.milvus_index import MilvusIndex
 
@@ -45,11 +46,11 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, dev
     if spec.kind == "Exact" and device == "cuda":
         from retrieval.engine.index.gpu_index import GpuIndex
 
-        return GpuIndex.load(path, dimension=dimension, n_items=n_items)
+        return _checked(GpuIndex.load(path, dimension=dimension, n_items=n_items), path, spec)
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
-        return ExactIndex.load(path, dimension=dimension, n_items=n_items)
+        return _checked(ExactIndex.load(path, dimension=dimension, n_items=n_items), path, spec)
     if spec.kind == "milvus":
         from retrieval.engine.index.milvus_index import MilvusIndex
 
@@ -57,6 +58,13 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, dev
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)
+
+
+def _checked(index: Index, path: Path, spec: IndexSpec) -> Index:
+    """Return the index. Raises CorruptArtifact if it is of another kind: its scores would be those of other vectors."""
+    if index.spec != spec:
+        raise CorruptArtifact(f"index {path}: expected {spec}, found {index.spec}; reindex the catalogue")
+    return index
 
 
 def lies_in_database(spec: IndexSpec) -> bool:

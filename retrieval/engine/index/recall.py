@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.intervals import effective_number
 from retrieval.consistency.subgroups.clustered import clustered_interval
-from retrieval.engine.index.exact.layout import as_queries
+from retrieval.engine.index.exact.layout import as_queries, has_offset
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.open import build_index
 from retrieval.engine.index.spec import IndexSpec
@@ -66,14 +66,14 @@ def measure_recall(index: Index, vectors: NDArray[np.float32], threshold: float)
     if index.spec.is_exact:
         return COMPLETE
     n, dimension = vectors.shape
-    complete = build_index(vectors, IndexSpec(kind="Flat"))
+    complete, offset = build_index(vectors, IndexSpec(kind="Flat")), has_offset(vectors)
     order = np.random.default_rng(0).permutation(n)[: max(_FEWEST, _PRODUCTS // (n * dimension))]
     wanted, missed = np.zeros(len(order)), np.zeros(len(order))
     for start in range(0, len(order), _AT_ONCE):
         if start >= _FEWEST and effective_number(wanted) >= ENOUGH:
             break
         part = slice(start, start + _AT_ONCE)
-        queries = as_queries(vectors[order[part]])
+        queries = as_queries(vectors[order[part]], offset=offset)
         found, expected = index.above(queries, threshold), complete.above(queries, threshold)
         wanted[part], missed[part] = counted(found, expected, order[part])
     measured = recall_of(wanted, missed)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.layout import as_queries
+from retrieval.engine.index.exact.layout import as_queries, has_offset
 from retrieval.engine.index.index import Index
 from retrieval.errors import CorruptArtifact
 
@@ -48,7 +48,7 @@ class SelfTest:
         n, dimension = vectors.shape
         rng = np.random.default_rng(0)
         n_queries = min(n, _QUERIES, max(_FEWEST_QUERIES, _PRODUCTS // (n * dimension)))
-        queries = as_queries(vectors[np.sort(rng.choice(n, n_queries, replace=False))])
+        queries = as_queries(vectors[np.sort(rng.choice(n, n_queries, replace=False))], offset=has_offset(vectors))
         highest = _with_few_hits(vectors, queries, rng) + margin
         used = highest if threshold is None else max(threshold, highest)
         hits = index.above(queries, used)

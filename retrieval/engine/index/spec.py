@@ -1,6 +1,7 @@
 """The declaration of an index: one short string that chooses the kind.
 
     Exact                            complete; the default
+    Exact,fp16                       the same for the vectors rounded to float16, in 0.6 times the memory
     Flat                             complete; compares with every vector
     IVF<lists>,nprobe=<n>            looks at n of the lists into which k-means sorts the vectors
     IVF<lists>,SQfp16,nprobe=<n>     the same with 16 bits a value, RaBitQ: 1 bit a value, PQ<m>: m bytes a vector
@@ -22,6 +23,7 @@ Kind = Literal["Exact", "Flat", "IVF", "HNSW", "CAGRA", "milvus"]
 
 _SPEC = re.compile(
     r"(?P<complete>Exact|Flat)"
+    r"|Exact,(?P<originals>fp16)"
     r"|IVF(?P<lists>[1-9]\d{0,6})(?:,(?P<codes>SQfp16|RaBitQ|PQ[1-9]\d{0,2}))?,nprobe=(?P<probes>[1-9]\d{0,6})"
     r"|HNSW(?P<links>[1-9]\d{0,2}),ef=(?P<ef>[1-9]\d{0,5})"
     r"|CAGRA(?P<degree>[1-9]\d{0,2}),ef=(?P<width>[1-9]\d{0,5})"
@@ -38,7 +40,8 @@ _DEGREES = range(4, 513, 2)
 class IndexSpec:
     """A parsed index string; numbers that a kind does not have are 0, texts are empty.
 
-    codes: how lists store a vector, "" as it is. n_links, n_candidates: of graphs. uri: see `milvus_address.py`.
+    codes: how lists, or Exact, store a vector, "" as it is. n_links, n_candidates: of graphs. uri: see
+    `milvus_address.py`.
     """
 
     kind: Kind = "Exact"
@@ -55,12 +58,14 @@ class IndexSpec:
         match = _SPEC.fullmatch(text)
         if match is None:
             raise InvalidInput(
-                "index: expected Exact, Flat, IVF<lists>,nprobe=<n> such as IVF256,nprobe=16 (with SQfp16, RaBitQ or "
-                f"PQ<m> in the middle: IVF256,SQfp16,nprobe=16), HNSW<m>,ef=<n>, CAGRA<degree>,ef=<n> or milvus:<uri>, "
-                f"found {text!r}"
+                "index: expected Exact, Exact,fp16, Flat, IVF<lists>,nprobe=<n> such as IVF256,nprobe=16 (with SQfp16, "
+                "RaBitQ or PQ<m> in the middle: IVF256,SQfp16,nprobe=16), HNSW<m>,ef=<n>, CAGRA<degree>,ef=<n> or "
+                f"milvus:<uri>, found {text!r}"
             )
         if match["complete"]:
             return cls(kind=cast(Kind, match["complete"]))
+        if match["originals"]:
+            return cls(codes=match["originals"])
         if match["uri"]:
             return cls(kind="milvus", uri=str(MilvusAddress.parse(match["uri"])))
         if match["links"]:
@@ -107,7 +112,10 @@ class IndexSpec:
 
     @property
     def is_exact(self) -> bool:
-        """True if a search misses nothing: it looks at every vector, and rounding in its codes is accounted for."""
+        """True if a search misses nothing: it looks at every vector, and rounding in its codes is accounted for.
+
+        For Exact,fp16, the vectors are those that it stores.
+        """
         if self.kind == "IVF":
             return self.n_probes == self.n_lists and self.codes in ("", "SQfp16")
         if self.kind == "milvus":
@@ -122,4 +130,4 @@ class IndexSpec:
                 return f"{self.kind}{self.n_links},ef={self.n_candidates}"
             case "milvus":
                 return f"milvus:{self.uri}"
-        return self.kind
+        return self.kind + (self.codes and f",{self.codes}")

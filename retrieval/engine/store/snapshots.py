@@ -63,10 +63,12 @@ class Snapshots:
             )
         return manifest
 
-    def open_snapshot(self, catalog: str, snapshot: SnapshotId) -> Snapshot:
-        """Open and verify a snapshot. Raises UnknownSnapshot, CorruptArtifact."""
+    def open_snapshot(self, catalog: str, snapshot: SnapshotId, *, device: str = "cpu") -> Snapshot:
+        """Open and verify a snapshot, see `engine/snapshot.py`. Raises UnknownSnapshot too."""
         manifest = self.snapshot_manifest(catalog, snapshot)
-        return self.objects.opened(_snapshot_prefix(catalog, snapshot), lambda path: open_snapshot(path, manifest))
+        return self.objects.opened(
+            _snapshot_prefix(catalog, snapshot), lambda path: open_snapshot(path, manifest, device=device)
+        )
 
     def snapshot_ids(self, catalog: str) -> list[SnapshotId]:
         """Return the ids of all complete snapshots of a catalogue. Raises UnknownCatalog if there is none."""

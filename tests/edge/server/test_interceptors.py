@@ -47,7 +47,7 @@ def test_unknown_errors_leak_nothing(running: Running, monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise KeyError("secret path /etc/shadow")
 
-    monkeypatch.setattr("retrieval.flows.search.find_matches", broken)
+    monkeypatch.setattr("retrieval.engine.matches._described", broken)
     with pytest.raises(RetrievalError, match=r"^INTERNAL: internal error, request id [0-9a-f]{32}") as caught:
         search(running, image=pictures.encoded(shot(3, 0)))
     assert "secret" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_a_defect_in_one_query_of_a_batch_leaks_nothing(running: Running, monkey
     def broken(*_: object) -> None:
         raise KeyError("secret path /etc/shadow")
 
-    monkeypatch.setattr("retrieval.flows.search.find_matches", broken)
+    monkeypatch.setattr("retrieval.engine.matches._described", broken)
     queries = [search_pb2.Query(image=pictures.encoded(shot(3, 0))), search_pb2.Query(image=b"no picture")]
     request = search_pb2.BatchSearchRequest(catalog=CATALOG, queries=queries)
     defect, refused = running.client.call(running.client.search.BatchSearch, request).results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,8 +17,10 @@ from grpc_status import rpc_status
 from retrieval.contract.limits import ImageLimits
 from retrieval.edge.server.limits import CallsInFlight, check_reply, check_request
 from retrieval.edge.server.messages import query_from
+from retrieval.engine import matches
+from retrieval.engine.matches import SearchResult
 from retrieval.errors import InvalidInput, Overloaded, ReplyTooLarge
-from retrieval.flows.search import QueryEmbedding, SearchResult
+from retrieval.flows.search import QueryEmbedding
 from retrieval.v1 import search_pb2
 from tests import pictures
 from tests.edge.conftest import CATALOG, Running
@@ -126,14 +129,14 @@ def test_a_large_embedding_is_read_fast() -> None:
 @pytest.fixture
 def many_matches(monkeypatch: pytest.MonkeyPatch, running: Running) -> Callable[[int], None]:
     """Makes every query find as many matches as asked for."""
-    from retrieval.flows.search import find_matches
+    described = matches._described
 
     def repeat(n: int) -> None:
-        def found(*arguments: object) -> SearchResult:
-            result = find_matches(*arguments)  # type: ignore[arg-type]  # as the searcher calls it
+        def found(*arguments: Any) -> SearchResult:
+            result = described(*arguments)
             return SearchResult(matches=result.matches[:1] * n, n_total=n, live=result.live)
 
-        monkeypatch.setattr("retrieval.flows.search.find_matches", found)
+        monkeypatch.setattr(matches, "_described", found)
 
     return repeat
 
@@ -191,7 +194,7 @@ def test_overload_says_when_to_try_again(running: Running, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("retrieval.flows.search.find_matches", full)
+    monkeypatch.setattr("retrieval.engine.matches._described", full)
     request = search_pb2.SearchRequest(catalog=CATALOG, query=search_pb2.Query(image=pictures.encoded(shot(3, 0))))
     answer = refused(running.address, SEARCH, request.SerializeToString())
     status = rpc_status.from_call(answer)

@@ -17,12 +17,13 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.edge.messages import operating_point_message, snapshot_message
 from retrieval.edge.server import messages
+from retrieval.engine.matches import Match, SearchResult
 from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.engine.store import Store
 from retrieval.errors import InvalidInput
 from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
-from retrieval.flows.search import DEFAULT_LIMIT, Match, QueryEmbedding, SearchResult
+from retrieval.flows.search import DEFAULT_LIMIT, QueryEmbedding
 from retrieval.v1 import audits_pb2, catalogs_pb2, search_pb2
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
