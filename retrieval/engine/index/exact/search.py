@@ -211,7 +211,8 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
 def _limits(threshold: float) -> NDArray[np.float64]:
     """Return the lowest float32 score that reaches a threshold, and the float32 before it."""
     (reached,) = float32_at_least(np.array([threshold]))
-    return np.array([reached, np.nextafter(reached, np.float32(-np.inf))], np.float64)
+    with np.errstate(over="ignore"):  # every finite score reaches the threshold
+        return np.array([reached, np.nextafter(reached, np.float32(-np.inf))], np.float64)
 
 
 def _own_scratch() -> _Scratch:

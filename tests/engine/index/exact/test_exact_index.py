@@ -243,6 +243,13 @@ def test_each_slack_is_needed(gallery: int) -> None:
             assert as_set(found) == expected(all_scores, threshold)
 
 
+def test_a_threshold_beyond_float32() -> None:
+    """No score reaches it, or every score does, and nobody is warned."""
+    index = ExactIndex.build(KINDS["clustered"](100, 8, np.random.default_rng(0)))
+    query = np.ones((1, 8), np.float32)
+    assert [len(index.above(query, threshold)[0].positions) for threshold in (1e39, -1e39, -1e300)] == [0, 100, 100]
+
+
 def test_details_are_plain_values_that_say_what_was_chosen() -> None:
     index = ExactIndex.build(KINDS["clustered"](5000, 16, np.random.default_rng(0)), threshold=0.9)
     details = json.loads(json.dumps(index.details()))
