@@ -1,4 +1,4 @@
-"""Compiles numerical loops with Numba. The only module that imports Numba and llvmlite, with `instructions.py`."""
+"""Compiles numerical loops with Numba. Only it, `instructions.py` and `products.py` import Numba."""
 
 from __future__ import annotations
 

@@ -46,8 +46,7 @@ class SnapshotManifest:
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
     `files`: names and checksums. `dimension`: columns of the vectors in the index. `index_recall_low`, `high`: 95 %
-    interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise; for one
-    that is not complete, `least_recall`: with a smaller recall it would not have been published.
+    interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise.
     `operating_point_id`: the one that was active when the snapshot was built. Earlier versions lack the last four.
     """
 

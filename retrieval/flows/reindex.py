@@ -9,19 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
 from retrieval.contract.documents import Count, parse
 from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
-from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
 from retrieval.engine.images import Failure
-from retrieval.engine.index.index import Index
-from retrieval.engine.index.open import build_index, exact_hits
-from retrieval.engine.index.recall import COMPLETE, Recall, measured_recall
+from retrieval.engine.index.open import build_index
+from retrieval.engine.index.recall import measure_recall
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemRows, ItemTable
 from retrieval.engine.live import matching_parts
@@ -38,8 +35,6 @@ from retrieval.errors import (
 )
 
 _NAMED_FAILURES = 100  # in the snapshot's manifest, which counts all of them
-_VALIDATION_QUERIES = 200
-_MIN_RECALL = 0.9  # an approximate index that finds a smaller share of the matches is not published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +226,7 @@ def _build(
             f"snapshot {new_id}: {n_items} items, {len(embeddings)} embeddings and {index.n_items} indexed vectors "
             "should be equally many"
         )
-    recall = measure_recall(index, vectors, embeddings, score, point.threshold)
+    recall = measure_recall(index, vectors, point.threshold)
     manifest = SnapshotManifest(
         id=new_id,
         catalog=request.catalog,
@@ -246,33 +241,13 @@ def _build(
         index_recall=recall.value,
         index_recall_low=recall.low,
         index_recall_high=recall.high,
-        index_details=index.details() if index.spec.is_exact else {**index.details(), "least_recall": _MIN_RECALL},
+        index_details={**index.details(), **recall.details()},
         shards=catalog.keys,
         files={},
         created_at=created_at,
         operating_point_id=point.id,
     )
     store.put_snapshot(manifest, index, ItemTable.join(catalog.items, densities))
-
-
-def measure_recall(
-    index: Index, vectors: NDArray[np.float32], embeddings: NDArray[np.float32], score: Score, threshold: float
-) -> Recall:
-    """Return the share of the matches above the threshold that the index finds; queries are evenly spaced items.
-
-    Raises ValidationFailed if it is below 0.9.
-    """
-    if index.spec.is_exact:
-        return COMPLETE
-    sample = np.linspace(0, len(embeddings) - 1, min(len(embeddings), _VALIDATION_QUERIES)).astype(np.int64)
-    queries = score.query_vectors(embeddings[sample])
-    found = measured_recall(index.above(queries, threshold), exact_hits(vectors, queries, threshold), sample)
-    if found.value < _MIN_RECALL:
-        raise ValidationFailed(
-            f"index {index.spec}: it finds {found.value:.1%} ({found.low:.1%} to {found.high:.1%}) of the matches "
-            f"above {threshold:.4f}, at least {_MIN_RECALL:.0%} is required: raise nprobe or ef, or use Exact"
-        )
-    return found
 
 
 @dataclass(frozen=True, slots=True)

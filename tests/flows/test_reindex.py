@@ -20,8 +20,6 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.index.open import build_index
-from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
@@ -41,7 +39,6 @@ from retrieval.flows.reindex import (
     ReindexRequest,
     build_and_publish,
     embed_planned_shard,
-    measure_recall,
     missing_shards,
     plan,
     roll_back,
@@ -424,16 +421,17 @@ def test_too_few_items_for_the_index_leave_the_old_snapshot(run: Reindex, calibr
     assert calibrated.current("shop") == before
 
 
-def test_an_index_that_misses_matches_is_not_published() -> None:
+def test_an_index_that_misses_matches_is_not_published(run: Reindex, calibrated: Store, images: Path) -> None:
     """Recall of an approximate index is measured at the threshold in use, and a bad one is refused."""
-    rows = np.random.default_rng(0).normal(size=(400, 6))
-    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    good, bad = IndexSpec.parse("IVF4,nprobe=3"), IndexSpec.parse("IVF4,nprobe=1")
-    found = measure_recall(build_index(vectors, good), vectors, vectors, Score(), 0.5)
-    assert 0.9 <= found.value < 1
-    assert found.low < found.value < found.high
-    with pytest.raises(ValidationFailed, match=r"IVF4,nprobe=1: it finds .*% .* raise nprobe or ef, or use Exact"):
-        measure_recall(build_index(vectors, bad), vectors, vectors, Score(), 0.5)
+    before = run(images, index_spec="IVF7,nprobe=6")
+    manifest = calibrated.snapshot_manifest("shop", before)
+    measured = manifest.index_details["measured_recall"]
+    assert 0.9 == measured["least"] <= measured["value"] == manifest.index_recall
+    assert 0.9 < manifest.index_recall_low < manifest.index_recall <= manifest.index_recall_high
+    assert 200 < measured["n_queries"] < measured["n_matches"]
+    with pytest.raises(ValidationFailed, match=r"IVF7,nprobe=1: it finds .*% .* raise nprobe or ef, or use Exact"):
+        run(images, index_spec="IVF7,nprobe=1")
+    assert calibrated.current("shop") == before
 
 
 def test_the_manifest_states_what_the_index_promises(run: Reindex, calibrated: Store, few: Path) -> None:
@@ -441,10 +439,11 @@ def test_the_manifest_states_what_the_index_promises(run: Reindex, calibrated: S
     exact = calibrated.snapshot_manifest("shop", run(few))
     assert {"bytes_at_level_1", "lists", "slack", "expected_microseconds"} <= set(exact.index_details)
     assert exact.index_details["complete"]
-    assert "least_recall" not in exact.index_details
+    assert "measured_recall" not in exact.index_details
     graph = calibrated.snapshot_manifest("shop", run(few, index_spec="HNSW8,ef=40"))
     assert not graph.index_details["complete"]
-    assert graph.index_details["least_recall"] == 0.9 <= graph.index_recall
+    measured = graph.index_details["measured_recall"]
+    assert measured["least"] == 0.9 <= measured["value"] == graph.index_recall
     assert "is missed" in graph.index_details["cannot_promise"]
 
 

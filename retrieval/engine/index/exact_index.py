@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.engine.index.exact.blocks import NORM_LEVELS, n_groups
 from retrieval.engine.index.exact.choice import Choice, encode_best
 from retrieval.engine.index.exact.file import map_arrays, write_arrays
 from retrieval.engine.index.exact.forms import best_form
 from retrieval.engine.index.exact.instructions import BLOCK
-from retrieval.engine.index.exact.kernels import Gallery
-from retrieval.engine.index.exact.layout import as_queries
+from retrieval.engine.index.exact.layout import as_floats, as_queries, in_half
 from retrieval.engine.index.exact.lists import Lists
-from retrieval.engine.index.exact.search import Encoded, find, pairs
+from retrieval.engine.index.exact.search import Encoded, above, find, pairs
+from retrieval.engine.index.exact.table import Gallery
 from retrieval.engine.index.index import Hits, check_search, check_threshold, check_vectors
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 
 Vectors = NDArray[np.float32]
 
-_N_BOUNDS = 11
+_N_BOUNDS = 10
 _PROBES = 100
 _TILE = 1 << 16
 
@@ -40,13 +41,17 @@ class ExactIndex:
     def __init__(self, encoded: Encoded, choice: Choice) -> None:
         self._encoded = encoded
         self.choice = choice
-        self.spec = IndexSpec()
+        self.spec = IndexSpec(codes="fp16" if encoded.gallery.rows.dtype == np.uint16 else "")
 
     @classmethod
-    def build(cls, vectors: NDArray[np.float32], *, threshold: float | None = None) -> ExactIndex:
-        """Build an index over `vectors` [n, D] float32 that is fastest at `threshold`; it is exact at any other too."""
+    def build(cls, vectors: Vectors, *, threshold: float | None = None, half: bool = False) -> ExactIndex:
+        """Build an index over `vectors` [n, D] float32 that is fastest at `threshold`; it is exact at any other too.
+
+        half: store them as float16. The index is then that of the rounded vectors. Raises InvalidInput if a value is
+        too large for that.
+        """
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
-        return cls(*encode_best(vectors, threshold, best_form()))
+        return cls(*encode_best(in_half(vectors) if half else vectors, threshold, best_form()))
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, n_items: int) -> ExactIndex:
@@ -84,25 +89,29 @@ class ExactIndex:
     def details(self) -> dict[str, Any]:
         """Return what was chosen, what is proven, and what a query is expected to cost, as plain JSON values.
 
-        slack: how far the bound of level 1 may be above the Cauchy-Schwarz bound for a query of norm 1, because of
-        rounding to bytes. expected_microseconds: of a single query at the threshold of the build; 0: not timed.
+        originals: how the vectors are stored whose scores are stated. slack: how far the codes of the gallery may raise
+        the bound of level 1 for a query of norm 1. expected_microseconds: of a single query at the threshold of the
+        build; 0: not timed.
         """
         gallery = self._encoded.gallery
-        n_dimensions = len(gallery.basis)
         arrays = (*gallery, *self._encoded.lists, self._encoded.rows)
         return {
             "complete": True,
+            "originals": as_floats(gallery.rows).dtype.name,
             "bytes_at_level_1": self.choice.n_bytes,
             "lists": self.choice.n_lists,
-            "slack": float(gallery.bounds[1] + n_dimensions**0.5 / 254 * gallery.bounds[2]),
+            "slack": float(gallery.bounds[1] * NORM_LEVELS),
             "bytes_per_vector": round(sum(array.nbytes for array in arrays) / self.n_items, 1),
             "expected_microseconds": self.choice.microseconds,
         }
 
     @property
-    def vectors(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same)."""
-        return self._encoded.gallery.rows, self._encoded.rows
+    def vectors(self) -> tuple[Vectors, NDArray[np.int32]]:
+        """The vectors as they lie in the index, and the row of each as it was added ([0]: they are the same).
+
+        float16 numbers are copied into float32, which is twice as large.
+        """
+        return as_floats(self._encoded.gallery.rows).astype(np.float32, copy=False), self._encoded.rows
 
     def above(
         self,
@@ -117,10 +126,12 @@ class ExactIndex:
         The score is the inner product in float64, rounded to float32. allowed: [n], the rows that may be found.
         n_threads: how many threads share the work; one is best if there are many callers.
         """
-        check_search(self, queries, threshold, allowed)
+        encoded = self._encoded
+        if allowed is not None or not _fits(encoded, queries, threshold):
+            check_search(self, queries, threshold, allowed)
         asked = np.ascontiguousarray(queries)
-        found = find(best_form(), self._encoded, asked, threshold, allowed, n_threads=n_threads)
-        return [Hits(*hits) for hits in found.of_each(len(queries))]
+        found = above(best_form(), encoded, asked, threshold, allowed, n_threads=n_threads)
+        return [Hits(rows, scores) for rows, scores in found]
 
     def pairs_above(self, threshold: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Yield all pairs of rows with `score >= threshold`, in parts: [h, 2] int64, the lower row first; [h] float32.
@@ -136,25 +147,33 @@ def warm() -> None:
     best_form()
 
 
+def _fits(encoded: Encoded, queries: Vectors, threshold: float) -> bool:
+    """Return whether queries need no closer look; the search itself finds values that are not finite."""
+    rows = encoded.gallery.rows
+    fits = queries.ndim == 2 and queries.shape[1] == rows.shape[1] and len(queries) > 0 and threshold == threshold
+    return fits and queries.dtype == np.float32
+
+
 def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) -> None:
     """Raise CorruptArtifact if the arrays do not belong together or are not of this index."""
-    gallery, lists, order = encoded
-    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), len(lists.segments)
+    gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
+    n_blocks, n_lists, n_segments = -(-n_items // BLOCK), len(lists.centres), lists.segments.shape[-1]
     p, d = gallery.basis.shape if gallery.basis.ndim == 2 else (0, 0)
     n_offsets = len(gallery.offsets)
     expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
-        "blocks": (gallery.blocks, np.uint8, (n_blocks, -(-(p + 1 + bool(n_offsets)) // 4), BLOCK, 4)),
-        "codes": (gallery.codes, np.uint8, (n_items, -(-d // 64) * 64)),
+        "blocks": (gallery.blocks, np.uint8, (n_blocks, n_groups(p, offset=n_offsets > 0), BLOCK, 4)),
+        "codes": (gallery.codes, np.uint8, (n_items, 0 if gallery.rows.dtype == np.uint16 else -(-d // 64) * 64)),
         "offsets": (gallery.offsets, np.float32, (n_items if n_offsets else 0,)),
-        "rows": (gallery.rows, np.float32, (n_items, dimension)),
+        "rows": (gallery.rows, np.uint16 if gallery.rows.dtype == np.uint16 else np.float32, (n_items, dimension)),
         "basis": (gallery.basis, np.float64, (min(p, d), dimension - (2 if n_offsets else 0))),
+        "steps": (gallery.steps, np.float64, (min(p, d), 2)),
         "bounds": (gallery.bounds, np.float64, (_N_BOUNDS,)),
         "centres": (lists.centres, np.float32, (n_lists, d)),
-        "angles": (lists.angles, np.float64, (n_lists, 4)),
-        "limits": (lists.limits, np.float64, (n_lists, 2)),
+        "angles": (lists.angles, np.float64, (4, n_lists)),
+        "limits": (lists.limits, np.float64, (2, n_lists)),
         "first_blocks": (lists.first_blocks, np.int64, (n_lists + 1,)),
         "first_segments": (lists.first_segments, np.int64, (n_lists + 1,)),
-        "segments": (lists.segments, np.float32, (n_segments, 2)),
+        "segments": (lists.segments, np.float32, (2, n_segments)),
         "order": (order, np.int32, (n_items if len(order) else 0,)),
     }
     for name, (array, dtype, shape) in expected.items():
@@ -166,8 +185,8 @@ def _check_shapes(encoded: Encoded, path: Path, dimension: int, n_items: int) ->
 
 def _check_values(encoded: Encoded, path: Path) -> None:
     """Raise CorruptArtifact if a value would lead a search outside its arrays, or to no answer."""
-    gallery, lists, order = encoded
-    n_blocks, n_segments = len(gallery.blocks), len(lists.segments)
+    gallery, lists, order = encoded.gallery, encoded.lists, encoded.rows
+    n_blocks, n_segments = len(gallery.blocks), lists.segments.shape[1]
     ascending = [
         firsts[0] >= 0 and firsts[-1] <= end and bool((np.diff(firsts) >= 0).all())
         for firsts, end in ((lists.first_blocks, n_blocks), (lists.first_segments, n_segments))
@@ -176,7 +195,8 @@ def _check_values(encoded: Encoded, path: Path) -> None:
         raise CorruptArtifact(f"index {path}: its lists do not follow each other within {n_blocks} blocks")
     if len(order) and (order.min() < 0 or not bool((np.bincount(order, minlength=len(order)) == 1).all())):
         raise CorruptArtifact(f"index {path}: the order of its {len(order)} vectors names one twice, or one too many")
-    for name, array in (*gallery._asdict().items(), *lists._asdict().items()):
+    numbers = gallery._asdict() | {"rows": as_floats(gallery.rows)} | lists._asdict()
+    for name, array in numbers.items():
         parts = (array[start : start + _TILE] for start in range(0, len(array), _TILE))
         if array.dtype.kind == "f" and not all(bool(np.isfinite(part).all()) for part in parts):
             raise CorruptArtifact(f"index {path}: expected finite numbers as {name}, found others")
@@ -186,8 +206,8 @@ def _self_test(encoded: Encoded) -> dict[str, float]:
     """Return what some vectors find of each other at the median of their scores, as a checksum."""
     rows = encoded.gallery.rows
     chosen = np.unique(np.linspace(0, len(rows) - 1, _PROBES).astype(int))
-    queries = as_queries(rows[chosen])
-    lowest = float(np.median(queries.astype(np.float64) @ rows[chosen].T.astype(np.float64)))
+    queries = as_queries(rows[chosen], offset=len(encoded.gallery.offsets) > 0)
+    lowest = float(np.median(queries.astype(np.float64) @ as_floats(rows[chosen]).T.astype(np.float64)))
     threshold = float(np.float32(lowest))
     allowed = np.zeros(len(rows), np.bool_)
     allowed[encoded.rows[chosen] if len(encoded.rows) else chosen] = True

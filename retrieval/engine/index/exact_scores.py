@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.compiled import compiled
 from retrieval.consistency import float32_at_least
-from retrieval.engine.index.exact.kernels import exact_score
+from retrieval.engine.index.exact.hits import exact_score
 from retrieval.engine.index.exact.layout import has_offset
 from retrieval.engine.index.index import Hits
 

@@ -1,4 +1,4 @@
-"""The kinds of index that FAISS searches: `Flat`, `IVF` (inverted lists) and `HNSW` (a graph).
+"""The kinds of index that FAISS searches: `Flat`, `IVF` (inverted lists), `HNSW` and `CAGRA` (graphs).
 
 FAISS finds candidates with rounded scores: float32 sums, or codes of few bits. So it is asked for a lower threshold,
 and the candidates are scored again as in `ExactIndex`. The reply holds nothing below the threshold, and the kinds give
@@ -20,11 +20,11 @@ from retrieval.engine.index.faiss_file import is_bare, read_bare, read_file, wri
 from retrieval.engine.index.faiss_native import (
     BLAS_BATCH,
     build_native,
+    candidates_above,
     check_device,
     decoded,
     only,
     prepare,
-    query_numbers,
     shape_of,
     stored_vectors,
 )
@@ -41,10 +41,14 @@ _COST_OF_ONE = 4  # of scoring a row at random, in rows that a scan passes
 _MANY = 0.25  # share of the rows; FAISS needs longer to skip the others than to score them
 _ROWS_FOR_GRAPH = 20  # a search in a graph with n candidates costs as much as scoring about this many times n rows
 
+_OF_A_GRAPH = (
+    "FAISS has no complete range search in a graph: it ends after ef steps without a better candidate, and a match "
+    "that it has not visited is missed; the lower the threshold, the more are missed"
+)
 _CANNOT_PROMISE = {
     "IVF": "a match in a list that is not looked at is missed, and with RaBitQ or PQ one whose code is far off",
-    "HNSW": "FAISS has no complete range search in a graph: it ends after ef steps without a better candidate, and "
-    "a match that it has not visited is missed; the lower the threshold, the more are missed",
+    "HNSW": _OF_A_GRAPH,
+    "CAGRA": _OF_A_GRAPH,
 }
 
 
@@ -166,8 +170,7 @@ class FaissIndex:
         else:
             many = n_allowed > _MANY * self.n_items or (self.spec.kind == "Flat" and len(queries) >= BLAS_BATCH)
             chosen = None if allowed is None or many else only(self.spec, allowed)
-            limits, _, positions = self._native.range_search(turned(queries, self._turn), radius, params=chosen)
-            numbers = query_numbers(limits)
+            numbers, positions, _ = candidates_above(self._native, turned(queries, self._turn), radius, chosen)
             if allowed is not None and many:
                 kept = allowed[positions]
                 numbers, positions = numbers[kept], positions[kept]
@@ -176,7 +179,7 @@ class FaissIndex:
 
     def _few(self) -> int:
         """Return the number of rows that can be scored in the time of a search."""
-        if self.spec.kind == "HNSW":
+        if self.spec.kind in ("HNSW", "CAGRA"):
             return self.spec.n_candidates * _ROWS_FOR_GRAPH
         share = self.spec.n_probes / self.spec.n_lists if self.spec.n_lists else 1
         return int(share * self.n_items / _COST_OF_ONE)

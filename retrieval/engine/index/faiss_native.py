@@ -39,6 +39,8 @@ def build_native(vectors: Vectors, spec: IndexSpec, *, device: str) -> faiss.Ind
         graph.hnsw.efConstruction = max(_BUILD_CANDIDATES, spec.n_links)
         graph.add(vectors)
         return graph
+    if spec.kind == "CAGRA":
+        return cagra_on_gpu(vectors, spec, device=device)
     # np: no polysemous codes, which take most of the time of training and are not used here
     codes = f"{spec.codes}np" if spec.n_code_bytes else spec.codes or "Flat"
     native = library.index_factory(dimension, f"IVF{spec.n_lists},{codes}", faiss.METRIC_INNER_PRODUCT)
@@ -50,10 +52,36 @@ def build_native(vectors: Vectors, spec: IndexSpec, *, device: str) -> faiss.Ind
     return cast(faiss.Index, native)
 
 
+def cagra_on_gpu(vectors: Vectors, spec: IndexSpec, *, device: str) -> faiss.Index:
+    """Return a graph that is built on the GPU and searched on the CPU. Raises DeviceUnavailable."""
+    if device != "cuda":
+        raise DeviceUnavailable(f"index {spec} is built on a GPU, and device=cuda was not requested: use HNSW on a CPU")
+    check_device(device)
+    if not hasattr(library, "GpuIndexCagra"):
+        raise DeviceUnavailable(
+            f"index {spec}: this FAISS was built without cuVS: install `faiss-gpu-cuvs` in place of `faiss-gpu`"
+        )
+    config = library.GpuIndexCagraConfig()
+    config.graph_degree, config.intermediate_graph_degree = spec.n_links, 2 * spec.n_links
+    graph = library.IndexHNSWCagra()
+    graph.base_level_only = False  # a range search enters the graph through its upper levels
+    try:
+        resources, dimension = library.StandardGpuResources(), vectors.shape[1]
+        on_gpu = library.GpuIndexCagra(resources, dimension, faiss.METRIC_INNER_PRODUCT, config)
+        on_gpu.train(vectors)
+        on_gpu.copyTo(graph)
+    except RuntimeError as error:
+        raise DeviceUnavailable(f"index {spec} cannot be built on the GPU, perhaps it has no room: {error}") from error
+    return cast(faiss.Index, graph)
+
+
 def shape_of(native: faiss.Index) -> tuple[int, int, int, int]:
     """Return the number of vectors, their dimension, and the numbers of lists and of links."""
+    graph = cast(Any, native)
     n_lists = native.nlist if isinstance(native, faiss.IndexIVF) else 0
-    n_links = cast(Any, native).hnsw.nb_neighbors(1) if isinstance(native, faiss.IndexHNSW) else 0
+    n_links = 0
+    if isinstance(native, faiss.IndexHNSW):  # CAGRA counts the links of the lowest level, which are twice as many
+        n_links = graph.hnsw.nb_neighbors(0 if isinstance(native, library.IndexHNSWCagra) else 1)
     return int(native.ntotal), int(native.d), int(n_lists), int(n_links)
 
 
@@ -96,7 +124,7 @@ def forget_places(native: faiss.Index) -> None:
 def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
     """Return FAISS's parameters of a search in some rows."""
     selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-    if spec.kind == "HNSW":
+    if spec.kind in ("HNSW", "CAGRA"):
         return library.SearchParametersHNSW(sel=selector, efSearch=spec.n_candidates)
     if spec.codes == "RaBitQ":
         return library.IVFRaBitQSearchParameters(sel=selector, nprobe=spec.n_probes)
@@ -105,7 +133,17 @@ def only(spec: IndexSpec, allowed: NDArray[np.bool_]) -> Any:
     return library.SearchParameters(sel=selector)
 
 
-def query_numbers(limits: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Return the number of the query of each result of a range search."""
-    counts: NDArray[np.int64] = limits[1:].astype(np.int64) - limits[:-1].astype(np.int64)
-    return np.repeat(np.arange(len(counts)), counts)
+def candidates_above(
+    native: faiss.Index, queries: Vectors, radius: float, chosen: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
+    """Return the query, the position and the rounded score of what FAISS finds above `radius`, ordered by query.
+
+    Calls the compiled method itself, because `faiss.contrib.torch_utils`, which pytorch-metric-learning imports,
+    replaces the method of Python by one without parameters.
+    """
+    found = faiss.RangeSearchResult(len(queries))
+    cast(Any, native).range_search_c(len(queries), faiss.swig_ptr(queries), radius, found, chosen)
+    limits = faiss.rev_swig_ptr(found.lims, len(queries) + 1).astype(np.int64)
+    positions: NDArray[np.int64] = faiss.rev_swig_ptr(found.labels, int(limits[-1])).copy()
+    rounded: Vectors = faiss.rev_swig_ptr(found.distances, int(limits[-1])).copy()
+    return np.repeat(np.arange(len(queries)), np.diff(limits)), positions, rounded

@@ -12,8 +12,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.faiss_native import decoded, forget_places, only, query_numbers
-from retrieval.engine.index.self_test import as_queries
+from retrieval.engine.index.exact.layout import as_queries, has_offset
+from retrieval.engine.index.faiss_native import candidates_above, decoded, forget_places, only
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import InvalidInput
 
@@ -122,18 +122,17 @@ def _lost_by_codes(
     rng = np.random.default_rng(0)
     n = len(vectors)
     own, sample = (np.sort(rng.choice(n, min(n, size), replace=False)) for size in (_QUERIES, _SAMPLE))
-    queries = as_queries(vectors, own)
+    queries = as_queries(vectors[own], offset=has_offset(vectors))
     scores = queries @ vectors[sample].T
     scores[own[:, None] == sample] = -np.inf  # a query is no match of itself
     numbers, columns = _closest(scores, threshold)
     rows = sample[columns]
     allowed = np.zeros(n, np.bool_)
     allowed[rows] = True
-    limits, rounded, found = native.range_search(
-        turned(queries, turn), -_LARGEST, params=only(replace(spec, n_probes=spec.n_lists), allowed)
-    )
+    chosen = only(replace(spec, n_probes=spec.n_lists), allowed)
+    found_by, found, rounded = candidates_above(native, turned(queries, turn), -_LARGEST, chosen)
     table = np.full(scores.shape, -np.inf, np.float32)
-    table[query_numbers(limits), np.searchsorted(sample, found)] = rounded
+    table[found_by, np.searchsorted(sample, found)] = rounded
     lost = scores[numbers, columns].astype(np.float64) - table[numbers, columns]
     return max(0.0, float(np.quantile(lost, KEPT))), len(lost)
 

@@ -54,8 +54,13 @@ class HalfGallery:
         """How much a score may lose because the gallery is in float16, relative to |q| max |x|."""
         return self.largest_loss / self.longest if self.longest else 0.0
 
-    def queries_and_limits(self, queries: NDArray[np.float32], lowest: float) -> tuple[Half, Half]:
-        """Return queries [q, d] in float16, and the limits that every row with a score above `lowest` reaches."""
+    def queries_and_limits(
+        self, queries: NDArray[np.float32], lowest: float | NDArray[np.float64]
+    ) -> tuple[Half, Half]:
+        """Return queries [q, d] in float16, and the limits that every row with a score above `lowest` reaches.
+
+        lowest: one for all queries, or [q].
+        """
         values = queries.astype(np.float64)
         exponents = -np.frexp(np.linalg.norm(values, axis=1))[1]
         values = np.ldexp(values, exponents[:, None])
@@ -64,9 +69,10 @@ class HalfGallery:
         norms = np.linalg.norm(used, axis=1)
         adding = queries.shape[1] * _ADDING * norms * self.longest_half
         slack = np.linalg.norm(values - used, axis=1) * self.longest + norms * self.largest_loss + adding
-        with np.errstate(over="ignore"):  # a threshold that no score reaches, or every score
+        with np.errstate(over="ignore", invalid="ignore"):  # a threshold that no score reaches, or every score
             scaled = np.ldexp(lowest, exponents + self.exponent)
-            return half, _down(scaled - slack * _UP - 1e-9 * np.abs(scaled) if np.isfinite(lowest) else scaled)
+            lowered = scaled - slack * _UP - 1e-9 * np.abs(scaled)
+            return half, _down(np.where(np.isfinite(lowest), lowered, scaled))
 
 
 def to_half(values: NDArray[np.float64]) -> Half:

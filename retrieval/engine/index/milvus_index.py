@@ -4,15 +4,15 @@ Milvus finds candidates by its own float32 scores, within a slack of the thresho
 from the vectors that Milvus returns with them. So no reply holds a wrong score or one below the threshold. With the
 index FLAT no match is missed; the approximate indexes of Milvus promise no completeness.
 
-A search of Milvus returns the best matches, at most `limit` of them. If that many come from a range of rows, the range
-is searched as two halves. Narrowing the scores by `range_filter` would take fewer calls, but it is not complete: an
-implementation may search for the best first and apply the range afterwards, as milvus-lite does.
+A search of Milvus returns the best matches, at most `limit` of them, and takes longer the higher the limit is. If that
+many come, the limit is raised. If the largest one is not enough for a range of rows, it is searched as two halves.
+Narrowing the scores by `range_filter` would take fewer calls, but it is not complete: an implementation may search for
+the best first and apply the range afterwards, as milvus-lite does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.canonical import digest_array, digest_json
-from retrieval.contract.documents import Count, Size, parse, read_object
+from retrieval.contract.documents import Count, Size, parse
+from retrieval.engine.index.exact.file import map_arrays, write_arrays
 from retrieval.engine.index.exact_scores import hits_of, lowest_score, own_columns, score_pairs
 from retrieval.engine.index.index import Hits, check_search, check_vectors
 from retrieval.engine.index.milvus_address import MilvusAddress, token
+from retrieval.engine.index.self_test import SelfTest
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, FailedPrecondition, Unavailable, ValidationFailed
 
@@ -38,7 +40,9 @@ Rows = range | NDArray[np.int64]
 
 LIMIT = 16_384  # the most matches that Milvus returns for one query, and the most rows that a filter lists here
 _BATCH = 64  # queries in one call
+_FIRST, _GROWTH = 128, 12  # matches that a query asks for, and how many times more when it got as many
 _BYTES = 32 * 1024**2  # of a call or its reply: half of what a message may have
+_LISTED = 0.1  # share of the rows: with more, reading the list takes Milvus longer than the matches that it spares
 _ROW, _VECTOR = "row", "vector"
 _SAMPLE = 1000  # rows that are compared with the pointer when an index is opened
 _TILE = 1 << 16
@@ -67,14 +71,17 @@ class _Pointer:
 class MilvusIndex:
     """An immutable collection of Milvus. Searching is safe from several threads."""
 
-    def __init__(self, client: MilvusClient, pointer: _Pointer, spec: IndexSpec) -> None:
+    def __init__(
+        self, client: MilvusClient, pointer: _Pointer, spec: IndexSpec, self_test: SelfTest | None = None
+    ) -> None:
         self._client = client
         self._address = MilvusAddress.parse(spec.uri)
         self._pointer = pointer
         self.spec = spec
+        self.self_test = self_test
 
     @classmethod
-    def build(cls, vectors: Vectors, spec: IndexSpec) -> MilvusIndex:
+    def build(cls, vectors: Vectors, spec: IndexSpec, *, threshold: float | None = None) -> MilvusIndex:
         """Store `vectors` [n, D] float32 in a new collection; `publish` makes it the one of the alias.
 
         Raises InvalidEmbeddings, Unavailable if Milvus is, ValidationFailed if it does not hold what it was sent.
@@ -98,6 +105,8 @@ class MilvusIndex:
             with _calls(address):
                 index._fill(vectors)
             index._verify(ValidationFailed)
+            margin = 4 * index._slack(pointer.longest)
+            index.self_test = SelfTest.record(index, vectors, threshold, margin=margin)
         except BaseException:
             with contextlib.suppress(Unavailable):
                 index.remove()
@@ -105,43 +114,62 @@ class MilvusIndex:
         return index
 
     @classmethod
+    def named_in(cls, path: Path, spec: IndexSpec) -> MilvusIndex:
+        """Return the index that a pointer names, to publish or remove it: nothing in Milvus is verified."""
+        where, address = f"index {path}", MilvusAddress.parse(spec.uri)
+        description, arrays = map_arrays(path)
+        pointer = parse(_Pointer, description, where)
+        if (found := (pointer.format, pointer.uri)) != (_FORMAT, address.uri):
+            raise CorruptArtifact(f"{where}: expected format and address {(_FORMAT, address.uri)}, found {found}")
+        return cls(_connected(address), pointer, spec, SelfTest.read(arrays, path, pointer.dimension))
+
+    @classmethod
     def load(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> MilvusIndex:
         """Open the index that a pointer names, see `load_index`. Raises Unavailable if Milvus is."""
-        where, address = f"index {path}", MilvusAddress.parse(spec.uri)
-        try:
-            pointer = parse(_Pointer, read_object(path.read_bytes(), where), where)
-        except OSError as error:
-            raise CorruptArtifact(f"{where} cannot be read: {error}") from error
-        expected = (_FORMAT, address.uri, dimension, n_items)
-        if (found := (pointer.format, pointer.uri, pointer.dimension, pointer.n_items)) != expected:
+        index = cls.named_in(path, spec)
+        pointer = index._pointer
+        if (found := (pointer.dimension, pointer.n_items)) != (dimension, n_items):
             raise CorruptArtifact(
-                f"{where}: expected format, address, dimension and number of items {expected}, found {found}"
+                f"index {path}: expected dimension and number of items {(dimension, n_items)}, found {found}"
             )
-        index = cls(_connected(address), pointer, spec)
-        with _calls(address):
+        with _calls(index._address):
             if not index._client.has_collection(pointer.collection, timeout=_TIMEOUT_S):
-                raise CorruptArtifact(f"{where}: Milvus has no collection {pointer.collection}; reindex the catalogue")
+                raise CorruptArtifact(
+                    f"index {path}: Milvus has no collection {pointer.collection}; reindex the catalogue"
+                )
             index._client.load_collection(pointer.collection, timeout=_BUILD_TIMEOUT_S)
         index._verify(CorruptArtifact)
+        if index.self_test:
+            index.self_test.check(index, path)
         return index
 
     def save(self, path: Path) -> None:
-        """Write the pointer into a file that `load` reads. Raises OSError if the disk is full."""
-        path.write_text(json.dumps(asdict(self._pointer), indent=1), encoding="utf-8")
+        """Write the pointer and the self-test into a file that `load` reads. Raises OSError if the disk is full."""
+        write_arrays(path, asdict(self._pointer), self.self_test.arrays() if self.self_test else {})
 
     def publish(self) -> None:
         """Make this collection the one that the alias names: others find the newest vectors by it. One step."""
         collection, alias = self._pointer.collection, self._address.name
         with _calls(self._address):
-            if alias in self._client.list_aliases(timeout=_TIMEOUT_S)["aliases"]:
+            if self._has_alias():
                 self._client.alter_alias(collection, alias, timeout=_TIMEOUT_S)
             else:
                 self._client.create_alias(collection, alias, timeout=_TIMEOUT_S)
 
     def remove(self) -> None:
-        """Drop the collection, when its snapshot is removed. It must not be the one of the alias."""
+        """Drop the collection, and the alias if it still names it. Nothing happens if it is gone already."""
+        collection, alias = self._pointer.collection, self._address.name
         with _calls(self._address):
-            self._client.drop_collection(self._pointer.collection, timeout=_TIMEOUT_S)
+            if not self._client.has_collection(collection, timeout=_TIMEOUT_S):
+                return
+            if self._has_alias():
+                named = self._client.describe_alias(alias, timeout=_TIMEOUT_S)["collection_name"]
+                if named == collection:
+                    self._client.drop_alias(alias, timeout=_TIMEOUT_S)
+            self._client.drop_collection(collection, timeout=_TIMEOUT_S)
+
+    def _has_alias(self) -> bool:
+        return self._address.name in self._client.list_aliases(timeout=_TIMEOUT_S)["aliases"]
 
     @property
     def n_items(self) -> int:
@@ -175,7 +203,7 @@ class MilvusIndex:
         """
         check_search(self, queries, threshold, allowed)
         rows: Rows = range(self.n_items)
-        if allowed is not None and np.count_nonzero(allowed) <= LIMIT:
+        if allowed is not None and np.count_nonzero(allowed) <= min(LIMIT, _LISTED * self.n_items):
             rows = np.flatnonzero(allowed)
         hits = []
         for start in range(0, len(queries), _BATCH):
@@ -188,15 +216,15 @@ class MilvusIndex:
         """Return the hits of a batch among some rows."""
         radius = self._radius(queries, threshold)
         numbers, positions, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        waiting = [(np.arange(len(queries)), rows)] if len(rows) else []
+        waiting = [(np.arange(len(queries)), rows, _FIRST)] if len(rows) else []
         while waiting:
-            asked, part = waiting.pop()
-            limit = min(len(part), self._page(len(asked)))
+            asked, part, wanted = waiting.pop()
+            limit = min(wanted, len(part), self._page(len(asked)))
             for number, reply in zip(asked, self._search(queries[asked], radius, part, limit), strict=True):
                 if len(reply) == limit < len(part):  # full: there may be more
                     half = len(part) // 2
-                    again = [part] if len(asked) > 1 else [part[:half], part[half:]]
-                    waiting += [(np.array([number]), rest) for rest in again]
+                    again = [part] if limit < self._page(1) else [part[:half], part[half:]]
+                    waiting += [(np.array([number]), rest, _GROWTH * limit) for rest in again]
                 elif reply:
                     vectors = np.array([hit["entity"][_VECTOR] for hit in reply], np.float32)
                     own = np.zeros(len(reply), np.int64)
@@ -208,12 +236,16 @@ class MilvusIndex:
         return hits_of(len(queries), *found, threshold)
 
     def _radius(self, queries: Vectors, threshold: float) -> float:
-        """Return a number below the float32 score of every match: twice the error of adding D products in any order."""
+        """Return a number below the float32 score of every match."""
         norm = _largest_norm(queries)
+        largest = 2 * norm * self._pointer.longest
+        lowest = float(np.clip(lowest_score(threshold), -largest, largest)) - self._slack(norm)
+        return float(np.clip(lowest, -3e38, 3e38))
+
+    def _slack(self, norm: float) -> float:
+        """Return twice the error of a score of a query of this norm, and of a radius that Milvus rounds to float32."""
         largest = norm * self._pointer.longest
-        slack = self.dimension * (largest * 2.0**-22 + 1e-37)
-        lowest = float(np.clip(lowest_score(threshold), -2 * largest, 2 * largest)) - slack
-        return float(np.clip(lowest * (1 - 1e-6 * np.sign(lowest)), -3e38, 3e38))
+        return self.dimension * (largest * 2.0**-22 + 1e-37) + 4e-6 * largest
 
     def _page(self, n_queries: int) -> int:
         """Return the number of matches per query for which the reply is not too large."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.spec import IndexSpec
+from retrieval.errors import CorruptArtifact
 
 
 def build_index(
@@ -17,18 +18,20 @@ def build_index(
 ) -> Index:
     """Build an index over `vectors` [n, D] float32, n >= 1; position = row.
 
-    `device="cuda"` trains inverted lists on the GPU. threshold: the one that most searches use; any other works too.
+    `device="cuda"` trains inverted lists and builds CAGRA on the GPU. threshold: the one that most searches use; any
+    other works too.
+
     Raises InvalidEmbeddings for NaN or a wrong shape, InvalidInput if there are too few vectors for the lists,
-    DeviceUnavailable if the GPU is missing, and what `MilvusIndex.build` raises.
+    DeviceUnavailable if a GPU is needed and missing, and what `MilvusIndex.build` raises.
     """
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
-        return ExactIndex.build(vectors, threshold=threshold)
+        return ExactIndex.build(vectors, threshold=threshold, half=spec.codes == "fp16")
     if spec.kind == "milvus":
         from retrieval.engine.index.milvus_index import MilvusIndex
 
-        return MilvusIndex.build(vectors, spec)
+        return MilvusIndex.build(vectors, spec, threshold=threshold)
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.build(vectors, spec, device=device, threshold=threshold)
@@ -43,11 +46,11 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, dev
     if spec.kind == "Exact" and device == "cuda":
         from retrieval.engine.index.gpu_index import GpuIndex
 
-        return GpuIndex.load(path, dimension=dimension, n_items=n_items)
+        return _checked(GpuIndex.load(path, dimension=dimension, n_items=n_items), path, spec)
     if spec.kind == "Exact":
         from retrieval.engine.index.exact_index import ExactIndex
 
-        return ExactIndex.load(path, dimension=dimension, n_items=n_items)
+        return _checked(ExactIndex.load(path, dimension=dimension, n_items=n_items), path, spec)
     if spec.kind == "milvus":
         from retrieval.engine.index.milvus_index import MilvusIndex
 
@@ -55,6 +58,32 @@ def load_index(path: Path, spec: IndexSpec, *, dimension: int, n_items: int, dev
     from retrieval.engine.index.faiss_index import FaissIndex
 
     return FaissIndex.load(path, spec, dimension=dimension, n_items=n_items)
+
+
+def _checked(index: Index, path: Path, spec: IndexSpec) -> Index:
+    """Return the index. Raises CorruptArtifact if it is of another kind: its scores would be those of other vectors."""
+    if index.spec != spec:
+        raise CorruptArtifact(f"index {path}: expected {spec}, found {index.spec}; reindex the catalogue")
+    return index
+
+
+def lies_in_database(spec: IndexSpec) -> bool:
+    """Return True if the file of an index is a pointer: the vectors lie in a database, which is told what is live."""
+    return spec.kind == "milvus"
+
+
+def publish_index(path: Path, spec: IndexSpec) -> None:
+    """Make the index in a database the one that others find there by its name. Raises Unavailable, CorruptArtifact."""
+    from retrieval.engine.index.milvus_index import MilvusIndex
+
+    MilvusIndex.named_in(path, spec).publish()
+
+
+def remove_index(path: Path, spec: IndexSpec) -> None:
+    """Remove the vectors of an index from its database, if they are there. Raises Unavailable, CorruptArtifact."""
+    from retrieval.engine.index.milvus_index import MilvusIndex
+
+    MilvusIndex.named_in(path, spec).remove()
 
 
 def exact_hits(vectors: NDArray[np.float32], queries: NDArray[np.float32], threshold: float) -> list[Hits]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.engine.index.exact.layout import has_offset
+from retrieval.engine.index.exact.layout import as_queries, has_offset
 from retrieval.engine.index.index import Index
 from retrieval.errors import CorruptArtifact
 
@@ -39,16 +39,17 @@ class SelfTest:
     threshold: float
 
     @classmethod
-    def record(cls, index: Index, vectors: Vectors, threshold: float | None) -> SelfTest:
+    def record(cls, index: Index, vectors: Vectors, threshold: float | None, *, margin: float = 0.0) -> SelfTest:
         """Ask an index over `vectors` for what it finds above the threshold in force, or above a higher one.
 
-        With a higher one a query finds a few vectors, not thousands. Cost: `_PRODUCTS` for an index that scans.
+        With a higher one a query finds a few vectors, not thousands; margin: how much higher it is than needed for
+        that, for an index that looks at more than it returns. Cost: `_PRODUCTS` for an index that scans.
         """
         n, dimension = vectors.shape
         rng = np.random.default_rng(0)
         n_queries = min(n, _QUERIES, max(_FEWEST_QUERIES, _PRODUCTS // (n * dimension)))
-        queries = as_queries(vectors, np.sort(rng.choice(n, n_queries, replace=False)))
-        highest = _with_few_hits(vectors, queries, rng)
+        queries = as_queries(vectors[np.sort(rng.choice(n, n_queries, replace=False))], offset=has_offset(vectors))
+        highest = _with_few_hits(vectors, queries, rng) + margin
         used = highest if threshold is None else max(threshold, highest)
         hits = index.above(queries, used)
         counts = np.array([len(each.positions) for each in hits], np.int64)
@@ -97,14 +98,6 @@ class SelfTest:
                 f"index {path} fails its self-test: {len(self.queries)} queries have {len(self.rows)} known matches; "
                 f"it finds {n_same} of them, and {n_found} in all: roll back or reindex the catalogue"
             )
-
-
-def as_queries(vectors: Vectors, rows: NDArray[np.int64]) -> Vectors:
-    """Return some vectors of a gallery as query vectors: with an offset, the last two columns change places."""
-    queries = np.array(vectors[rows])
-    if has_offset(vectors):
-        queries[:, -2:] = queries[:, [-1, -2]]
-    return queries
 
 
 def _with_few_hits(vectors: Vectors, queries: Vectors, rng: np.random.Generator) -> float:

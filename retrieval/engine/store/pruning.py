@@ -3,11 +3,13 @@
 from datetime import datetime
 
 from retrieval.contract.bundle import BundleDigest
-from retrieval.engine.snapshot import MANIFEST, SnapshotId
+from retrieval.engine.snapshot import MANIFEST, SnapshotId, SnapshotManifest
 from retrieval.engine.store.audits import REPORT
 from retrieval.engine.store.bundles import bundle_prefix
+from retrieval.engine.store.databases import remove_from_database
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.engine.store.snapshots import CURRENT
+from retrieval.errors import Unavailable
 
 _STAGING = "staging"
 
@@ -21,14 +23,22 @@ class Pruning:
         """Remove a snapshot, its manifest first; return False if it went live meanwhile, and stays.
 
         A kill leaves no snapshot that lacks files. `publish` checks the manifest after it has written the pointer, this
-        checks the pointer after it has removed the manifest: one of them sees the other.
+        checks the pointer after it has removed the manifest: one of them sees the other. Raises Unavailable if the
+        index lies in a database that is: the snapshot stays then.
         """
         folder = f"{_catalog(catalog)}/snapshots/{checked_name(snapshot, 'snapshot')}"
         manifest = self.objects.get(f"{folder}/{MANIFEST}")
+        described = manifest and SnapshotManifest.from_json(manifest, f"{self.objects.url}/{folder}/{MANIFEST}")
         self.objects.delete(f"{folder}/{MANIFEST}")
         if manifest is not None and self.objects.pointer(f"{_catalog(catalog)}/{CURRENT}") == snapshot:
             self.objects.put(f"{folder}/{MANIFEST}", manifest)
             return False
+        if manifest and described:
+            try:
+                remove_from_database(self.objects, folder, described)
+            except Unavailable:
+                self.objects.put(f"{folder}/{MANIFEST}", manifest)
+                raise
         self.objects.delete(folder)
         self.objects.forget(folder)
         return True

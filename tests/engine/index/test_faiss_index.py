@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.engine.index import faiss_native
 from retrieval.engine.index.faiss_native import n_gpus
 from retrieval.engine.index.index import Hits, recall
 from retrieval.engine.index.open import build_index, exact_hits, load_index
+from retrieval.engine.index.recall import measure_recall
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
+from tests.engine.index.cagra_on_cpu import cagra_on_cpu
 
 Vectors = NDArray[np.float32]
 
@@ -193,6 +196,43 @@ def test_too_few_vectors_for_the_lists() -> None:
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(DeviceUnavailable, match="FAISS sees no GPU"):
         build_index(clustered(5), IndexSpec(kind="Flat"), device="cuda")
+
+
+def test_cagra_is_built_on_a_gpu_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, and with a FAISS that cannot build it, the message says what to do."""
+    spec = IndexSpec.parse("CAGRA8,ef=32")
+    with pytest.raises(DeviceUnavailable, match="CAGRA8,ef=32 is built on a GPU, and device=cuda was not requested"):
+        build_index(clustered(50), spec)
+    if not n_gpus():
+        with pytest.raises(DeviceUnavailable, match="FAISS sees no GPU"):
+            build_index(clustered(50), spec, device="cuda")
+    if not hasattr(faiss, "GpuIndexCagra"):
+        monkeypatch.setattr(faiss_native, "n_gpus", lambda: 1)
+        with pytest.raises(DeviceUnavailable, match="built without cuVS: install `faiss-gpu-cuvs`"):
+            faiss_native.cagra_on_gpu(clustered(50), spec, device="cuda")
+
+
+def test_the_graph_finds_its_way_in_from_above(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The links of the lowest level are those that were copied; a server without a GPU searches the saved graph."""
+    monkeypatch.setattr(faiss_native, "cagra_on_gpu", cagra_on_cpu)
+    vectors, spec = clustered(2000, n_clusters=400), IndexSpec.parse("CAGRA16,ef=64")
+    built = build_index(vectors, spec, threshold=0.8)
+    built.save(tmp_path / "index")
+    index = load_index(tmp_path / "index", spec, dimension=16, n_items=2000)
+    assert measure_recall(index, vectors, 0.8).low > 0.95
+    with pytest.raises(CorruptArtifact, match="expected 2000 vectors of dimension 16 in CAGRA18,ef=64"):
+        load_index(tmp_path / "index", IndexSpec.parse("CAGRA18,ef=64"), dimension=16, n_items=2000)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(n_gpus() == 0, reason="no GPU that FAISS can use")
+def test_a_graph_of_the_gpu_is_searched_on_the_cpu(tmp_path: Path) -> None:
+    vectors, spec = clustered(2000, n_clusters=400), IndexSpec.parse("CAGRA16,ef=64")
+    if not hasattr(faiss, "GpuIndexCagra"):
+        pytest.skip("this FAISS was built without cuVS")
+    build_index(vectors, spec, device="cuda", threshold=0.8).save(tmp_path / "index")
+    index = load_index(tmp_path / "index", spec, dimension=16, n_items=2000)
+    assert measure_recall(index, vectors, 0.8).low > 0.9
 
 
 @pytest.mark.gpu

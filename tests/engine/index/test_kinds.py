@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from retrieval.engine.index import faiss_native
 from retrieval.engine.index.index import Hits, Index
 from retrieval.engine.index.open import build_index, load_index
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings, InvalidInput
-from tests.engine.index.exact.galleries import KINDS, Vectors, clustered, queries_of, scores, unit
+from tests.engine.index.cagra_on_cpu import cagra_on_cpu
+from tests.engine.index.exact.galleries import KINDS, Vectors, clustered, queries_of, rounded, scores, unit
 
-COMPLETE = ["Exact", "Flat", "IVF6,nprobe=6", "IVF6,SQfp16,nprobe=6"]
-APPROXIMATE = ["IVF6,nprobe=2", "IVF6,SQfp16,nprobe=2", "IVF6,RaBitQ,nprobe=6", "IVF6,RaBitQ,nprobe=2", "HNSW6,ef=12"]
+COMPLETE = ["Exact", "Exact,fp16", "Flat", "IVF6,nprobe=6", "IVF6,SQfp16,nprobe=6"]
+GRAPHS = ["HNSW6,ef=12", "CAGRA8,ef=12"]
+APPROXIMATE = ["IVF6,nprobe=2", "IVF6,SQfp16,nprobe=2", "IVF6,RaBitQ,nprobe=6", "IVF6,RaBitQ,nprobe=2", *GRAPHS]
 PQ = "IVF6,PQ4,nprobe=6"
-TOO_LARGE_FOR_16_BITS = {"of any norm", "offset"}
+TOO_LARGE_FOR_16_BITS = {"of any norm", "offset", "huge offset"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_without_a_gpu() -> Iterator[None]:
+    """All but the call of the GPU is what a server with CAGRA runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faiss_native, "cagra_on_gpu", cagra_on_cpu)
+        yield
 
 
 def built(text: str, vectors: Vectors, threshold: float | None = None) -> Index:
@@ -69,13 +81,13 @@ def test_scores_are_exact_and_reach_the_threshold(
     rng = np.random.default_rng(seed)
     vectors = KINDS[kind](n, d, rng)
     queries = queries_of(vectors, kind, data.draw(st.sampled_from([1, 5, 17])), rng)
-    all_scores = scores(vectors, queries)
+    all_scores = scores(rounded(vectors) if text == "Exact,fp16" else vectors, queries)
     threshold = data.draw(st.sampled_from([-1.0, 0.0, 1.0]) | st.sampled_from(all_scores.ravel()[:99].tolist()))
     allowed = rng.random(n) < share
     try:
         index = built(text, vectors, threshold)
     except InvalidInput:
-        assert "SQfp16" in text
+        assert "fp16" in text
         assert kind in TOO_LARGE_FOR_16_BITS
         return
     for filtered, wanted in (
@@ -162,9 +174,7 @@ def test_another_process_opens_every_kind(tmp_path: Path) -> None:
     assert json.loads(run.stdout) == answers
 
 
-@pytest.mark.parametrize(
-    "text", ["Flat", "IVF2,nprobe=1", "IVF2,SQfp16,nprobe=2", "IVF2,RaBitQ,nprobe=2", "HNSW6,ef=12"]
-)
+@pytest.mark.parametrize("text", ["Flat", "IVF2,nprobe=1", "IVF2,SQfp16,nprobe=2", "IVF2,RaBitQ,nprobe=2", *GRAPHS])
 def test_a_flipped_bit_anywhere_is_refused(text: str, tmp_path: Path) -> None:
     """FAISS trusts the sizes in its files, so it never sees damaged bytes."""
     vectors, _, threshold = small(n=90)
@@ -222,6 +232,27 @@ def test_codes_lower_the_threshold_by_what_was_measured() -> None:
 
 def test_what_a_kind_cannot_promise_is_stated() -> None:
     vectors, _, threshold = small()
-    assert "no complete range search" in built("HNSW6,ef=12", vectors, threshold).details()["cannot_promise"]
+    for text in GRAPHS:
+        assert "no complete range search" in built(text, vectors, threshold).details()["cannot_promise"]
     assert "list that is not looked at" in built("IVF6,nprobe=2", vectors, threshold).details()["cannot_promise"]
     assert "cannot_promise" not in built("Flat", vectors, threshold).details()
+
+
+def test_torch_utils_of_faiss_in_the_same_process_changes_nothing() -> None:
+    """pytorch-metric-learning imports it; it replaces methods of FAISS by others that take no parameters."""
+    script = (
+        "import faiss.contrib.torch_utils\n"
+        "import numpy as np\n"
+        "from tests.engine.index.test_kinds import APPROXIMATE, COMPLETE, as_lists, built, expected, small\n"
+        "from tests.engine.index.exact.galleries import scores\n"
+        "vectors, queries, threshold = small()\n"
+        "allowed = np.arange(len(vectors)) % 3 == 0\n"
+        "wanted = expected(scores(vectors, queries), threshold, allowed)\n"
+        "for text in ['Exact', 'Flat', *APPROXIMATE[:-1]]:\n"
+        "    found = as_lists(built(text, vectors, threshold).above(queries, threshold, allowed))\n"
+        "    correct = [set(hits) <= set(all_hits) for hits, all_hits in zip(found, wanted)]\n"
+        "    assert found == wanted if text in COMPLETE else all(correct), text\n"
+        "print('equal')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.stdout == "equal\n", ran.stderr

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from retrieval.engine.index import milvus_index
+from retrieval.engine.index import milvus_address, milvus_index
+from retrieval.engine.index.exact.file import map_arrays, write_arrays
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.engine.index.index import Hits
 from retrieval.engine.index.milvus_address import MilvusAddress
 from retrieval.engine.index.milvus_index import MilvusIndex
 from retrieval.engine.index.open import build_index, load_index
+from retrieval.engine.index.self_test import NAMES
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings, Unavailable, ValidationFailed
 from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores
@@ -99,12 +102,16 @@ def test_more_matches_than_milvus_returns(address: MilvusAddress) -> None:
     index.remove()
 
 
-def test_a_saved_index_is_opened(address: MilvusAddress, tmp_path: Path) -> None:
-    """The file holds no vector and no secret."""
+def test_a_saved_index_is_opened(address: MilvusAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file holds the self-test and a pointer: no other vector, and no secret."""
     vectors = KINDS["clustered"](300, 16, np.random.default_rng(2))
+    monkeypatch.setattr(milvus_address, "_token", "secret")
     index = built(vectors, address)
     index.save(tmp_path / "index")
-    assert (tmp_path / "index").stat().st_size < 1000
+    description, arrays = map_arrays(tmp_path / "index")
+    assert set(arrays) == set(NAMES)
+    assert arrays["test_queries"].shape == (100, 16)
+    assert "secret" not in json.dumps(description)
     opened = load_index(tmp_path / "index", spec_of(address), dimension=16, n_items=300)
     assert_same(opened.above(vectors[:5], 0.4), index.above(vectors[:5], 0.4))
     assert (opened.n_items, opened.dimension) == (300, 16)
@@ -128,9 +135,9 @@ def test_publishing_swaps_the_alias(address: MilvusAddress) -> None:
 
 def changed(pointer: Path, **values: Any) -> Path:
     """Write a pointer with other values."""
-    other = pointer.with_name("other")
-    other.write_text(json.dumps(json.loads(pointer.read_text()) | values))
-    return other
+    description, arrays = map_arrays(pointer)
+    write_arrays(pointer.with_name("other"), description | values, arrays)
+    return pointer.with_name("other")
 
 
 def test_a_pointer_that_does_not_fit_is_refused(address: MilvusAddress, tmp_path: Path) -> None:
@@ -142,11 +149,11 @@ def test_a_pointer_that_does_not_fit_is_refused(address: MilvusAddress, tmp_path
 
     path = tmp_path / "index"
     for wrong in ({"dimension": 9}, {"n_items": 61}):
-        with pytest.raises(CorruptArtifact, match="expected format, address, dimension and number of items"):
+        with pytest.raises(CorruptArtifact, match="expected dimension and number of items"):
             load(path, **wrong)
     with pytest.raises(CorruptArtifact, match="cannot be read"):
         load(tmp_path / "missing")
-    with pytest.raises(CorruptArtifact, match="http://elsewhere"):
+    with pytest.raises(CorruptArtifact, match=r"expected format and address .* found .*http://elsewhere"):
         load(changed(path, uri="http://elsewhere:19530"))
     with pytest.raises(CorruptArtifact, match="Milvus has no collection shop_gone"):
         load(changed(path, collection="shop_gone"))
@@ -155,10 +162,30 @@ def test_a_pointer_that_does_not_fit_is_refused(address: MilvusAddress, tmp_path
     with pytest.raises(CorruptArtifact, match="Milvus holds other vectors than were stored"):
         load(changed(path, sample="0" * 32))
     content = path.read_bytes()
-    for cut in range(0, len(content), 7):
+    for cut in range(0, len(content), 97):
         (tmp_path / "cut").write_bytes(content[:cut])
         with pytest.raises(CorruptArtifact, match=str(tmp_path / "cut")):
             load(tmp_path / "cut")
+        flipped = bytearray(content)
+        flipped[cut] ^= 1 << cut % 8
+        (tmp_path / "cut").write_bytes(flipped)
+        with pytest.raises(CorruptArtifact, match=str(tmp_path / "cut")):
+            load(tmp_path / "cut")
+    index.remove()
+    index.remove()
+
+
+def test_a_milvus_that_answers_otherwise_is_not_opened(address: MilvusAddress, tmp_path: Path) -> None:
+    """The vectors are those that were stored, and the pointer is whole, but the answers are others."""
+    index = built(KINDS["clustered"](300, 8, np.random.default_rng(3)), address)
+    assert index.self_test is not None
+    assert len(index.self_test.queries) == 100
+    wrong = index.self_test.scores.copy()
+    wrong[::9] = np.nextafter(wrong[::9], np.float32(2))
+    index.self_test = replace(index.self_test, scores=wrong)
+    index.save(tmp_path / "index")
+    with pytest.raises(CorruptArtifact, match="fails its self-test: 100 queries"):
+        load_index(tmp_path / "index", spec_of(address), dimension=8, n_items=300)
     index.remove()
 
 

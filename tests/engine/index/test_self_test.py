@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from retrieval.engine.index.exact.layout import as_queries
 from retrieval.engine.index.index import Index
 from retrieval.engine.index.open import build_index, load_index
-from retrieval.engine.index.self_test import SelfTest, as_queries
+from retrieval.engine.index.self_test import SelfTest
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 from tests.engine.index.exact.galleries import KINDS, Vectors, clustered, scores, with_offset
@@ -112,6 +113,5 @@ def test_an_index_that_answers_otherwise_is_not_opened(text: str, tmp_path: Path
 def test_queries_of_a_gallery_with_an_offset() -> None:
     """The column of ones and the offset change places, as `contract/score.py` writes them."""
     vectors = with_offset(50, 6, np.random.default_rng(0))
-    queries = as_queries(vectors, np.arange(50))
-    own = np.diag(scores(vectors, queries))
+    own = np.diag(scores(vectors, as_queries(vectors)))
     np.testing.assert_allclose(own, (vectors[:, :6] ** 2).sum(axis=1) + 2 * vectors[:, -1], rtol=1e-5)

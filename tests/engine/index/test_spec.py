@@ -39,6 +39,17 @@ def test_a_graph() -> None:
     assert (str(spec), spec.least_items) == ("HNSW32,ef=128", 0)
 
 
+def test_a_graph_that_a_gpu_builds() -> None:
+    spec = IndexSpec.parse("CAGRA64,ef=128")
+    assert (spec.kind, spec.n_links, spec.n_candidates, spec.is_exact) == ("CAGRA", 64, 128, False)
+    assert (str(spec), spec.least_items) == ("CAGRA64,ef=128", 65)
+    with pytest.raises(InvalidInput, match="CAGRA64,ef=128: expected more items than links of a vector, found 64"):
+        spec.check_items(64)
+    for text in ("CAGRA63,ef=128", "CAGRA2,ef=8", "CAGRA514,ef=8"):
+        with pytest.raises(InvalidInput, match="expected an even degree from 4 to 512"):
+            IndexSpec.parse(text)
+
+
 def test_milvus() -> None:
     """What the address leaves out is written into the spec."""
     spec = IndexSpec.parse("milvus:http://host:19530?name=shop")

@@ -1,9 +1,10 @@
 """The file of an exact index: a header, then its arrays as they are used, so that processes can share the pages.
 
-    magic (8 bytes) | length of the header | checksum of all that follows (8 bytes each, little-endian)
+    magic (8 bytes) | length of the header | checksum (8 bytes each, little-endian)
     | header (JSON) | arrays, each aligned to 64 bytes
 
-The header names each array with its type, shape and offset. The arrays are mapped into memory, not copied.
+The checksum is that of the length and of all that follows the checksum. The header names each array with its type,
+shape and offset. The arrays are mapped into memory, not copied.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays, tai
         offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
     header = json.dumps({**description, "arrays": entries}).encode()
     header += b" " * (-(_PREFIX + len(header)) % _ALIGNMENT)
-    checksum = zlib.crc32(header)
+    length = len(header).to_bytes(8, "little")
+    checksum = zlib.crc32(header, zlib.crc32(length))
 
     def write(content: bytes | memoryview) -> None:
         nonlocal checksum
@@ -53,7 +55,7 @@ def write_arrays(path: Path, description: Mapping[str, Any], arrays: Arrays, tai
         if tail:
             tail(write)
         file.seek(0)
-        file.write(_MAGIC + len(header).to_bytes(8, "little") + checksum.to_bytes(8, "little"))
+        file.write(_MAGIC + length + checksum.to_bytes(8, "little"))
 
 
 def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -66,7 +68,7 @@ def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     length, checksum = (int.from_bytes(prefix[start : start + 8], "little") for start in (8, 16))
     if prefix[:8] != _MAGIC or length > _LONGEST_HEADER:
         raise CorruptArtifact(f"index {path} cannot be read: it is truncated or no index of this version")
-    found = 0
+    found = zlib.crc32(prefix[8:16])
     for start in range(_PREFIX, len(whole), _CHUNK):
         found = zlib.crc32(whole[start : start + _CHUNK].data, found)
     if found != checksum:

@@ -1,8 +1,8 @@
 """Machine instructions that Numba does not offer: byte dot products, with AVX-512 VNNI or with any instruction set.
 
-Each instruction exists in two forms that give equal bits. The first argument of a kernel chooses: `Vnni()` emits
-`vpdpbusd`, which multiplies 64 pairs of bytes and adds them in groups of four; `Portable()` emits general vector code
-that LLVM translates for any processor.
+Each instruction exists in two forms that give equal bits. The type of a kernel's first argument chooses: an integer
+(`Vnni().form`) emits `vpdpbusd`, which multiplies 64 pairs of bytes and adds them in groups of four; a float
+(`Portable().form`) emits general vector code that LLVM translates for any processor.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, TypeAlias
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core.registry import cpu_target
@@ -21,9 +22,10 @@ GROUP = 4  # queries that are compared with a block in one pass
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _SUMS, _BYTES = ir.VectorType(_I32, LANES), ir.VectorType(_I8, BLOCK)
-_FLOATS, _DOUBLES = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.DoubleType(), LANES)
 _VNNI = "llvm.x86.avx512.vpdpbusd.512"
 _BYTE_OPERANDS_FROM = 22  # since this version of LLVM the operands of vpdpbusd are vectors of bytes
+
+array_at = numba.carray  # type: ignore[attr-defined]  # of a pointer, a shape, a type; for compiled code only
 
 _Value: TypeAlias = Any  # llvmlite's values have no common public type
 
@@ -45,53 +47,75 @@ Form: TypeAlias = Vnni | Portable
 
 def has_vnni() -> bool:
     """Return whether Numba compiles for a processor with AVX-512 VNNI; its environment variables may switch it off."""
+    return has_features("avx512f", "avx512bw", "avx512vnni")
+
+
+def has_features(*names: str) -> bool:
+    """Return whether Numba compiles for a processor with all of these features, by their names in LLVM."""
     features = str(cpu_target.target_context.codegen().magic_tuple()[2]).split(",")
-    return all(f"+{name}" in features for name in ("avx512f", "avx512bw", "avx512vnni"))
+    return all(f"+{name}" in features for name in names)
 
 
 @intrinsic(prefer_literal=True)
-def scan_block(context, form, block, codes, stride, n_steps, limits, masks, n_queries):  # type: ignore[no-untyped-def]
+def scan_block(context, form, block, codes, stride, n_groups, limits, masks, n_queries):  # type: ignore[no-untyped-def]
     """Compare the 64 vectors of a block with queries: write a bit mask per query, and return all masks combined.
 
-    block: address of [n_steps][64] groups of four unsigned bytes, aligned to 64. codes: address of [n_queries] rows of
-    `n_steps` groups of four signed bytes, `stride` groups apart. limits: address of [n_queries] int32. masks: address
-    of [n_queries] uint64; bit i is set if the inner product with vector i is at least the limit. n_queries: literal.
+    block: address of [n_groups][64] groups of four bytes, aligned to 64. A byte of the first group is one code, a byte
+    of another group is two: its lower half, then its upper half. codes: address of [n_queries] rows of signed bytes in
+    groups of four, `stride` groups apart: one group for the first of the block, and for each other one that meets the
+    lower halves and one that meets the upper halves. limits: address of [n_queries] int32. masks: address of
+    [n_queries] uint64; bit i is set if the inner product with vector i is at least the limit. n_queries: literal.
     """
     width = n_queries.literal_value
     signature = types.uint64(form, *[types.int64] * 6, n_queries)
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        _, block, codes, stride, n_steps, limits, masks, _ = arguments
+        _, block, codes, stride, n_groups, limits, masks, _ = arguments
         rows = builder.inttoptr(block, _SUMS.as_pointer())
         queries = builder.inttoptr(codes, _I32.as_pointer())
-        registers = BLOCK // LANES
+        registers = range(BLOCK // LANES)
+
+        def load(group: _Value) -> list[_Value]:
+            base = builder.mul(group, _I64(len(registers)))
+            loaded = [builder.load(builder.gep(rows, [builder.add(base, _I64(register))])) for register in registers]
+            for value in loaded:
+                value.align = BLOCK
+            return loaded
+
+        def add(sums: list[list[_Value]], bytes_: list[_Value], position: _Value) -> list[list[_Value]]:
+            added = []
+            for query in range(width):
+                offset = builder.add(builder.mul(stride, _I64(query)), position)
+                code = _repeated(builder, builder.load(builder.gep(queries, [offset])))
+                added.append([_dot(builder, form, sums[query][r], bytes_[r], code) for r in registers])
+            return added
+
+        zeros = [[ir.Constant(_SUMS, [0] * LANES) for _ in registers] for _ in range(width)]
+        first = add(zeros, load(_I64(0)), _I64(0))
         before = builder.block
         loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-        builder.branch(loop)
+        builder.cbranch(builder.icmp_signed(">", n_groups, _I64(1)), loop, end)
         builder.position_at_end(loop)
-        step = builder.phi(_I64)
-        step.add_incoming(_I64(0), before)
-        sums = [[builder.phi(_SUMS) for _ in range(registers)] for _ in range(width)]
-        base = builder.mul(step, _I64(registers))
-        loaded = []
-        for register in range(registers):
-            value = builder.load(builder.gep(rows, [builder.add(base, _I64(register))]))
-            value.align = BLOCK
-            loaded.append(value)
-        added = []
-        for query in range(width):
-            offset = builder.add(builder.mul(stride, _I64(query)), step)
-            code = _repeated(builder, builder.load(builder.gep(queries, [offset])))
-            added.append([_dot(builder, form, sums[query][r], loaded[r], code) for r in range(registers)])
-        following = builder.add(step, _I64(1))
-        step.add_incoming(following, loop)
-        for query in range(width):
-            for register in range(registers):
-                sums[query][register].add_incoming(ir.Constant(_SUMS, [0] * LANES), before)
-                sums[query][register].add_incoming(added[query][register], loop)
-        builder.cbranch(builder.icmp_signed("<", following, n_steps), loop, end)
+        group = builder.phi(_I64)
+        sums = [[builder.phi(_SUMS) for _ in registers] for _ in range(width)]
+        half, four = (ir.Constant(_SUMS, [value] * LANES) for value in (0x0F0F0F0F, 4))
+        loaded, position = load(group), builder.mul(group, _I64(2))
+        lower = [builder.and_(value, half) for value in loaded]
+        upper = [builder.and_(builder.lshr(value, four), half) for value in loaded]
+        added = add(add(sums, lower, builder.sub(position, _I64(1))), upper, position)
+        following = builder.add(group, _I64(1))
+        group.add_incoming(_I64(1), before)
+        group.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, n_groups), loop, end)
         builder.position_at_end(end)
-        return _write_masks(builder, added, builder.inttoptr(limits, _I32.as_pointer()), masks)
+        totals = [[builder.phi(_SUMS) for _ in registers] for _ in range(width)]
+        for query in range(width):
+            for register in registers:
+                sums[query][register].add_incoming(first[query][register], before)
+                sums[query][register].add_incoming(added[query][register], loop)
+                totals[query][register].add_incoming(first[query][register], before)
+                totals[query][register].add_incoming(added[query][register], loop)
+        return _write_masks(builder, totals, builder.inttoptr(limits, _I32.as_pointer()), masks)
 
     return signature, generate
 
@@ -126,40 +150,6 @@ def row_dot(context, form, row, codes, n_chunks):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def float_dot(context, row, query, n_chunks):  # type: ignore[no-untyped-def]
-    """Return the inner product of `n_chunks` * 16 float32 in float64, added in 16 lanes; both are addresses.
-
-    The lanes are added in halves: 0 to 8, 1 to 9 and so on, then 0 to 4, then 0 to 2, then 0 to 1.
-    """
-    signature = types.float64(types.int64, types.int64, types.int64)
-
-    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        row, query, n_chunks = arguments
-        rows, queries = (builder.inttoptr(address, _FLOATS.as_pointer()) for address in (row, query))
-        before = builder.block
-        loop, end = builder.append_basic_block("loop"), builder.append_basic_block("end")
-        zeros = ir.Constant(_DOUBLES, [0.0] * LANES)
-        builder.cbranch(builder.icmp_signed(">", n_chunks, _I64(0)), loop, end)
-        builder.position_at_end(loop)
-        step, total = builder.phi(_I64), builder.phi(_DOUBLES)
-        left, right = (builder.load(builder.gep(pointer, [step])) for pointer in (rows, queries))
-        left.align = right.align = 4
-        added = builder.fadd(total, builder.fmul(builder.fpext(left, _DOUBLES), builder.fpext(right, _DOUBLES)))
-        following = builder.add(step, _I64(1))
-        for phi, first, later in ((step, _I64(0), following), (total, zeros, added)):
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, n_chunks), loop, end)
-        builder.position_at_end(end)
-        result = builder.phi(_DOUBLES)
-        result.add_incoming(zeros, before)
-        result.add_incoming(added, loop)
-        return _sum_of_lanes(builder, result)
-
-    return signature, generate
-
-
-@intrinsic
 def bits_of(context, value):  # type: ignore[no-untyped-def]
     """Return the 32 bits of a float32 as an int32."""
 
@@ -177,6 +167,16 @@ def float_of(context, bits):  # type: ignore[no-untyped-def]
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def pointer_to(context, address):  # type: ignore[no-untyped-def]
+    """Return an address as a pointer, for `carray`."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], _I8.as_pointer())
+
+    return types.voidptr(types.int64), generate
 
 
 @intrinsic
@@ -205,7 +205,7 @@ def lowest_bit(context, word):  # type: ignore[no-untyped-def]
 
 def _dot(builder: Any, form: Any, sums: _Value, unsigned: _Value, signed: _Value) -> _Value:
     """Add to each of 16 sums the products of four unsigned and four signed bytes."""
-    if form.instance_class is Vnni:
+    if isinstance(form, types.Integer):
         return _vnni_dot(builder, sums, unsigned, signed)
     low = ir.Constant(_SUMS, [0x00FF00FF] * LANES)
     eight = ir.Constant(_SUMS, [8] * LANES)
@@ -231,22 +231,6 @@ def _pairs(builder: Any, left: _Value, right: _Value) -> _Value:
         for first in (0, 1)
     )
     return builder.add(even, odd)
-
-
-def _sum_of_lanes(builder: Any, lanes: _Value) -> _Value:
-    """Add the upper half of the lanes to the lower half until one is left."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        nothing = ir.Constant(lanes.type, ir.Undefined)
-        halves = (
-            builder.shuffle_vector(
-                lanes, nothing, ir.Constant(ir.VectorType(_I32, width), list(range(first, first + width)))
-            )
-            for first in (0, width)
-        )
-        lanes = builder.fadd(*halves)
-    return builder.extract_element(lanes, _I32(0))
 
 
 def _vnni_dot(builder: Any, sums: _Value, unsigned: _Value, signed: _Value) -> _Value:

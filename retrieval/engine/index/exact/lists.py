@@ -19,15 +19,16 @@ Vectors = NDArray[np.float32]
 _PER_LIST, _MOST_LISTS = 200, 1024
 _ROUNDS, _SAMPLE_PER_LIST = 6, 64
 _TILE = 1 << 13
+_SAME = 1 - 1e-6  # norms that differ by less are rounded up to one number, so that one angle serves all lists
 _TINY = 1e-300  # keeps a vector of zeros from dividing by 0; its angle is then a right one
 
 
 class Lists(NamedTuple):
     """The lists of a gallery in index order: l lists, s segments. A segment is the part of one list in one block.
 
-    centres: [l, d] float32, unit rows. angles: [l, 4] float64: cosine and sine of the smallest angle of the list, then
-    of the largest. limits: [l, 2] float64: its largest norm and its largest offset. first_blocks, first_segments:
-    [l + 1] int64. segments: [s, 2] float32: the smallest and the largest angle of each segment, rounded outwards.
+    centres: [l, d] float32, unit rows. angles: [4, l] float64: cosine and sine of the smallest angle of the list, then
+    of the largest. limits: [2, l] float64: its largest norm and its largest offset. first_blocks, first_segments:
+    [l + 1] int64. segments: [2, s] float32: the smallest and the largest angle of each segment, rounded outwards.
     No list at all: every block is scanned.
     """
 
@@ -43,11 +44,11 @@ def no_lists(d: int) -> Lists:
     """Return the lists of a gallery that is scanned as a whole."""
     return Lists(
         centres=np.empty((0, d), np.float32),
-        angles=np.empty((0, 4)),
-        limits=np.empty((0, 2)),
+        angles=np.empty((4, 0)),
+        limits=np.empty((2, 0)),
         first_blocks=np.zeros(1, np.int64),
         first_segments=np.zeros(1, np.int64),
-        segments=np.empty((0, 2), np.float32),
+        segments=np.empty((2, 0), np.float32),
     )
 
 
@@ -68,13 +69,14 @@ def sort_into_lists(
     angles, norms = angles[order], norms[order]
     lowest, highest = angles[starts[:-1]], angles[starts[1:] - 1]
     largest_offsets = np.maximum.reduceat(offsets[order].astype(np.float64), starts[:-1]) if len(offsets) else 0.0
-    limits = np.empty((len(kept), 2))
-    limits[:, 0] = np.maximum.reduceat(norms, starts[:-1])
-    limits[:, 1] = largest_offsets
+    limits = np.empty((2, len(kept)))
+    limits[0] = np.maximum.reduceat(norms, starts[:-1])
+    limits[0, limits[0] > _SAME * norms.max()] = norms.max()
+    limits[1] = largest_offsets
     segments, first_segments = _segments(angles, starts)
     return order, Lists(
         centres=centres[kept],
-        angles=np.stack([np.cos(lowest), np.sin(lowest), np.cos(highest), np.sin(highest)], axis=1),
+        angles=np.stack([np.cos(lowest), np.sin(lowest), np.cos(highest), np.sin(highest)]),
         limits=limits,
         first_blocks=starts // BLOCK,
         first_segments=first_segments,
@@ -85,9 +87,9 @@ def sort_into_lists(
 def _segments(angles: NDArray[np.float64], starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the smallest and the largest angle of each list in each of its blocks, and where each list begins."""
     bounds = np.union1d(starts, np.arange(0, starts[-1], BLOCK))
-    segments = np.empty((len(bounds) - 1, 2), np.float32)
-    segments[:, 0] = np.nextafter(angles[bounds[:-1]].astype(np.float32), np.float32(-1))
-    segments[:, 1] = np.nextafter(angles[bounds[1:] - 1].astype(np.float32), np.float32(9))
+    segments = np.empty((2, len(bounds) - 1), np.float32)
+    segments[0] = np.nextafter(angles[bounds[:-1]].astype(np.float32), np.float32(-1))
+    segments[1] = np.nextafter(angles[bounds[1:] - 1].astype(np.float32), np.float32(9))
     return segments, np.searchsorted(bounds, starts)
 
 

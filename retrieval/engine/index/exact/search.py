@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import float32_at_least
+from retrieval.engine.index.exact.hits import FEW, grouped, read_keys
 from retrieval.engine.index.exact.instructions import BLOCK, GROUP, Form
-from retrieval.engine.index.exact.kernels import (
-    ROOM,
-    Gallery,
-    Room,
-    find_ranges,
-    read_keys,
-    search_singly,
-    search_together,
-)
+from retrieval.engine.index.exact.kernels import DONE, NOT_FINITE, ROOM, search
 from retrieval.engine.index.exact.layout import as_queries
 from retrieval.engine.index.exact.lists import Lists
+from retrieval.engine.index.exact.table import Gallery, Room, Table, table_of
+from retrieval.engine.index.index import check_vectors
 
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Found = tuple[NDArray[np.int64], Vectors]
 
-_SINGLY_BELOW = 0.35  # share of the blocks that single queries may visit and still be faster than a pass for four
 _AT_ONCE = 4 * BLOCK  # vectors of a self-join that are queries together
 _ALL = np.empty(0, np.bool_)
 _scratch = threading.local()
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
     """A gallery that can be searched: its codes, its lists, and the row of each position ([0]: they are the same)."""
 
     gallery: Gallery
     lists: Lists
     rows: NDArray[np.int32]
+    table: Table = field(init=False)
+    whole: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", table_of(*self.gallery, *self.lists, self.rows))
+        object.__setattr__(self, "whole", np.array([0, len(self.gallery.blocks), 0, 1]))
 
 
 class Matches(NamedTuple):
@@ -49,13 +51,50 @@ class Matches(NamedTuple):
     queries: NDArray[np.int32]
     keys: NDArray[np.int64]
 
-    def of_each(self, n_queries: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    def of_each(self, n_queries: int) -> list[Found]:
         """Return the rows and the scores of each query: best first, equal scores by row."""
-        if n_queries == 1:
-            return [read_keys(np.sort(self.keys))]
-        order = np.argsort(self.queries, kind="stable")
-        keys, ends = self.keys[order], np.searchsorted(self.queries[order], np.arange(n_queries + 1))
-        return [read_keys(np.sort(keys[start:end])) for start, end in itertools.pairwise(ends)]
+        return _in_order(*grouped(self.queries, self.keys, len(self.keys), n_queries))
+
+
+class _Scratch(NamedTuple):
+    """What a thread needs to search, kept from call to call."""
+
+    room: Room
+    table: Table
+    progress: NDArray[np.int64]
+
+
+def above(
+    form: Form, encoded: Encoded, queries: Vectors, threshold: float, allowed: Mask | None = None, *, n_threads: int = 1
+) -> list[Found]:
+    """Return the rows and the scores of all hits of each query [q, D] float32: best first, equal scores by row.
+
+    Raises InvalidEmbeddings if a value is not finite. allowed, n_threads: as `find` takes them.
+    """
+    if n_threads > 1:
+        return find(form, encoded, queries, threshold, allowed, n_threads=n_threads).of_each(len(queries))
+    rows, limits, scratch = encoded.gallery.rows, _limits(threshold), _own_scratch()
+    mask = _ALL if allowed is None else allowed
+    scratch.progress[:] = 0
+    keys, ends = search(
+        form.form, encoded.table, rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
+    )
+    if scratch.progress[0] == DONE:
+        return _in_order(keys, ends)
+    return find(form, encoded, queries, threshold, allowed).of_each(len(queries))
+
+
+def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
+    """Return the rows and the scores of each query from grouped keys."""
+    stops = ends.tolist()
+    starts = [0, *stops[:-1]]
+    for start, stop in zip(starts, stops, strict=True):
+        if stop - start > FEW:
+            keys[start:stop].sort()
+    rows, scores = read_keys(keys)
+    if len(stops) == 1:
+        return [(rows, scores)]
+    return [(rows[start:stop], scores[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
 
 def find(
@@ -63,25 +102,27 @@ def find(
 ) -> Matches:
     """Return everything with `score >= threshold` for queries [q, D] float32.
 
-    allowed: [n], the rows that may be found; None: all. n_threads: a batch is shared out by queries, and a query by
-    blocks.
+    allowed: [n], the rows that may be found; None: all. n_threads: a batch is shared out by queries, and a query by the
+    blocks that it visits. Raises InvalidEmbeddings if a value is not finite.
     """
-    limits, end = _limits(threshold), len(encoded.gallery.blocks)
+    limits, (start, end, _, _) = _limits(threshold), encoded.whole
     mask = _ALL if allowed is None else allowed
     if n_threads == 1:
-        return _find(form, encoded, queries, mask, limits, (0, end))
+        return _find(form, encoded, queries, mask, limits, encoded.whole)
     by_queries = len(queries) >= n_threads
-    bounds = np.linspace(0, len(queries) if by_queries else end, n_threads + 1).astype(int).tolist()
+    bounds = np.linspace(0, len(queries), n_threads + 1).astype(int).tolist()
 
-    def share(first: int, last: int) -> Matches:
+    def share(number: int) -> Matches:
         if not by_queries:
-            return _find(form, encoded, queries, mask, limits, (first, last))
-        found = _find(form, encoded, queries[first:last], mask, limits, (0, end))
+            part = np.array([start, end, number, n_threads])
+            return _find(form, encoded, queries, mask, limits, part)
+        first = bounds[number]
+        found = _find(form, encoded, queries[first : bounds[number + 1]], mask, limits, encoded.whole)
         return found._replace(queries=found.queries + np.int32(first))
 
     with ThreadPoolExecutor(n_threads - 1) as pool:
-        others = [pool.submit(share, *part) for part in itertools.pairwise(bounds[1:])]
-        return _joined([share(*bounds[:2]), *(other.result() for other in others)])
+        others = [pool.submit(share, number) for number in range(1, n_threads)]
+        return _joined([share(0), *(other.result() for other in others)])
 
 
 def _find(
@@ -89,20 +130,19 @@ def _find(
     encoded: Encoded,
     queries: Vectors,
     allowed: Mask,
-    limits: tuple[np.float32, float],
-    part: tuple[int, int],
+    limits: NDArray[np.float64],
+    part: NDArray[np.int64],
 ) -> Matches:
-    """Return what is found in a part of the blocks: the first, and the one after the last."""
-    gallery, lists, order = encoded
-    together = len(queries) > 1 and _share(encoded, queries[:GROUP], limits[1], part) >= _SINGLY_BELOW
-    room, progress = _room(), np.zeros(2, np.int64)
+    """Return what is found in a part of the blocks, as `search` takes it."""
+    rows, scratch = encoded.gallery.rows, _own_scratch()
+    room, progress = scratch.room, scratch.progress
+    progress[:] = 0
     found: list[Matches] = []
     while progress[0] >= 0:
-        if together:
-            n = search_together(form, gallery, order, queries, allowed, limits, part, room, progress)
-        else:
-            n = search_singly(form, gallery, lists, order, queries, allowed, limits, part, room, progress)
-        found.append(Matches(room.queries[:n].copy(), room.keys[:n].copy()))
+        keys, _ = search(form.form, encoded.table, rows, queries, allowed, limits, part, scratch.table, progress)
+        found.append(Matches(room.queries[: len(keys)].copy(), room.keys[: len(keys)].copy()))
+    if progress[0] == NOT_FINITE:
+        check_vectors(queries, queries.shape[1])
     return _joined(found)
 
 
@@ -116,11 +156,12 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
     The lower row, which comes first, is the query. Each part of the result belongs to some hundred vectors.
     """
     limits, order, rows = _limits(threshold), encoded.rows, encoded.gallery.rows
-    end = len(encoded.gallery.blocks)
-    in_order = encoded._replace(rows=order[:0])
+    in_order = replace(encoded, rows=order[:0])
+    part = encoded.whole.copy()
     for start in range(0, len(rows), _AT_ONCE):
-        queries = as_queries(rows[start : start + _AT_ONCE])
-        found = _find(form, in_order, queries, _ALL, limits, (start // BLOCK, end))
+        queries = as_queries(rows[start : start + _AT_ONCE], offset=len(encoded.gallery.offsets) > 0)
+        part[0] = start // BLOCK
+        found = _find(form, in_order, queries, _ALL, limits, part)
         positions, scores = read_keys(found.keys)
         first = found.queries.astype(np.int64) + start
         later = positions > first
@@ -131,28 +172,17 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
 
 
 @functools.lru_cache(maxsize=64)
-def _limits(threshold: float) -> tuple[np.float32, float]:
+def _limits(threshold: float) -> NDArray[np.float64]:
     """Return the lowest float32 score that reaches a threshold, and the float32 before it."""
     (reached,) = float32_at_least(np.array([threshold]))
-    return reached, float(np.nextafter(reached, np.float32(-np.inf)))
+    return np.array([reached, np.nextafter(reached, np.float32(-np.inf))], np.float64)
 
 
-def _share(encoded: Encoded, queries: Vectors, lowest: float, part: tuple[int, int]) -> float:
-    """Return the share of the blocks of a part that the queries visit one by one."""
-    if not len(encoded.lists.centres):
-        return 1.0
-    ranges = np.empty((len(encoded.lists.centres) + 1, 2), np.int64)
-    visited = 0
-    for query in queries:
-        n = find_ranges(encoded.lists, query, lowest, len(encoded.gallery.offsets) > 0, *part, ranges)
-        visited += int((ranges[:n, 1] - ranges[:n, 0]).sum())
-    return visited / max(1, (part[1] - part[0]) * len(queries))
-
-
-def _room() -> Room:
-    """Return the room of this thread."""
-    if not hasattr(_scratch, "room"):
+def _own_scratch() -> _Scratch:
+    """Return what this thread searches with."""
+    if not hasattr(_scratch, "kept"):
         hits = 2 * ROOM
-        _scratch.room = Room(np.empty(hits, np.int32), np.empty(hits, np.int64), np.empty((GROUP, ROOM), np.int32))
-    room: Room = _scratch.room
-    return room
+        room = Room(np.empty(hits, np.int32), np.empty(hits, np.int64), np.empty((GROUP, ROOM), np.int32))
+        _scratch.kept = _Scratch(room, table_of(*room), np.zeros(2, np.int64))
+    kept: _Scratch = _scratch.kept
+    return kept

@@ -10,29 +10,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.engine.index.exact import kernels
+from retrieval.engine.index.exact.hits import read_keys
 from retrieval.engine.index.exact.instructions import Form, Portable, Vnni, has_vnni
-from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset
+from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset, in_half
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
+from retrieval.engine.index.exact.ranges import find_ranges
 from retrieval.engine.index.exact.search import Encoded, Matches, find, pairs
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import InvalidEmbeddings
-from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, scores, unit
+from tests.engine.index.exact.galleries import KINDS, WITH_OFFSET, Vectors, queries_of, rounded, scores, unit
 
 FORMS: list[Form] = [Portable(), Vnni()] if has_vnni() else [Portable()]
 
 
-def encoded_as(vectors: Vectors, n_bytes: int, *, lists: bool) -> Encoded:
+def encoded_as(vectors: Vectors, n_bytes: int, *, lists: bool, half: bool = False) -> Encoded:
+    """Return the encoded gallery; half: stored in float16, which its numbers must fit."""
     offset = has_offset(vectors)
     own = vectors[:, :-2] if offset else vectors
     basis = directions(own)
+    stored = in_half(vectors) if half else vectors
     if not lists:
-        return Encoded(encode(vectors, basis, n_bytes), no_lists(own.shape[1]), np.empty(0, np.int32))
+        return Encoded(encode(stored, basis, n_bytes), no_lists(own.shape[1]), np.empty(0, np.int32))
     order, sorted_lists = sort_into_lists(own, vectors[:, -1] if offset else vectors[:0, -1])
-    return Encoded(encode(vectors[order], basis, n_bytes), sorted_lists, order)
+    return Encoded(encode(stored[order], basis, n_bytes), sorted_lists, order)
 
 
 def as_set(found: Matches) -> set[tuple[int, int, float]]:
-    rows, values = kernels.read_keys(found.keys)
+    rows, values = read_keys(found.keys)
     queries = found.queries
     listed = list(zip(queries.tolist(), rows.tolist(), values.tolist(), strict=True))
     assert len(set(listed)) == len(listed), "a match is found twice"
@@ -49,18 +53,20 @@ def expected(all_scores: np.ndarray, threshold: float) -> set[tuple[int, int, fl
     n=st.integers(1, 300),
     d=st.integers(1, 90),
     n_bytes=st.sampled_from([4, 16, 32, 128]),
-    lists=st.booleans(),
+    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
     seed=st.integers(0, 10_000),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_finds_what_brute_force_finds(
-    kind: str, n: int, d: int, n_bytes: int, lists: bool, seed: int, data: st.DataObject
+    kind: str, n: int, d: int, n_bytes: int, options: dict[str, bool], seed: int, data: st.DataObject
 ) -> None:
     """Thresholds are fixed ones, and scores that occur: a score equal to the threshold is a match."""
     rng = np.random.default_rng(seed)
     vectors = KINDS[kind](n, d, rng)
     queries = queries_of(vectors, kind, data.draw(st.integers(1, 9)), rng)
+    if options["half"]:
+        vectors = rounded(vectors)
     all_scores = scores(vectors, queries)
     threshold = data.draw(
         st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, np.inf])
@@ -68,7 +74,7 @@ def test_finds_what_brute_force_finds(
             lambda score: st.sampled_from([score, np.nextafter(score, np.inf), np.nextafter(score, -np.inf)])
         )
     )
-    encoded = encoded_as(vectors, n_bytes, lists=lists)
+    encoded = encoded_as(vectors, n_bytes, **options)
     wanted = expected(all_scores, threshold)
     for form in FORMS:
         assert as_set(find(form, encoded, queries, threshold)) == wanted
@@ -85,20 +91,23 @@ def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: 
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
         found = find(FORMS[-1], encoded, queries, -2.0)
-        rows, _ = kernels.read_keys(found.keys)
+        rows, _ = read_keys(found.keys)
         assert len(rows) == n * len(queries)
         assert np.array_equal(np.sort(found.queries * np.int64(n) + rows), np.arange(n * len(queries)))
 
 
 @given(
-    n=st.integers(1, 400), share=st.sampled_from([0.0, 0.003, 0.5, 1.0]), lists=st.booleans(), seed=st.integers(0, 99)
+    n=st.integers(1, 400),
+    share=st.sampled_from([0.0, 0.003, 0.5, 1.0]),
+    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
+    seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
-def test_only_allowed_rows_are_found(n: int, share: float, lists: bool, seed: int) -> None:
+@settings(max_examples=60, deadline=None)
+def test_only_allowed_rows_are_found(n: int, share: float, options: dict[str, bool], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    vectors = KINDS["clustered"](n, 20, rng)
+    vectors = rounded(KINDS["clustered"](n, 20, rng))
     allowed = rng.random(n) < share
-    encoded = encoded_as(vectors, 16, lists=lists)
+    encoded = encoded_as(vectors, 16, **options)
     wanted = {hit for hit in expected(scores(vectors, vectors[:6]), 0.4) if allowed[hit[1]]}
     assert as_set(find(FORMS[-1], encoded, vectors[:6], 0.4, allowed)) == wanted
 
@@ -107,18 +116,22 @@ def test_only_allowed_rows_are_found(n: int, share: float, lists: bool, seed: in
     kind=st.sampled_from(sorted(KINDS)),
     n=st.integers(1, 400),
     d=st.integers(1, 40),
-    lists=st.booleans(),
+    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
-def test_pairs_are_those_of_brute_force(kind: str, n: int, d: int, lists: bool, data: st.DataObject) -> None:
+@settings(max_examples=80, deadline=None)
+def test_pairs_are_those_of_brute_force(
+    kind: str, n: int, d: int, options: dict[str, bool], data: st.DataObject
+) -> None:
     vectors = KINDS[kind](n, d, np.random.default_rng(data.draw(st.integers(0, 999))))
-    queries = as_queries(vectors) if kind == "offset" else vectors
+    if options["half"]:
+        vectors = rounded(vectors)
+    queries = as_queries(vectors, offset=kind in WITH_OFFSET)
     all_scores = scores(vectors, queries)
     first, second = np.triu_indices(n, 1)
     threshold = data.draw(st.sampled_from([-np.inf, 0.5, *map(float, all_scores.ravel()[:50])]))
     reach = all_scores[first, second].astype(np.float64) >= threshold
-    parts = list(pairs(FORMS[-1], encoded_as(vectors, 16, lists=lists), threshold))
+    parts = list(pairs(FORMS[-1], encoded_as(vectors, 16, **options), threshold))
     found = [
         (*pair, score) for both, values in parts for pair, score in zip(both.tolist(), values.tolist(), strict=True)
     ]
@@ -127,11 +140,23 @@ def test_pairs_are_those_of_brute_force(kind: str, n: int, d: int, lists: bool, 
     assert all(score == all_scores[i, j] for i, j, score in found)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("n_others", [0, 256])
+def test_pairs_of_vectors_that_look_like_ones_with_an_offset(n_others: int, axis: int) -> None:
+    """The last vectors, or all, have a 1 in the last column but one, as a gallery with an offset has everywhere."""
+    axes = np.eye(4, dtype=np.float32)
+    vectors = np.concatenate([np.repeat(axes[:1], n_others, axis=0), np.repeat(axes[axis : axis + 1], 3, axis=0)])
+    found = [tuple(pair) for both, _ in ExactIndex.build(vectors).pairs_above(0.5) for pair in both.tolist()]
+    assert len(found) == n_others * (n_others - 1) // 2 + 3
+    assert {(n_others, n_others + 1), (n_others, n_others + 2), (n_others + 1, n_others + 2)} <= set(found)
+
+
 @pytest.mark.parametrize("n_threads", [2, 3])
 @pytest.mark.parametrize("lists", [False, True])
-def test_threads_find_the_same(n_threads: int, lists: bool) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_threads_find_the_same(n_threads: int, lists: bool, half: bool) -> None:
     vectors = KINDS["clustered"](900, 20, np.random.default_rng(4))
-    encoded = encoded_as(vectors, 16, lists=lists)
+    encoded = encoded_as(vectors, 16, lists=lists, half=half)
     for n_queries in (1, 2, 7):
         alone, shared = (find(FORMS[-1], encoded, vectors[:n_queries], 0.5, n_threads=n) for n in (1, n_threads))
         assert as_set(alone) == as_set(shared)
@@ -139,10 +164,14 @@ def test_threads_find_the_same(n_threads: int, lists: bool) -> None:
 
 @pytest.mark.parametrize("d", [2, 3, 17, 128, 512, 1536])
 @pytest.mark.parametrize("kind", ["clustered", "offset"])
-def test_every_dimension(d: int, kind: str) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_every_dimension(d: int, kind: str, half: bool) -> None:
     vectors = KINDS[kind](500, d, np.random.default_rng(d))
-    index = ExactIndex.build(vectors, threshold=0.3)
+    vectors[:, -1] = vectors[:, -1].clip(-100, 100)
+    index = ExactIndex.build(vectors, threshold=0.3, half=half)
     queries = queries_of(vectors, kind, 5, np.random.default_rng(1))
+    if half:
+        vectors = rounded(vectors)
     found = index.above(queries, 0.3)
     for number, hits in enumerate(found):
         row_scores = scores(vectors, queries[number : number + 1])[0]
@@ -158,7 +187,7 @@ def test_lists_skip_blocks_without_missing_anything() -> None:
     vectors = KINDS["clustered"](20_000, 24, rng)
     encoded = encoded_as(vectors, 16, lists=True)
     ranges = np.empty((len(encoded.lists.centres) + 1, 2), np.int64)
-    n = kernels.find_ranges(encoded.lists, vectors[7], 0.97, False, 0, len(encoded.gallery.blocks), ranges)
+    n = find_ranges(encoded.lists, vectors[7], 0.97, False, 0, len(encoded.gallery.blocks), ranges)
     visited = (ranges[:n, 1] - ranges[:n, 0]).sum() / len(encoded.gallery.blocks)
     assert 0 < visited < 0.2
     wanted = expected(scores(vectors, vectors[:40]), 0.97)
@@ -219,7 +248,7 @@ def test_details_are_plain_values_that_say_what_was_chosen() -> None:
     assert details["complete"] is True
     assert details["bytes_at_level_1"] == index.choice.n_bytes
     assert details["lists"] == index.choice.n_lists
-    assert 0 < details["slack"] < 0.1
+    assert 0 < details["slack"] < 0.5
     assert details["expected_microseconds"] > 0
     assert 4 * 16 + 64 < details["bytes_per_vector"] < 4 * 16 + 64 + 128 + 100
 
