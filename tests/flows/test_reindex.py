@@ -442,8 +442,7 @@ def test_the_manifest_states_what_the_index_promises(run: Reindex, calibrated: S
     assert "measured_recall" not in exact.index_details
     graph = calibrated.snapshot_manifest("shop", run(few, index_spec="HNSW8,ef=40"))
     assert not graph.index_details["complete"]
-    measured = graph.index_details["measured_recall"]
-    assert measured["least"] == 0.9 <= measured["value"] == graph.index_recall
+    assert graph.index_details["measured_recall"]["least"] == 0.9 <= graph.index_recall
     assert "is missed" in graph.index_details["cannot_promise"]
 
 
