@@ -18,7 +18,7 @@ from typing import Any
 from retrieval.engine.index.open import warm
 
 COMMAND = Path(sys.executable).with_name("retrieval")
-_START_S = 60.0
+_START_S = 110.0  # the first start after a change compiles the search
 
 
 @dataclass(frozen=True)
