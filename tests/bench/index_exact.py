@@ -19,27 +19,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from retrieval.engine.index.exact_index import ExactIndex, warm
-from tests.bench.measuring.approximate import Opponent, candidates_of, fastest_approximate
-from tests.bench.measuring.brute_force import Difference, Truth, brute_force
+from tests.bench.measuring.brute_force import Difference, Truth
 from tests.bench.measuring.index_costs import BATCH, costs, on_disk, self_join_over_flat, two_threads
 from tests.bench.measuring.kept_sample import BUNDLE, FOLDER
-from tests.bench.measuring.regimes import REGIMES, Regime, Sources, make_regime, thresholds_of
+from tests.bench.measuring.prepared import Prepared, prepare
+from tests.bench.measuring.regimes import REGIMES, Sources, make_regime
 from tests.bench.measuring.shown import Shown
 
-Vectors = NDArray[np.float32]
-
-FARS = (1e-2, 1e-3, 1e-4, 1e-5)
-_STORED = 1.1  # the truth holds this much more than the highest FAR, so that a stored score lies below its threshold
 _OPEN_FAR, _JOIN_FAR = 1e-3, 1e-5
 _MOST_FOR_JOIN = 200_000  # its flat scan is quadratic
 _KEYS = (
@@ -67,12 +61,12 @@ def main() -> None:
             n_queries = max(options.checked, 2 * options.queries)
             n = options.n // 2 if options.quick and name == "head" else options.n  # four times the columns
             regime = make_regime(name, base, data, n=n, n_queries=n_queries, shown=shown)
-            found[name] = measure(name, regime, options, shown)
+            found[name] = measure(prepare(name, regime, options, shown), options, shown)
     first = next(iter(found.values()))
     top = {key: first[key] for key in _KEYS}
     for key in ("missed", "wrong"):
         top[key] = {far: sum(each[key][far] for each in found.values()) for far in first[key]}
-    print(json.dumps({"n": options.n, "checked": options.checked, **top, "regimes": found}))
+    print(json.dumps({"n": options.n, "half": options.half, "checked": options.checked, **top, "regimes": found}))
 
 
 def _options() -> argparse.Namespace:
@@ -87,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--head-embeddings", type=Path, help="your embeddings [n, d], .npy, for head")
     parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where icons are kept (default {FOLDER})")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help=f"model that embeds icons (default {BUNDLE})")
+    parser.add_argument("--half", action="store_true", help="the index stores float16; all compare those vectors")
     parser.add_argument("--no-hnsw", action="store_true", help="leave HNSW out: building it takes minutes at a million")
     options = parser.parse_args()
     quick = options.quick
@@ -98,62 +93,30 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def measure(name: str, regime: Regime, options: argparse.Namespace, shown: Shown) -> dict[str, Any]:
+def measure(prepared: Prepared, options: argparse.Namespace, shown: Shown) -> dict[str, Any]:
     """Return the figures of one regime, by FAR."""
-    queries, d = regime.queries, regime.gallery.shape[1]
-    flat = faiss.IndexFlatIP(d)
-    flat.add(regime.gallery)
-    # The copy of FAISS serves both, so that a million vectors are in memory once.
-    gallery = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * d).reshape(-1, d)
-    data = regime.data
-    del regime
-    faiss.cvar.distance_compute_blas_threshold = 16 * d
-    thresholds = thresholds_of(gallery, queries, [*FARS, FARS[0] * _STORED])
-    lowest = thresholds.pop(FARS[0] * _STORED)
-    known = queries[: max(options.checked, options.queries)]
-    truth = brute_force(gallery, known, lowest, shown.watch(f"{name}: brute force"))
-    opponents = _opponents(name, gallery, truth, thresholds, options, shown)
+    gallery, flat, timed = prepared.gallery, prepared.flat, prepared.timed
     warm()
-    timed = queries[-options.queries :]
     by_far: dict[str, dict[str, Any]] = {}
-    for far, threshold in thresholds.items():
+    for far, threshold in prepared.thresholds.items():
         started = time.thread_time()
-        exact = ExactIndex.build(gallery, threshold=threshold)
+        exact = ExactIndex.build(gallery, threshold=threshold, half=options.half)
         row: dict[str, Any] = {"build_cpu_s": round(time.thread_time() - started, 2)}
         row["bytes_per_vector"] = exact.details()["bytes_per_vector"]
-        row |= costs(exact, flat, opponents[threshold], timed, threshold, n_rounds=options.rounds)
-        difference = compare(exact, truth, threshold, options.checked, shown)
+        row |= costs(exact, flat, prepared.opponents[threshold], timed, threshold, n_rounds=options.rounds)
+        difference = compare(exact, prepared.truth, threshold, options.checked, shown)
         row |= {"missed": difference.missed, "wrong": difference.wrong, "answers": difference.answers}
         row |= {"matches": difference.matches, "choice": f"{exact.choice.n_bytes} bytes, {exact.choice.n_lists} lists"}
-        if not options.quick:  # of a small gallery, a second thread costs more than it saves
-            row["two_threads_over_one"] = two_threads(exact, timed, threshold, options.rounds)
+        row["two_threads_over_one"] = two_threads(exact, timed, threshold, options.rounds)
         if far == _OPEN_FAR:
             row["file"] = on_disk(exact)
-        if far == _JOIN_FAR and len(gallery) <= _MOST_FOR_JOIN and name != "cohort":
+        if far == _JOIN_FAR and len(gallery) <= _MOST_FOR_JOIN and prepared.name != "cohort":
             row["self_join_over_flat"] = self_join_over_flat(exact, flat, gallery, threshold)
         by_far[f"{far:g}"] = row
-        shown.line(f"{name}, FAR {far:g}: {row}")
+        shown.line(f"{prepared.name}, FAR {far:g}: {row}")
     keys = dict.fromkeys(key for row in by_far.values() for key in row)
     figures = {key: {far: row[key] for far, row in by_far.items() if key in row} for key in keys}
-    return {"data": data, "n": len(gallery), "d": d, **figures}
-
-
-def _opponents(
-    name: str,
-    gallery: Vectors,
-    truth: Truth,
-    thresholds: dict[float, float],
-    options: argparse.Namespace,
-    shown: Shown,
-) -> dict[float, list[Opponent]]:
-    """Return the fastest approximate indexes by threshold, tuned on the first queries."""
-    tuned_on = truth.queries[: options.queries]
-    truths: dict[float, Sequence[NDArray[np.int32]]] = {
-        threshold: [truth.expected(number, threshold) for number in range(len(tuned_on))]
-        for threshold in thresholds.values()
-    }
-    built = candidates_of(gallery, quick=options.quick, hnsw=not options.no_hnsw, has_offset=name == "cohort")
-    return fastest_approximate(tuned_on, truths, built, lambda text: shown.line(f"{name}: {text}"))
+    return {"data": prepared.data, "n": len(gallery), "d": gallery.shape[1], **figures}
 
 
 def compare(exact: ExactIndex, truth: Truth, threshold: float, n_checked: int, shown: Shown) -> Difference:

@@ -21,8 +21,11 @@ _BYTES = (8, 12, 16, 24, 32, 48, 64)
 _USUAL_BYTES = 16
 _SMALL = 4096  # vectors; fewer are scanned in microseconds however they are encoded
 _SAMPLE, _QUERIES, _ROUNDS = 1 << 16, 24, 3
+_ALL_OF = 1 << 17  # vectors; so many are all timed
 _GAIN = 0.9  # lists must cost at most this share of a scan of everything
-_APART = 2.2  # times what a block costs in a scan of everything, if blocks far from each other are visited
+# What a block costs over a scan of the sample, measured: if others between are skipped; if blocks come from memory, as
+# those of large galleries do.
+_APART, _FROM_MEMORY, _IN_CACHE = 2.2, 2.0, 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ def encode_best(stored: Stored, threshold: float | None, form: Form, *, seed: in
         encoded = Encoded(encode(stored, basis, _USUAL_BYTES), no_lists(d), np.empty(0, np.int32))
         return encoded, _choice(encoded, 0.0)
     offsets = vectors[:, -1] if d < vectors.shape[1] else vectors[:0, -1]
-    order, lists = sort_into_lists(vectors[:, :d], offsets, seed=seed)
+    order, lists = sort_into_lists(vectors[:, :d], offsets, basis=basis, seed=seed)
     if threshold is None:
         encoded = Encoded(encode(stored[order], basis, _USUAL_BYTES), lists, order)
         return encoded, _choice(encoded, 0.0)
@@ -91,7 +94,7 @@ class _Costs:
         form: Form,
     ) -> _Costs:
         """Time a sample of the gallery, and project to the whole. Each round starts without the sample in the cache."""
-        every = -(-len(stored) // _SAMPLE)
+        every = -(-len(stored) // _SAMPLE) if len(stored) > _ALL_OF else 1
         sample = stored[order[::every]]
         none = no_lists(len(basis)), np.empty(0, np.int32)
         encoded = {0: Encoded(encode(sample[:BLOCK], basis, _BYTES[0]), *none)}
@@ -103,7 +106,8 @@ class _Costs:
                 sample.sum()
                 rounds.setdefault((n_bytes, at), []).append(_seconds(form, encoded[n_bytes], queries, at))
         least = {key: min(values) for key, values in rounds.items()}
-        scan = {n_bytes: every * max(0.0, least[n_bytes, np.inf] - least[0, np.inf]) for n_bytes in _BYTES}
+        times = every * (_FROM_MEMORY if len(stored) > _IN_CACHE else 1)
+        scan = {n_bytes: times * max(0.0, least[n_bytes, np.inf] - least[0, np.inf]) for n_bytes in _BYTES}
         rest = {n_bytes: every * max(0.0, least[n_bytes, threshold] - least[n_bytes, np.inf]) for n_bytes in _BYTES}
         return cls(least[0, np.inf], scan, rest)
 

@@ -3,15 +3,17 @@
 Let <q, x> be the score of a query and a vector, t the threshold. Split off the offset columns if there are any: if the
 last but one column of the gallery is 1 throughout, a score is <q', x'> + q[-2] + q[-1] b with the offset b = x[-1].
 
-Level 1. B is a matrix of p orthonormal rows (the directions of most energy), y = B q, Y = B x. By Cauchy-Schwarz
-    <q, x> <= <y, Y> + |q - B'y| |x - B'Y|.
-With the scale g of the gallery and the step h of the query, Y = g c + e and y = h w + r for whole numbers c, w:
-    <y, Y> <= h g <w, c> + |r| max |g c| + |y| max |e|.
-The norms |x - B'Y| and the offsets are rounded up to whole steps, as one more dimension each. So the score is at most
-h g times one product of bytes, plus what is known for the query alone: a comparison with one whole number.
+Level 1 (`blocks.py`). B is a matrix of p orthonormal rows (the directions of most energy), y = B q, Y = B x. Codes of
+half a byte leave an error e: Y_i = a_i + g_i c_i + e_i. By Cauchy-Schwarz
+    <q, x> <= <y, a> + sum y_i g_i c_i + |y| |e| + |q - B'y| |x - B'Y|.
+The norms |e| and |x - B'Y| and the offsets are rounded up to whole steps, as one more code each. The factors y_i g_i
+are rounded to whole steps of the query. So the score is at most a step times one product of whole numbers, plus what is
+known for the query alone: a comparison with one whole number.
 
-Level 2, for what is left: the same with all dimensions of x itself. Not for vectors in float16: those take two bytes
-a dimension themselves, so that a bound with one byte saves little.
+Level 2, for what is left: x = g c + e with one byte a column and q = h w + r give
+    <q, x> <= h g <w, c> + |r| max |g c| + |q| max |e|.
+Not for vectors in float16: those take two bytes a dimension themselves, so that a bound with one byte saves little.
+
 Level 3, for what is left: the score, in float64, always added in the same order, rounded to float32.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,7 @@ def above(
         return find(form, encoded, queries, threshold, allowed, n_threads=n_threads).of_each(len(queries))
     rows, limits, scratch = encoded.gallery.rows, _limits(threshold), _own_scratch()
     mask = _ALL if allowed is None else allowed
-    scratch.progress[:] = 0
+    scratch.progress[0] = scratch.progress[1] = 0
     keys, ends = search(
         form.form, encoded.table, rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
     )
@@ -86,14 +87,16 @@ def above(
 
 def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
     """Return the rows and the scores of each query from grouped keys."""
+    if len(ends) == 1:
+        if len(keys) > FEW:
+            keys.sort()
+        return [read_keys(keys)]
     stops = ends.tolist()
     starts = [0, *stops[:-1]]
     for start, stop in zip(starts, stops, strict=True):
         if stop - start > FEW:
             keys[start:stop].sort()
     rows, scores = read_keys(keys)
-    if len(stops) == 1:
-        return [(rows, scores)]
     return [(rows[start:stop], scores[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
 
@@ -120,9 +123,17 @@ def find(
         found = _find(form, encoded, queries[first : bounds[number + 1]], mask, limits, encoded.whole)
         return found._replace(queries=found.queries + np.int32(first))
 
-    with ThreadPoolExecutor(n_threads - 1) as pool:
-        others = [pool.submit(share, number) for number in range(1, n_threads)]
-        return _joined([share(0), *(other.result() for other in others)])
+    others = [_pool(n_threads - 1).submit(share, number) for number in range(1, n_threads)]
+    return _joined([share(0), *(other.result() for other in others)])
+
+
+@functools.cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Return the threads that share searches: starting one takes as long as a search."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="exact-search")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads of a process stay in it
 
 
 def _find(

@@ -65,7 +65,7 @@ def test_it_takes_at_most_410_bytes_a_vector(threshold: float | None, kind: str)
     details = json.loads(json.dumps(ExactIndex.build(vectors, threshold=threshold, half=True).details()))
     assert details["originals"] == "float16"
     assert details["complete"] is True
-    assert 2 * 128 + 16 < details["bytes_per_vector"] <= 410
+    assert 2 * 128 + 8 < details["bytes_per_vector"] <= 410
 
 
 def test_a_number_that_is_too_large_is_refused() -> None:
