@@ -46,7 +46,8 @@ class SnapshotManifest:
     `shards`: keys of the stored embeddings, in vector order; with them a new score needs no new embedding.
     `failures`: id and reason of the first items left out; `n_failed` counts all of them.
     `files`: names and checksums. `dimension`: columns of the vectors in the index. `index_recall_low`, `high`: 95 %
-    interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise.
+    interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise; for one
+    that is not complete, how its recall was measured and the least that is published.
     `operating_point_id`: the one that was active when the snapshot was built. Earlier versions lack the last four.
     """
 

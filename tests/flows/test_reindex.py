@@ -434,6 +434,18 @@ def test_an_index_that_misses_matches_is_not_published(run: Reindex, calibrated:
     assert calibrated.current("shop") == before
 
 
+def test_the_manifest_states_what_the_index_promises(run: Reindex, calibrated: Store, few: Path) -> None:
+    """A complete one its choice and slack; an approximate one what it misses, and the recall that it had to have."""
+    exact = calibrated.snapshot_manifest("shop", run(few))
+    assert {"bytes_at_level_1", "lists", "slack", "expected_microseconds"} <= set(exact.index_details)
+    assert exact.index_details["complete"]
+    assert "measured_recall" not in exact.index_details
+    graph = calibrated.snapshot_manifest("shop", run(few, index_spec="HNSW8,ef=40"))
+    assert not graph.index_details["complete"]
+    assert graph.index_details["measured_recall"]["least"] == 0.9 <= graph.index_recall
+    assert "is missed" in graph.index_details["cannot_promise"]
+
+
 # which bundle
 
 

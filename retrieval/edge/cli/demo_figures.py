@@ -29,7 +29,9 @@ class TriedTarget:
     point: dict[str, Any]
 
 
-def figures(trial: TriedTarget, report: dict[str, Any], queries: dict[str, Any]) -> dict[str, Any]:
+def figures(
+    trial: TriedTarget, report: dict[str, Any], queries: dict[str, Any], snapshot: dict[str, Any]
+) -> dict[str, Any]:
     """Return what calibration, search and audit found at one threshold."""
     return {
         "target": trial.target,
@@ -46,6 +48,7 @@ def figures(trial: TriedTarget, report: dict[str, Any], queries: dict[str, Any])
         "tar_promised": _ends(report["tar_promised"]),
         "n_new_classes": report["n_classes"],
         "n_new_images": report["n_images"],
+        "index": {"spec": snapshot["index_spec"], **snapshot["index_details"]},
         "queries": queries,
         "verdict": report["verdict"],
         "contact_sheet": str(trial.sheet),
@@ -91,6 +94,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("R@1", f"{found['r_at_1']:.3f}"),
         ("OPIS, FAR 1e-2 to 1e-1", _sentence(found["opis"])),
         ("OPIS around the target", _sentence(found["opis_target"]) if found["opis_target"] else "unknown"),
+        ("index", f"{found['index']['spec']}, {'complete' if found['index'].get('complete') else 'approximate'}"),
         ("queries", f"{queries['n_queries']}, of which {queries['n_without_match']} have no match"),
         ("matches right", f"{queries['matches_right'] or 0:.1%}, first ones {queries['first_match_right'] or 0:.1%}"),
         ("verdict", found["verdict"]),

@@ -19,7 +19,7 @@ from retrieval.edge.cli.options import (
     connected,
     report_passed_over,
 )
-from retrieval.edge.cli.replies import as_dict, followed, print_job
+from retrieval.edge.cli.replies import as_dict, choice_of, followed, print_job, recall_of
 from retrieval.terminal import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
 ) -> None:
     """Embed the images of a manifest, build an index and make it live.
 
-    At the end, prints the numbers of indexed and of unreadable images, and the recall of the index.
+    At the end, prints the numbers of indexed and of unreadable images, whether the index is complete or its measured
+    recall, and what it chose.
     """
     check_early(manifest, urls=embedded, index=index)
     wanted: dict[str, Any] = {
@@ -98,15 +99,15 @@ def _print_snapshot(snapshot: "Snapshot") -> None:
         err.print(f"left out {item}: {reason}", markup=False)
     if snapshot.n_failed > _NAMED_FAILURES:
         err.print(f"left out {snapshot.n_failed - _NAMED_FAILURES:,} more: see `retrieval snapshots list --json`")
-    recall = f"{snapshot.index_recall:.3f}"
-    if snapshot.index_recall_low < snapshot.index_recall_high:
-        recall += f" (95 % interval {snapshot.index_recall_low:.3f} to {snapshot.index_recall_high:.3f})"
+    index = f"index {snapshot.index_spec}"
     out.print(
-        f"reindex of {snapshot.catalog} done: {snapshot.n_items:,} items, {snapshot.n_failed:,} failed, index "
-        f"{snapshot.index_spec} with recall {recall}, snapshot {snapshot.id}",
+        f"reindex of {snapshot.catalog} done: {snapshot.n_items:,} items, {snapshot.n_failed:,} failed, "
+        f"{index} ({recall_of(snapshot)}), snapshot {snapshot.id}",
         markup=False,
         highlight=False,
     )
+    if chosen := choice_of(snapshot):
+        out.print(f"{index}: {chosen}", markup=False, highlight=False)
 
 
 def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job, Snapshot]":

@@ -1,5 +1,7 @@
 """Show the server's replies as JSON and as short lines."""
 
+import json
+import math
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,11 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
 
+    from retrieval.v1.catalogs_pb2 import Snapshot
     from retrieval.v1.jobs_pb2 import Job
 
 
+_JSON_TEXT = "index_details"  # the one field whose text is JSON itself
 _NOT_A_NUMBER = frozenset({"NaN", "Infinity", "-Infinity"})  # what protobuf writes where JSON has no number
 
 
@@ -22,7 +26,8 @@ def as_dict(message: "Message") -> dict[str, Any]:
     """Return a message as plain JSON, fields named as in the .proto files, unset ones included.
 
     Numbers are numbers, also those that protobuf's own JSON writes as text (64-bit integers), and null if they are not
-    finite. A value of an enum is its name in lower case without the name of the enum: `passed`, `succeeded`.
+    finite. A value of an enum is its name in lower case without the name of the enum: `passed`, `succeeded`. Text that
+    is JSON becomes a part of this JSON.
     """
     from google.protobuf.json_format import MessageToDict
 
@@ -51,6 +56,8 @@ def _plain_value(value: Any, field: Any) -> Any:
         return _without_prefix(value, field.enum_type.name)
     if field.type in {field.TYPE_FLOAT, field.TYPE_DOUBLE}:
         return None if value in _NOT_A_NUMBER else value
+    if field.name == _JSON_TEXT:
+        return json.loads(value or "{}")
     is_whole = field.cpp_type in {field.CPPTYPE_INT64, field.CPPTYPE_UINT64}
     return int(value) if is_whole else value
 
@@ -66,6 +73,40 @@ def name_of(message: "Message", field: str) -> str:
     descriptor: Any = message.DESCRIPTOR.fields_by_name[field].enum_type
     value = descriptor.values_by_number.get(getattr(message, field))
     return "unknown" if value is None else _without_prefix(value.name, descriptor.name)
+
+
+def recall_of(snapshot: "Snapshot") -> str:
+    """Return the share of the matches that an index finds: `complete`, or a measured one with its interval."""
+    if json.loads(snapshot.index_details or "{}").get("complete"):
+        return "complete"
+    recall = f"recall {_rounded_down(snapshot.index_recall)}"
+    if snapshot.index_recall_low < snapshot.index_recall_high:
+        low, high = _rounded_down(snapshot.index_recall_low), -_thousandths(-snapshot.index_recall_high) / 1000
+        recall += f", 95 %: {low} to {high:.3f}"
+    return recall
+
+
+def choice_of(snapshot: "Snapshot") -> str:
+    """Return what an index chose when it was built, or what it cannot promise; empty if it states neither."""
+    details = json.loads(snapshot.index_details or "{}")
+    if "cannot_promise" in details:
+        return f"not complete: {details['cannot_promise']}"
+    if "bytes_at_level_1" not in details:
+        return ""
+    lists = f"{details['lists']:,} lists" if details["lists"] else "no lists"
+    chosen = f"scans {details['bytes_at_level_1']} of {details['bytes_per_vector']:g} bytes a vector, {lists}"
+    cost = details["expected_microseconds"]
+    return f"{chosen}; a query took {cost:g} microseconds of CPU time" if cost else chosen
+
+
+def _rounded_down(share: float) -> str:
+    """Return a share with three decimals, so that only 1 is shown as 1."""
+    return f"{_thousandths(share) / 1000:.3f}"
+
+
+def _thousandths(share: float) -> int:
+    """Return the thousandths of a share, rounded down; messages have float32, where 0.95 is 0.94999999."""
+    return math.floor(round(1000 * share, 3))
 
 
 def print_job(job: "Job", as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected
-from retrieval.edge.cli.replies import as_dict, moment, report_damaged
+from retrieval.edge.cli.replies import as_dict, moment, recall_of, report_damaged
 from retrieval.terminal import out, print_json, print_table
 
 
@@ -25,7 +25,7 @@ def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = Fa
             s.n_items,
             s.n_failed,
             s.index_spec,
-            f"{s.index_recall:.3f}",
+            recall_of(s).removeprefix("recall "),
             moment(s.created_at),
         )
         if not s.problem

@@ -51,6 +51,9 @@ def commands(target_of_report: dict[str, float]) -> Any:
         if command[1] == "search":
             return json.dumps({"summary": {"n_queries": 4, "n_without_match": 1, "matches_right": 0.75,
                                            "first_match_right": 1.0}})  # fmt: skip
+        if command[1] == "reindex":
+            details = {"complete": True, "expected_microseconds": 40.5}
+            return json.dumps({"snapshot": {"index_spec": "Exact", "index_details": details}})
         if command[1] == "audit":
             active = next(past[3] for past in reversed(ran) if past[1:3] == ("operating-points", "activate"))
             folder = Path(command[command.index("--report") + 1])
@@ -86,7 +89,8 @@ def test_both_targets_are_tried_and_shown_side_by_side(
     assert len({tried["contact_sheet"] for tried in found}) == len({tried["report"] for tried in found}) == 2
     activated = [command[3] for command in ran if command[1:3] == ("operating-points", "activate")]
     assert activated == ["far=0.01", shop]
+    assert found[1]["index"] == {"spec": "Exact", "complete": True, "expected_microseconds": 40.5}
     print_figures({**found[1], "loose": found[0], "seconds": line.seconds})
     shown = " ".join(capsys.readouterr().out.split())
-    for expected in (shop, "far=0.01", "0.0025, target 0.0025", "75.0%", "passed"):
+    for expected in (shop, "far=0.01", "0.0025, target 0.0025", "75.0%", "passed", "Exact, complete"):
         assert expected in shown

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,21 +13,61 @@ from retrieval.edge.cli.reindex import _print_snapshot
 from retrieval.v1.audits_pb2 import VERDICT_PASSED, Audit
 from retrieval.v1.catalogs_pb2 import Snapshot
 
+EXACT = {
+    "complete": True, "bytes_at_level_1": 16, "lists": 0, "slack": 0.02, "bytes_per_vector": 660.2,
+    "expected_microseconds": 43.6,
+}  # fmt: skip
 
-def test_a_reindex_ends_with_items_failures_and_recall(capsys: pytest.CaptureFixture[str]) -> None:
+
+def printed(capsys: pytest.CaptureFixture[str], **fields: Any) -> tuple[list[str], str]:
+    """The lines that a reindex ends with, and what it prints on stderr."""
+    _print_snapshot(Snapshot(**{"id": "ab12", "catalog": "shoes", "n_items": 1234, "index_recall": 1, **fields}))
+    captured = capsys.readouterr()
+    return captured.out.splitlines(), captured.err
+
+
+def test_a_reindex_ends_with_items_failures_and_what_its_index_promises(capsys: pytest.CaptureFixture[str]) -> None:
     """The first failures are named on stderr, the others counted."""
     failures = {f"item {number}": "is no image" for number in range(7)}
-    _print_snapshot(
-        Snapshot(
-            id="ab12", catalog="shoes", n_items=1234, n_failed=7, failures=failures, index_spec="Flat", index_recall=1
-        )
-    )
-    captured = capsys.readouterr()
-    assert captured.out == (
-        "reindex of shoes done: 1,234 items, 7 failed, index Flat with recall 1.000, snapshot ab12\n"
-    )
-    assert captured.err.count("is no image") == 5
-    assert "left out 2 more" in captured.err
+    lines, errors = printed(capsys, n_failed=7, failures=failures, index_spec="Exact", index_details=json.dumps(EXACT))
+    assert lines == [
+        "reindex of shoes done: 1,234 items, 7 failed, index Exact (complete), snapshot ab12",
+        "index Exact: scans 16 of 660.2 bytes a vector, no lists; a query took 43.6 microseconds of CPU time",
+    ]
+    assert errors.count("is no image") == 5
+    assert "left out 2 more" in errors
+
+
+def test_an_index_that_was_not_timed_states_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    details = json.dumps({**EXACT, "lists": 1024, "expected_microseconds": 0.0})
+    (_, chosen), _ = printed(capsys, index_spec="Exact", index_details=details)
+    assert chosen == "index Exact: scans 16 of 660.2 bytes a vector, 1,024 lists"
+
+
+@pytest.mark.parametrize(
+    ("recall", "low", "high", "shown"),
+    [
+        (0.9996, 0.9899, 0.99999, "recall 0.999, 95 %: 0.989 to 1.000"),  # only a recall of 1 is shown as 1
+        (1, 0.932, 1, "recall 1.000, 95 %: 0.932 to 1.000"),
+        (1, 0, 1, "recall 1.000, 95 %: 0.000 to 1.000"),
+        (0.95, 0.95, 0.95, "recall 0.950"),  # of an earlier version, without an interval
+    ],
+)
+def test_an_approximate_index_states_its_recall_and_what_it_misses(
+    recall: float, low: float, high: float, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    details = {"complete": False, "cannot_promise": "a match in a list that is not looked at is missed"}
+    fields = {"index_recall": recall, "index_recall_low": low, "index_recall_high": high}
+    lines, _ = printed(capsys, index_spec="IVF16,nprobe=4", index_details=json.dumps(details), **fields)
+    assert lines == [
+        f"reindex of shoes done: 1,234 items, 0 failed, index IVF16,nprobe=4 ({shown}), snapshot ab12",
+        "index IVF16,nprobe=4: not complete: a match in a list that is not looked at is missed",
+    ]
+
+
+def test_a_snapshot_of_an_earlier_version_states_its_recall_only(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, _ = printed(capsys, index_spec="Flat")
+    assert lines == ["reindex of shoes done: 1,234 items, 0 failed, index Flat (recall 1.000), snapshot ab12"]
 
 
 def test_an_audit_names_the_copy_of_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

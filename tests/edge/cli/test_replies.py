@@ -38,6 +38,15 @@ def test_texts_stay_as_they_are() -> None:
     assert as_dict(snapshot)["failures"] == {"12": "34"}
 
 
+def test_json_within_a_text_becomes_a_part_of_the_json() -> None:
+    """What an index states about itself; nothing from a snapshot of an earlier version."""
+    details = {"complete": True, "lists": 1024, "slack": 0.25}
+    snapshots = [catalogs_pb2.Snapshot(index_details=text) for text in (json.dumps(details), "")]
+    assert [as_dict(snapshot)["index_details"] for snapshot in snapshots] == [details, {}]
+    listed = as_dict(catalogs_pb2.ListSnapshotsResponse(snapshots=snapshots))["snapshots"]
+    assert [snapshot["index_details"] for snapshot in listed] == [details, {}]
+
+
 def waiting(reason: str) -> jobs_pb2.Job:
     at = Timestamp()
     at.FromDatetime(datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC))

@@ -91,6 +91,15 @@ def test_equals_the_exact_index(kind: str, d: int, tmp_path: Path) -> None:
     )
 
 
+def test_vectors_of_16_bits_are_searched_too() -> None:
+    """The scores are those of the vectors that the index stores."""
+    vectors = KINDS["clustered"](500, 16, np.random.default_rng(0))
+    exact = ExactIndex.build(vectors, half=True)
+    index = GpuIndex(exact, CPU * 3, tile=64)
+    assert str(index.spec) == "Exact,fp16"
+    assert same(index.above(vectors[:70], 0.5), exact.above(vectors[:70], 0.5))
+
+
 def test_a_sorted_gallery_answers_with_the_rows_as_added(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ExactIndex` may keep its vectors in another order."""
     vectors = KINDS["clustered"](500, 16, np.random.default_rng(0))

@@ -113,5 +113,5 @@ def test_an_index_that_answers_otherwise_is_not_opened(text: str, tmp_path: Path
 def test_queries_of_a_gallery_with_an_offset() -> None:
     """The column of ones and the offset change places, as `contract/score.py` writes them."""
     vectors = with_offset(50, 6, np.random.default_rng(0))
-    own = np.diag(scores(vectors, as_queries(vectors)))
+    own = np.diag(scores(vectors, as_queries(vectors, offset=True)))
     np.testing.assert_allclose(own, (vectors[:, :6] ** 2).sum(axis=1) + 2 * vectors[:, -1], rtol=1e-5)

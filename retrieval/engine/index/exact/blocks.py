@@ -71,10 +71,10 @@ def encode_blocks(vectors: NDArray[np.floating], offsets: Vectors, basis: NDArra
         at = slice(tile.start // BLOCK, tile.start // BLOCK + len(codes) // BLOCK)
         blocks[at] = _packed(codes).reshape(-1, BLOCK, groups, 4).transpose(0, 2, 1, 3)
     lowest, highest = (float(offsets.min()), float(offsets.max())) if len(offsets) else (0.0, 0.0)
-    scales = [float(largest) / NORM_LEVELS or 1.0 for largest in (*norms.max(axis=1), highest - lowest)]
+    scales = [float(largest) / NORM_LEVELS for largest in (*norms.max(axis=1), highest - lowest)]
     for position, (values, scale) in enumerate(zip((*norms, offsets.astype(np.float64) - lowest), scales, strict=True)):
         if len(values):
-            _write(blocks, position, _up(values / scale))
+            _write(blocks, position, _up(values / (scale or 1.0)))
     return Blocks(
         blocks, basis, steps, (scales[0], scales[1], lowest, max(abs(lowest), abs(highest)), scales[2], length)
     )

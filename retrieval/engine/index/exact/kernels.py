@@ -19,7 +19,7 @@ from retrieval.engine.index.exact.ranges import find_ranges, share_visited
 from retrieval.engine.index.exact.table import opened, opened_room
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
-ROOM = GROUP * TILE * BLOCK  # the most hits that one visit of a tile can find
+ROOM = 1 << 16  # hits that there must be room for before a tile is visited; a visit finds at most GROUP * TILE * BLOCK
 DONE, NOT_FINITE = -1, -2
 
 _CODES_AHEAD, _ROWS_AHEAD = 12, 4  # rows between a prefetch and the use of what it fetches

@@ -11,8 +11,9 @@ are rounded to whole steps of the query. So the score is at most a step times on
 known for the query alone: a comparison with one whole number.
 
 Level 2, for what is left: x = g c + e with one byte a column and q = h w + r give
-    <q, x> <= h g <w, c> + |r| max |g c| + |q| max |e|. Not for vectors in float16: those take two bytes
-a dimension themselves, so that a bound with one byte saves little.
+    <q, x> <= h g <w, c> + |r| max |g c| + |q| max |e|.
+Not for vectors in float16: those take two bytes a dimension themselves, so that a bound with one byte saves little.
+
 Level 3, for what is left: the score, in float64, always added in the same order, rounded to float32.
 """
 

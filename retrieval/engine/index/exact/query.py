@@ -76,7 +76,7 @@ def _write_weight(weight, unit, codes, position):
     """Write a weight as whole units, rounded up; return what must be added for each vector if it is less than one."""
     if weight < unit:  # a whole unit for each step of a vector would be the larger bound
         codes[position] = 0
-        return weight * (NORM_LEVELS + 1)
+        return weight * NORM_LEVELS
     codes[position] = np.int8(np.ceil(weight / unit))
     return 0.0
 

@@ -82,7 +82,8 @@ def above(
     )
     if scratch.progress[0] == DONE:
         return _in_order(keys, ends)
-    return find(form, encoded, queries, threshold, allowed).of_each(len(queries))
+    found = _rest(form, encoded, queries, mask, limits, encoded.whole, found=[_copied(scratch, len(keys))])
+    return found.of_each(len(queries))
 
 
 def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
@@ -145,16 +146,33 @@ def _find(
     part: NDArray[np.int64],
 ) -> Matches:
     """Return what is found in a part of the blocks, as `search` takes it."""
-    rows, scratch = encoded.gallery.rows, _own_scratch()
-    room, progress = scratch.room, scratch.progress
-    progress[:] = 0
-    found: list[Matches] = []
-    while progress[0] >= 0:
-        keys, _ = search(form.form, encoded.table, rows, queries, allowed, limits, part, scratch.table, progress)
-        found.append(Matches(room.queries[: len(keys)].copy(), room.keys[: len(keys)].copy()))
-    if progress[0] == NOT_FINITE:
+    _own_scratch().progress[:] = 0
+    return _rest(form, encoded, queries, allowed, limits, part, found=[])
+
+
+def _rest(
+    form: Form,
+    encoded: Encoded,
+    queries: Vectors,
+    allowed: Mask,
+    limits: NDArray[np.float64],
+    part: NDArray[np.int64],
+    *,
+    found: list[Matches],
+) -> Matches:
+    """Go on with a search of this thread until it is done; return what was found before, and the rest."""
+    scratch = _own_scratch()
+    arguments = (form.form, encoded.table, encoded.gallery.rows, queries, allowed, limits, part)
+    while scratch.progress[0] >= 0:
+        keys, _ = search(*arguments, scratch.table, scratch.progress)
+        found.append(_copied(scratch, len(keys)))
+    if scratch.progress[0] == NOT_FINITE:
         check_vectors(queries, queries.shape[1])
     return _joined(found)
+
+
+def _copied(scratch: _Scratch, n: int) -> Matches:
+    return Matches(scratch.room.queries[:n].copy(), scratch.room.keys[:n].copy())
 
 
 def _joined(found: list[Matches]) -> Matches:

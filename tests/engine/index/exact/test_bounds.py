@@ -10,9 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import float32_at_least
+from retrieval.engine.index.exact import ranges
+from retrieval.engine.index.exact.blocks import NORM_LEVELS
 from retrieval.engine.index.exact.instructions import BLOCK
 from retrieval.engine.index.exact.layout import directions, encode, has_offset
-from retrieval.engine.index.exact.lists import Lists, sort_into_lists
+from retrieval.engine.index.exact.lists import Lists, _nearest, _unit, sort_into_lists
 from retrieval.engine.index.exact.query import encode_query, room_for_queries
 from retrieval.engine.index.exact.ranges import find_ranges
 from retrieval.engine.index.exact.table import Gallery
@@ -26,18 +28,13 @@ def lowest_of(threshold: float) -> float:
     return float(np.nextafter(float32_at_least(np.array([threshold]))[0], np.float32(-np.inf)))
 
 
-def unpacked(gallery: Gallery) -> NDArray[np.int64]:
-    """The codes of level 1: four bytes, then groups of four lower halves and four upper halves of a byte."""
-    groups = gallery.blocks.transpose(0, 2, 1, 3).reshape(-1, gallery.blocks.shape[1], 4)[: len(gallery.rows)]
-    halves = np.stack([groups[:, 1:] & 15, groups[:, 1:] >> 4], axis=2)
-    return np.concatenate([groups[:, 0], halves.reshape(len(groups), -1)], axis=1).astype(np.int64)
-
-
 def passing(gallery: Gallery, query: Vectors, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which vectors pass level 1, and level 2: calculated here from the codes, as docs/exact-search.md says."""
-    encoded = room_for_queries(gallery, 1)
-    assert encode_query(query, lowest_of(threshold), gallery, encoded, 0)
-    first = unpacked(gallery) @ encoded.codes[0].astype(np.int64)
+    n, encoded = len(gallery.rows), room_for_queries(gallery, 1)
+    encode_query(query, lowest_of(threshold), gallery, encoded, 0)
+    groups = gallery.blocks.transpose(0, 2, 1, 3).reshape(-1, gallery.blocks.shape[1], 4)[:n]
+    halves = np.stack([groups[:, 1:] & 15, groups[:, 1:] >> 4], axis=2).reshape(n, -1)
+    first = np.concatenate([groups[:, 0], halves], axis=1).astype(np.int64) @ encoded.codes[0].astype(np.int64)
     unit_of_sum, limit, weight = encoded.row_limits[0]
     second = gallery.codes.astype(np.int64) @ encoded.row_codes[0].astype(np.int64) * unit_of_sum
     if len(gallery.offsets):
@@ -81,14 +78,27 @@ def test_a_query_loses_what_its_codes_leave(n_bytes: int) -> None:
     assert_no_match_is_dropped(grid, queries, n_bytes, axes(2))
 
 
-def test_the_norm_of_the_rest_is_rounded_up() -> None:
+@pytest.mark.parametrize("prefix", [0, 1e-4, 1])
+def test_the_norm_of_the_rest_is_rounded_up(prefix: float) -> None:
     """The rest of a query and of a vector have one direction, so that the bound is an equation."""
-    rests = np.linspace(0.1, 1, 200)
     vectors = np.zeros((200, 6), np.float32)
-    vectors[:, 5] = rests
-    vectors[:, 0] = 1e-3
-    queries = np.array([[1, 0, 0, 0, 0, size] for size in (1e-4, 0.01, 0.3, 1, 7)], np.float32)
+    vectors[:, 0], vectors[:, 5] = 1e-3, np.linspace(0.1, 1, 200)
+    queries = np.array([[prefix, 0, 0, 0, 0, size] for size in (1e-4, 0.01, 0.3, 1, 7)], np.float32)
     assert_no_match_is_dropped(vectors, queries, 4, axes(6))
+
+
+def test_half_bytes_lose_what_the_codes_of_the_query_leave() -> None:
+    """A query is a little less than half a unit in each of them, so that its codes there are 0."""
+    rng = np.random.default_rng(6)
+    size = 0.01 * np.where(rng.random((4000, 8)) < 0.8953, 3.5, 2.5)  # its 15 steps are then nearly 0.01 each
+    vectors = np.zeros((4000, 10), np.float32)
+    vectors[::2, 0] = 31
+    vectors[:, 2:] = size * rng.choice([-1, 1], (4000, 8))
+    query = np.full((1, 10), 0.49 * 100, np.float32)
+    query[0, :2] = 127, 0
+    gallery = encode(vectors, axes(10), 128)
+    assert np.allclose(gallery.steps[2:, 1], 0.01, rtol=0.02)
+    assert_no_match_is_dropped(vectors, query, 128, axes(10))
 
 
 def test_a_rest_below_the_precision_of_squares_is_not_lost() -> None:
@@ -128,28 +138,30 @@ def test_a_sum_in_float64_is_not_exact() -> None:
 @pytest.mark.parametrize("units", [90, 100, 120])
 def test_an_offset_is_rounded_up(units: int) -> None:
     """Scores are offsets near a whole step, a step is a whole number of units, and the largest scores are about 0."""
-    step = 2 / 254
-    offsets = np.float32(-1 + step * np.arange(255))
+    step = 2 / NORM_LEVELS
+    offsets = np.float32(-1 + step * np.arange(NORM_LEVELS + 1))
     for _ in range(2):
         offsets = np.unique(np.r_[np.nextafter(offsets, np.float32(9)), np.nextafter(offsets, np.float32(-9)), offsets])
     offsets = offsets[(offsets >= -1) & (offsets <= 1)]
     vectors = np.zeros((len(offsets), 6), np.float32)
     vectors[:, 0], vectors[:, 4], vectors[:, 5] = 1, 1, offsets
-    first = np.float32(127 * 127 * step / units)
+    first = np.float32(127 * step / units)
     for _ in range(3):
         assert_no_match_is_dropped(vectors, np.array([[first, 0, 0, 0, -first - 0.9, 1]], np.float32), 16, axes(4))
         first = np.nextafter(first, np.float32(9))
 
 
-def test_a_huge_offset_that_the_query_takes_back() -> None:
+@pytest.mark.parametrize("d", [1, 3])
+def test_a_huge_offset_that_the_query_takes_back(d: int) -> None:
     """The float64 sum of both is wrong by more than a billionth of the rest of the score."""
-    rng = np.random.default_rng(3)
-    own = steps(rng.integers(-127, 128, (300, 3)))
-    own[0] = 127 * STEP
-    offsets = np.full((300, 1), 3e15, np.float32)
-    vectors = np.concatenate([own, np.ones((300, 1), np.float32), offsets], axis=1)
-    query = np.concatenate([steps([127, 33, -5], STEP / 2), [-3e15, 1]]).astype(np.float32)
-    assert_no_match_is_dropped(vectors, query[None], 16, axes(3))
+    codes = np.random.default_rng(3).integers(-127, 128, (300, 3))
+    codes[0] = 127
+    own = steps(codes) if d == 3 else steps(np.arange(32)[:, None])
+    query = steps([[127, 33, -5]], STEP / 2) if d == 3 else np.array([[1.3 / STEP]])
+    others = np.tile([1, 3e15], (len(own), 1))
+    vectors = np.concatenate([own, others], axis=1).astype(np.float32)
+    query = np.concatenate([query, -others[:1, ::-1] * [1, -1]], axis=1).astype(np.float32)
+    assert_no_match_is_dropped(vectors, query, 16, axes(d))
 
 
 def test_a_negative_weight_of_the_offset() -> None:
@@ -162,9 +174,9 @@ def test_a_negative_weight_of_the_offset() -> None:
 
 def blocks_of(lists: Lists, query: Vectors, threshold: float, n_blocks: int, *, offset: bool) -> NDArray[np.bool_]:
     """Which blocks may hold a match."""
-    ranges = np.empty((len(lists.centres) + 1, 2), np.int64)
+    parts = np.empty((len(lists.centres) + 1, 2), np.int64)
     found = np.zeros(n_blocks, np.bool_)
-    for first, last in ranges[: find_ranges(lists, query, lowest_of(threshold), offset, 0, n_blocks, ranges)]:
+    for first, last in parts[: find_ranges(lists, query, lowest_of(threshold), offset, 0, n_blocks, parts)]:
         found[first:last] = True
     return found
 
@@ -176,24 +188,72 @@ def planes(n: int, d: int, spread: float, rng: np.random.Generator) -> Vectors:
     return unit(np.stack([np.cos(angles), np.sin(angles)], axis=1) @ turned)
 
 
-@pytest.mark.parametrize(("d", "spread"), [(2, 3e-3), (2, 1), (24, 0.05), (24, 7), (300, 0.05), (300, 1)])
-@pytest.mark.parametrize("offset", [False, True])
-def test_lists_drop_no_match(d: int, spread: float, offset: bool) -> None:
-    """A vector fills a block with 64 copies of itself, so that no neighbour keeps its block."""
+@pytest.mark.parametrize(("d", "spread"), [(2, 3e-3), (2, 1), (24, 0.05), (24, 7), (300, 1)])
+@pytest.mark.parametrize("offset", [0, 0.25, 3e15])
+def test_lists_drop_no_match(d: int, spread: float, offset: float) -> None:
+    """A vector fills a block with 64 copies of itself, so that no neighbour keeps its block.
+
+    The query takes the offset back. A huge one leaves no precision to skip anything.
+    """
     rng = np.random.default_rng(5)
-    distinct = planes(250, d, spread, rng)
+    distinct = planes(200, d, spread, rng)
     vectors = np.repeat(distinct, BLOCK, axis=0)
-    offsets = np.repeat(np.float32(0.25 * offset), len(vectors)) if offset else vectors[:0, 0]
+    offsets = np.full(len(vectors) if offset else 0, offset, np.float32)
     order, lists = sort_into_lists(vectors, offsets)
     assert len(lists.centres) > 10
     in_blocks = order[::BLOCK] // BLOCK
     n_skipped = 0
-    for query in distinct[:12]:
-        asked = np.concatenate([query, [0.1, 1]]).astype(np.float32) if offset else query
-        gallery = np.concatenate([distinct, np.ones((250, 1)), np.full((250, 1), 0.25)], axis=1).astype(np.float32)
-        line = scores(gallery if offset else distinct, asked[None])[0]
+    for query in distinct[:10]:
+        asked, gallery = query, distinct
+        if offset:
+            asked = np.concatenate([query, [-offset, 1]]).astype(np.float32)
+            gallery = np.concatenate([distinct, np.tile([1, offset], (200, 1))], axis=1).astype(np.float32)
+        line = scores(gallery, asked[None])[0]
         for threshold in np.unique(line)[::7]:
-            kept = blocks_of(lists, asked, float(threshold), len(in_blocks), offset=offset)
+            kept = blocks_of(lists, asked, float(threshold), len(in_blocks), offset=offset > 0)
             assert kept[line[in_blocks] >= threshold].all(), (query, threshold)
             n_skipped += int((~kept).sum())
-    assert n_skipped > 0
+    assert n_skipped > 0 or offset > 1
+
+
+def test_lists_keep_a_cosine_of_1() -> None:
+    """The float64 product of two norms is less than the inner product of the vectors, which are equal."""
+    vectors = np.ones((BLOCK, 3), np.float32)
+    assert np.sqrt(3.0) * np.sqrt(3.0) < 3
+    _, lists = sort_into_lists(vectors, np.full(BLOCK, -3, np.float32))
+    assert blocks_of(lists, np.array([1, 1, 1, 0, 1], np.float32), 0.0, 1, offset=True).all()
+
+
+def test_a_query_against_the_offset_visits_every_block() -> None:
+    """With a negative weight, the largest offset of a list bounds nothing."""
+    vectors = np.repeat(planes(50, 2, 3, np.random.default_rng(7)), BLOCK, axis=0)
+    _, lists = sort_into_lists(vectors, np.repeat(np.arange(50, dtype=np.float32), BLOCK))
+    assert blocks_of(lists, np.array([1, 0, 0, -1], np.float32), 0.5, 50, offset=True).all()
+    assert blocks_of(lists, np.array([0, 0, 0, 1], np.float32), 0.5, 50, offset=True).all()
+
+
+def test_an_arc_cosine_is_nearer_than_its_slack() -> None:
+    """A reach, an angle of a query and an angle of a vector are wrong in each comparison."""
+    cosines = np.r_[np.linspace(-1, 1, 20_001), 1 - np.logspace(-16, -1, 500), np.logspace(-16, -1, 500) - 1]
+    of_query = max(abs(ranges._angle_of(cosine) - np.arccos(cosine)) for cosine in cosines.tolist())
+    angles = np.r_[np.linspace(0, np.pi, 2001), np.logspace(-9, -1, 500)]
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    _, found, _ = _nearest(vectors, np.array([[1, 0]], np.float32), None)
+    exactly = np.arctan2(vectors[:, 1].astype(np.float64), vectors[:, 0].astype(np.float64))
+    of_vector = np.abs(found - exactly).max()
+    assert 1e-9 < of_vector < of_query < 3e-8
+    assert 2 * of_query + of_vector < ranges._ANGLE
+
+
+@pytest.mark.parametrize("d", [2, 100, 1536])
+def test_a_cosine_is_nearer_than_its_slack(d: int) -> None:
+    """Centres are not quite of norm 1, and the products are added in float32."""
+    rng = np.random.default_rng(8)
+    largest = 0.0
+    for _ in range(50):
+        centre = _unit(rng.random((1, d), np.float32))[0]
+        direction = rng.random(d)
+        direction /= np.linalg.norm(direction)
+        exactly = centre.astype(np.float64) @ direction / np.linalg.norm(centre.astype(np.float64))
+        largest = max(largest, abs(float(ranges._cosine(centre, direction.astype(np.float32))) - exactly))
+    assert 0 < largest < ranges._wrong(centre) / 2

@@ -53,19 +53,19 @@ def expected(all_scores: np.ndarray, threshold: float) -> set[tuple[int, int, fl
     n=st.integers(1, 300),
     d=st.integers(1, 90),
     n_bytes=st.sampled_from([4, 16, 32, 128]),
-    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
-    seed=st.integers(0, 10_000),
     data=st.data(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("form", FORMS)
 def test_finds_what_brute_force_finds(
-    kind: str, n: int, d: int, n_bytes: int, options: dict[str, bool], seed: int, data: st.DataObject
+    form: Form, half: bool, kind: str, n: int, d: int, n_bytes: int, data: st.DataObject
 ) -> None:
     """Thresholds are fixed ones, and scores that occur: a score equal to the threshold is a match."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
     vectors = KINDS[kind](n, d, rng)
     queries = queries_of(vectors, kind, data.draw(st.integers(1, 9)), rng)
-    if options["half"]:
+    if half:
         vectors = rounded(vectors)
     all_scores = scores(vectors, queries)
     threshold = data.draw(
@@ -74,19 +74,18 @@ def test_finds_what_brute_force_finds(
             lambda score: st.sampled_from([score, np.nextafter(score, np.inf), np.nextafter(score, -np.inf)])
         )
     )
-    encoded = encoded_as(vectors, n_bytes, **options)
+    encoded = encoded_as(vectors, n_bytes, lists=data.draw(st.booleans()), half=half)
     wanted = expected(all_scores, threshold)
-    for form in FORMS:
-        assert as_set(find(form, encoded, queries, threshold)) == wanted
-        alone = [find(form, encoded, query[None], threshold) for query in queries]
-        found = {(q, row, score) for q, part in enumerate(alone) for _, row, score in as_set(part)}
-        assert found == wanted
+    assert as_set(find(form, encoded, queries, threshold)) == wanted
+    alone = [find(form, encoded, query[None], threshold) for query in queries]
+    found = {(q, row, score) for q, part in enumerate(alone) for _, row, score in as_set(part)}
+    assert found == wanted
 
 
 @pytest.mark.parametrize("lists", [False, True])
 def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every vector of a gallery of several tiles is a match."""
-    n = 2 * kernels.TILE * 64 + 77
+    n = 2 * kernels.ROOM + 77
     vectors = KINDS["clustered"](n, 8, np.random.default_rng(3))
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
@@ -99,15 +98,16 @@ def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: 
 @given(
     n=st.integers(1, 400),
     share=st.sampled_from([0.0, 0.003, 0.5, 1.0]),
-    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
+    lists=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
-def test_only_allowed_rows_are_found(n: int, share: float, options: dict[str, bool], seed: int) -> None:
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("half", [False, True])
+def test_only_allowed_rows_are_found(half: bool, n: int, share: float, lists: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     vectors = rounded(KINDS["clustered"](n, 20, rng))
     allowed = rng.random(n) < share
-    encoded = encoded_as(vectors, 16, **options)
+    encoded = encoded_as(vectors, 16, lists=lists, half=half)
     wanted = {hit for hit in expected(scores(vectors, vectors[:6]), 0.4) if allowed[hit[1]]}
     assert as_set(find(FORMS[-1], encoded, vectors[:6], 0.4, allowed)) == wanted
 
@@ -116,22 +116,23 @@ def test_only_allowed_rows_are_found(n: int, share: float, options: dict[str, bo
     kind=st.sampled_from(sorted(KINDS)),
     n=st.integers(1, 400),
     d=st.integers(1, 40),
-    options=st.fixed_dictionaries({"lists": st.booleans(), "half": st.booleans()}),
+    lists=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("half", [False, True])
 def test_pairs_are_those_of_brute_force(
-    kind: str, n: int, d: int, options: dict[str, bool], data: st.DataObject
+    half: bool, kind: str, n: int, d: int, lists: bool, data: st.DataObject
 ) -> None:
     vectors = KINDS[kind](n, d, np.random.default_rng(data.draw(st.integers(0, 999))))
-    if options["half"]:
+    if half:
         vectors = rounded(vectors)
     queries = as_queries(vectors, offset=kind in WITH_OFFSET)
     all_scores = scores(vectors, queries)
     first, second = np.triu_indices(n, 1)
     threshold = data.draw(st.sampled_from([-np.inf, 0.5, *map(float, all_scores.ravel()[:50])]))
     reach = all_scores[first, second].astype(np.float64) >= threshold
-    parts = list(pairs(FORMS[-1], encoded_as(vectors, 16, **options), threshold))
+    parts = list(pairs(FORMS[-1], encoded_as(vectors, 16, lists=lists, half=half), threshold))
     found = [
         (*pair, score) for both, values in parts for pair, score in zip(both.tolist(), values.tolist(), strict=True)
     ]
