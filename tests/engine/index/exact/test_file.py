@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from retrieval.engine.index.exact.file import map_arrays, write_arrays
+from retrieval.engine.index.exact.kernels import search
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import CorruptArtifact
 from tests.engine.index.exact.galleries import KINDS, queries_of
@@ -55,6 +56,19 @@ def test_the_arrays_are_mapped_not_copied(saved: tuple[ExactIndex, Path]) -> Non
     assert arrays["blocks"].ctypes.data % 64 == 0
     loaded = ExactIndex.load(path, dimension=D, n_items=N)
     assert same(index, loaded, KINDS["clustered"](N, D, np.random.default_rng(0))[:20], THRESHOLD)
+
+
+def test_arrays_that_may_not_be_written_compile_nothing(saved: tuple[ExactIndex, Path]) -> None:
+    """Those of a mapped file are such. Compiling takes longer than opening a million vectors."""
+    index, path = saved
+    queries = KINDS["clustered"](N, D, np.random.default_rng(0))[:3]
+    expected = index.above(queries, THRESHOLD)
+    compiled = len(search.signatures)  # type: ignore[attr-defined]  # of Numba
+    queries.flags.writeable = False
+    loaded = ExactIndex.load(path, dimension=D, n_items=N)
+    found = loaded.above(queries, THRESHOLD)
+    assert [hits.positions.tolist() for hits in found] == [hits.positions.tolist() for hits in expected]
+    assert compiled == len(search.signatures)  # type: ignore[attr-defined]
 
 
 def _root(array: np.ndarray) -> object:
