@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
+from retrieval.engine.index.faiss_file import read_file
 from retrieval.engine.index.index import Hits, Index, recall
 from retrieval.engine.index.open import build_index, exact_hits
 from retrieval.engine.index.spec import IndexSpec
@@ -110,7 +111,7 @@ def _native(index: Index) -> faiss.Index:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.faiss"
         index.save(path)
-        native = faiss.read_index(str(path))
+        _, _, native = read_file(path)
     if isinstance(native, faiss.IndexIVF):
         native.nprobe = index.spec.n_probes
     return native

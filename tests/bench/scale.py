@@ -3,7 +3,7 @@
 The constants of docs/scale.md. One thread, CPU time. The thresholds are those that a share of the pairs (query, vector)
 reaches; a gallery of a billion vectors has ten matches a query at a share of 1e-8.
 
-Prints one JSON object, with figures per million vectors. `--quick` uses 100,000 vectors.
+Prints one JSON object, with figures per million vectors. `--quick` uses 40,000 vectors.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _QUERIES, _ROUNDS, _TILE = 64, 3, 1 << 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="100,000 vectors")
-    parser.add_argument("--n", type=int, help="vectors (default 1000000, quick 100000)")
+    parser.add_argument("--quick", action="store_true", help="40,000 vectors")
+    parser.add_argument("--n", type=int, help="vectors (default 1000000, quick 40000)")
     parser.add_argument("--gallery", type=Path, help="vectors [n, d] in a .npy file, in place of made-up ones")
     options = parser.parse_args()
-    n = options.n or (100_000 if options.quick else 1_000_000)
+    n = options.n or (40_000 if options.quick else 1_000_000)
     with threadpool_limits(1):
         rows = np.load(options.gallery) if options.gallery else smoothed(made_up(8000), n + _QUERIES, seed=7)
         gallery, queries = np.ascontiguousarray(rows[:-_QUERIES][:n]), rows[-_QUERIES:]

@@ -30,7 +30,7 @@ from retrieval.engine.index.faiss_native import (
 )
 from retrieval.engine.index.faiss_slack import Slack, coded_width, rotation, slack_of, turned
 from retrieval.engine.index.index import Hits, check_search, check_vectors
-from retrieval.engine.index.self_test import SelfTest
+from retrieval.engine.index.self_test import QUERIES, SelfTest, check_that_vectors_find_themselves
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 
@@ -116,7 +116,7 @@ class FaissIndex:
 
     @classmethod
     def _load_bare(cls, path: Path, spec: IndexSpec, *, dimension: int, n_items: int) -> "FaissIndex":
-        """Open an index of an earlier version, which has no self-test."""
+        """Open an index of an earlier version, which has no stored answers: its vectors must find themselves."""
         native = read_bare(path)
         if spec.codes or shape_of(native) != (n_items, dimension, spec.n_lists, spec.n_links):
             raise CorruptArtifact(
@@ -129,6 +129,9 @@ class FaissIndex:
         index._slack = max(slacks, key=lambda slack: slack.largest)
         if not np.isfinite(index._slack.largest):
             raise CorruptArtifact(f"index {path} cannot be read: it has vectors with NaN or infinity")
+        rows = np.unique(np.linspace(0, n_items - 1, QUERIES).astype(np.int64))
+        vectors = decoded(native, rows) if index._rows is None else index._rows[rows]
+        check_that_vectors_find_themselves(index, vectors, rows, path)
         return index
 
     def save(self, path: Path) -> None:

@@ -105,7 +105,7 @@ class MilvusIndex:
             with _calls(address):
                 index._fill(vectors)
             index._verify(ValidationFailed)
-            margin = 4 * index._slack(pointer.longest)
+            margin = min(4 * index._slack(pointer.longest), 1.0)  # more only if norms are huge, and scores too
             index.self_test = SelfTest.record(index, vectors, threshold, margin=margin)
         except BaseException:
             with contextlib.suppress(Unavailable):

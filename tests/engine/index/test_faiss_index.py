@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -19,6 +20,7 @@ from retrieval.engine.index.recall import measure_recall
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, DeviceUnavailable, InvalidEmbeddings, InvalidInput
 from tests.engine.index.cagra_on_cpu import cagra_on_cpu
+from tests.engine.index.exact.galleries import KINDS
 
 Vectors = NDArray[np.float32]
 
@@ -241,6 +243,21 @@ def test_lists_trained_on_the_gpu_search_on_the_cpu() -> None:
     vectors, queries = clustered(800), clustered(30, seed=1)
     index = build_index(vectors, IndexSpec.parse("IVF16,nprobe=16"), device="cuda")
     assert recall(index.above(queries, 0.5), exact_hits(vectors, queries, 0.5)) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["clustered", "offset"])
+def test_a_file_of_an_earlier_version_finds_its_vectors(kind: str, tmp_path: Path) -> None:
+    """It has no stored answers; lists whose centres were exchanged are noticed nevertheless."""
+    vectors, spec = KINDS[kind](800, 16, np.random.default_rng(0)), IndexSpec.parse("IVF16,nprobe=1")
+    native: Any = build_index(vectors, spec)._native  # type: ignore[attr-defined]  # a FaissIndex
+    faiss.write_index(native, str(tmp_path / "old"))
+    load_index(tmp_path / "old", spec, dimension=vectors.shape[1], n_items=800)
+    centres = native.quantizer.reconstruct_n(0, 16)
+    native.quantizer.reset()
+    native.quantizer.add(centres[::-1].copy())
+    faiss.write_index(native, str(tmp_path / "old"))
+    with pytest.raises(CorruptArtifact, match=r"old fails its self-test: \d+ of 100 stored vectors find themselves"):
+        load_index(tmp_path / "old", spec, dimension=vectors.shape[1], n_items=800)
 
 
 @pytest.mark.parametrize("text", ["Flat", "IVF4,nprobe=2"])

@@ -17,7 +17,7 @@ from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.engine.index.index import Hits
 from retrieval.engine.index.milvus_address import MilvusAddress
 from retrieval.engine.index.milvus_index import MilvusIndex
-from retrieval.engine.index.open import build_index, load_index
+from retrieval.engine.index.open import build_index, load_index, warm
 from retrieval.engine.index.self_test import NAMES
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings, Unavailable, ValidationFailed
@@ -31,7 +31,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusAddress]:
-    """A Milvus of this module."""
+    """A Milvus of this module. Loops are compiled first: a minute of that cuts off its connection."""
+    warm()
     path = tmp_path_factory.mktemp("milvus") / "lite.db"
     try:
         client = pymilvus.MilvusClient(uri=str(path))

@@ -85,7 +85,7 @@ def test_finds_what_brute_force_finds(
 @pytest.mark.parametrize("lists", [False, True])
 def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every vector of a gallery of several tiles is a match."""
-    n = 2 * kernels.TILE * 64 + 77
+    n = 2 * kernels.ROOM + 77
     vectors = KINDS["clustered"](n, 8, np.random.default_rng(3))
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
