@@ -29,7 +29,7 @@ class Lists(NamedTuple):
 
     centres: [l, d] float32, unit rows. angles: [4, l] float64: cosine and sine of the smallest angle of the list, then
     of the largest. limits: [2, l] float64: its largest norm and its largest offset. first_blocks, first_segments:
-    [l + 1] int64. segments: [2, s] float32: the smallest and the largest angle of each segment, rounded outwards.
+    [l + 1] int64. segments: [2, s] float32: the smallest and the largest angle of each segment.
     No list at all: every block is scanned.
     """
 
@@ -90,8 +90,8 @@ def _segments(angles: NDArray[np.float64], starts: NDArray[np.int64]) -> tuple[N
     """Return the smallest and the largest angle of each list in each of its blocks, and where each list begins."""
     bounds = np.union1d(starts, np.arange(0, starts[-1], BLOCK))
     segments = np.empty((2, len(bounds) - 1), np.float32)
-    segments[0] = np.nextafter(angles[bounds[:-1]].astype(np.float32), np.float32(-1))
-    segments[1] = np.nextafter(angles[bounds[1:] - 1].astype(np.float32), np.float32(9))
+    segments[0] = angles[bounds[:-1]]
+    segments[1] = angles[bounds[1:] - 1]
     return segments, np.searchsorted(bounds, starts)
 
 

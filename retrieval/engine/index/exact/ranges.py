@@ -68,9 +68,8 @@ def _measure(lists, direction, lowest, weight, norm, cosines, targets):
         farther = farther if farther > -1.0 else -1.0  # noqa: FURB136
         near_cosine, near_sine = lists.angles[0, number], lists.angles[1, number]
         far_cosine, far_sine = lists.angles[2, number], lists.angles[3, number]
-        least = target - _ANGLE
-        before = (farther > near_cosine) & (_of_difference(farther, near_cosine, near_sine) < least)
-        behind = (nearer < far_cosine) & (_of_difference(nearer, far_cosine, far_sine) < least)
+        before = (farther > near_cosine) & (_of_difference(farther, near_cosine, near_sine) < target)
+        behind = (nearer < far_cosine) & (_of_difference(nearer, far_cosine, far_sine) < target)
         cannot = (target > 1.0) | ((target > 0.0) & (before | behind))
         targets[number] = 2.0 if cannot else target
 
