@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retrieval.engine.index.open import warm
+
 COMMAND = Path(sys.executable).with_name("retrieval")
-_START_S = 60.0
+_START_S = 110.0  # the first start after a change compiles the search
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,11 @@ class Deployment:
 
     @classmethod
     def in_folder(cls, folder: Path, **settings: str) -> Deployment:
-        """A deployment in a new folder; nothing runs yet. `settings`: RETRIEVAL_* values by lower-case name."""
+        """A deployment in a new folder; nothing runs yet. `settings`: RETRIEVAL_* values by lower-case name.
+
+        The search is compiled here, and kept for the processes, which have time limits.
+        """
+        warm()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{listener.getsockname()[1]}"

@@ -112,7 +112,7 @@ from pathlib import Path
 import numpy as np
 from retrieval.compiled import keep_code_in
 keep_code_in(Path(sys.argv[1]))
-from retrieval.engine.index.exact.kernels import read_keys
+from retrieval.engine.index.exact.hits import read_keys
 keys = np.arange(int(sys.argv[2]))
 keys.flags.writeable = sys.argv[3] == "writable"
 rows, scores = read_keys(keys)

@@ -59,5 +59,6 @@ def scores_of(query: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArr
 @checked
 def float32_at_least(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the smallest float32 not below each threshold: a float32 score reaches both or neither."""
-    nearest = thresholds.astype(np.float32)
+    with np.errstate(over="ignore"):  # no float32 score reaches such a threshold, or every one does
+        nearest = thresholds.astype(np.float32)
     return np.where(nearest < thresholds, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)

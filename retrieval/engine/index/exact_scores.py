@@ -20,7 +20,8 @@ Numbers = NDArray[np.int64]
 def lowest_score(threshold: float) -> float:
     """Return a number below every score that reaches the threshold, before the score is rounded to float32."""
     (reached,) = float32_at_least(np.array([threshold]))
-    return float(np.nextafter(reached, np.float32(-np.inf)))
+    with np.errstate(over="ignore"):  # every finite score reaches the threshold
+        return float(np.nextafter(reached, np.float32(-np.inf)))
 
 
 def score_pairs(

@@ -1,7 +1,7 @@
 """The declaration of an index: one short string that chooses the kind.
 
     Exact                            complete; the default
-    Exact,fp16                       the same for the vectors rounded to float16, in 0.6 times the memory
+    Exact,fp16                       the same for the vectors rounded to float16, in half the memory
     Flat                             complete; compares with every vector
     IVF<lists>,nprobe=<n>            looks at n of the lists into which k-means sorts the vectors
     IVF<lists>,SQfp16,nprobe=<n>     the same with 16 bits a value, RaBitQ: 1 bit a value, PQ<m>: m bytes a vector

@@ -85,16 +85,23 @@ def two_threads(exact: ExactIndex, queries: Vectors, threshold: float, n_rounds:
 
 
 def on_disk(exact: ExactIndex) -> dict[str, float]:
-    """Return what the file needs for each vector, and the seconds to open it: of CPU, and by the clock."""
+    """Return what the file needs for each vector, and the seconds to open it: of CPU, and by the clock.
+
+    first_open_cpu_s: of the first time in this process, which compiles loops for mapped arrays, or reads them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         exact.save(path)
-        cpu, clock = time.process_time(), time.monotonic()
-        ExactIndex.load(path, dimension=exact.dimension, n_items=exact.n_items)
+        seconds = []
+        for _ in range(2):
+            cpu, clock = time.process_time(), time.monotonic()
+            ExactIndex.load(path, dimension=exact.dimension, n_items=exact.n_items)
+            seconds.append((time.process_time() - cpu, time.monotonic() - clock))
         return {
             "bytes_per_vector": round(path.stat().st_size / exact.n_items, 1),
-            "open_cpu_s": round(time.process_time() - cpu, 2),
-            "open_s": round(time.monotonic() - clock, 2),
+            "first_open_cpu_s": round(seconds[0][0], 2),
+            "open_cpu_s": round(seconds[1][0], 2),
+            "open_s": round(seconds[1][1], 2),
         }
 
 

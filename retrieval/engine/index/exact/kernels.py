@@ -19,7 +19,7 @@ from retrieval.engine.index.exact.ranges import find_ranges, share_visited
 from retrieval.engine.index.exact.table import opened, opened_room
 
 TILE = 256  # blocks that all queries of a batch visit while they are in the cache
-ROOM = GROUP * TILE * BLOCK  # the most hits that one visit of a tile can find
+ROOM = 1 << 16  # hits that there must be room for before a tile is visited; a visit finds at most GROUP * TILE * BLOCK
 DONE, NOT_FINITE = -1, -2
 
 _CODES_AHEAD, _ROWS_AHEAD = 12, 4  # rows between a prefetch and the use of what it fetches
@@ -224,16 +224,17 @@ def _search_together(form, encoded_gallery, queries, allowed, limits, part, room
 
 
 @compiled
-def search(kind, table, rows, queries, allowed, limits, part, room_table, progress):
+def search(kind, table, kind_of_rows, queries, allowed, limits, part, room_table, progress):
     """Find every vector in a part of the blocks that reaches the threshold of queries [q, D] float32.
 
-    kind: of a `Form`. allowed: [n] bool, the rows that may be found, or [0]. limits: [2] float64, the threshold and the
-    float32 before it. part: [4] int64, the first block, the one after the last, and which share of what is to do there,
-    of how many. progress: [2] int64, where to go on, zeros at first. Returns the keys of the hits by query, and where
-    each query ends, as `grouped` does; the room holds the same hits in no order. progress[0] is DONE at the end, or
-    NOT_FINITE. Otherwise there was no more room: take the hits and call again.
+    kind: of a `Form`. table, kind_of_rows: see `opened`. allowed: [n] bool, the rows that may be found, or [0].
+    limits: [2] float64, the threshold and the float32 before it. part: [4] int64, the first block, the one after the
+    last, and which share of what is to do there, of how many. progress: [2] int64, where to go on, zeros at first.
+    Returns the keys of the hits by query, and where each query ends, as `grouped` does; the room holds the same hits in
+    no order. progress[0] is DONE at the end, or NOT_FINITE. Otherwise there was no more room: take the hits and call
+    again.
     """
-    encoded_gallery, room = opened(table, rows), opened_room(room_table)
+    encoded_gallery, room = opened(table, kind_of_rows), opened_room(room_table)
     gallery, lists, _ = encoded_gallery
     scores = np.float32(limits[0]), limits[1]
     bounds = part[0], part[1], part[2], part[3]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,12 @@ class Encoded:
     lists: Lists
     rows: NDArray[np.int32]
     table: Table = field(init=False)
+    kind_of_rows: NDArray[np.float32] | NDArray[np.uint16] = field(init=False)
     whole: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", table_of(*self.gallery, *self.lists, self.rows))
+        object.__setattr__(self, "kind_of_rows", np.empty(0, self.gallery.rows.dtype))
         object.__setattr__(self, "whole", np.array([0, len(self.gallery.blocks), 0, 1]))
 
 
@@ -74,15 +76,21 @@ def above(
     """
     if n_threads > 1:
         return find(form, encoded, queries, threshold, allowed, n_threads=n_threads).of_each(len(queries))
-    rows, limits, scratch = encoded.gallery.rows, _limits(threshold), _own_scratch()
-    mask = _ALL if allowed is None else allowed
+    limits, scratch, kind_of_rows = _limits(threshold), _own_scratch(), encoded.kind_of_rows
+    queries, mask = _writable(queries), _ALL if allowed is None else _writable(allowed)
     scratch.progress[0] = scratch.progress[1] = 0
     keys, ends = search(
-        form.form, encoded.table, rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
+        form.form, encoded.table, kind_of_rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
     )
     if scratch.progress[0] == DONE:
         return _in_order(keys, ends)
-    return find(form, encoded, queries, threshold, allowed).of_each(len(queries))
+    found = _rest(form, encoded, queries, mask, limits, encoded.whole, found=[_copied(scratch, len(keys))])
+    return found.of_each(len(queries))
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that may be written, or a copy: of one that may not, Numba would compile the search again."""
+    return array if array.flags.writeable else array.copy()
 
 
 def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
@@ -109,7 +117,7 @@ def find(
     blocks that it visits. Raises InvalidEmbeddings if a value is not finite.
     """
     limits, (start, end, _, _) = _limits(threshold), encoded.whole
-    mask = _ALL if allowed is None else allowed
+    queries, mask = _writable(queries), _ALL if allowed is None else _writable(allowed)
     if n_threads == 1:
         return _find(form, encoded, queries, mask, limits, encoded.whole)
     by_queries = len(queries) >= n_threads
@@ -145,16 +153,33 @@ def _find(
     part: NDArray[np.int64],
 ) -> Matches:
     """Return what is found in a part of the blocks, as `search` takes it."""
-    rows, scratch = encoded.gallery.rows, _own_scratch()
-    room, progress = scratch.room, scratch.progress
-    progress[:] = 0
-    found: list[Matches] = []
-    while progress[0] >= 0:
-        keys, _ = search(form.form, encoded.table, rows, queries, allowed, limits, part, scratch.table, progress)
-        found.append(Matches(room.queries[: len(keys)].copy(), room.keys[: len(keys)].copy()))
-    if progress[0] == NOT_FINITE:
+    _own_scratch().progress[:] = 0
+    return _rest(form, encoded, queries, allowed, limits, part, found=[])
+
+
+def _rest(
+    form: Form,
+    encoded: Encoded,
+    queries: Vectors,
+    allowed: Mask,
+    limits: NDArray[np.float64],
+    part: NDArray[np.int64],
+    *,
+    found: list[Matches],
+) -> Matches:
+    """Go on with a search of this thread until it is done; return what was found before, and the rest."""
+    scratch = _own_scratch()
+    arguments = (form.form, encoded.table, encoded.kind_of_rows, queries, allowed, limits, part)
+    while scratch.progress[0] >= 0:
+        keys, _ = search(*arguments, scratch.table, scratch.progress)
+        found.append(_copied(scratch, len(keys)))
+    if scratch.progress[0] == NOT_FINITE:
         check_vectors(queries, queries.shape[1])
     return _joined(found)
+
+
+def _copied(scratch: _Scratch, n: int) -> Matches:
+    return Matches(scratch.room.queries[:n].copy(), scratch.room.keys[:n].copy())
 
 
 def _joined(found: list[Matches]) -> Matches:
@@ -186,7 +211,8 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
 def _limits(threshold: float) -> NDArray[np.float64]:
     """Return the lowest float32 score that reaches a threshold, and the float32 before it."""
     (reached,) = float32_at_least(np.array([threshold]))
-    return np.array([reached, np.nextafter(reached, np.float32(-np.inf))], np.float64)
+    with np.errstate(over="ignore"):  # every finite score reaches the threshold
+        return np.array([reached, np.nextafter(reached, np.float32(-np.inf))], np.float64)
 
 
 def _own_scratch() -> _Scratch:

@@ -53,14 +53,17 @@ def table_of(*arrays: NDArray[Any]) -> Table:
 
 
 @compiled
-def opened(table, rows):
-    """Return the gallery, the lists and the order of `table_of(*gallery, *lists, order)`; `rows` are those of it."""
+def opened(table, kind_of_rows):
+    """Return the gallery, the lists and the order of `table_of(*gallery, *lists, order)`.
+
+    kind_of_rows: an array of the type of its rows; arrays that may not be written would be another type.
+    """
     n_lists = table[7, 1]
     gallery = Gallery(
         array_at(pointer_to(table[0, 0]), (table[0, 1], table[0, 2], BLOCK, 4), np.uint8),
         array_at(pointer_to(table[1, 0]), (table[1, 1], table[1, 2]), np.uint8),
         array_at(pointer_to(table[2, 0]), (table[2, 1],), np.float32),
-        rows,
+        array_at(pointer_to(table[3, 0]), (table[3, 1], table[3, 2]), kind_of_rows.dtype),
         array_at(pointer_to(table[4, 0]), (table[4, 1], table[4, 2]), np.float64),
         array_at(pointer_to(table[5, 0]), (table[5, 1], 2), np.float64),
         array_at(pointer_to(table[6, 0]), (table[6, 1],), np.float64),

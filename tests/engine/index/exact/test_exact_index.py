@@ -85,7 +85,7 @@ def test_finds_what_brute_force_finds(
 @pytest.mark.parametrize("lists", [False, True])
 def test_what_finds_no_room_at_once_is_found_in_parts(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every vector of a gallery of several tiles is a match."""
-    n = 2 * kernels.TILE * 64 + 77
+    n = 2 * kernels.ROOM + 77
     vectors = KINDS["clustered"](n, 8, np.random.default_rng(3))
     encoded = encoded_as(vectors, 16, lists=lists)
     for queries in (vectors[:1], vectors[:9]):
@@ -241,6 +241,13 @@ def test_each_slack_is_needed(gallery: int) -> None:
         for form in FORMS:
             found = find(form, encoded, queries, float(threshold))
             assert as_set(found) == expected(all_scores, threshold)
+
+
+def test_a_threshold_beyond_float32() -> None:
+    """No score reaches it, or every score does, and nobody is warned."""
+    index = ExactIndex.build(KINDS["clustered"](100, 8, np.random.default_rng(0)))
+    query = np.ones((1, 8), np.float32)
+    assert [len(index.above(query, threshold)[0].positions) for threshold in (1e39, -1e39, -1e300)] == [0, 100, 100]
 
 
 def test_details_are_plain_values_that_say_what_was_chosen() -> None:
