@@ -252,9 +252,9 @@ def test_a_file_of_an_earlier_version_finds_its_vectors(kind: str, tmp_path: Pat
     native: Any = build_index(vectors, spec)._native  # type: ignore[attr-defined]  # a FaissIndex
     faiss.write_index(native, str(tmp_path / "old"))
     load_index(tmp_path / "old", spec, dimension=vectors.shape[1], n_items=800)
-    centres = native.quantizer.reconstruct_n(0, 16)
-    native.quantizer.reset()
-    native.quantizer.add(centres[::-1].copy())
+    numbers: Any = faiss.downcast_index(native.quantizer)
+    centres = faiss.rev_swig_ptr(numbers.get_xb(), 16 * native.d).reshape(16, -1)
+    centres[:] = centres[::-1].copy()
     faiss.write_index(native, str(tmp_path / "old"))
     with pytest.raises(CorruptArtifact, match=r"old fails its self-test: \d+ of 100 stored vectors find themselves"):
         load_index(tmp_path / "old", spec, dimension=vectors.shape[1], n_items=800)
