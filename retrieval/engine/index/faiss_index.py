@@ -46,7 +46,8 @@ _OF_A_GRAPH = (
     "that it has not visited is missed; the lower the threshold, the more are missed"
 )
 _CANNOT_PROMISE = {
-    "IVF": "a match in a list that is not looked at is missed, and with RaBitQ or PQ one whose code is far off",
+    "IVF": "a match in a list that is not looked at is missed",
+    "codes": "a match in a list that is not looked at is missed, and one whose code is far off",
     "HNSW": _OF_A_GRAPH,
     "CAGRA": _OF_A_GRAPH,
 }
@@ -154,7 +155,8 @@ class FaissIndex:
         """Return what the manifest records."""
         described: dict[str, Any] = {"complete": self.spec.is_exact, **self._slack.details()}
         if not self.spec.is_exact:
-            described["cannot_promise"] = _CANNOT_PROMISE[self.spec.kind]
+            coded = self.spec.codes not in ("", "SQfp16")
+            described["cannot_promise"] = _CANNOT_PROMISE["codes" if coded else self.spec.kind]
         return described
 
     def above(self, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None = None) -> list[Hits]:

@@ -189,22 +189,27 @@ def _joined(found: list[Matches]) -> Matches:
 def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
     """Yield all pairs of rows with `score >= threshold`, each once and none with itself: [h, 2] int64, [h] float32.
 
-    The lower row, which comes first, is the query. Each part of the result belongs to some hundred vectors.
+    The lower row, which comes first, is the query. A part has no more pairs than the room of a thread.
     """
     limits, order, rows = _limits(threshold), encoded.rows, encoded.gallery.rows
     in_order = replace(encoded, rows=order[:0])
-    part = encoded.whole.copy()
+    part, progress = encoded.whole.copy(), np.zeros(2, np.int64)  # its own: the thread may search between two parts
     for start in range(0, len(rows), _AT_ONCE):
         queries = as_queries(rows[start : start + _AT_ONCE], offset=len(encoded.gallery.offsets) > 0)
         part[0] = start // BLOCK
-        found = _find(form, in_order, queries, _ALL, limits, part)
-        positions, scores = read_keys(found.keys)
-        first = found.queries.astype(np.int64) + start
-        later = positions > first
-        both = np.stack([first[later], positions[later]], axis=1)
-        if len(order):
-            both = np.sort(order[both].astype(np.int64), axis=1)
-        yield both, scores[later]
+        arguments = (form.form, in_order.table, in_order.kind_of_rows, queries, _ALL, limits, part)
+        progress[:] = 0
+        while progress[0] >= 0:
+            scratch = _own_scratch()
+            keys, _ = search(*arguments, scratch.table, progress)
+            found = _copied(scratch, len(keys))
+            positions, scores = read_keys(found.keys)
+            first = found.queries.astype(np.int64) + start
+            later = positions > first
+            both = np.stack([first[later], positions[later]], axis=1)
+            if len(order):
+                both = np.sort(order[both].astype(np.int64), axis=1)
+            yield both, scores[later]
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval.engine.index.exact import kernels
+from retrieval.engine.index.exact import kernels, search
 from retrieval.engine.index.exact.hits import read_keys
 from retrieval.engine.index.exact.instructions import Form, Portable, Vnni, has_vnni
 from retrieval.engine.index.exact.layout import as_queries, directions, encode, has_offset, in_half
 from retrieval.engine.index.exact.lists import no_lists, sort_into_lists
 from retrieval.engine.index.exact.ranges import find_ranges
 from retrieval.engine.index.exact.search import Encoded, Matches, find, pairs
+from retrieval.engine.index.exact.table import table_of
 from retrieval.engine.index.exact_index import ExactIndex
 from retrieval.errors import InvalidEmbeddings
 from tests.engine.index.exact.galleries import KINDS, WITH_OFFSET, Vectors, queries_of, rounded, scores, unit
@@ -139,6 +140,25 @@ def test_pairs_are_those_of_brute_force(
     assert len(set(found)) == len(found)
     assert {pair[:2] for pair in found} == set(zip(first[reach].tolist(), second[reach].tolist(), strict=True))
     assert all(score == all_scores[i, j] for i, j, score in found)
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_pairs_come_in_parts_that_fit_into_memory(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair reaches a low threshold. The thread may search for something else between two parts."""
+    n = 600
+    vectors = unit(np.random.default_rng(5).normal(size=(n, 8)))
+    room = search._own_scratch().room
+    small = room._replace(queries=room.queries[: kernels.ROOM + 9], keys=room.keys[: kernels.ROOM + 9])
+    monkeypatch.setattr(search._scratch, "kept", search._Scratch(small, table_of(*small), np.zeros(2, np.int64)))
+    encoded = encoded_as(vectors, 16, lists=lists, half=False)
+    found: list[tuple[int, int]] = []
+    sizes = []
+    for both, _ in pairs(FORMS[-1], encoded, -2.0):
+        assert len(find(FORMS[-1], encoded, vectors[:3], 2.0).keys) == 0
+        sizes.append(len(both))
+        found += map(tuple, both.tolist())
+    assert len(sizes) > -(-n // 256)
+    assert len(found) == len(set(found)) == n * (n - 1) // 2
 
 
 @pytest.mark.parametrize("axis", [1, 2])
