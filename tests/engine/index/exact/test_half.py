@@ -22,6 +22,8 @@ from tests.engine.index.exact.galleries import KINDS, Vectors, queries_of, round
 
 SPEC = IndexSpec.parse("Exact,fp16")
 
+pytestmark = pytest.mark.timeout(400)  # the first test of a process compiles the search for both types
+
 
 def hits(index: ExactIndex | GpuIndex, queries: Vectors, threshold: float) -> list[tuple[list[int], list[float]]]:
     return [(each.positions.tolist(), each.scores.tolist()) for each in index.above(queries, threshold)]
