@@ -13,6 +13,7 @@ Vectors = NDArray[np.float32]
 library: Any = faiss  # for what its stubs forget
 
 BLAS_BATCH = 16  # query batches from this size on use matrix products, see `use_matrix_products`
+_ANY_NUMBER = 1 << 30
 _BUILD_CANDIDATES = 200  # of HNSW: FAISS's 40 is too few for recalls near 1
 
 
@@ -141,9 +142,26 @@ def candidates_above(
     Calls the compiled method itself, because `faiss.contrib.torch_utils`, which pytorch-metric-learning imports,
     replaces the method of Python by one without parameters.
     """
-    found = faiss.RangeSearchResult(len(queries))
-    cast(Any, native).range_search_c(len(queries), faiss.swig_ptr(queries), radius, found, chosen)
-    limits = faiss.rev_swig_ptr(found.lims, len(queries) + 1).astype(np.int64)
-    positions: NDArray[np.int64] = faiss.rev_swig_ptr(found.labels, int(limits[-1])).copy()
-    rounded: Vectors = faiss.rev_swig_ptr(found.distances, int(limits[-1])).copy()
-    return np.repeat(np.arange(len(queries)), np.diff(limits)), positions, rounded
+    parts = []
+    for start in range(0, max(len(queries), 1), most := _most_at_once(native)):
+        part = queries[start : start + most]
+        found = faiss.RangeSearchResult(len(part))
+        cast(Any, native).range_search_c(len(part), faiss.swig_ptr(part), radius, found, chosen)
+        limits = faiss.rev_swig_ptr(found.lims, len(part) + 1).astype(np.int64)
+        positions = faiss.rev_swig_ptr(found.labels, int(limits[-1])).copy()
+        rounded = faiss.rev_swig_ptr(found.distances, int(limits[-1])).copy()
+        parts.append((np.repeat(np.arange(start, start + len(part)), np.diff(limits)), positions, rounded))
+    numbers, positions, rounded = map(np.concatenate, zip(*parts, strict=True))
+    return numbers, positions, rounded
+
+
+def _most_at_once(native: faiss.Index) -> int:
+    """Return how many queries FAISS takes in one range search.
+
+    In a graph it looks for Ctrl-C every so many queries, and then allocates its result twice, which ends the process
+    (seen with FAISS 1.15).
+    """
+    if not isinstance(native, faiss.IndexHNSW):
+        return _ANY_NUMBER
+    graph = cast(Any, native).hnsw
+    return int(library.InterruptCallback.get_period_hint(graph.max_level * native.d * graph.efSearch))

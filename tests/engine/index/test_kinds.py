@@ -256,3 +256,13 @@ def test_torch_utils_of_faiss_in_the_same_process_changes_nothing() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert ran.stdout == "equal\n", ran.stderr
+
+
+def test_a_graph_answers_more_queries_than_faiss_survives() -> None:
+    """FAISS 1.15 ends the process if a range search in a graph has more: here some 30."""
+    rng = np.random.default_rng(7)
+    vectors = unit(rng.normal(size=(2000, 128)))
+    index = built("HNSW8,ef=9000", vectors, 0.3)
+    queries = vectors[:200]
+    assert as_lists(index.above(queries, 0.3)) == [as_lists(index.above(query[None], 0.3))[0] for query in queries]
+    assert all(0 in hits.positions - number for number, hits in enumerate(index.above(queries, 0.3)))
