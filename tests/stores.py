@@ -128,7 +128,9 @@ def publish_vectors(
     items = ItemTable.join([ItemRows(pa.table(columns))], np.zeros(n, np.float32))
     content = digest_array(vectors)
     manifest = SnapshotManifest(
-        id=snapshot_id(bundle=bundle.digest, score=Score().digest, catalog_digest=content, index_spec=spec),
+        id=snapshot_id(
+            bundle=bundle.digest, score=Score().digest, catalog_digest=content, index_spec=spec, threshold=threshold
+        ),
         catalog=catalog,
         bundle_digest=bundle.digest,
         score_digest=Score().digest,

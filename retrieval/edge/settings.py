@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         default=SecretStr(""), description="Redis or Valkey for jobs; empty: the embedded one that `worker` starts."
     )
+    milvus_servers: str = Field(
+        default="",
+        description="Milvus servers that may hold indexes, such as http://milvus:19530, separated by commas.",
+    )
     milvus_token: SecretStr = Field(
         default=SecretStr(""),
         description="Token, or user:password, for indexes in Milvus; snapshots record their address only.",

@@ -11,7 +11,7 @@ from retrieval.engine.decoding.lanes import Decoders
 from retrieval.engine.embedding import ImageEmbedder
 from retrieval.engine.encoder import Encoder, providers_of
 from retrieval.engine.index.faiss_native import n_gpus
-from retrieval.engine.index.milvus_address import use_token
+from retrieval.engine.index.milvus_address import use_servers
 from retrieval.engine.store import Store
 from retrieval.errors import DeviceUnavailable
 from retrieval.flows.search import Searcher
@@ -34,8 +34,8 @@ def index_device(settings: Settings) -> str:
 
 
 def open_store(settings: Settings) -> Store:
-    """Open the store of these settings. An index of one of its snapshots may be in Milvus, which asks for a token."""
-    use_token(settings.milvus_token.get_secret_value())
+    """Open the store of these settings. An index of one of its snapshots may be in Milvus."""
+    use_servers(settings.milvus_servers, settings.milvus_token.get_secret_value())
     return Store(settings.store, cache_bytes=settings.cache_bytes)
 
 

@@ -87,7 +87,11 @@ class Batcher(Generic[Asked, Answer]):
         """Hand a batch to each thread that is free."""
         self._running = {running for running in self._running if not running.done()}
         while (n_free := self._n_threads - len(self._running)) and (batch := self._take(n_free)):
-            running = self._threads.submit(self._answers, [request for request, _ in batch])
+            try:
+                running = self._threads.submit(self._answers, [request for request, _ in batch])
+            except RuntimeError as error:  # no thread can be started: nobody may wait for ever
+                _fail(batch, error)
+                continue
             self._running.add(running)
             running.add_done_callback(functools.partial(self._report, asyncio.get_running_loop(), batch))
 
@@ -108,16 +112,14 @@ class Batcher(Generic[Asked, Answer]):
             loop.call_soon_threadsafe(self._finish, batch, done)
 
     def _finish(self, batch: "Sequence[_Waiting[Asked, Answer]]", done: Future[Sequence[Answer]]) -> None:
-        """Start the next batch; give each caller of this one its answer, or all of them the error."""
+        """Give each caller of a batch its answer, or all of them the error; start the next batch."""
+        if error := done.exception():
+            _fail(batch, error)
+        else:
+            for (_, waiting), answer in zip(batch, done.result(), strict=True):
+                if not waiting.done():
+                    waiting.set_result(answer)
         self._start()
-        error = done.exception()
-        for number, (_, answer) in enumerate(batch):
-            if answer.done():
-                continue
-            if error is None:
-                answer.set_result(done.result()[number])
-            else:
-                answer.set_exception(error)
 
     def _take(self, n_free: int) -> "list[_Waiting[Asked, Answer]]":
         """Remove and return the next batch, without the requests of cancelled callers.
@@ -134,3 +136,10 @@ class Batcher(Generic[Asked, Answer]):
             if batch:
                 return batch
         return []
+
+
+def _fail(batch: "Sequence[_Waiting[Asked, Answer]]", error: BaseException) -> None:
+    """Give an error to each caller of a batch."""
+    for _, waiting in batch:
+        if not waiting.done():
+            waiting.set_exception(error)

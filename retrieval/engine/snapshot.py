@@ -96,9 +96,15 @@ class Snapshot:
     items: ItemTable
 
 
-def snapshot_id(*, bundle: BundleDigest, score: ScoreDigest, catalog_digest: str, index_spec: IndexSpec) -> SnapshotId:
-    """Return the id; the same input gives the same id, so a repeated job finds its own work."""
-    return SnapshotId(digest_json([bundle, score, catalog_digest, str(index_spec)]))
+def snapshot_id(
+    *, bundle: BundleDigest, score: ScoreDigest, catalog_digest: str, index_spec: IndexSpec, threshold: float
+) -> SnapshotId:
+    """Return the id; the same input gives the same id, so a repeated job finds its own work.
+
+    threshold: of an approximate index, whose recall is measured there; complete ones do not depend on it.
+    """
+    measured = [] if index_spec.is_exact else [threshold]
+    return SnapshotId(digest_json([bundle, score, catalog_digest, str(index_spec), *measured]))
 
 
 def open_snapshot(directory: Path, manifest: SnapshotManifest, *, device: str = "cpu") -> Snapshot:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest
 from retrieval.engine.store import Store
-from retrieval.errors import InvalidInput, UnknownCatalog
+from retrieval.errors import InvalidInput, Unavailable, UnknownCatalog
 
 _YOUNG = timedelta(hours=1)  # a snapshot that is newer than the live one may be about to be published
 _CACHED = timedelta(days=1)  # how long embeddings are kept that no snapshot ever used: of calibrations and audits
@@ -64,10 +64,12 @@ def prune(
 ) -> Pruned:
     """Remove what the policy does not keep, from some catalogues or from all; with `dry_run` only return it.
 
-    in_use: snapshots that stay in any case. Raises UnknownCatalog if a named one has no snapshot.
+    in_use: snapshots that stay in any case. Raises UnknownCatalog if a named one has no snapshot, and Unavailable if
+    the index of one lies in a database that is away: it stays, and all else is removed before.
     """
     snapshots: dict[str, tuple[SnapshotId, ...]] = {}
     audits: dict[str, tuple[str, ...]] = {}
+    away: list[Unavailable] = []
     gone: dict[tuple[str, SnapshotId], set[str]] = {}  # two catalogues may have a snapshot with the same id
     for catalog in catalogs or store.catalogs():
         manifests = store.snapshots(catalog).readable
@@ -75,7 +77,7 @@ def prune(
         for manifest in manifests:
             if manifest.id in kept or manifest.id == _live(store, catalog):  # somebody may just have gone back to it
                 continue
-            if dry_run or store.delete_snapshot(catalog, manifest.id):
+            if dry_run or _deleted(store, manifest, away):
                 gone[catalog, manifest.id] = set(manifest.shards)
                 snapshots[catalog] = (*snapshots.get(catalog, ()), manifest.id)
         if old := _old_audits(store, catalog, policy, now):
@@ -87,17 +89,28 @@ def prune(
         store.objects.delete(key)
     unused, damaged = _unused_embeddings(store, gone, now)
     at_work = set(store.jobs_at_work()) - {key.split("/")[-1] for key in left_over}  # they may use any embeddings
-    removed = unused if not at_work else ()
+    embeddings = unused if not at_work else ()
     if not dry_run:
-        removed = tuple(key for key in removed if store.delete_embeddings(key))
+        embeddings = tuple(key for key in embeddings if store.delete_embeddings(key))
+    if away:
+        raise away[0]
     return Pruned(
         snapshots=snapshots,
         audits=audits,
-        embeddings=removed,
+        embeddings=embeddings,
         left_over=left_over,
-        embeddings_kept_for_jobs=len(removed) < len(unused),
+        embeddings_kept_for_jobs=len(embeddings) < len(unused),
         damaged=damaged,
     )
+
+
+def _deleted(store: Store, manifest: SnapshotManifest, away: list[Unavailable]) -> bool:
+    """Remove a snapshot; return whether it is gone. Adds the error if its database is away."""
+    try:
+        return store.delete_snapshot(manifest.catalog, manifest.id)
+    except Unavailable as error:
+        away.append(error)
+        return False
 
 
 def _kept(

@@ -17,7 +17,7 @@ from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
 from retrieval.engine.images import Failure
-from retrieval.engine.index.open import build_index
+from retrieval.engine.index.open import build_index, check_place
 from retrieval.engine.index.recall import measure_recall
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemRows, ItemTable
@@ -50,7 +50,7 @@ class ReindexRequest:
     def check(self) -> None:
         """Raise InvalidInput if a value can never work."""
         check_catalog_name(self.catalog)
-        IndexSpec.parse(self.index_spec)
+        check_place(IndexSpec.parse(self.index_spec))
         if not self.manifest_uri:
             raise InvalidInput("manifest_uri: expected a path or URL, found nothing")
         if not 0 <= self.max_failed_share <= 1:
@@ -160,6 +160,7 @@ def build_and_publish(store: Store, job_id: str, planned: Plan, *, created_at: s
         score=point.score_digest,
         catalog_digest=catalog.digest,
         index_spec=IndexSpec.parse(request.index_spec),
+        threshold=point.threshold,
     )
 
     def publish() -> None:

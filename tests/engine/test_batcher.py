@@ -132,6 +132,27 @@ def test_too_few_answers_fail_the_batch() -> None:
     run(test)
 
 
+def test_nobody_hangs_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit of processes of a container, for instance: the callers get the error, later ones an answer."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no new thread")
+
+    async def test(batcher: Images, model: Model) -> None:
+        first = await held_up(batcher, model)
+        waiting = asyncio.create_task(batcher.ask(image(1)))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher._threads, "submit", refuse)
+            model.may_run.set()
+            assert (await first).tolist() == [-1] * 4
+            with pytest.raises(RuntimeError, match="no new thread"):
+                await waiting
+        assert (await batcher.ask(image(2))).tolist() == [2] * 4
+
+    run(test)
+
+
 def test_inputs_of_different_shapes_fail_instead_of_hanging() -> None:
     async def test(batcher: Images, model: Model) -> None:
         odd = np.zeros((3, 5, 5), dtype=np.float32)

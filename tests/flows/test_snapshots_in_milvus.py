@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from retrieval.engine.encoder import Encoder
+from retrieval.engine.index import milvus_address
 from retrieval.engine.index.milvus_index import MilvusIndex
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -31,6 +32,12 @@ pytestmark = pytest.mark.slow
 
 NOW = datetime(2026, 6, 30, tzinfo=UTC)
 ALIAS = "pictures"
+
+
+@pytest.fixture(autouse=True)
+def any_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that another test has read allow none."""
+    monkeypatch.setattr(milvus_address, "_servers", None)
 
 
 @pytest.fixture

@@ -77,10 +77,11 @@ def name_of(message: "Message", field: str) -> str:
 
 def recall_of(snapshot: "Snapshot") -> str:
     """Return the share of the matches that an index finds: `complete`, or a measured one with its interval."""
-    if json.loads(snapshot.index_details or "{}").get("complete"):
+    details = json.loads(snapshot.index_details or "{}")
+    if details.get("complete"):
         return "complete"
     recall = f"recall {_rounded_down(snapshot.index_recall)}"
-    if snapshot.index_recall_low < snapshot.index_recall_high:
+    if details and snapshot.index_recall_low < snapshot.index_recall_high:  # earlier versions have no interval
         low, high = _rounded_down(snapshot.index_recall_low), -_thousandths(-snapshot.index_recall_high) / 1000
         recall += f", 95 %: {low} to {high:.3f}"
     return recall

@@ -51,7 +51,8 @@ class ExactIndex:
         too large for that.
         """
         check_vectors(vectors, vectors.shape[-1] if vectors.ndim == 2 else 0)
-        return cls(*encode_best(in_half(vectors) if half else vectors, threshold, best_form()))
+        own = in_half(vectors) if half else np.array(vectors, np.float32, order="C")  # the caller may change its array
+        return cls(*encode_best(own, threshold, best_form()))
 
     @classmethod
     def load(cls, path: Path, *, dimension: int, n_items: int) -> ExactIndex:

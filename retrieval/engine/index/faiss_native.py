@@ -12,7 +12,7 @@ from retrieval.errors import DeviceUnavailable
 Vectors = NDArray[np.float32]
 library: Any = faiss  # for what its stubs forget
 
-BLAS_BATCH = 16  # query batches from this size on use matrix products, see `use_matrix_products`
+BLAS_BATCH = 16  # query batches from this size on use matrix products, see `prepare`
 _ANY_NUMBER = 1 << 30
 _BUILD_CANDIDATES = 200  # of HNSW: FAISS's 40 is too few for recalls near 1
 

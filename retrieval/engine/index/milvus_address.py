@@ -27,11 +27,17 @@ _DATABASE = re.compile(r"/?[A-Za-z0-9_]*")
 _EXAMPLE = "milvus:http://host:19530?name=shop"
 
 _token = ""
+_servers: tuple[str, ...] | None = None
 
 
-def use_token(token: str) -> None:
-    """Set the token with which this process calls Milvus. Call it before an index is built or opened."""
-    global _token  # noqa: PLW0603  # one value of the process, set once from its settings
+def use_servers(servers: str, token: str) -> None:
+    """Set the servers, separated by commas, that this process calls, and the token for them; before the first call.
+
+    Without it, any server is called, and without a token. A request names the server, so one that anybody names must
+    not get the token and the vectors.
+    """
+    global _token, _servers  # noqa: PLW0603  # values of the process, set once from its settings
+    _servers = tuple(server.strip().rstrip("/") for server in servers.split(",") if server.strip())
     _token = token
 
 
@@ -66,6 +72,14 @@ class MilvusAddress:
             found = "&".join(f"{name}={value}" for name, value in options.items()) or "none"
             raise InvalidInput(f"index milvus: expected {expected} with {kind}, found {found}")
         return cls(uri=uri, name=name, kind=kind, parameters={name: int(value) for name, value in options.items()})
+
+    def check_allowed(self) -> None:
+        """Raise InvalidInput if the settings of this process do not name the server."""
+        if _servers is not None and self.server not in _servers:
+            raise InvalidInput(
+                f"index milvus: expected one of the servers in RETRIEVAL_MILVUS_SERVERS "
+                f"({', '.join(_servers) or 'none'}), found {self.server!r}: add it there for servers and workers"
+            )
 
     @property
     def is_complete(self) -> bool:

@@ -46,7 +46,7 @@ _LISTED = 0.1  # share of the rows: with more, reading the list takes Milvus lon
 _ROW, _VECTOR = "row", "vector"
 _SAMPLE = 1000  # rows that are compared with the pointer when an index is opened
 _TILE = 1 << 16
-_TIMEOUT_S, _BUILD_TIMEOUT_S = 20.0, 3600.0
+_TIMEOUT_S, _OPEN_TIMEOUT_S, _BUILD_TIMEOUT_S = 20.0, 120.0, 3600.0
 _FORMAT = 1
 
 
@@ -137,7 +137,7 @@ class MilvusIndex:
                 raise CorruptArtifact(
                     f"index {path}: Milvus has no collection {pointer.collection}; reindex the catalogue"
                 )
-            index._client.load_collection(pointer.collection, timeout=_BUILD_TIMEOUT_S)
+            index._client.load_collection(pointer.collection, timeout=_OPEN_TIMEOUT_S)
         index._verify(CorruptArtifact)
         if index.self_test:
             index.self_test.check(index, path)
@@ -184,13 +184,13 @@ class MilvusIndex:
     def details(self) -> dict[str, Any]:
         """Return what the manifest records."""
         promise = (
-            "Milvus compares every vector; matches are complete as far as Milvus answers for all of its segments"
+            {"completeness": "Milvus compares every vector; complete as far as it answers for all of its segments"}
             if self._address.is_complete
-            else f"none: {self._address.kind} of Milvus is approximate, so matches can be missing"
+            else {"cannot_promise": f"{self._address.kind} of Milvus is approximate, so matches can be missing"}
         )
         return {
             "complete": self._address.is_complete,
-            "completeness": promise,
+            **promise,
             "milvus_index": self._address.kind,
             "collection": self._pointer.collection,
             "scores": "exact, from the vectors that Milvus returns",
@@ -296,11 +296,11 @@ class MilvusIndex:
         step = max(1, _BYTES // (4 * self.dimension + 32))
         with _calls(self._address):
             described = self._client.describe_collection(name, timeout=_TIMEOUT_S)
-            counted = self._client.query(name, output_fields=["count(*)"], timeout=_BUILD_TIMEOUT_S)
+            counted = self._client.query(name, output_fields=["count(*)"], timeout=_OPEN_TIMEOUT_S)
             replies: list[Any] = []
             for start in range(0, len(rows), step):
                 ids = rows[start : start + step].tolist()
-                replies += self._client.get(name, ids, output_fields=[_ROW, _VECTOR], timeout=_BUILD_TIMEOUT_S)
+                replies += self._client.get(name, ids, output_fields=[_ROW, _VECTOR], timeout=_OPEN_TIMEOUT_S)
         columns = [entry["params"].get("dim") for entry in described["fields"] if entry["name"] == _VECTOR]
         expected = ([self.dimension], self.n_items)
         if (found := ([int(n) for n in columns], counted[0]["count(*)"])) != expected:
@@ -328,7 +328,11 @@ def _largest_norm(vectors: Vectors) -> float:
 
 
 def _connected(address: MilvusAddress) -> MilvusClient:
-    """Connect to Milvus. Raises FailedPrecondition without pymilvus, Unavailable if Milvus does not answer."""
+    """Connect to Milvus. Raises FailedPrecondition without pymilvus, InvalidInput if this server is not allowed.
+
+    Raises Unavailable if Milvus does not answer.
+    """
+    address.check_allowed()
     try:
         from pymilvus import MilvusClient
     except ImportError as error:
@@ -339,13 +343,17 @@ def _connected(address: MilvusAddress) -> MilvusClient:
 
 @contextlib.contextmanager
 def _calls(address: MilvusAddress) -> Iterator[None]:
-    """Turn what Milvus answers in place of a result into Unavailable."""
+    """Turn what Milvus answers in place of a result into Unavailable.
+
+    pymilvus passes some errors of gRPC on as they are, such as a call that took too long.
+    """
+    import grpc
     from pymilvus import MilvusException
 
     try:
         yield
-    except MilvusException as error:
+    except (MilvusException, grpc.RpcError) as error:
         raise Unavailable(
-            f"Milvus at {address.uri} did not answer as expected: {error.message or error}; check that it runs and "
-            "that RETRIEVAL_MILVUS_TOKEN is the token for it"
+            f"Milvus at {address.uri} did not answer as expected: {getattr(error, 'message', '') or error}; check that "
+            "it runs and that RETRIEVAL_MILVUS_TOKEN is the token for it"
         ) from error

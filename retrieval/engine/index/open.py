@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.engine.index.index import Hits, Index
+from retrieval.engine.index.milvus_address import MilvusAddress
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.errors import CorruptArtifact
 
@@ -70,6 +71,12 @@ def _checked(index: Index, path: Path, spec: IndexSpec) -> Index:
 def lies_in_database(spec: IndexSpec) -> bool:
     """Return True if the file of an index is a pointer: the vectors lie in a database, which is told what is live."""
     return spec.kind == "milvus"
+
+
+def check_place(spec: IndexSpec) -> None:
+    """Raise InvalidInput if the index would lie in a database that the settings do not name."""
+    if lies_in_database(spec):
+        MilvusAddress.parse(spec.uri).check_allowed()
 
 
 def publish_index(path: Path, spec: IndexSpec) -> None:

@@ -9,7 +9,6 @@ from retrieval.engine.store.bundles import bundle_prefix
 from retrieval.engine.store.databases import remove_from_database
 from retrieval.engine.store.objects import Objects, checked_name
 from retrieval.engine.store.snapshots import CURRENT
-from retrieval.errors import Unavailable
 
 _STAGING = "staging"
 
@@ -36,7 +35,7 @@ class Pruning:
         if manifest and described:
             try:
                 remove_from_database(self.objects, folder, described)
-            except Unavailable:
+            except BaseException:  # the manifest names the collection: without it nobody would find that again
                 self.objects.put(f"{folder}/{MANIFEST}", manifest)
                 raise
         self.objects.delete(folder)

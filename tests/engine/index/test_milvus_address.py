@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from retrieval.engine.index.milvus_address import MilvusAddress, token, use_token
+from retrieval.engine.index import milvus_address
+from retrieval.engine.index.milvus_address import MilvusAddress, token, use_servers
 from retrieval.errors import InvalidInput
+from retrieval.flows.reindex import ReindexRequest
 
 
 def test_an_address_with_all_its_parts() -> None:
@@ -54,7 +56,22 @@ def test_a_password_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_the_token_is_that_of_the_process() -> None:
-    use_token("root:secret")
+def test_the_token_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milvus_address, "_servers", None)
+    use_servers("", "root:secret")
     assert token() == "root:secret"
-    use_token("")
+    monkeypatch.setattr(milvus_address, "_token", "")
+
+
+def test_only_servers_of_the_settings_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for an index names its server, and that gets the token and the vectors."""
+    use_servers("http://milvus:19530/, https://other", "root:secret")
+    monkeypatch.setattr(milvus_address, "_token", "")
+    MilvusAddress.parse("http://milvus:19530/database?name=shop").check_allowed()
+    request = ReindexRequest(catalog="shop", manifest_uri="items.csv", index_spec="milvus:http://thief:19530?name=shop")
+    with pytest.raises(InvalidInput, match=r"in RETRIEVAL_MILVUS_SERVERS \(http://milvus:19530, https://other\)"):
+        request.check()
+    with pytest.raises(InvalidInput, match=r"found '/data/small\.db'"):
+        MilvusAddress.parse("/data/small.db").check_allowed()
+    monkeypatch.setattr(milvus_address, "_servers", None)
+    request.check()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -27,6 +28,12 @@ pymilvus = pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def any_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that another test has read allow none."""
+    monkeypatch.setattr(milvus_address, "_servers", None)
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +254,9 @@ def test_bad_queries_are_refused(address: MilvusAddress) -> None:
     with pytest.raises(InvalidEmbeddings, match="expected a threshold, found NaN"):
         index.above(np.zeros((2, 8), np.float32), float("nan"))
     index.remove()
+
+
+def test_an_error_of_grpc_itself_is_unavailable(address: MilvusAddress) -> None:
+    """pymilvus passes a call that took too long on as it is."""
+    with pytest.raises(Unavailable, match="did not answer as expected"), milvus_index._calls(address):
+        raise grpc.RpcError("deadline exceeded")

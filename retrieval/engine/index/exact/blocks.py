@@ -81,7 +81,10 @@ def encode_blocks(vectors: NDArray[np.floating], offsets: Vectors, basis: NDArra
 
 
 def _steps(vectors: NDArray[np.floating], basis: NDArray[np.float64], before: int) -> NDArray[np.float64]:
-    """Return the value of code 0 and the step of each coordinate: any are correct, better ones lose less."""
+    """Return the value of code 0 and the step of each coordinate: any are correct, better ones lose less.
+
+    The step of a coordinate that does not vary is 0: no larger than the vectors, which the slack for rounding assumes.
+    """
     sample = vectors[:: -(-len(vectors) // _SAMPLE)].astype(np.float64) @ basis.T
     reach, levels = _SPREAD * sample.std(axis=0), np.full(len(basis), LEVELS)
     lowest, highest = sample.mean(axis=0) - reach, sample.mean(axis=0) + reach
@@ -89,7 +92,7 @@ def _steps(vectors: NDArray[np.floating], basis: NDArray[np.float64], before: in
     lowest[leading], highest[leading] = sample[:, leading].min(axis=0), sample[:, leading].max(axis=0)
     levels[leading] = LEADING_LEVELS
     steps = (highest - lowest) / levels
-    return np.stack([lowest, np.where(steps > 0, steps, 1.0)], axis=1)
+    return np.stack([lowest, steps], axis=1)
 
 
 def _rests(exact: NDArray[np.float64], projected: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,7 +108,8 @@ def _round(
     """Write the nearest codes; return the norm of what each loses [n], and the largest norm of the half bytes."""
     p, leading = len(steps), _BYTES - before
     levels = np.where(np.arange(p) < leading, LEADING_LEVELS, LEVELS)
-    whole = np.rint((projected - steps[:, 0]) / steps[:, 1]).clip(0, levels)
+    divisors = np.where(steps[:, 1] > 0, steps[:, 1], np.inf)
+    whole = np.rint((projected - steps[:, 0]) / divisors).clip(0, levels)
     codes[: len(whole), before : before + p] = whole
     lost = projected - (steps[:, 0] + whole * steps[:, 1])
     halves = whole[:, leading:] - LEVELS / 2

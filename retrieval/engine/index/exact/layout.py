@@ -93,6 +93,7 @@ def encode(stored: Stored, basis: NDArray[np.float64], n_bytes: int) -> Gallery:
 
     basis: the directions of the columns that are no offset. All bounds are those of the vectors as they are stored.
     """
+    stored = stored.copy(order="C") if not stored.flags.c_contiguous else stored  # compiled code reads it by address
     rows, d = as_floats(stored), len(basis)
     offsets = rows[:, -1].astype(np.float32) if d < rows.shape[1] else np.empty(0, np.float32)
     n, width = len(rows), -(-d // _LINE) * _LINE

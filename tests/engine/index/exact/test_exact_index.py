@@ -142,6 +142,42 @@ def test_pairs_are_those_of_brute_force(
     assert all(score == all_scores[i, j] for i, j, score in found)
 
 
+@pytest.mark.parametrize("norm", [1e-12, 1e-8, 1e-3, 1.0, 1e12])
+@pytest.mark.parametrize("d", [3, 7, 124])
+def test_vectors_of_one_direction_and_any_norm(norm: float, d: int) -> None:
+    """Coordinates that do not vary have no step; one of 1 would be far larger than short vectors."""
+    vectors = np.zeros((60, d), np.float32)
+    vectors[:, 0] = norm
+    index = ExactIndex.build(vectors)
+    queries = np.ones((200, d), np.float32)
+    queries[:, 1] = -np.linspace(1e-5, 0.01, 200)  # every value is at another place between two codes
+    for query in queries:
+        threshold = float(scores(vectors[:1], query[None])[0, 0])
+        assert len(index.above(query[None], threshold)[0].positions) == 60, query[1]
+        assert len(index.above(query[None], np.nextafter(np.float32(threshold), np.float32(np.inf)))[0].positions) == 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_any_layout_in_memory(half: bool) -> None:
+    """Columns first, every second row, or an array that its owner changes afterwards."""
+    rng = np.random.default_rng(8)
+    vectors = unit(rng.normal(size=(50, 8)))
+    stored = rounded(vectors) if half else vectors
+    wanted = expected(scores(stored, vectors), 0.3)
+    wide = np.zeros((50, 16), np.float32)
+    wide[:, ::2] = vectors
+    allowed = np.ones(100, np.bool_)[::2]
+    for each in (np.asfortranarray(vectors), wide[:, ::2], vectors.copy()):
+        index = ExactIndex.build(each, half=half)
+        each[:] = 0
+        found = {
+            (number, row, score)
+            for number, hits in enumerate(index.above(np.asfortranarray(vectors), 0.3, allowed))
+            for row, score in zip(hits.positions.tolist(), hits.scores.tolist(), strict=True)
+        }
+        assert found == wanted
+
+
 @pytest.mark.parametrize("lists", [False, True])
 def test_pairs_come_in_parts_that_fit_into_memory(lists: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pair reaches a low threshold. The thread may search for something else between two parts."""
