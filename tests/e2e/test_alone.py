@@ -152,7 +152,7 @@ def test_wrong_usage_and_unmet_needs_have_their_exit_codes(embedded: Deployment)
     """2 for what the caller must change, 3 for what is missing; one line, no trace."""
     assert embedded.run("no-such-command", accept=(2,)).stderr
     wrong = embedded.run("reindex", CATALOG, "file:///images/table.csv", "--index", "HNSW", "--embedded", accept=(2,))
-    assert "expected Exact, Flat" in wrong.stderr
+    assert "expected Exact, Exact,fp16, Flat" in wrong.stderr
     missing = embedded.run("snapshots", "list", CATALOG, accept=(3,))
     assert "retrieval serve" in missing.stderr
     empty = embedded.folder / "empty"

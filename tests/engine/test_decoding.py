@@ -42,7 +42,15 @@ def decoders() -> Decoders:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "decoding.child" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "decoding.child" in _command(child)]
+
+
+def _command(child: psutil.Process) -> str:
+    """The command line of a child; nothing of one that has just ended."""
+    try:
+        return " ".join(child.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def wait_for_work(child: psutil.Process) -> None:

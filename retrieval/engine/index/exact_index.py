@@ -128,7 +128,7 @@ class ExactIndex:
         n_threads: how many threads share the work; one is best if there are many callers.
         """
         encoded = self._encoded
-        if allowed is not None or not _fits(encoded, queries, threshold):
+        if not _fits(encoded, queries, threshold, allowed):
             check_search(self, queries, threshold, allowed)
         asked = np.ascontiguousarray(queries)
         found = above(best_form(), encoded, asked, threshold, allowed, n_threads=n_threads)
@@ -148,10 +148,12 @@ def warm() -> None:
     best_form()
 
 
-def _fits(encoded: Encoded, queries: Vectors, threshold: float) -> bool:
+def _fits(encoded: Encoded, queries: Vectors, threshold: float, allowed: NDArray[np.bool_] | None) -> bool:
     """Return whether queries need no closer look; the search itself finds values that are not finite."""
     rows = encoded.gallery.rows
     fits = queries.ndim == 2 and queries.shape[1] == rows.shape[1] and len(queries) > 0 and threshold == threshold
+    if allowed is not None:
+        fits = fits and allowed.dtype == np.bool_ and allowed.shape == (len(rows),)
     return fits and queries.dtype == np.float32
 
 

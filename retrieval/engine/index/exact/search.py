@@ -77,7 +77,7 @@ def above(
     if n_threads > 1:
         return find(form, encoded, queries, threshold, allowed, n_threads=n_threads).of_each(len(queries))
     limits, scratch, kind_of_rows = _limits(threshold), _own_scratch(), encoded.kind_of_rows
-    queries, mask = _writable(queries), _ALL if allowed is None else _writable(np.ascontiguousarray(allowed))
+    queries, mask = _writable(queries), _ALL if allowed is None else _writable(allowed)
     scratch.progress[0] = scratch.progress[1] = 0
     keys, ends = search(
         form.form, encoded.table, kind_of_rows, queries, mask, limits, encoded.whole, scratch.table, scratch.progress
@@ -89,8 +89,8 @@ def above(
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array that may be written, or a copy: of one that may not, Numba would compile the search again."""
-    return array if array.flags.writeable else array.copy()
+    """Return an array that may be written and has no gaps, or a copy: for others, Numba would compile again."""
+    return array if array.flags.writeable and array.flags.c_contiguous else array.copy(order="C")
 
 
 def _in_order(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> list[Found]:
@@ -117,7 +117,7 @@ def find(
     blocks that it visits. Raises InvalidEmbeddings if a value is not finite.
     """
     limits, (start, end, _, _) = _limits(threshold), encoded.whole
-    queries, mask = _writable(queries), _ALL if allowed is None else _writable(np.ascontiguousarray(allowed))
+    queries, mask = _writable(queries), _ALL if allowed is None else _writable(allowed)
     if n_threads == 1:
         return _find(form, encoded, queries, mask, limits, encoded.whole)
     by_queries = len(queries) >= n_threads
