@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.engine.snapshot import INDEX
+from retrieval.contract.bundle import BundleDigest
+from retrieval.contract.score import ScoreDigest
+from retrieval.engine.index.spec import IndexSpec
+from retrieval.engine.snapshot import INDEX, snapshot_id
 from retrieval.engine.store import Store
 from tests.stores import publish_vectors
 from tests.tiny_bundle import write_tiny_bundle
@@ -92,3 +95,19 @@ def test_a_second_process_shares_the_pages(tmp_path: Path) -> None:
     assert max(reply["grown"] for reply in replies) < 0.4 * size, "the table of items, and no copy of the index"
     assert replies[0]["found"] == replies[1]["found"]
     assert sum(len(positions) for positions, _ in replies[0]["found"]) > 40 * 10
+
+
+@pytest.mark.parametrize(("kind", "depends"), [("Exact", False), ("Flat", False), ("IVF4,nprobe=2", True)])
+def test_the_recall_of_an_approximate_index_is_measured_again_at_another_threshold(kind: str, depends: bool) -> None:
+    """The id of a snapshot names what it was built from; one that is there already is not built again."""
+    ids = {
+        snapshot_id(
+            bundle=BundleDigest("b"),
+            score=ScoreDigest("s"),
+            catalog_digest="c",
+            index_spec=IndexSpec.parse(kind),
+            threshold=threshold,
+        )
+        for threshold in (0.5, 0.6)
+    }
+    assert len(ids) == 1 + depends
