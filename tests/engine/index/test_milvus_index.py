@@ -237,7 +237,7 @@ def test_approximate_indexes_promise_nothing(kind: str, address: MilvusAddress) 
     own = MilvusAddress.parse(f"{address.uri}?name=shop&index={kind}")
     index = built(vectors, own)
     assert index.details()["complete"] is False
-    assert "matches can be missing" in index.details()["completeness"]
+    assert "matches can be missing" in index.details()["cannot_promise"]
     (found,) = index.above(vectors[:1], 0.5)
     (wanted,) = ExactIndex.build(vectors).above(vectors[:1], 0.5)
     assert set(zip(found.positions.tolist(), found.scores.tolist(), strict=True)) <= set(
