@@ -84,8 +84,9 @@ def above(
     )
     if scratch.progress[0] == DONE:
         return _in_order(keys, ends)
-    found = _rest(form, encoded, queries, mask, limits, encoded.whole, found=[_copied(scratch, len(keys))])
-    return found.of_each(len(queries))
+    first = _copied(scratch, len(keys))
+    rest = _found_in_parts(form, encoded, queries, mask, limits, encoded.whole, scratch.progress)
+    return _joined([first, *rest]).of_each(len(queries))
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:
@@ -153,29 +154,30 @@ def _find(
     part: NDArray[np.int64],
 ) -> Matches:
     """Return what is found in a part of the blocks, as `search` takes it."""
-    _own_scratch().progress[:] = 0
-    return _rest(form, encoded, queries, allowed, limits, part, found=[])
+    return _joined([*_found_in_parts(form, encoded, queries, allowed, limits, part, np.zeros(2, np.int64))])
 
 
-def _rest(
+def _found_in_parts(
     form: Form,
     encoded: Encoded,
     queries: Vectors,
     allowed: Mask,
     limits: NDArray[np.float64],
     part: NDArray[np.int64],
-    *,
-    found: list[Matches],
-) -> Matches:
-    """Go on with a search of this thread until it is done; return what was found before, and the rest."""
-    scratch = _own_scratch()
-    arguments = (form.form, encoded.table, encoded.kind_of_rows, queries, allowed, limits, part)
-    while scratch.progress[0] >= 0:
-        keys, _ = search(*arguments, scratch.table, scratch.progress)
-        found.append(_copied(scratch, len(keys)))
-    if scratch.progress[0] == NOT_FINITE:
+    progress: NDArray[np.int64],
+) -> Iterator[Matches]:
+    """Yield what is found from `progress` on, in as many parts as the room of a thread takes.
+
+    progress: of the caller's own if the thread may search for something else between two parts.
+    """
+    while progress[0] >= 0:
+        scratch = _own_scratch()
+        keys, _ = search(
+            form.form, encoded.table, encoded.kind_of_rows, queries, allowed, limits, part, scratch.table, progress
+        )
+        yield _copied(scratch, len(keys))
+    if progress[0] == NOT_FINITE:
         check_vectors(queries, queries.shape[1])
-    return _joined(found)
 
 
 def _copied(scratch: _Scratch, n: int) -> Matches:
@@ -193,16 +195,11 @@ def pairs(form: Form, encoded: Encoded, threshold: float) -> Iterator[tuple[NDAr
     """
     limits, order, rows = _limits(threshold), encoded.rows, encoded.gallery.rows
     in_order = replace(encoded, rows=order[:0])
-    part, progress = encoded.whole.copy(), np.zeros(2, np.int64)  # its own: the thread may search between two parts
+    part = encoded.whole.copy()
     for start in range(0, len(rows), _AT_ONCE):
         queries = as_queries(rows[start : start + _AT_ONCE], offset=len(encoded.gallery.offsets) > 0)
         part[0] = start // BLOCK
-        arguments = (form.form, in_order.table, in_order.kind_of_rows, queries, _ALL, limits, part)
-        progress[:] = 0
-        while progress[0] >= 0:
-            scratch = _own_scratch()
-            keys, _ = search(*arguments, scratch.table, progress)
-            found = _copied(scratch, len(keys))
+        for found in _found_in_parts(form, in_order, queries, _ALL, limits, part, np.zeros(2, np.int64)):
             positions, scores = read_keys(found.keys)
             first = found.queries.astype(np.int64) + start
             later = positions > first
