@@ -10,10 +10,16 @@ The score of a pair is an inner product of two vectors, so every index and every
 The density r(x) is the mean of the k largest similarities of x to a fixed cohort of unlabelled reference embeddings. An
 image with many look-alikes has a high r and needs a higher similarity to be accepted. A whitening first makes the
 spread of all classes similar. The vectors have two more columns than the embeddings, for any size of the cohort.
+
+A catalogue score also uses the labels of the catalogue: in place of the item b it takes b pulled towards its class, and
+subtracts an offset of the item, see `class_terms.py`. Both change the vectors of items only:
+
+    catalogue         s(a, b*) - w (r(a) + r(b*)) - o(b) = <[a, -w r(a), 1], [b*, 1, -w r(b*) - o(b)]>
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NewType, TypeAlias
 
@@ -22,16 +28,32 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import Whitening, check_unit_rows
 from retrieval.contract.canonical import digest_array, digest_json, json_bytes
+from retrieval.contract.class_terms import ClassTerms, class_codes, pull_items
 from retrieval.contract.documents import parse, read_object
-from retrieval.errors import CorruptArtifact, InvalidEmbeddings
+from retrieval.errors import CorruptArtifact, InvalidEmbeddings, InvalidInput
 
 ScoreDigest = NewType("ScoreDigest", str)
 Vectors: TypeAlias = NDArray[np.float32]
 
 SCORE, COHORT, CENTRE, PROJECTION = "score.json", "cohort.npy", "centre.npy", "projection.npy"
-_FORMAT, _FORMAT_EXTENDED = 1, 2  # 1 if all that format 2 adds is at its default, which keeps old digests valid
+# A score without what a later format adds is written in the earlier one, which keeps old digests valid.
+_FORMAT, _FORMAT_EXTENDED, _FORMAT_CLASSES = 1, 2, 3
 _WEIGHT = 0.5
 _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GalleryVectors:
+    """The items of a gallery as a score compares them.
+
+    vectors: [n, D] float32, the right factors of the score; densities: [n] float32, of the items after the pull;
+    offsets: [n] float32, the offset of each item, 0 if the score has none; far: [n] bool, see `PulledItems`.
+    """
+
+    vectors: Vectors
+    densities: Vectors
+    offsets: Vectors
+    far: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +64,7 @@ class Score:
     largest similarities whose mean is the density. weight: w above, in (0, 1]. ignore_above: in (-1, 1]; cohort rows at
     least this similar to an image count as the image itself and are left out of its density, because the cohort may be
     a sample of the catalogue. If fewer than k rows are left, the density is their mean; if none is, ignore_above.
+    classes: what a catalogue score takes from the labels of the items, over the cosine or over a cohort score.
     """
 
     cohort: NDArray[np.float32] | None = None
@@ -49,6 +72,7 @@ class Score:
     weight: float = _WEIGHT
     ignore_above: float | None = None
     whitening: Whitening | None = None
+    classes: ClassTerms | None = None
 
     def __post_init__(self) -> None:
         if self.cohort is None:
@@ -70,10 +94,9 @@ class Score:
 
     @property
     def kind(self) -> str:
-        """`cosine`, `cohort` or `whitened cohort`."""
-        if self.cohort is None:
-            return "cosine"
-        return "cohort" if self.whitening is None else "whitened cohort"
+        """`cosine`, `cohort` or `whitened cohort`; `catalogue ` before it if the score uses the labels of items."""
+        base = "cosine" if self.cohort is None else "cohort" if self.whitening is None else "whitened cohort"
+        return base if self.classes is None else f"catalogue {base}"
 
     @property
     def digest(self) -> ScoreDigest:
@@ -83,7 +106,7 @@ class Score:
     def dimension(self, d: int) -> int:
         """Return the number of columns of the score vectors for embeddings of `d` columns."""
         if self.cohort is None:
-            return d
+            return d + self._has_offset
         return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
 
     def density(self, embeddings: Vectors) -> Vectors:
@@ -94,30 +117,51 @@ class Score:
         """Return the left factors of the score: [n, dimension(d)] float32."""
         return self.query_vectors_and_densities(embeddings)[0]
 
+    def gallery(self, embeddings: Vectors, labels: Sequence[str] = ()) -> GalleryVectors:
+        """Return the items of a gallery as the score compares them.
+
+        embeddings: [n, d] float32, unit rows; labels: the class of each, "" for none, used by a catalogue score only.
+        An item without a label, or alone in its class, is compared as without the labels. Raises InvalidInput if a
+        catalogue score gets no labels, or not one for each item.
+        """
+        if self.classes is None:
+            rows, densities = self._rows_and_densities(embeddings)
+            nothing = np.zeros(len(rows), dtype=np.float32)
+            return GalleryVectors(self._gallery_factor(rows, densities, nothing), densities, nothing, nothing > 0)
+        if len(labels) != len(embeddings) or not any(labels):
+            raise InvalidInput(
+                f"a {self.kind} score takes the label of each item: expected {len(embeddings)} labels, found "
+                f"{sum(map(bool, labels))}; give the items labels, or use a score without them"
+            )
+        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
+        codes = class_codes(labels)[1]
+        pulled = pull_items(self.classes, rows, codes, density=self._densities, weight=self.weight)
+        densities = self._densities(pulled.rows)
+        vectors = self._gallery_factor(pulled.rows, densities, pulled.offsets)
+        return GalleryVectors(vectors, densities, pulled.offsets, pulled.far)
+
     def gallery_vectors(self, embeddings: Vectors) -> Vectors:
-        """Return the right factors of the score: [n, dimension(d)] float32."""
-        return self.gallery_vectors_and_densities(embeddings)[0]
+        """Return the right factors of a score without labels: [n, dimension(d)] float32."""
+        return self.gallery(embeddings).vectors
 
     def vectors(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
-        """Return both factors of the score, query and gallery; for the cosine both are the embeddings themselves."""
+        """Return both factors of a score without labels; for the cosine both are the embeddings themselves."""
+        if self.classes is not None:
+            raise InvalidInput(f"a {self.kind} score compares queries with a labelled gallery, not one set with itself")
         rows, densities = self._rows_and_densities(embeddings)
-        return self._query_factor(rows, densities), self._gallery_factor(rows, densities)
+        return self._query_factor(rows, densities), self._gallery_factor(rows, densities, np.zeros_like(densities))
 
     def query_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
         """Return `query_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
         rows, densities = self._rows_and_densities(embeddings)
         return self._query_factor(rows, densities), densities
 
-    def gallery_vectors_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
-        """Return `gallery_vectors` and `density` of the rows, whitened and compared with the cohort only once."""
-        rows, densities = self._rows_and_densities(embeddings)
-        return self._gallery_factor(rows, densities), densities
+    def similarities(self, ranks: Vectors, query_density: float, gallery_densities: Vectors) -> Vectors:
+        """Return the cosines of one query with items, after the whitening and the pull if there are any: [n] float32.
 
-    def similarities(
-        self, scores: NDArray[np.float32], query_density: float, gallery_densities: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Return the cosines of scores [n] of one query, after the whitening if there is one: [n] float32."""
-        return np.asarray(scores + self.weight * (query_density + gallery_densities), dtype=np.float32)
+        ranks: [n] float32, scores with the offsets of the items added.
+        """
+        return np.asarray(ranks + self.weight * (query_density + gallery_densities), dtype=np.float32)
 
     def files(self) -> dict[str, bytes]:
         """Return the files of the artefact by name."""
@@ -131,24 +175,32 @@ class Score:
     def _rows_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
         """Return the rows [n, D] after the whitening, and their densities [n]."""
         rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
+        return rows, self._densities(rows)
+
+    def _densities(self, rows: Vectors) -> Vectors:
+        """Return the densities [n] of rows [n, D] after the whitening."""
         densities = np.zeros(len(rows), dtype=np.float32)
         if self.cohort is not None:
             for start in range(0, len(rows), _TILE):
                 similarities = rows[start : start + _TILE] @ self.cohort.T
                 densities[start : start + _TILE] = _mean_of_largest(similarities, self.k, self.ignore_above)
-        return rows, densities
+        return densities
+
+    @property
+    def _has_offset(self) -> bool:
+        return self.classes is not None and self.classes.offset_weight > 0
 
     def _query_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
+        column = np.float32(-self.weight) * densities[:, None]
         if self.cohort is None:
-            return rows
-        offsets = np.float32(-self.weight) * densities[:, None]
-        return np.hstack([rows, offsets, np.ones_like(offsets)])
+            return np.hstack([rows, np.ones_like(column)]) if self._has_offset else rows
+        return np.hstack([rows, column, np.ones_like(column)])
 
-    def _gallery_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
+    def _gallery_factor(self, rows: Vectors, densities: Vectors, offsets: Vectors) -> Vectors:
+        column = (np.float32(-self.weight) * densities - offsets)[:, None]
         if self.cohort is None:
-            return rows
-        offsets = np.float32(-self.weight) * densities[:, None]
-        return np.hstack([rows, np.ones_like(offsets), offsets])
+            return np.hstack([rows, column]) if self._has_offset else rows
+        return np.hstack([rows, np.ones_like(column), column])
 
     def _description(self) -> dict[str, object]:
         description: dict[str, object] = {
@@ -157,14 +209,17 @@ class Score:
             "k": self.k,
             "cohort": None if self.cohort is None else digest_array(self.cohort),
         }
-        if (self.weight, self.ignore_above, self.whitening) == (_WEIGHT, None, None):
+        if (self.weight, self.ignore_above, self.whitening, self.classes) == (_WEIGHT, None, None, None):
             return description
         whitening = self.whitening and {
             "centre": digest_array(self.whitening.centre),
             "projection": digest_array(self.whitening.projection),
         }
         extension = {"weight": float(self.weight), "ignore_above": self.ignore_above, "whitening": whitening}
-        return description | {"format": _FORMAT_EXTENDED} | extension
+        extended = description | {"format": _FORMAT_EXTENDED} | extension
+        if self.classes is None:
+            return extended
+        return extended | {"format": _FORMAT_CLASSES, "classes": asdict(self.classes)}
 
 
 def cohort_score(
@@ -205,7 +260,7 @@ class _WhiteningDocument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ScoreDocument:
-    """The schema of score.json; those of format 1 lack the last three fields."""
+    """The schema of score.json; those of format 1 lack the last four fields, those of format 2 the last."""
 
     format: int
     kind: str
@@ -214,12 +269,13 @@ class _ScoreDocument:
     weight: float = _WEIGHT
     ignore_above: float | None = None
     whitening: _WhiteningDocument | None = None
+    classes: ClassTerms | None = None
 
 
 def _score_of(directory: Path, description: _ScoreDocument) -> Score:
     """Return the score that a description and the arrays beside it make."""
     if description.cohort is None:
-        return Score()
+        return Score(classes=description.classes)
     names = description.whitening
     whitening = None
     if names is not None:
@@ -231,6 +287,7 @@ def _score_of(directory: Path, description: _ScoreDocument) -> Score:
         weight=description.weight,
         ignore_above=description.ignore_above,
         whitening=whitening,
+        classes=description.classes,
     )
 
 

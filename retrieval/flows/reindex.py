@@ -219,7 +219,9 @@ def _build(
     """Build the index and the item table, check them against each other, and store the snapshot."""
     score = store.score(point.bundle_digest, point.score_digest)
     embeddings = np.concatenate([store.embeddings(key) for key in catalog.keys])
-    vectors, densities = score.gallery_vectors_and_densities(embeddings)
+    labels = [item.label for rows in catalog.items for item in rows.items()]
+    gallery = score.gallery(embeddings, labels)
+    vectors, densities = gallery.vectors, gallery.densities
     index = build_index(vectors, IndexSpec.parse(request.index_spec), device=device, threshold=point.threshold)
     n_items = sum(len(rows) for rows in catalog.items)
     if not n_items == index.n_items == len(embeddings):

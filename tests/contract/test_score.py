@@ -151,7 +151,8 @@ def test_vectors_and_densities_together_are_those_computed_apart(score: Score, n
     embeddings = unit_rows(n, 24, 3)
     densities, offsets = separately(score, embeddings)
     queries, of_queries = score.query_vectors_and_densities(embeddings)
-    gallery, of_gallery = score.gallery_vectors_and_densities(embeddings)
+    items = score.gallery(embeddings)
+    gallery, of_gallery = items.vectors, items.densities
     for found in (of_queries, of_gallery, score.density(embeddings)):
         assert found.tobytes() == densities.tobytes()
     assert queries.tobytes() == score.query_vectors(embeddings).tobytes() == score.vectors(embeddings)[0].tobytes()
