@@ -8,7 +8,7 @@ its round. All classes are drawn alike; what is known of them is counted over th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,13 +113,18 @@ def in_rounds(
     )
 
 
-def strangers(query: Vectors, gallery: Vectors, labels: Sequence[str]) -> LabelledVectors:
+@checked
+def strangers(
+    query: Vectors, gallery: Vectors, labels: Sequence[str], *, families: Sequence[str] | None = None
+) -> LabelledVectors:
     """Return every image as a query whose class is absent from the gallery of all images.
 
-    query, gallery: [n, D] float32, of the same images; labels: n strings. A pair of two images of one class does not
-    count, so what the class of a query adds to the gallery does not matter. Raises as `crossed`.
+    query, gallery: [n, D] float32, of the same images; labels: n strings, none empty; families: see `labelled`. A pair
+    of two images of one class does not count, so what the class of a query adds to the gallery does not matter. Raises
+    as `crossed`.
     """
-    return crossed(query, labels, gallery, labels, cosine=False, exclude=(labels,), gallery_exclude=(labels,))
+    found = crossed(query, labels, gallery, labels, cosine=False, exclude=(labels,), gallery_exclude=(labels,))
+    return found if families is None else replace(found, families=family_codes(families, labels, found.classes))
 
 
 def _sorted_side(

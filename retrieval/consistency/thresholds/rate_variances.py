@@ -82,26 +82,47 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     return replace(wider, warnings=(str(groups), *warnings))
 
 
+def far_variances(vectors: LabelledVectors, curves: OperatingCurves) -> tuple[float, float, float]:
+    """Return class variance, pair variance and units of pooled FAR, as `RateVariances` has them, without look-alikes.
+
+    curves: at one threshold, which must accept some negative pair; positives are not looked at.
+    """
+    pairs = accepted_class_pairs(vectors, float(curves.thresholds[0]))
+    units = np.arange(len(vectors.classes), dtype=np.int64) if vectors.families is None else vectors.families
+    return _of_far(units, vectors, curves, pairs)[:3]
+
+
+def _of_far(
+    units: Codes, vectors: LabelledVectors, curves: OperatingCurves, pairs: tuple[Counts, Counts, Counts]
+) -> tuple[float, float, float, Rates]:
+    """Return class and pair variance of log pooled FAR, its effective units, and the residuals of the units [U]."""
+    far, n_classes = float(curves.pooled_far[0]), len(vectors.classes)
+    # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
+    weights = np.full(n_classes, 1 / curves.negatives.sum())
+    by_unit, by_pair, shares = _residuals(pairs, vectors.sizes, units, far, weights)
+    class_variance = max(at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2
+    return class_variance, by_pair / far**2, effective_number(by_unit**2), by_unit
+
+
 def _of_units(
     units: Codes, vectors: LabelledVectors, curves: OperatingCurves, pairs: tuple[Counts, Counts, Counts]
 ) -> RateVariances:
     """Return the variances if the units of the classes, [T], are drawn one by one."""
-    sizes, n_classes = vectors.sizes, len(vectors.classes)
+    n_classes = len(vectors.classes)
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
-    # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
-    by_unit, by_pair, shares = _residuals(pairs, sizes, units, far, np.full(n_classes, 1 / curves.negatives.sum()))
-    of_mean, mean_by_pair, _ = _residuals(pairs, sizes, units, mean_far, 1 / (n_classes * curves.negatives))
-    pair_variance = by_pair / far**2
+    class_variance, pair_variance, far_units, by_unit = _of_far(units, vectors, curves, pairs)
+    weights = 1 / (n_classes * curves.negatives)
+    of_mean, mean_by_pair, _ = _residuals(pairs, vectors.sizes, units, mean_far, weights)
     accepted, positives = by_units(curves.positives_accepted[:, 0], units), by_units(curves.positives, units)
     tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(
-        class_variance=max(at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
+        class_variance=class_variance,
         pair_variance=pair_variance,
         mean_far=max(float((of_mean**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
         precision=max(of_precision, pair_variance),
         tar=tar_evidence(accepted, positives),
-        far_units=effective_number(by_unit**2),
+        far_units=far_units,
         mean_far_units=effective_number(of_mean**2),
     )
 
