@@ -20,7 +20,7 @@ from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 _SHARE, _MOST, _LEAST = 1 / 3, 200, 20
 _DEFAULT_PULL = 0.7  # if the classes are too few to choose: the best without an offset on emoji and icons
 _TAR_MARGIN = 0.02  # as between scores, see `score_choice.py`
-_SHOWN_ERRORS = 20.0
+_SHOWN_ERRORS = 40.0  # of all pairs; a round counts half of them
 _LOOSE_FAR = 0.01  # for a target that is not a FAR
 _SEED = 0
 
