@@ -42,7 +42,7 @@ def point(data: LabelledEmbeddings) -> OperatingPoint:
     return run(data, [Score(), Score(classes=ClassTerms(pull=0.9))])
 
 
-def test_the_score_that_knows_the_classes_wins_where_images_scatter_around_them(self, point: OperatingPoint) -> None:
+def test_the_score_that_knows_the_classes_wins_where_images_scatter_around_them(point: OperatingPoint) -> None:
     by_kind = {entry.kind: entry for entry in point.compared}
     assert by_kind["catalogue cosine"].tar > by_kind["cosine"].tar + 0.05
     assert point.score_kind == "catalogue cosine"
