@@ -6,22 +6,22 @@ depend on the items of one class only, so that a change of one class leaves the 
 `score.py` puts the two into the vectors of an index.
 
 Membership. A label may be wrong, so each item counts with the probability that it belongs to its class. Its evidence is
-s, the mean similarity to the other items of the class. It is normally distributed around the level L of the class if
-the label is right and around `between` if it is wrong, with one variance; one label in 20 is wrong:
+s, the mean similarity to the other items of the class. It is taken as normal, with one variance, around the level L of
+the class if the label is right and around `between` if it is wrong; one label in ten is wrong:
 
-    log odds = (L - between) (s - (L + between) / 2) / variance + log 19
+    log odds = (L - between) (s - (L + between) / 2) / variance + log 9
 
-A class whose items differ as much as items of different classes do has L = `between`: nothing can be said of its items,
-and all of them count. L is the median of s in the class, known the better the more items there are:
+If the items of a class are as different as items of different classes are, L = `between` and all of them count: nothing
+shows which is wrong. L is the median of s in the class, known the better the more items there are:
 
     k = (n - 1) / (n - 1 + 2)        L = k median(s) + (1 - k) within
 
-Pull. With the memberships w, m is the mean of the class weighted by w, and the item b becomes
+Pull. With the probabilities w, m is the mean of the class weighted by w, and the item b becomes
 
     b* = ((1 - a w) b + a w m) / f,  with f the length of the numerator and a the `pull`
 
 Offset. A query of the class has the expected score E = rho / f - 2 w' r(b*), with rho the mean similarity of two items
-of the class, w' the weight of the density and r the density. For a class of few items it is shrunk by the same k to
+of the class, weighted by w, r the density and w' its weight. By the same k, with the sum of w for n, it is shrunk to
 that of a typical class, whose rho is `within` and whose r is `density`:
 
     o = offset_weight w (k E + (1 - k) E_typical - E_lone)      E_lone = within - 2 w' density
@@ -35,42 +35,26 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from scipy.special import expit
 
-from retrieval.errors import InvalidEmbeddings, NotEnoughEvidence
+from retrieval.contract.typical_class import Codes, Rows, TypicalClass, fit_typical_class
+from retrieval.errors import InvalidEmbeddings
 
-Rows: TypeAlias = NDArray[np.float32]
-Codes: TypeAlias = NDArray[np.int64]
-Values: TypeAlias = NDArray[np.float64]
+Values: TypeAlias = NDArray[np.float32]
 # The density of rows [n, D], see `score.py`: [n] float32, zeros for the cosine.
-Density: TypeAlias = Callable[[Rows], NDArray[np.float32]]
+Density: TypeAlias = Callable[[Rows], Values]
 
-# The slope of the score that queries reach against that seen inside their class is (n - 1) / (n - 1 + 2) within 0.08,
-# for classes of 2 to 12 items, on emoji and on icons.
+# The mean score of queries regressed on E has a slope of (n - 1) / (n - 1 + 2), within 0.08, for classes of 2 to 12
+# items, on emoji and on icons.
 _PRIOR_ITEMS = 2
-_LOG_ODDS_OF_RIGHT = np.log(19)
+_LOG_ODDS_OF_RIGHT = np.log(9)
 _FAR = 0.5
-_BLOCK = 16_384  # items at a time: bounds the memory of what is in double precision
-_MIN_CLASSES = 2
+_BLOCK = 16_384  # items at a time: bounds the memory of intermediate arrays
 _NO_LENGTH = 1e-6  # a shorter row is the rounding of float32: it has no direction
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypicalClass:
-    """What is known of a class before its items are seen: means over labelled classes, see `fit_typical_class`.
-
-    within, between: mean similarity of two items of one class, and of two classes, after the whitening if there is one;
-    variance: of the mean similarity of an item to the items of a class, above 0; density: mean of the items.
-    """
-
-    within: float
-    between: float
-    variance: float
-    density: float
-
-    def __post_init__(self) -> None:
-        if not self.variance > 0 or not np.isfinite([self.within, self.between, self.variance, self.density]).all():
-            raise InvalidEmbeddings(f"a typical class: expected finite numbers and a variance above 0, found {self}")
+_NO_WEIGHT = 1e-30
+# Pull and offset weight, see docs/consistency.md.
+_CANDIDATES = ((0.7, 0.0), (0.7, 0.5), (1.0, 0.0), (1.0, 0.3), (1.0, 0.5))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +77,8 @@ class ClassTerms:
             )
         if self.offset_weight > 0 and self.typical is None:
             raise InvalidEmbeddings(
-                f"an offset weight of {self.offset_weight} needs a typical class: fit one on labelled classes"
+                f"expected a typical class with an offset weight of {self.offset_weight}, found none: fit one on "
+                "labelled classes"
             )
 
 
@@ -106,8 +91,8 @@ class PulledItems:
     """
 
     rows: Rows
-    densities: NDArray[np.float32]
-    offsets: NDArray[np.float32]
+    densities: Values
+    offsets: Values
     far: NDArray[np.bool_]
 
 
@@ -115,70 +100,31 @@ def pull_items(terms: ClassTerms, rows: Rows, codes: Codes, *, density: Density,
     """Return the items pulled to their classes; an item without a class, or alone in it, stays as it is.
 
     rows: [n, D] float32, unit or, without a direction, zeros; codes: [n] int64, the class of each, -1 for none;
-    density, weight: of the score. The result of an item depends on the items of its class only; their order changes
-    sums in the last bit at most. An item that ends without a direction stays as it is.
-    Cost: a few passes over the rows and one over their densities; memory: a copy of the rows.
+    density, weight: of the score. The result of an item depends on the items of its class only; their order changes no
+    more than the rounding of sums. An item that the pull would leave without a direction stays as it is.
+    Cost: a few passes over the rows and one of `density`; memory: a copy of the rows.
 
     >>> rows = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
-    >>> pulled = pull_items(ClassTerms(pull=1.0), rows, np.array([5, 5, -1]), density=lambda x: x[:, 0] * 0, weight=0.5)
+    >>> pulled = pull_items(ClassTerms(pull=1.0), rows, np.array([5, 5, -1]), density=lambda x: 0 * x[:, 0], weight=0.5)
     >>> pulled.rows.round(2).tolist()
     [[0.71, 0.71], [0.71, 0.71], [0.0, 1.0]]
     """
-    fits = _Fits.of_lone_items(len(rows), terms.typical)
+    seen = _Seen.of_lone_items(len(rows))
     pulled = rows.copy()
-    for members, starts in _classes(codes):
-        block = rows[members]
-        fits.membership[members] = _memberships(terms.typical, block, starts)
-        pulled[members] = _pull_block(terms.pull, block, starts, members, fits)
+    for members, bounds in _whole_classes(codes):
+        pulled[members] = _pull(terms, rows[members], bounds, members, seen)
     densities = density(pulled)
-    return PulledItems(
-        pulled,
-        densities,
-        fits.offsets(terms, densities, weight),
-        fits.is_labelled & (fits.membership < _FAR),
-    )
+    offsets = _offsets(terms, seen, densities, weight)
+    return PulledItems(pulled, densities, offsets, seen.in_class & (seen.right < _FAR))
 
 
-def fit_typical_class(rows: Rows, codes: Codes, densities: NDArray[np.float32]) -> TypicalClass:
-    """Return the means over the classes of two items or more; others and items without a class do not count.
+def candidate_terms(rows: Rows, codes: Codes, *, density: Density, weight: float) -> tuple[ClassTerms, ...]:
+    """Return the terms that calibration compares for one score, fitted on the classes that choose.
 
-    rows: [n, D] float32, unit, after the whitening if there is one; codes: [n] int64, -1 for none; densities: [n].
-    The classes must not be those whose promises are judged. Wrong labels lower `within`, so few of them are harmless.
-    Raises NotEnoughEvidence with fewer than two such classes, or if the items of each class are identical.
-
-    >>> rows = np.array([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], dtype=np.float32)
-    >>> typical = fit_typical_class(rows, np.array([0, 0, 1, 1]), np.zeros(4, np.float32))
-    >>> f"{typical.within:.2f} {typical.between:.2f}"  # (0.6 + 0) / 2, and (0 - 1 + 0.8 - 0.6) / 4
-    '0.30 -0.20'
+    The arguments are those of `pull_items`. Raises as `fit_typical_class`.
     """
-    counts = np.bincount(codes[codes >= 0])
-    kept = np.flatnonzero((codes >= 0) & (counts[np.maximum(codes, 0)] > 1)) if len(counts) else counts
-    n_classes = len(np.unique(codes[kept]))
-    if n_classes < _MIN_CLASSES:
-        raise NotEnoughEvidence(
-            f"a catalogue score learns from classes of two items or more: expected at least {_MIN_CLASSES} of them, "
-            f"found {n_classes}; add labelled images, or use a score without labels"
-        )
-    order = kept[np.argsort(codes[kept], kind="stable")]
-    rows, starts = rows[order].astype(np.float64), _starts(codes[order])
-    sizes, group = _sizes(starts, len(rows))
-    sums = np.add.reduceat(rows, starts, axis=0)
-    inner = np.einsum("cd,cd->c", sums, sums)
-    own = np.einsum("nd,nd->n", rows, rows)
-    of_pairs = (inner - np.add.reduceat(own, starts)) / (sizes * (sizes - 1))
-    total = sums.sum(axis=0)
-    between = float((total @ total - inner.sum()) / (len(rows) ** 2 - (sizes**2).sum()))
-    to_others = (np.einsum("nd,nd->n", rows, sums[group]) - own) / (sizes[group] - 1)
-    right = ((to_others - of_pairs[group]) ** 2).sum() / (sizes - 1).sum()
-    variance = float(right + _variance_of_strangers(rows, sums / sizes[:, None], group, between)) / 2
-    if not variance > 0:
-        raise NotEnoughEvidence("the items of each class are identical: expected different images of one class")
-    return TypicalClass(
-        within=float(of_pairs.mean()),
-        between=between,
-        variance=variance,
-        density=float(densities[order].mean(dtype=np.float64)),
-    )
+    typical = fit_typical_class(rows, codes, density(rows))
+    return tuple(ClassTerms(pull=pull, offset_weight=offset, typical=typical) for pull, offset in _CANDIDATES)
 
 
 def class_codes(labels: Sequence[str]) -> tuple[tuple[str, ...], Codes]:
@@ -189,113 +135,100 @@ def class_codes(labels: Sequence[str]) -> tuple[tuple[str, ...], Codes]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Fits:
-    """What is known of each item in its class: [n] each; filled class by class.
+class _Seen:
+    """What the class of each item shows, [n] each, filled class by class.
 
-    is_labelled: in a class of two items or more; membership: w; similarity: rho; length: f; n_members: sum of w.
+    in_class: with other items; right: w; similarity: rho; length: f; n_right: sum of w in the class.
     """
 
-    is_labelled: NDArray[np.bool_]
-    membership: Values
+    in_class: NDArray[np.bool_]
+    right: Values
     similarity: Values
     length: Values
-    n_members: Values
+    n_right: Values
 
     @classmethod
-    def of_lone_items(cls, n: int, typical: TypicalClass | None) -> "_Fits":
-        within = typical.within if typical else 0.0
-        return cls(np.zeros(n, np.bool_), np.zeros(n), np.full(n, within), np.ones(n), np.zeros(n))
-
-    def offsets(self, terms: ClassTerms, densities: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-        """Return o of each item: [n] float32."""
-        typical = terms.typical
-        if typical is None or terms.offset_weight == 0:
-            return np.zeros(len(self.length), dtype=np.float32)
-        known = _shrinkage(self.n_members)
-        similarity = known * self.similarity + (1 - known) * typical.within
-        expected = similarity / self.length - 2 * weight * (known * densities + (1 - known) * typical.density)
-        lone = typical.within - 2 * weight * typical.density
-        return np.asarray(terms.offset_weight * self.membership * (expected - lone), dtype=np.float32)
+    def of_lone_items(cls, n: int) -> "_Seen":
+        zeros = np.zeros((4, n), dtype=np.float32)
+        return cls(np.zeros(n, dtype=np.bool_), zeros[0], zeros[1], zeros[2] + 1, zeros[3])
 
 
-def _memberships(typical: TypicalClass | None, rows: Rows, starts: Codes) -> Values:
-    """Return the probability that each item of a block of whole classes belongs to its class: [n] float64."""
+def _pull(terms: ClassTerms, rows: Rows, bounds: Codes, members: Codes, seen: _Seen) -> Rows:
+    """Return the rows of whole classes after the pull, and put what they show into `seen`.
+
+    bounds: [classes + 1], where each class starts and ends in the rows; members: the places of the rows in `seen`.
+    """
+    own = np.vecdot(rows, rows)
+    right = _probabilities(terms.typical, rows, own, bounds)
+    sums, n_right, n_pairs, of_own = (
+        _class_sums(of_items, bounds, right) for of_items in (rows, np.ones_like(own), right, right * own)
+    )
+    n_pairs = n_right**2 - n_pairs
+    similarity = (np.vecdot(sums, sums) - of_own) / np.maximum(n_pairs, _NO_WEIGHT)
+    group = np.repeat(np.arange(len(sums)), np.diff(bounds))
+    moved = (np.float32(terms.pull) * right)[:, None]
+    mixed = (1 - moved) * rows + moved * (sums / np.maximum(n_right, _NO_WEIGHT)[:, None])[group]
+    length = np.sqrt(np.vecdot(mixed, mixed))
+    stays = length < _NO_LENGTH
+    mixed[stays], length[stays] = rows[stays], 1
+    seen.in_class[members], seen.right[members], seen.length[members] = True, right, length
+    seen.similarity[members], seen.n_right[members] = similarity[group], n_right[group]
+    return np.asarray(mixed / length[:, None], dtype=np.float32)
+
+
+def _probabilities(typical: TypicalClass | None, rows: Rows, own: Values, bounds: Codes) -> Values:
+    """Return the probability that each item of whole classes belongs to its class: [n] float32."""
     if typical is None:
-        return np.ones(len(rows))
-    sizes, group = _sizes(starts, len(rows))
-    sums = np.add.reduceat(rows, starts, axis=0, dtype=np.float64)
-    own = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    to_others = (np.einsum("nd,nd->n", rows, sums[group]) - own) / (sizes[group] - 1)
+        return np.ones_like(own)
+    sizes = np.diff(bounds)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    sums = _class_sums(rows, bounds, np.ones_like(own))
+    to_others = (np.vecdot(rows, sums[group]) - own) / (sizes - 1)[group]
+    ordered = to_others[np.lexsort((to_others, group))]
+    medians = (ordered[bounds[:-1] + (sizes - 1) // 2] + ordered[bounds[:-1] + sizes // 2]) / 2
     known = _shrinkage(sizes)
-    level = (known * _medians(to_others, starts, sizes) + (1 - known) * typical.within)[group]
+    level = (known * medians + (1 - known) * typical.within)[group]
     apart = np.maximum(level - typical.between, 0)
     evidence = apart * (to_others - (level + typical.between) / 2) / typical.variance
-    return np.asarray(expit(evidence + _LOG_ODDS_OF_RIGHT), dtype=np.float64)
+    return np.asarray(expit(evidence + _LOG_ODDS_OF_RIGHT), dtype=np.float32)
 
 
-def _pull_block(pull: float, rows: Rows, starts: Codes, members: Codes, fits: _Fits) -> Rows:
-    """Return the items of a block of whole classes after the pull, and put what was seen into `fits`."""
-    _, group = _sizes(starts, len(rows))
-    shares = fits.membership[members]
-    weighted = shares[:, None] * rows
-    sums = np.add.reduceat(weighted, starts, axis=0)
-    n_members = np.add.reduceat(shares, starts)
-    own = np.einsum("nd,nd->n", weighted, weighted)
-    of_pairs = np.einsum("cd,cd->c", sums, sums) - np.add.reduceat(own, starts)
-    n_pairs = n_members**2 - np.add.reduceat(shares**2, starts)
-    means = sums / np.maximum(n_members, np.finfo(np.float64).tiny)[:, None]
-    moved = (pull * shares)[:, None]
-    mixed = (1 - moved) * rows + moved * means[group]
-    lengths = np.linalg.norm(mixed, axis=1)
-    stays = lengths < _NO_LENGTH
-    mixed[stays], lengths[stays] = rows[stays], 1
-    fits.is_labelled[members] = True
-    fits.similarity[members] = np.divide(of_pairs, n_pairs, out=np.zeros_like(of_pairs), where=n_pairs > 0)[group]
-    fits.length[members], fits.n_members[members] = lengths, n_members[group]
-    return np.asarray(mixed / lengths[:, None], dtype=np.float32)
+def _offsets(terms: ClassTerms, seen: _Seen, densities: Values, weight: float) -> Values:
+    """Return o of each item: [n] float32."""
+    typical = terms.typical
+    if typical is None or terms.offset_weight == 0:
+        return np.zeros_like(densities)
+    known = _shrinkage(seen.n_right)
+    similarity = known * seen.similarity + (1 - known) * typical.within
+    around = known * densities + (1 - known) * typical.density
+    lone = typical.within - 2 * weight * typical.density
+    expected = similarity / seen.length - 2 * weight * around
+    return np.asarray(terms.offset_weight * seen.right * (expected - lone), dtype=np.float32)
 
 
-def _classes(codes: Codes) -> Iterator[tuple[Codes, Codes]]:
-    """Yield the items of whole classes of two or more, class after class, and where each of the classes starts."""
-    order = np.argsort(codes, kind="stable")
-    bounds = np.append(_starts(codes[order]), len(order))
-    sizes = np.diff(bounds)
-    used = np.flatnonzero((sizes > 1) & (codes[order[bounds[:-1]]] >= 0))
-    ends = np.cumsum(sizes[used])
-    for part in np.split(used, np.flatnonzero(np.diff(ends // _BLOCK)) + 1):
-        if len(part):
-            starts = np.cumsum(sizes[part]) - sizes[part]
-            yield order[np.repeat(bounds[part] - starts, sizes[part]) + np.arange(sizes[part].sum())], starts
-
-
-def _starts(codes: Codes) -> Codes:
-    """Return where each class starts in sorted codes."""
-    return np.flatnonzero(np.append(True, codes[1:] != codes[:-1])[: len(codes)])
-
-
-def _sizes(starts: Codes, n: int) -> tuple[Codes, Codes]:
-    """Return the number of items of each class, and which of them each of the n items is in."""
-    sizes = np.diff(np.append(starts, n))
-    return sizes, np.repeat(np.arange(len(starts)), sizes)
-
-
-def _medians(values: Values, starts: Codes, sizes: Codes) -> Values:
-    """Return the median of the values of each class."""
-    group = np.repeat(np.arange(len(starts)), sizes)
-    ordered = values[np.lexsort((values, group))]
-    return np.asarray((ordered[starts + (sizes - 1) // 2] + ordered[starts + sizes // 2]) / 2)
-
-
-def _shrinkage(n_items: Codes | Values) -> Values:
-    """Return k, how much of what is seen inside a class counts, from 0 for one item."""
+def _shrinkage(n_items: Codes | Values) -> NDArray[np.float64]:
+    """Return k, from 0 for one item towards 1 for many."""
     others = np.maximum(np.asarray(n_items, dtype=np.float64) - 1, 0)
     return np.asarray(others / (others + _PRIOR_ITEMS), dtype=np.float64)
 
 
-def _variance_of_strangers(rows: Values, means: Values, group: Codes, between: float) -> float:
-    """Return the mean square of what the similarity of an item to the mean of another class differs from `between`."""
-    to_own = np.einsum("nd,nd->n", rows, means[group])
-    squares = np.einsum("nd,nd->n", rows @ (means.T @ means), rows) - to_own**2
-    firsts = rows @ means.sum(axis=0) - to_own
-    n_others = len(means) - 1
-    return float((squares / n_others - 2 * between * firsts / n_others + between**2).mean())
+def _class_sums(values: Values, bounds: Codes, weights: Values) -> Values:
+    """Return the weighted sum of the values of each class: [n] or [n, D] -> [classes] or [classes, D]."""
+    n = len(weights)
+    by_class = csr_array((weights, np.arange(n), bounds), shape=(len(bounds) - 1, n))
+    return np.asarray(by_class @ values, dtype=np.float32)
+
+
+def _whole_classes(codes: Codes) -> Iterator[tuple[Codes, Codes]]:
+    """Yield the items of some whole classes of two items or more, class after class, and the bounds of the classes."""
+    order = np.argsort(codes, kind="stable")
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-2))
+    sizes = np.diff(np.append(starts, len(order)))
+    kept = (sizes > 1) & (codes[order[starts]] >= 0)
+    starts, sizes = starts[kept], sizes[kept]
+    block = np.cumsum(sizes) // _BLOCK
+    for part in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(block)) + 1):
+        if len(part):
+            bounds = np.append(0, np.cumsum(sizes[part]))
+            places = np.repeat(starts[part] - bounds[:-1], sizes[part]) + np.arange(bounds[-1])
+            yield order[places], bounds
