@@ -136,9 +136,8 @@ class Score:
         rows = self.rows(embeddings)
         codes = class_codes(labels)[1]
         pulled = pull_items(self.classes, rows, codes, density=self.row_densities, weight=self.weight)
-        densities = self.row_densities(pulled.rows)
-        vectors = self._gallery_factor(pulled.rows, densities, pulled.offsets)
-        return GalleryVectors(vectors, densities, pulled.offsets, pulled.far)
+        vectors = self._gallery_factor(pulled.rows, pulled.densities, pulled.offsets)
+        return GalleryVectors(vectors, pulled.densities, pulled.offsets, pulled.far)
 
     def gallery_vectors(self, embeddings: Vectors) -> Vectors:
         """Return the right factors of a score without labels: [n, dimension(d)] float32."""
