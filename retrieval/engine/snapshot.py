@@ -35,8 +35,33 @@ SnapshotId = NewType("SnapshotId", str)
 
 FORMAT = 1
 _NO_POINT = OperatingPointId("")
-MANIFEST, INDEX, ITEMS = "manifest.json", "index.bin", "items.parquet"
+MANIFEST, INDEX, ITEMS, CLASSES = "manifest.json", "index.bin", "items.parquet", "classes.parquet"
 _INDEX_BEFORE = "index.faiss"  # the name in snapshots of earlier versions
+
+
+_SHOWN_FAR = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSummary:
+    """What a score that uses the labels found in a catalogue.
+
+    `n_unlabelled`: items without a label. `n_far`: items that are far from the others of their class, which may have a
+    wrong label; `far_items`: the ids of the first of them.
+    """
+
+    n_classes: Count
+    n_unlabelled: Count
+    n_far: Count
+    far_items: tuple[str, ...]
+
+    def warning(self) -> str:
+        """Return a sentence about the items that are far from their class; empty if there are none."""
+        if not self.n_far:
+            return ""
+        shown = ", ".join(self.far_items[:_SHOWN_FAR]) + (", ..." if self.n_far > _SHOWN_FAR else "")
+        items = "1 item is" if self.n_far == 1 else f"{self.n_far:,} items are"
+        return f"{items} far from the others of the class, so the label is perhaps wrong: {shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +74,7 @@ class SnapshotManifest:
     interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise; for one
     that is not complete, how its recall was measured and the least that is published.
     `operating_point_id`: the one that was active when the snapshot was built. Earlier versions lack the last four.
+    `labels`: only if the score uses the labels; a version that does not know such scores refuses the manifest.
     """
 
     id: Annotated[SnapshotId, NAME]
@@ -69,10 +95,14 @@ class SnapshotManifest:
     index_recall_low: Share = 0.0
     index_recall_high: Share = 1.0
     index_details: Mapping[str, Any] = field(default_factory=dict)
+    labels: LabelSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` turns back into an equal value."""
-        return {"format": FORMAT, **asdict(self)}
+        plain = {"format": FORMAT, **asdict(self)}
+        if self.labels is None:  # earlier versions read it too
+            del plain["labels"]
+        return plain
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "SnapshotManifest":
@@ -128,7 +158,10 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest, *, device: str = 
         n_items=manifest.n_items,
         device=device,
     )
-    items = ItemTable.load(directory / _named(manifest, ITEMS))
+    with_labels = manifest.labels is not None
+    if with_labels:
+        _named(manifest, CLASSES)
+    items = ItemTable.load(directory / _named(manifest, ITEMS), with_offsets=with_labels)
     if len(items) != manifest.n_items:
         raise CorruptArtifact(f"snapshot {manifest.id}: expected {manifest.n_items} items, found {len(items)}")
     return Snapshot(manifest=manifest, index=index, items=items)
