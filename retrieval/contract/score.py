@@ -315,8 +315,9 @@ def _classes(names: tuple[str, ...], codes: NDArray[np.int64], rows: Vectors) ->
     own = np.flatnonzero(codes >= 0)
     sizes = np.bincount(codes[own], minlength=len(names))
     members = csr_array((np.ones(len(own), np.float32), (codes[own], own)), shape=(len(names), len(rows)))
-    sums: Vectors = members @ rows
-    return GalleryClasses(names, sizes, sums / sizes[:, None].astype(np.float32))
+    means = np.asarray(members @ rows, dtype=np.float32)
+    means /= sizes[:, None]
+    return GalleryClasses(names, sizes, means)
 
 
 def _as_floats(value: float | tuple[float, ...]) -> float | list[float]:

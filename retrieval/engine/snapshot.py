@@ -39,9 +39,6 @@ MANIFEST, INDEX, ITEMS, CLASSES = "manifest.json", "index.bin", "items.parquet",
 _INDEX_BEFORE = "index.faiss"  # the name in snapshots of earlier versions
 
 
-_SHOWN_FAR = 5
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSummary:
     """What a score that uses the labels found in a catalogue.
@@ -54,14 +51,6 @@ class LabelSummary:
     n_unlabelled: Count
     n_far: Count
     far_items: tuple[str, ...]
-
-    def warning(self) -> str:
-        """Return a sentence about the items that are far from their class; empty if there are none."""
-        if not self.n_far:
-            return ""
-        shown = ", ".join(self.far_items[:_SHOWN_FAR]) + (", ..." if self.n_far > _SHOWN_FAR else "")
-        items = "1 item is" if self.n_far == 1 else f"{self.n_far:,} items are"
-        return f"{items} far from the others of the class, so the label is perhaps wrong: {shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -261,9 +261,10 @@ def _build(
     store.put_snapshot(manifest, index, items, gallery.classes)
 
 
-def needs_labels(store: Store, request: ReindexRequest) -> bool:
-    """Return True if a settled request needs labels: the active operating point has a catalogue score."""
-    return _active_score(store, request).classes is not None
+def labels_for(store: Store, request: ReindexRequest) -> str:
+    """Return what a settled request needs labels for: a catalogue score; empty if it needs none."""
+    score = _active_score(store, request)
+    return "" if score.classes is None else f"the {score.kind} score of the active operating point"
 
 
 def _active_score(store: Store, request: ReindexRequest) -> Score:

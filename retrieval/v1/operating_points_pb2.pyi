@@ -176,7 +176,7 @@ class OperatingPoint(_message.Message):
     bundle_digest: _builtins.str
     score_digest: _builtins.str
     score_kind: _builtins.str
-    """cosine, cohort or whitened cohort."""
+    """cosine, cohort or whitened cohort, each with `catalogue ` before it if the score uses the labels of the catalogue."""
     threshold: _builtins.float
     """A pair is accepted if score >= threshold."""
     far_target: _builtins.float
