@@ -21,7 +21,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NewType, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,8 +235,7 @@ class Score:
         extended = description | {"format": _FORMAT_EXTENDED} | extension
         if self.classes is None:
             return extended
-        terms = {name: _as_floats(value) for name, value in asdict(self.classes).items()}
-        return extended | {"format": _FORMAT_CLASSES, "classes": terms}
+        return extended | {"format": _FORMAT_CLASSES, "classes": _with_floats(asdict(self.classes))}
 
 
 def cohort_score(
@@ -320,9 +319,13 @@ def _classes(names: tuple[str, ...], codes: NDArray[np.int64], rows: Vectors) ->
     return GalleryClasses(names, sizes, means)
 
 
-def _as_floats(value: float | tuple[float, ...]) -> float | list[float]:
-    """Return numbers as JSON has them when they are read back: 1 and 1.0 have different digests."""
-    return [float(number) for number in value] if isinstance(value, tuple) else float(value)
+def _with_floats(value: Any) -> Any:
+    """Return plain values with every number as it is when it is read back: 1 and 1.0 have different digests."""
+    if isinstance(value, dict):
+        return {name: _with_floats(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_with_floats(inner) for inner in value]
+    return value if value is None else float(value)
 
 
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:
