@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from retrieval.edge.cli.audit import _show
 from retrieval.edge.cli.reindex import _print_snapshot
+from retrieval.edge.label_warning import label_warning
 from retrieval.v1.audits_pb2 import VERDICT_PASSED, Audit
 from retrieval.v1.catalogs_pb2 import Snapshot
 
@@ -68,6 +70,27 @@ def test_an_approximate_index_states_its_recall_and_what_it_misses(
 def test_a_snapshot_of_an_earlier_version_states_its_recall_only(capsys: pytest.CaptureFixture[str]) -> None:
     lines, _ = printed(capsys, index_spec="Flat")
     assert lines == ["reindex of shoes done: 1,234 items, 0 failed, index Flat (recall 1.000), snapshot ab12"]
+
+
+def test_a_score_that_uses_the_labels_states_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"n_classes": 1200, "n_unlabelled": 34}
+    lines, errors = printed(capsys, index_spec="Flat", labels=labels)
+    assert lines[-1] == "labels: 1,200 classes, 34 items without a label"
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("n_far", "named", "sentence"),
+    [
+        (0, 0, ""),
+        (1, 1, "1 item is far from the others with the same label, so the label may be wrong: id 0"),
+        (5, 5, "5 items are far from .*: id 0, id 1, id 2, id 3, id 4"),
+        (1234, 100, r"1,234 items are far from .*: id 0, id 1, id 2, id 3, id 4, \.\.\."),
+    ],
+)
+def test_the_first_items_whose_label_may_be_wrong_are_named(n_far: int, named: int, sentence: str) -> None:
+    found = label_warning(n_far, [f"id {number}" for number in range(named)])
+    assert re.fullmatch(sentence, found)
 
 
 def test_an_audit_names_the_copy_of_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
