@@ -15,7 +15,7 @@ from retrieval.contract.bundle import Bundle
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.store import Store
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from tests.pictures import class_picture, encoded

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.contract.score import Score
-from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 
 
 def normalised(rows: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.open import build_index
 from retrieval.engine.index.spec import IndexSpec
 from retrieval.engine.items import ItemRows, ItemTable
-from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.snapshot import SnapshotId, SnapshotManifest, snapshot_id
 from retrieval.engine.store import Store
 from retrieval.engine.store.objects import Objects

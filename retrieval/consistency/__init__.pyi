@@ -49,6 +49,11 @@ from .opis.weighting import mean_over_classes as mean_over_classes
 from .opis.weighting import resampled_weights as resampled_weights
 from .pairs.products import float32_at_least as float32_at_least
 from .pairs.products import scores_of as scores_of
+from .pairs.rounds import Division as Division
+from .pairs.rounds import SearchRound as SearchRound
+from .pairs.rounds import divide as divide
+from .pairs.rounds import in_rounds as in_rounds
+from .pairs.rounds import strangers as strangers
 from .pairs.selection import threshold_grid as threshold_grid
 from .pairs.selection import thresholds_at_far as thresholds_at_far
 from .pairs.vectors import LabelledVectors as LabelledVectors
@@ -99,6 +104,8 @@ from .thresholds.from_curves import threshold_from_curves as threshold_from_curv
 from .thresholds.retest import retest_certificate as retest_certificate
 from .thresholds.retest import retest_mean_certificate as retest_mean_certificate
 from .thresholds.room import highest_mean_far as highest_mean_far
+from .thresholds.strangers import StrangerRate as StrangerRate
+from .thresholds.strangers import stranger_rate as stranger_rate
 from .thresholds.targets import Target as Target
 from .thresholds.targets import parse_target as parse_target
 from .thresholds.warnings import warnings_at as warnings_at

@@ -1,7 +1,7 @@
 """The quality of the ranking, without any threshold: recall at k and mean average precision at R.
 
-Every image of one set queries all other images. A query whose class has no other image has no right answer and is left
-out.
+Every image of one set queries all other images; in rounds the queries of each round query its gallery. A query without
+a right answer is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.arguments import checked
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_population, check_positives
 from retrieval.errors import InvalidInput
 
 # Scores of a chunk of queries with all images: bounds the memory for any n.
@@ -26,7 +26,8 @@ def recall_at_k(vectors: LabelledVectors, k: Sequence[int] = (1,)) -> dict[int, 
     Ties go to the image with the lower index.
 
     Raises:
-        InvalidInput: k is empty or holds a value below 1; or vectors of two sets, or with excluded pairs.
+        InvalidInput: k is empty or holds a value below 1; or vectors of two sets that are no rounds, or with excluded
+            pairs.
         NotEnoughEvidence: no class has two images.
 
     Source: Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
@@ -39,7 +40,7 @@ def recall_at_k(vectors: LabelledVectors, k: Sequence[int] = (1,)) -> dict[int, 
     if not k or min(k) < 1:
         raise InvalidInput(f"k must hold numbers of at least 1, found {tuple(k)}")
     _check(vectors)
-    depth = min(max(k), len(vectors.codes) - 1)
+    depth = min(max(k), _n_others(vectors))
     hits = np.zeros(depth, dtype=np.int64)
     n_queries = 0
     for relevant, _ in _ranked(vectors, depth):
@@ -62,7 +63,7 @@ def map_at_r(vectors: LabelledVectors) -> float:
     1.0
     """
     _check(vectors)
-    depth = int(vectors.n_images.max()) - 1
+    depth = int(vectors.sizes.items.max()) - (1 if vectors.one_set else 0)
     ranks = np.arange(1, depth + 1)
     total, n_queries = 0.0, 0
     for relevant, n_right in _ranked(vectors, depth):
@@ -74,22 +75,31 @@ def map_at_r(vectors: LabelledVectors) -> float:
 
 
 def _check(vectors: LabelledVectors) -> None:
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     check_positives(vectors)
+
+
+def _n_others(vectors: LabelledVectors) -> int:
+    """Return how many gallery vectors a query has."""
+    return len(vectors.codes) - 1 if vectors.one_set else len(vectors.gallery_codes) // len(vectors.rounds)
 
 
 def _ranked(vectors: LabelledVectors, depth: int) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
     """Yield, for chunks of queries with a right answer, whether each of the best `depth` is right, and how many are."""
-    n = len(vectors.codes)
-    n_right = vectors.n_images[vectors.codes] - 1
+    if vectors.rounds:
+        for number in range(len(vectors.rounds)):
+            yield from _ranked(vectors.one_round(number), depth)
+        return
+    n_right = vectors.sizes.items.astype(np.int64)[vectors.codes] - (1 if vectors.one_set else 0)
     queries = np.flatnonzero(n_right > 0)
-    step = max(1, _MAX_SCORES // n)
+    step = max(1, _MAX_SCORES // len(vectors.gallery_codes))
     for start in range(0, len(queries), step):
         rows = queries[start : start + step]
         scores = vectors.query[rows] @ vectors.gallery.T
-        scores[np.arange(len(rows)), rows] = -np.inf
-        best = _best(scores, vectors.order, depth)
-        yield vectors.codes[best] == vectors.codes[rows, None], n_right[rows]
+        if vectors.one_set:
+            scores[np.arange(len(rows)), rows] = -np.inf
+        best = _best(scores, vectors.gallery_order, depth)
+        yield vectors.gallery_codes[best] == vectors.codes[rows, None], n_right[rows]
 
 
 def _best(scores: NDArray[np.float32], order: NDArray[np.int64], depth: int) -> NDArray[np.int64]:

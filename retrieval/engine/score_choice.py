@@ -19,12 +19,12 @@ from retrieval.consistency import (
     consistency_around,
     consistency_report,
     fit_whitening,
-    labelled,
     recall_at_k,
 )
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OpisAroundTarget, ScoreComparison
 from retrieval.contract.score import Score, cohort_score
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 COHORT_K = 20  # a smaller k gives noisier densities, a larger one blurs the differences between regions
@@ -35,26 +35,6 @@ _TAR_MARGIN = 0.02
 # A catalogue image that is also in the cohort has similarity 1 to itself, up to rounding.
 _SAME = 0.9999
 _SEED = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LabelledEmbeddings:
-    """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from.
-
-    `families`: n names of the units in which classes are drawn together, or None, see `labelled`; `family`: the name of
-    the column that they come from.
-    """
-
-    embeddings: NDArray[np.float32]
-    labels: Sequence[str]
-    data_digest: str
-    families: Sequence[str] | None = None
-    family: str = ""
-
-    def scored(self, score: Score) -> LabelledVectors:
-        """Return the labelled vectors whose inner products are the score."""
-        queries, gallery = score.vectors(self.embeddings)
-        return labelled(queries, self.labels, gallery=gallery, families=self.families)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

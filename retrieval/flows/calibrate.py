@@ -29,10 +29,10 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.live import needs_reindex
 from retrieval.engine.score_choice import (
     COHORT_K,
-    LabelledEmbeddings,
     best_score,
     candidate_scores,
     check_cohort,

@@ -27,7 +27,8 @@ from retrieval.consistency import (
 )
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.score import Score
-from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
+from retrieval.engine.score_choice import candidate_scores
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from tests.bench.measuring.emoji import MODELS, Embedded, emoji
 

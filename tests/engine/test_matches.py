@@ -20,9 +20,9 @@ from retrieval.engine import matches
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.index.index import Hits
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.live import Live, Opener
 from retrieval.engine.matches import LiveQuery, SearchResult, find_matches, probe_query
-from retrieval.engine.score_choice import LabelledEmbeddings
 from retrieval.engine.store import Store
 from retrieval.flows.reindex import ReindexRequest
 from tests.pictures import class_picture, encoded, write_class_folders

@@ -19,7 +19,8 @@ from retrieval.contract.canonical import json_bytes
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.score_choice import LabelledEmbeddings, candidate_scores
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
+from retrieval.engine.score_choice import candidate_scores
 from retrieval.engine.store import Store
 from retrieval.errors import (
     InvalidEmbeddings,

@@ -18,7 +18,7 @@ from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.engine.images import Failure
-from retrieval.engine.score_choice import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, measure
 from retrieval.flows.calibrate import CalibrationTarget, calibrate
 from retrieval.report.audit_page import p_value, percent, render_report, span

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.curves import OperatingCurves, Rates
-from retrieval.consistency.opis.noise import PairAgreement, noise_of_tar, pair_correlation, variance_inflation
+from retrieval.consistency.opis.noise import TarNoise
 from retrieval.consistency.opis.utility import Band, rates_at_nodes, utility, utility_slopes
 
-# "pairs": estimated from pairs without a common image; "bound": only bounded, fewer than 10 classes have four images.
+# "pairs": estimated from pairs without a common image, or in rounds from several queries of a class; "bound": only
+# bounded, fewer than 10 classes have four images.
 DebiasedMethod: TypeAlias = Literal["pairs", "bound"]
 
 # A variance over fewer classes is not reported.
@@ -41,14 +42,14 @@ class DebiasedShares:
 
 
 def debiased_shares(
-    curves: OperatingCurves, agreement: PairAgreement, band: Band, *, weights: Rates, c: float
+    curves: OperatingCurves, noise: TarNoise, band: Band, *, weights: Rates, c: float
 ) -> DebiasedShares | None:
     """Return each class's share of OPIS without sampling noise; None with fewer than 10 classes that count.
 
     Classes with four images count; if these are fewer than 10, all classes. weights: [T'], of classes with positives;
-    agreement: measured at the nodes of the band.
+    noise: at the nodes of the band.
     """
-    counted = agreement.measurable & (weights > 0)
+    counted = noise.measurable & (weights > 0)
     method: DebiasedMethod = "pairs"
     if np.count_nonzero(counted) < MIN_CLASSES:
         counted, method = weights > 0, "bound"
@@ -57,9 +58,7 @@ def debiased_shares(
     rows = np.flatnonzero(counted)
     tar, far = rates_at_nodes(curves, band)
     kept = weights[rows] / weights[rows].sum()
-    inflation = variance_inflation(agreement.n_images[rows], pair_correlation(agreement, weights))
-    n_pairs = curves.positives[curves.with_positives][rows]
-    shares = _shares(tar[rows], far[rows], noise_of_tar(agreement)[rows], inflation / n_pairs, kept, c)
+    shares = _shares(tar[rows], far[rows], noise.variance[rows], noise.relative[rows], kept, c)
     return DebiasedShares(band.mean(shares), kept, rows, method)
 
 

@@ -39,15 +39,14 @@ def _first(weights: Rates, share: float) -> Rates:
 
 def extreme_gap_floor(null: SharedCurve, eps: float, rng: np.random.Generator) -> float:
     """Return the eps-OPIS expected under the null, by simulation of whole curves."""
-    n_classes = len(null.n_images)
-    n_independent = null.n_independent(null.n_images)
+    n_classes = len(null.n_independent)
     falling = np.minimum.accumulate(null.mean_tar)
     # Shares of positives lost before the first node, between neighbouring nodes, and kept at the last one.
     lost_between = np.maximum(-np.diff(falling, prepend=1.0, append=0.0), 0)
     n_replicates = int(np.clip(_SIMULATED_CLASSES // n_classes, 2, _MAX_REPLICATES))
     total = 0.0
     for _ in range(n_replicates):
-        trials = np.maximum(np.floor(n_independent + rng.random(n_classes)), 1).astype(np.int64)
+        trials = np.maximum(np.floor(null.n_independent + rng.random(n_classes)), 1).astype(np.int64)
         lost = rng.multinomial(trials, lost_between / lost_between.sum())[:, :-1].cumsum(axis=1)
         utilities = utility(1 - lost / trials[:, None], null.band.pooled_far, null.c)
         total += float(extreme_gap(utilities, null.band, null.weights, eps))

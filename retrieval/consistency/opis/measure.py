@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,13 +16,21 @@ from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
 from retrieval.consistency.intervals import Interval, percentile_interval
 from retrieval.consistency.opis.debiased import DebiasedMethod, DebiasedShares, debiased_shares
 from retrieval.consistency.opis.extremes import extreme_gap, extreme_gap_floor
-from retrieval.consistency.opis.noise import SharedCurve, measure_agreement, noise_floor
+from retrieval.consistency.opis.noise import (
+    SharedCurve,
+    TarNoise,
+    independent_pairs,
+    measure_agreement,
+    noise_floor,
+    pair_noise,
+)
 from retrieval.consistency.opis.noise import pair_correlation as measured_correlation
 from retrieval.consistency.opis.options import OpisOptions
+from retrieval.consistency.opis.query_noise import query_noise
 from retrieval.consistency.opis.utility import Axis, Band, class_utilities, rates_at_nodes, threshold_limits
 from retrieval.consistency.opis.weighting import mean_over_classes, resampled_weights
 from retrieval.consistency.pairs.selection import one_pass_grid
-from retrieval.consistency.pairs.vectors import VectorsOrPair, as_labelled, check_one_set
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_population
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 _BAND_THRESHOLDS = 1000
@@ -54,7 +63,7 @@ class OpisResult:
     weighting: str  # "equal", "images" or "given"
     n_classes: int  # counted
     n_excluded: int  # left out because they have no positive pair
-    pair_correlation: float  # of positive pairs that share an image, as the floors take it
+    pair_correlation: float  # of positive pairs that share an image, in rounds a query, as the floors take it
     confidence: float
     shares: DebiasedShares | None = field(default=None, repr=False, compare=False)  # behind the debiased estimate
 
@@ -117,6 +126,14 @@ def measure_opis(
             f"eps is a percentage in (0, 50], pair_correlation lies in [0, 1]; found {options.eps} and "
             f"{pair_correlation}"
         )
+    independent = independent_pairs(curves.n_images[curves.with_positives], pair_correlation)
+    return _measured(curves, options, (pair_correlation, independent), rng)
+
+
+def _measured(
+    curves: OperatingCurves, options: OpisOptions, known: tuple[float, Rates], rng: np.random.Generator
+) -> OpisResult:
+    """Return the result of curves; known: the correlation of positive pairs, and independent pairs of each class."""
     n_classes = len(curves.classes) - curves.n_excluded
     if n_classes < 2:
         raise NotEnoughEvidence(f"OPIS compares classes with positive pairs: at least 2 are needed, found {n_classes}")
@@ -129,8 +146,7 @@ def measure_opis(
     columns = np.searchsorted(band.nodes, thin.nodes)
     interval, eps_interval = _intervals(shares, utilities[:, columns], thin, weights, options, rng)
     mean_tar = weights @ rates_at_nodes(curves, thin)[0]
-    n_images = curves.n_images[curves.with_positives]
-    null = SharedCurve(thin, mean_tar, n_images, weights, pair_correlation, options.c)
+    null = SharedCurve(thin, mean_tar, known[1], weights, options.c)
     return OpisResult(
         value=float(weights @ shares),
         floor=noise_floor(null),
@@ -147,7 +163,7 @@ def measure_opis(
         weighting=options.weighting if isinstance(options.weighting, str) else "given",
         n_classes=n_classes,
         n_excluded=curves.n_excluded,
-        pair_correlation=pair_correlation,
+        pair_correlation=known[0],
         confidence=options.confidence,
     )
 
@@ -182,7 +198,7 @@ def consistency_around(
         raise InvalidInput(f"target_far: expected a number between 0 and {_LOOSEST}, found {target_far}")
     vectors = as_labelled(vectors)
     # The pilot of the grid and the band itself round a count up or down by one.
-    shown = _SHOWN_FALSE_ACCEPTS / max(vectors.n_negatives, 1)
+    shown = _SHOWN_FALSE_ACCEPTS / max(vectors.n_negatives / max(len(vectors.rounds), 1), 1)
     if shown >= target_far:
         raise NotEnoughEvidence(
             f"OPIS around a FAR of {target_far:g} needs about {_SHOWN_FALSE_ACCEPTS / target_far:.2g} negative pairs, "
@@ -199,7 +215,9 @@ def consistency_report(
 ) -> OpisResult:
     """Return what `measure_opis` returns, with the debiased estimate and the floors measured on the images themselves.
 
-    vectors: one set of images without excluded pairs, as labelled vectors or as a plain (embeddings, labels).
+    vectors: one set of images without excluded pairs, as labelled vectors or as a plain (embeddings, labels); or
+    rounds of one, see `in_rounds`. In rounds every figure is the mean over the rounds, and the noise is that of the
+    draw of queries given the gallery, which takes classes of two queries.
 
     The variance of a class's TAR is measured without bias on its pairs without a common image, which takes four images,
     and subtracted; smaller classes are left out of the estimate. With a true OPIS of 0.037 it reads 0.037 and 0.038
@@ -217,19 +235,41 @@ def consistency_report(
         InvalidEmbeddings: see `labelled`.
     """
     vectors = as_labelled(vectors)
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
+    if vectors.rounds:
+        rounds = (vectors.one_round(number) for number in range(len(vectors.rounds)))
+        return _over_rounds([_report(one, options, rng) for one in rounds], options, rng)
+    return _report(vectors, options, rng)
+
+
+def _report(vectors: LabelledVectors, options: OpisOptions, rng: np.random.Generator) -> OpisResult:
+    """Return the result of one set of images, or of one round, with the debiased estimate."""
     grid = one_pass_grid(vectors, far_low=options.far_low, far_high=options.far_high, n_band=_BAND_THRESHOLDS)
     if options.distance_range is not None:
         grid = np.union1d(grid, np.linspace(*threshold_limits(options.distance_range), _BAND_THRESHOLDS))
     curves = count_accepted(vectors, grid)
     thin = options.band_of(curves).thinned(_THIN_NODES)
     weights = options.weights_of(curves)
-    agreement = measure_agreement(vectors, thin.nodes)
+    noise, known = _noise_of(vectors, thin.nodes, weights)
+    plain = _measured(curves, options, known, rng)
+    shares = debiased_shares(curves, noise, thin, weights=weights, c=options.c)
+    return plain if shares is None else _with_shares(plain, shares, options, rng)
+
+
+def _noise_of(vectors: LabelledVectors, levels: Rates, weights: Rates) -> tuple[TarNoise, tuple[float, Rates]]:
+    """Return the noise of TAR at the levels, and what `_measured` takes as known."""
+    if not vectors.one_set:
+        noise, correlation, independent = query_noise(vectors, levels, weights)
+        return noise, (correlation, independent)
+    agreement = measure_agreement(vectors, levels)
     correlation = measured_correlation(agreement, weights)
-    plain = measure_opis(curves, options, pair_correlation=correlation, rng=rng)
-    shares = debiased_shares(curves, agreement, thin, weights=weights, c=options.c)
-    if shares is None:
-        return plain
+    return pair_noise(agreement, weights), (correlation, independent_pairs(agreement.n_images, correlation))
+
+
+def _with_shares(
+    plain: OpisResult, shares: DebiasedShares, options: OpisOptions, rng: np.random.Generator
+) -> OpisResult:
+    """Return the result with the debiased estimate, or its bound, that the shares of the classes make."""
     found = mean_over_classes(
         shares.shares, shares.weights, n_bootstrap=options.n_bootstrap, confidence=options.confidence, rng=rng
     )
@@ -241,3 +281,32 @@ def consistency_report(
         debiased_method=shares.method,
         shares=shares,
     )
+
+
+def _over_rounds(results: Sequence[OpisResult], options: OpisOptions, rng: np.random.Generator) -> OpisResult:
+    """Return the means over rounds; the same classes count in each, so the shares of a class have a mean, too."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(result, name) for result in results]))
+
+    def mean_interval(name: str) -> Interval:
+        ends = [getattr(result, name) for result in results]
+        return Interval(float(np.mean([end.low for end in ends])), float(np.mean([end.high for end in ends])))
+
+    plain = replace(
+        results[0],
+        value=mean("value"),
+        floor=mean("floor"),
+        interval=mean_interval("interval"),
+        eps_opis=mean("eps_opis"),
+        eps_floor=mean("eps_floor"),
+        eps_interval=mean_interval("eps_interval"),
+        far_low=mean("far_low"),
+        far_high=mean("far_high"),
+        pair_correlation=mean("pair_correlation"),
+    )
+    parts = [result.shares for result in results if result.shares is not None]
+    if len(parts) < len(results):
+        return plain
+    shares = replace(parts[0], shares=np.mean([part.shares for part in parts], axis=0))
+    return _with_shares(plain, shares, options, rng)

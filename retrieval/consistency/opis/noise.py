@@ -1,7 +1,8 @@
 """Sampling noise in the TAR of a class, and the OPIS that it causes if all classes share one curve.
 
-`debiased` subtracts the noise from OPIS. The noise of FAR is left out everywhere: a class meets all other images, so on
-real embeddings of eight images a class it was at most a hundredth of the noise of TAR.
+`debiased` subtracts the noise from OPIS; `query_noise` measures that of queries with a gallery. The noise of FAR is
+left out everywhere: a class meets all other images, so on real embeddings of eight images a class it was at most a
+hundredth of the noise of TAR.
 """
 
 from __future__ import annotations
@@ -107,6 +108,22 @@ def _agreement(by_image: NDArray[np.int64], size: int) -> tuple[Rates, Rates, Ra
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TarNoise:
+    """The sampling noise in the TAR of T' classes with positives, at L levels."""
+
+    variance: Rates  # [T', L], of the measured TAR around the true one
+    relative: Rates  # [T'], proportional to what is expected of a class of this size
+    measurable: NDArray[np.bool_]  # [T'], whether the variance is without bias
+
+
+def pair_noise(agreement: PairAgreement, weights: Rates) -> TarNoise:
+    """Return the noise of classes inside one set of images; weights: [T'], of the classes."""
+    n_images = agreement.n_images
+    inflation = variance_inflation(n_images, pair_correlation(agreement, weights))
+    return TarNoise(noise_of_tar(agreement), inflation / (n_images * (n_images - 1) / 2), agreement.measurable)
+
+
 def noise_of_tar(agreement: PairAgreement) -> Rates:
     """Return the variance of each class's measured TAR around its true TAR: [T', L] float64.
 
@@ -149,20 +166,22 @@ class SharedCurve:
     """The null hypothesis that all classes share one curve.
 
     Every class has the mean TAR and the pooled FAR at the nodes of the band, and its measured TAR varies as a share of
-    independent pairs, its pairs over `variance_inflation` in number.
+    independent pairs.
     """
 
     band: Band
     mean_tar: Rates  # [p]
-    n_images: NDArray[np.int64]  # [T']
+    n_independent: Rates  # [T'], so many pairs would vary as the pairs of the class do
     weights: Rates  # [T']
-    correlation: float  # see `pair_correlation`
     c: float  # see `utility`
 
-    def n_independent(self, n_images: NDArray[np.int64]) -> Rates:
-        """Return the number of independent pairs that vary as the pairs of a class with n_images [k] do."""
-        n_pairs: Rates = n_images * (n_images - 1) / 2
-        return n_pairs / variance_inflation(n_images, self.correlation)
+
+def independent_pairs(n_images: NDArray[np.int64], correlation: float) -> Rates:
+    """Return the number of independent pairs that vary as the pairs of a class of n_images [k] do: [k] float64.
+
+    correlation: see `pair_correlation`.
+    """
+    return np.asarray(n_images * (n_images - 1) / 2 / variance_inflation(n_images, correlation), dtype=np.float64)
 
 
 def noise_floor(null: SharedCurve) -> float:
@@ -171,9 +190,9 @@ def noise_floor(null: SharedCurve) -> float:
     Classes that differ in FAR or TAR add to OPIS, not to the floor: value - floor is what chance does not explain.
     """
     mean_tar = np.clip(null.mean_tar, 0, 1)  # a weighted mean of ones may round above 1
-    sizes, which = np.unique(null.n_images, return_inverse=True)
+    numbers, which = np.unique(null.n_independent, return_inverse=True)
     pooled_far, weights = null.band.pooled_far, null.weights
-    moments = (_utility_moments(n, mean_tar, pooled_far, null.c) for n in null.n_independent(sizes))
+    moments = (_utility_moments(n, mean_tar, pooled_far, null.c) for n in numbers)
     means, variances = zip(*moments, strict=True)
     mean, variance = np.stack(means)[which], np.stack(variances)[which]
     between = weights @ mean**2 - (weights @ mean) ** 2

@@ -34,7 +34,7 @@ def slices(start: int, stop: int) -> Iterator[slice]:
 def tiles_of(vectors: LabelledVectors, shard: tuple[int, int] = (0, 1)) -> list[Tile]:
     """Return the (rows, columns) of the tiles that belong to shard (index, count).
 
-    The tiles of one set are those on and above its diagonal; two sets have all of them.
+    The tiles of one set are those on and above its diagonal; two sets have all of them, rounds those of each round.
 
     Raises:
         InvalidInput: the shard does not exist.
@@ -42,11 +42,12 @@ def tiles_of(vectors: LabelledVectors, shard: tuple[int, int] = (0, 1)) -> list[
     index, count = shard
     if not 0 <= index < count:
         raise InvalidInput(f"expected 0 <= shard index < count, found shard {shard}")
-    n_rows, n_columns = len(vectors.codes), len(vectors.gallery_codes)
+    whole = slice(0, len(vectors.codes)), slice(0, len(vectors.gallery_codes))
     every = [
         (rows, columns)
-        for rows in slices(0, n_rows)
-        for columns in slices(rows.start if vectors.one_set else 0, n_columns)
+        for queries, items in vectors.rounds or (whole,)
+        for rows in slices(queries.start, queries.stop)
+        for columns in slices(rows.start if vectors.one_set else items.start, items.stop)
     ]
     return every[index::count]
 

@@ -1,7 +1,7 @@
 """Labelled vectors: checked once, sorted by class, with the pairs that they make.
 
 A pair's score is `query[i] . gallery[j]` in float32, as a search computes it; for cosine both arrays are the same unit
-rows. What is counted from the scores is decided by the callers.
+rows. What is counted from the scores is decided by the callers; `rounds.py` makes the vectors of repeated searches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency.arguments import checked
+from retrieval.consistency.pairs.sizes import PairSizes
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -22,6 +23,7 @@ Groups: TypeAlias = NDArray[np.int32]
 # Codes and groups of rows and of columns, and whether only the pairs above the diagonal count.
 Labels: TypeAlias = tuple[Codes, Codes, Groups, Groups, bool]
 Columns: TypeAlias = Sequence[Sequence[str]]
+Round: TypeAlias = tuple[slice, slice]
 Progress: TypeAlias = Callable[[int, int], None]
 
 # Unit rows that were normalised or stored in float16 must pass: rounding the norm and each component to float16 changes
@@ -36,27 +38,31 @@ _SYMMETRY_ROWS = 4096
 class LabelledVectors:
     """Vectors sorted by class, so that a tile holds few classes, and the numbers of their pairs.
 
-    Build them with `labelled` or `crossed`. If gallery_codes is codes, the pairs are the unordered ones inside one set
-    of images; otherwise every query makes a pair with every gallery vector.
+    Build them with `labelled`, `crossed` or `in_rounds`. If gallery_codes is codes, the pairs are the unordered ones
+    inside one set of images; otherwise every query makes a pair with every gallery vector, in rounds with those of its
+    round. Then the vectors are sorted by class inside each round.
     """
 
     query: Vectors  # [n, D]
     gallery: Vectors  # [g, D]
-    codes: Codes  # [n], ascending, index into classes
+    codes: Codes  # [n], index into classes; ascending, or in rounds ascending in each
     gallery_codes: Codes  # [g]
     classes: tuple[str, ...]  # sorted names
     order: NDArray[np.int64]  # [n], the caller's row of each query
+    gallery_order: NDArray[np.int64]  # [g], the caller's row of each gallery vector
     groups: Groups  # [n, a]; two vectors with an equal group make no pair, -1 equals none
     gallery_groups: Groups  # [g, a]
     cosine: bool  # whether the score is the cosine of unit rows
     families: Codes | None = None  # [T], the family of each class; None: every class is drawn by itself
+    rounds: tuple[Round, ...] = ()  # the queries and the gallery of each round, see `in_rounds`
     positives: Codes = field(init=False)  # [T], pairs of each class
     negatives: Codes = field(init=False)  # [T], a negative pair belongs to both its classes
 
     def __post_init__(self) -> None:
-        totals = pair_totals(self.labels_of(slice(None), slice(None)), len(self.classes))
-        for name, total in zip(("positives", "negatives"), totals, strict=True):
-            object.__setattr__(self, name, total)
+        every = self.rounds or ((slice(None), slice(None)),)
+        parts = [pair_totals(self.labels_of(*part), len(self.classes)) for part in every]
+        for name, totals in zip(("positives", "negatives"), zip(*parts, strict=True), strict=True):
+            object.__setattr__(self, name, np.sum(totals, axis=0, dtype=np.int64))
 
     @property
     def one_set(self) -> bool:
@@ -66,10 +72,32 @@ class LabelledVectors:
     @property
     def n_images(self) -> NDArray[np.int64]:
         """Images of each class: [T] int64."""
-        counts = np.bincount(self.codes, minlength=len(self.classes))
-        if not self.one_set:
-            counts = counts + np.bincount(self.gallery_codes, minlength=len(self.classes))
-        return counts.astype(np.int64)
+        codes = self.codes
+        if self.rounds:  # an image takes part in several
+            _, first = np.unique(np.append(self.order, self.gallery_order), return_index=True)
+            codes = np.append(codes, self.gallery_codes)[first]
+        elif not self.one_set:
+            codes = np.append(codes, self.gallery_codes)
+        return np.bincount(codes, minlength=len(self.classes)).astype(np.int64)
+
+    @property
+    def sizes(self) -> PairSizes:
+        """How many pairs each two classes make; if pairs are excluded, how many they would make."""
+        if self.one_set:
+            n = self.n_images.astype(np.float64)
+            return PairSizes(n, n, 0.5)
+        queries, items = self.rounds[0] if self.rounds else (slice(None), slice(None))
+        of_queries = np.bincount(self.codes[queries], minlength=len(self.classes)).astype(np.float64)
+        of_items = np.bincount(self.gallery_codes[items], minlength=len(self.classes)).astype(np.float64)
+        return PairSizes(of_queries, of_items, float(max(len(self.rounds), 1)))
+
+    @property
+    def repeats(self) -> float:
+        """How often a pair of two images of different classes counts on average: 1 unless the vectors are in rounds."""
+        if not self.rounds:
+            return 1.0
+        n = self.n_images
+        return 2 * self.n_negatives / max(int(n.sum() ** 2 - (n**2).sum()), 1)
 
     @property
     def n_families(self) -> int | None:
@@ -92,6 +120,22 @@ class LabelledVectors:
         diagonal = self.one_set and rows == columns
         return codes, gallery_codes, self.groups[rows], self.gallery_groups[columns], diagonal
 
+    def one_round(self, number: int) -> LabelledVectors:
+        """Return the queries and the gallery of one round by themselves, with all class names kept."""
+        queries, items = self.rounds[number]
+        return replace(
+            self,
+            query=self.query[queries],
+            gallery=self.gallery[items],
+            codes=self.codes[queries],
+            gallery_codes=self.gallery_codes[items],
+            order=self.order[queries],
+            gallery_order=self.gallery_order[items],
+            groups=self.groups[queries],
+            gallery_groups=self.gallery_groups[items],
+            rounds=(),
+        )
+
     def subset(self, rows: NDArray[np.int64]) -> LabelledVectors:
         """Return the vectors of one set in the given rows ([k] int64) with all class names kept."""
         check_one_set(self)
@@ -103,6 +147,7 @@ class LabelledVectors:
             codes=codes,
             gallery_codes=codes,
             order=self.order[rows],
+            gallery_order=self.order[rows],
             groups=groups,
             gallery_groups=groups,
         )
@@ -142,9 +187,9 @@ def labelled(
     >>> vectors.classes, vectors.n_positives, vectors.n_negatives
     (('a', 'b'), 1, 2)
     """
-    _check_array("embeddings", embeddings)
+    check_array("embeddings", embeddings)
     if gallery is not None:
-        _check_array("gallery", gallery)
+        check_array("gallery", gallery)
         if gallery.shape != embeddings.shape:
             raise InvalidEmbeddings(
                 f"gallery must have the shape of the embeddings {embeddings.shape}, found {gallery.shape}"
@@ -154,9 +199,9 @@ def labelled(
     cosine = gallery is None or gallery is embeddings or np.array_equal(gallery, embeddings)
     if cosine:
         check_unit_rows(embeddings, "embeddings of a cosine score (for another score pass its gallery side too)")
-    classes = _class_names(labels)
+    classes = class_names(labels)
     (groups,) = _encode_groups((exclude,), (len(embeddings),))
-    codes, order = _sorted_codes(labels, classes, len(embeddings))
+    codes, order = sorted_codes(labels, classes, len(embeddings))
     query, groups = np.ascontiguousarray(embeddings[order]), groups[order]
     return LabelledVectors(
         query=query,
@@ -165,10 +210,11 @@ def labelled(
         gallery_codes=codes,
         classes=classes,
         order=order,
+        gallery_order=order,
         groups=groups,
         gallery_groups=groups,
         cosine=cosine,
-        families=None if families is None else _family_codes(families, labels, classes),
+        families=None if families is None else family_codes(families, labels, classes),
     )
 
 
@@ -191,8 +237,8 @@ def crossed(
     Raises:
         InvalidEmbeddings, NotEnoughEvidence: see `labelled`; also columns that do not correspond.
     """
-    _check_array("query_vectors", query_vectors)
-    _check_array("gallery_vectors", gallery_vectors)
+    check_array("query_vectors", query_vectors)
+    check_array("gallery_vectors", gallery_vectors)
     if gallery_vectors.shape[1] != query_vectors.shape[1]:
         raise InvalidEmbeddings(
             f"expected gallery_vectors of {query_vectors.shape[1]} columns, found {gallery_vectors.shape[1]}"
@@ -200,11 +246,11 @@ def crossed(
     if cosine:
         check_unit_rows(query_vectors, "query_vectors")
         check_unit_rows(gallery_vectors, "gallery_vectors")
-    classes = _class_names([*query_labels, *gallery_labels])
+    classes = class_names([*query_labels, *gallery_labels])
     sizes = len(query_vectors), len(gallery_vectors)
     groups, gallery_groups = _encode_groups((exclude, gallery_exclude), sizes)
-    codes, order = _sorted_codes(query_labels, classes, sizes[0])
-    gallery_codes, gallery_order = _sorted_codes(gallery_labels, classes, sizes[1])
+    codes, order = sorted_codes(query_labels, classes, sizes[0])
+    gallery_codes, gallery_order = sorted_codes(gallery_labels, classes, sizes[1])
     return LabelledVectors(
         query=np.ascontiguousarray(query_vectors[order]),
         gallery=np.ascontiguousarray(gallery_vectors[gallery_order]),
@@ -212,6 +258,7 @@ def crossed(
         gallery_codes=gallery_codes,
         classes=classes,
         order=order,
+        gallery_order=gallery_order,
         groups=groups[order],
         gallery_groups=gallery_groups[gallery_order],
         cosine=cosine,
@@ -238,6 +285,12 @@ def check_positives(vectors: LabelledVectors) -> None:
         raise NotEnoughEvidence(
             f"no class has two images that make a pair, among {len(vectors.classes)} classes; add images per class"
         )
+
+
+def check_one_population(vectors: LabelledVectors) -> None:
+    """Raise InvalidInput unless all classes are drawn alike: one set of images or rounds of one, all their pairs."""
+    if not vectors.rounds:
+        check_one_set(vectors, all_pairs=True)
 
 
 def check_one_set(vectors: LabelledVectors, *, all_pairs: bool = False) -> None:
@@ -286,7 +339,8 @@ def pair_totals(labels: Labels, n_classes: int) -> tuple[Codes, Codes]:
     return rows * columns, rows * (columns.sum() - columns) + columns * (rows.sum() - rows)
 
 
-def _check_array(name: str, vectors: Vectors) -> None:
+def check_array(name: str, vectors: Vectors) -> None:
+    """Raise InvalidEmbeddings unless the vectors are finite float32 [n, D]; the message starts with the name."""
     if vectors.ndim != 2 or vectors.dtype != np.float32:
         raise InvalidEmbeddings(f"{name} must be float32 of shape [n, D], found {vectors.dtype} {vectors.shape}")
     finite = np.isfinite(vectors).all(axis=1)
@@ -319,7 +373,8 @@ def _check_symmetry(query: Vectors, gallery: Vectors) -> None:
         )
 
 
-def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
+def class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the sorted names of at least two classes. Raises InvalidEmbeddings, NotEnoughEvidence."""
     if not all(isinstance(label, str) for label in labels):
         raise InvalidEmbeddings("labels must be strings; convert class numbers to strings first")
     classes = tuple(sorted({str(label) for label in labels}))
@@ -328,7 +383,7 @@ def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
     return classes
 
 
-def _sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tuple[Codes, NDArray[np.int64]]:
+def sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tuple[Codes, NDArray[np.int64]]:
     """Return the class codes of n rows, ascending, and the row that each comes from."""
     if len(labels) != n:
         raise InvalidEmbeddings(f"expected one label per row, found {len(labels)} labels for {n} rows")
@@ -338,7 +393,7 @@ def _sorted_codes(labels: Sequence[str], classes: Sequence[str], n: int) -> tupl
     return codes[order], order
 
 
-def _family_codes(families: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Codes:
+def family_codes(families: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Codes:
     """Return the number of the family of each class: [T] int64."""
     if len(families) != len(labels):
         raise InvalidEmbeddings(f"expected one family per label, found {len(families)} for {len(labels)} labels")

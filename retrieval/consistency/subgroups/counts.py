@@ -112,7 +112,7 @@ def accepted_class_pairs(vectors: LabelledVectors, threshold: float) -> tuple[Co
     """Return the pairs of classes with a false accept: codes, first < second, and how many, [e] int64 each."""
     n_classes, tally = len(vectors.classes), PairTally()
     for batch in accepted_pairs(vectors, threshold):
-        differs = ~batch.matches
-        tally.add(batch.first[differs] * n_classes + batch.second[differs])
+        first, second = (side[~batch.matches] for side in (batch.first, batch.second))
+        tally.add(np.minimum(first, second) * n_classes + np.maximum(first, second))
     keys, accepted = tally.counts()
     return keys // n_classes, keys % n_classes, accepted

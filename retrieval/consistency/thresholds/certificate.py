@@ -28,7 +28,7 @@ import numpy as np
 
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, Rates, count_accepted
-from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_population
 from retrieval.consistency.thresholds.reaching import Achieved, Wanted, find_threshold
 from retrieval.consistency.thresholds.room import MeanRoom, ShareRoom, Units, advice, highest_mean_far, why_refused
 from retrieval.errors import InvalidInput, NotEnoughEvidence
@@ -103,10 +103,10 @@ def certify(
 ) -> Certificate:
     """Return the lowest threshold with the certificate (for FRR the highest), exact to the float32 score.
 
-    vectors: see `labelled`, or a tuple (embeddings, labels). Each class has a smallest threshold at which its FAR is at
-    most alpha (for FRR a largest). The ceil((n + 1)(1 - delta))-th smallest of these n (for FRR largest) holds for a
-    new class: it is the first threshold at which that many classes keep alpha. Classes with one image have a FAR, but
-    no FRR. strict needs a new class of at most as many images as the largest here.
+    vectors: see `labelled` and `in_rounds`, or a tuple (embeddings, labels). Each class has a smallest threshold at
+    which its FAR is at most alpha (for FRR a largest). The ceil((n + 1)(1 - delta))-th smallest of these n (for FRR
+    largest) holds for a new class: it is the first threshold at which that many classes keep alpha. Classes with one
+    image have a FAR, but no FRR. strict needs a new class of at most as many images as the largest here.
 
     max_images: of a class with more images, so many are drawn at random with the seed, and the others are not used.
     With strict one large class decides alone: a new class as large as it would fill a large share of the pairs of the
@@ -129,14 +129,14 @@ def certify(
     """
     _check(rate, alpha=alpha, delta=delta)
     vectors = as_labelled(vectors)
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     vectors = _drawn_from(vectors, max_images, seed)
     units = Units.of(vectors, with_positives=rate == "frr")
     strict = strict and rate == "far"
     level = _level(units, delta)
 
     def kept(curves: OperatingCurves) -> Rates:
-        return units.sum_of_means(_rates(curves, rate, units.largest if strict else 0) <= alpha)
+        return units.sum_of_means(_rates(curves, rate, units.pairs_with_new if strict else None) <= alpha)
 
     found = _find(vectors, kept, rate, level)
     if found is None:
@@ -177,7 +177,7 @@ def certify_mean(
     """
     _check(rate, alpha=alpha)
     vectors = as_labelled(vectors)
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     vectors = _drawn_from(vectors, max_images, seed)
     units = Units.of(vectors, with_positives=rate == "frr")
     strict = strict and rate == "far"
@@ -186,7 +186,7 @@ def certify_mean(
     def kept(curves: OperatingCurves) -> Rates:
         if equal:
             return -curves.mean_far
-        return -(units.sum_of_means(_rates(curves, rate, units.largest if strict else 0)) + 1) / (n + 1)
+        return -(units.sum_of_means(_rates(curves, rate, units.pairs_with_new if strict else None)) + 1) / (n + 1)
 
     needed = math.ceil(1 / alpha - 1e-9) if equal else math.ceil((2 if strict else 1) / alpha - 1 - 1e-9)
     if n < needed and (equal or not (strict and units.named)):  # large families share their pairs: they need fewer
@@ -227,12 +227,12 @@ def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: b
     """
     _check("far", alpha=alpha, delta=delta)
     units = Units.of_sizes(curves.n_images)
-    level, largest_new = _level(units, delta), units.largest if strict else 0
+    level, of_new = _level(units, delta), units.pairs_with_new if strict else None
     nothing = replace(
         curves.at(float(curves.thresholds[-1])), negatives_accepted=np.zeros((units.n, 1), dtype=np.int64)
     )
-    most = units.sum_of_means(_rates(nothing, "far", largest_new) <= alpha)
-    return units.sum_of_means(_rates(curves, "far", largest_new) <= alpha), round(level), round(float(most[0]))
+    most = units.sum_of_means(_rates(nothing, "far", of_new) <= alpha)
+    return units.sum_of_means(_rates(curves, "far", of_new) <= alpha), round(level), round(float(most[0]))
 
 
 def _level(units: Units, delta: float) -> float:
@@ -260,6 +260,8 @@ def _drawn_from(vectors: LabelledVectors, max_images: int | None, seed: int) -> 
     """Return the vectors with at most max_images of each class, drawn with the seed, for any order of the rows."""
     if max_images is None:
         return vectors
+    if vectors.rounds:
+        raise InvalidInput("max_images does not apply to rounds: draw the images before they are split into rounds")
     if max_images < 2 or seed < 0:
         raise InvalidInput(f"expected max_images of at least 2 and a seed of at least 0, found {max_images} and {seed}")
     rng = np.random.default_rng(seed)
@@ -290,16 +292,16 @@ def _at(found: OperatingCurves, units: Units) -> dict[str, Any]:
     }
 
 
-def _rates(curves: OperatingCurves, rate: Rate, largest_new: int) -> Rates:
-    """Return the rate of each class that counts: [n, m]; all pairs with a new unit of largest_new images accepted."""
+def _rates(curves: OperatingCurves, rate: Rate, of_new: Rates | None) -> Rates:
+    """Return the rate of each class that counts: [n, m]; of_new: its pairs with a new unit, all accepted, [n]."""
     if rate == "frr":
         rows = curves.with_positives  # from counts: 1 - TAR would miss alpha by a rounding error
         positives = curves.positives[rows, None]
         return np.asarray((positives - curves.positives_accepted[rows]) / positives, dtype=np.float64)
-    if largest_new == 0:
+    if of_new is None:
         return curves.far
-    of_new = (curves.n_images * largest_new)[:, None]
-    return np.asarray((curves.negatives_accepted + of_new) / (curves.negatives[:, None] + of_new), dtype=np.float64)
+    new = of_new[:, None]
+    return np.asarray((curves.negatives_accepted + new) / (curves.negatives[:, None] + new), dtype=np.float64)
 
 
 def _check(rate: Rate, **levels: float) -> None:

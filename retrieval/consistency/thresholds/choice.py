@@ -17,7 +17,7 @@ from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import OperatingCurves, count_accepted
 from retrieval.consistency.intervals import Interval, check_confidence, student_quantile
 from retrieval.consistency.pairs.selection import thresholds_at_far
-from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_set
+from retrieval.consistency.pairs.vectors import LabelledVectors, VectorsOrPair, as_labelled, check_one_population
 from retrieval.consistency.thresholds.enough import enough_data, least_target
 from retrieval.consistency.thresholds.near_optimum import near_optimum
 from retrieval.consistency.thresholds.rate_variances import (
@@ -162,11 +162,11 @@ def choose_threshold(
 ) -> ThresholdChoice:
     """Return the threshold that the target asks for, with intervals over the draw of classes.
 
-    vectors: see `labelled`, or a tuple (embeddings, labels); target: a `Target` or its text. min_classes counts classes
-    with at least two images: with fewer than about 20, the variance over classes is itself uncertain by a third.
-    Nothing is random. If no families are named, groups of look-alike classes are looked for; if they are found, they
-    are the units of the intervals, and a warning states it, see `find_look_alikes`.
-    Cost: some ten times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
+    vectors: see `labelled` and `in_rounds`, or a tuple (embeddings, labels); target: a `Target` or its text.
+    min_classes counts classes with at least two images: with fewer than about 20, the variance over classes is itself
+    uncertain by a third. Nothing is random. If no families are named, groups of look-alike classes are looked for; if
+    they are found, they are the units of the intervals, and a warning states it, see `find_look_alikes`. Cost: some ten
+    times n^2 / 2 products; memory: bounded counts and the class pairs with false accepts.
 
     FAR intervals are those of the logarithm, TAR intervals are Wilson's, with Student's quantiles; variances as in
     `rate_variances`. For FAR, class-mean FAR, FRR and precision, the threshold's interval contains the thresholds at
@@ -178,7 +178,7 @@ def choose_threshold(
     Raises:
         NotEnoughEvidence: fewer than min_classes classes with two images, no threshold reaches the target, or fewer
             than 10 false accepts (for FRR also false rejects) as evidence.
-        InvalidInput: confidence outside (0, 1), two sets of images or excluded pairs.
+        InvalidInput: confidence outside (0, 1), two sets of images that are no rounds, or excluded pairs.
 
     Source: for the threshold's interval, Woodruff, "Confidence intervals for medians and other position measures",
     JASA 47 (1952).
@@ -193,7 +193,7 @@ def choose_threshold(
     check_confidence(confidence)
     target = parse_target(target) if isinstance(target, str) else target
     vectors = as_labelled(vectors)
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     _check_data(vectors, target, min_classes)
     far = target.far
     threshold = reach(vectors, target) if far is None else _at_fars(vectors, [far])[0]
@@ -217,7 +217,7 @@ def choose_threshold(
         tar_interval=tar_interval(tar, known.trials, known.units, confidence),
         n_classes=n_classes,
         n_classes_with_positives=n_with_positives,
-        n_images=len(vectors.codes),
+        n_images=int(vectors.n_images.sum()),
         confidence=confidence,
         class_variance=variances.class_variance,
         pair_variance=variances.pair_variance,
@@ -274,13 +274,14 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
         )
     share = target.value if target.kind in {"class-far", "frr"} else target.far
     sign, found = ("positive", vectors.n_positives) if target.kind == "frr" else ("negative", vectors.n_negatives)
-    if share is not None and share * found < _MIN_ERRORS:
+    if share is not None and share * found < _MIN_ERRORS * vectors.repeats:
         name = (
             f"target {target}"
             if target.kind in {"false-matches", "class-far"}
             else f"{'FRR' if target.kind == 'frr' else 'FAR'} target of {share:g}"
         )
         enough = enough_data(vectors, _MIN_ERRORS / share, positive=target.kind == "frr")
+        found = round(found / vectors.repeats)
         raise NotEnoughEvidence(
             f"a {name} needs at least {_MIN_ERRORS / share:.0f} {sign} pairs, found {found}; that takes "
             f"{enough}. Add classes, or ask for {least_target(target, _MIN_ERRORS / max(found, 1))} or more"
@@ -288,8 +289,10 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
 
 
 def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Target) -> None:
-    false_accepts = int(curves.negatives_accepted.sum()) // 2
-    if false_accepts == 0 and (target.far is not None or target.kind == "class-far"):
+    # Of different images: in rounds a pair counts more than once.
+    false_accepts = round(int(curves.negatives_accepted.sum()) // 2 / vectors.repeats)
+    n_negatives = round(vectors.n_negatives / vectors.repeats)
+    if not curves.negatives_accepted.any() and (target.far is not None or target.kind == "class-far"):
         tie = f"more than a share {target.far or target.value:g} of the negative pairs tie at the highest score"
         if curves.pooled_tar[0] >= _SEPARATED:
             raise NotEnoughEvidence(
@@ -301,11 +304,11 @@ def _check_errors(vectors: LabelledVectors, curves: OperatingCurves, target: Tar
             f"{tie}, so no threshold accepts any of them; look for images filed under several classes"
         )
     if false_accepts < _MIN_ERRORS:
-        n_enough = vectors.n_negatives * _MIN_ERRORS / max(false_accepts, 1)
+        n_enough = n_negatives * _MIN_ERRORS / max(false_accepts, 1)
         raise NotEnoughEvidence(
             f"the threshold {curves.thresholds[0]:.4f} for {target.describe()} accepts {false_accepts} of "
-            f"{vectors.n_negatives} negative pairs, and a FAR needs {_MIN_ERRORS} or more; "
+            f"{n_negatives} negative pairs, and a FAR needs {_MIN_ERRORS} or more; "
             f"{'more than ' if false_accepts == 0 else 'about '}{n_enough:.2g} pairs would do, that is "
             f"{enough_data(vectors, n_enough)}. Add classes, or ask for "
-            f"{least_target(target, _MIN_ERRORS / vectors.n_negatives)} or more, which these pairs can measure"
+            f"{least_target(target, _MIN_ERRORS / n_negatives)} or more, which these pairs can measure"
         )

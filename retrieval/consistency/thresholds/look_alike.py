@@ -65,6 +65,17 @@ def find_look_alikes(vectors: LabelledVectors) -> LookAlikes | None:
     phenomena", Biometrika 37 (1950); Stouffer's sum for the two signs together.
     """
     every, own = class_means(vectors)
+    seen = np.flatnonzero(np.isfinite(every[:, 0]))
+    found = _look_alikes_of(every[seen], own[seen])
+    if found is None or len(seen) == len(every):
+        return found
+    units = found.units.max() + 1 + np.arange(len(every))  # a class without a query is like no other
+    units[seen] = found.units
+    return LookAlikes(np.unique(units, return_inverse=True)[1].astype(np.int64), found.clear)
+
+
+def _look_alikes_of(every: Values, own: Values) -> LookAlikes | None:
+    """Return the groups of classes with these means [T, D] and mean own scores [T], or None."""
     drawn = np.arange(len(every))
     if len(every) > _MOST_CLASSES:
         drawn = np.sort(np.random.default_rng(0).permutation(len(every))[:_MOST_CLASSES])
@@ -85,15 +96,35 @@ def find_look_alikes(vectors: LabelledVectors) -> LookAlikes | None:
 
 
 def class_means(vectors: LabelledVectors) -> tuple[Values, Values]:
-    """Return the mean query vector of each class, [T, D]; and its mean score of two images, NaN for one image: [T]."""
-    n = vectors.n_images.astype(np.float64)
-    starts = np.cumsum(vectors.n_images) - vectors.n_images
-    # Rows are sorted by class.
-    sums = [np.add.reduceat(side, starts, axis=0, dtype=np.float64) for side in (vectors.query, vectors.gallery)]
-    with_itself = np.einsum("ij,ij->i", vectors.query, vectors.gallery, dtype=np.float64)
-    pairs = (sums[0] * sums[1]).sum(axis=1) - np.add.reduceat(with_itself, starts)
-    own = np.divide(pairs, n * (n - 1), out=np.full(len(n), np.nan), where=n > 1)
-    return sums[0] / n[:, None], own
+    """Return the mean query vector of each class, [T, D]; and its mean score of two images, NaN without two: [T].
+
+    Of a class without a query, which only rounds have, the mean is NaN.
+    """
+    n_classes, scores = len(vectors.classes), np.zeros(len(vectors.classes))
+    of_queries, n_queries = np.zeros((n_classes, vectors.query.shape[1])), np.zeros(n_classes)
+    for queries, items in vectors.rounds or ((slice(None), slice(None)),):
+        query, number = _class_sums(vectors.query[queries], vectors.codes[queries], n_classes)
+        gallery, _ = _class_sums(vectors.gallery[items], vectors.gallery_codes[items], n_classes)
+        of_queries, n_queries = of_queries + query, n_queries + number
+        scores += (query * gallery).sum(axis=1)
+    pairs = vectors.positives.astype(np.float64)
+    if vectors.one_set:
+        with_itself = np.einsum("ij,ij->i", vectors.query, vectors.gallery, dtype=np.float64)
+        scores -= np.bincount(vectors.codes, with_itself, n_classes)
+        pairs = 2 * pairs  # each in both directions
+    own = np.divide(scores, pairs, out=np.full(n_classes, np.nan), where=pairs > 0)
+    known = n_queries[:, None] > 0
+    return np.divide(of_queries, n_queries[:, None], out=np.full(of_queries.shape, np.nan), where=known), own
+
+
+def _class_sums(rows: NDArray[np.float32], codes: Codes, n_classes: int) -> tuple[Values, Values]:
+    """Return the sums of rows of ascending codes by class, [n_classes, D], and their numbers, [n_classes]."""
+    present, starts, counts = np.unique(codes, return_index=True, return_counts=True)
+    sums, numbers = np.zeros((n_classes, rows.shape[1])), np.zeros(n_classes)
+    if len(present):
+        sums[present] = np.add.reduceat(rows, starts, axis=0, dtype=np.float64)
+        numbers[present] = counts
+    return sums, numbers
 
 
 def moran(neighbours: NDArray[np.int64], values: Values) -> float:

@@ -83,10 +83,8 @@ def _of_utility(vectors: LabelledVectors, curves: OperatingCurves, c: float, *, 
         return influence
     weights = np.zeros_like(influence)  # how the mean changes with one more false accept of each class
     weights[rows] = -(1 + c * c) * (tar / denominator) ** 2 / (n_with * curves.negatives[rows, None])
-    n_images = vectors.n_images.astype(np.float64)[:, None]
-    expected = weights * curves.far * n_images
-    sums = _opponent_sums(vectors, curves.thresholds, weights)
-    return np.asarray(influence + sums - n_images * (expected.sum(axis=0) - expected), dtype=np.float64)
+    expected = vectors.sizes.weighted(weights * curves.far)
+    return np.asarray(influence + _opponent_sums(vectors, curves.thresholds, weights) - expected, dtype=np.float64)
 
 
 def _opponent_sums(vectors: LabelledVectors, thresholds: Rates, weights: Rates) -> Rates:

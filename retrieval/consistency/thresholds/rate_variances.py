@@ -14,6 +14,7 @@ import numpy as np
 
 from retrieval.consistency.curves import OperatingCurves, Rates
 from retrieval.consistency.intervals import Interval, effective_number, student_quantile
+from retrieval.consistency.pairs.sizes import PairSizes
 from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
 from retrieval.consistency.subgroups.clustered import clustered_interval, corrected_residuals
 from retrieval.consistency.subgroups.counts import Counts, accepted_class_pairs
@@ -81,27 +82,47 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
     return replace(wider, warnings=(str(groups), *warnings))
 
 
+def far_variances(vectors: LabelledVectors, curves: OperatingCurves) -> tuple[float, float, float]:
+    """Return class variance, pair variance and units of pooled FAR, as `RateVariances` has them, without look-alikes.
+
+    curves: at one threshold, which must accept some negative pair; positives are not looked at.
+    """
+    pairs = accepted_class_pairs(vectors, float(curves.thresholds[0]))
+    units = np.arange(len(vectors.classes), dtype=np.int64) if vectors.families is None else vectors.families
+    return _of_far(units, vectors, curves, pairs)[:3]
+
+
+def _of_far(
+    units: Codes, vectors: LabelledVectors, curves: OperatingCurves, pairs: tuple[Counts, Counts, Counts]
+) -> tuple[float, float, float, Rates]:
+    """Return class and pair variance of log pooled FAR, its effective units, and the residuals of the units [U]."""
+    far, n_classes = float(curves.pooled_far[0]), len(vectors.classes)
+    # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
+    weights = np.full(n_classes, 1 / curves.negatives.sum())
+    by_unit, by_pair, shares = _residuals(pairs, vectors.sizes, units, far, weights)
+    class_variance = max(at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2
+    return class_variance, by_pair / far**2, effective_number(by_unit**2), by_unit
+
+
 def _of_units(
     units: Codes, vectors: LabelledVectors, curves: OperatingCurves, pairs: tuple[Counts, Counts, Counts]
 ) -> RateVariances:
     """Return the variances if the units of the classes, [T], are drawn one by one."""
-    n_images = vectors.n_images.astype(np.float64)
-    n_classes = len(n_images)
+    n_classes = len(vectors.classes)
     far, mean_far = float(curves.pooled_far[0]), float(curves.mean_far[0])
-    # Pooled FAR gives every image pair the weight u_i + u_j = 1 / N, class-mean FAR (1 / N_i + 1 / N_j) / T.
-    by_unit, by_pair, shares = _residuals(pairs, n_images, units, far, np.full(n_classes, 1 / curves.negatives.sum()))
-    of_mean, mean_by_pair, _ = _residuals(pairs, n_images, units, mean_far, 1 / (n_classes * curves.negatives))
-    pair_variance = by_pair / far**2
+    class_variance, pair_variance, far_units, by_unit = _of_far(units, vectors, curves, pairs)
+    weights = 1 / (n_classes * curves.negatives)
+    of_mean, mean_by_pair, _ = _residuals(pairs, vectors.sizes, units, mean_far, weights)
     accepted, positives = by_units(curves.positives_accepted[:, 0], units), by_units(curves.positives, units)
     tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(
-        class_variance=max(at_least_even(by_unit, shares) - 2 * by_pair, 0.0) / far**2,
+        class_variance=class_variance,
         pair_variance=pair_variance,
         mean_far=max(float((of_mean**2).sum()) - mean_by_pair, mean_by_pair) / mean_far**2,
         precision=max(of_precision, pair_variance),
         tar=tar_evidence(accepted, positives),
-        far_units=effective_number(by_unit**2),
+        far_units=far_units,
         mean_far_units=effective_number(of_mean**2),
     )
 
@@ -141,29 +162,31 @@ def _wider_tar(alone: TarEvidence, grouped: TarEvidence, *, clear: bool) -> TarE
 
 
 def _residuals(
-    pairs: tuple[Counts, Counts, Counts], n_images: Rates, units: Codes, rate: float, weights: Rates
+    pairs: tuple[Counts, Counts, Counts], sizes: PairSizes, units: Codes, rate: float, weights: Rates
 ) -> tuple[Rates, float, Rates]:
     """Return the residual of each unit, by 1 - its share: [U]; the sum of squares over pairs of units; the shares: [U].
 
-    The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * n_i * n_j), weights: u; that of a unit is
-    the sum over the pairs with an end in it. Most pairs accept nothing and are summed by formula.
+    The residual of the class pair (i, j) is (u_i + u_j)(accepted_ij - rate * pairs_ij), weights: u, pairs_ij as
+    `PairSizes` has them; that of a unit is the sum over the pairs with an end in it. Most pairs accept nothing and are
+    summed by formula: those of two units f and g weigh factor * (one_f . other_g).
     """
-    u, n, (i, j), accepted = weights, n_images, pairs[:2], pairs[2].astype(np.float64)
+    u, q, g, (i, j), accepted = weights, sizes.queries, sizes.items, pairs[:2], pairs[2].astype(np.float64)
     of_pair, first, second = (u[i] + u[j]) * accepted, units[i], units[j]
-    size, weighted = by_units(n, units), by_units(u * n, units)  # N_f and U_f = sum of u_i * n_i
-    n_units, inside = len(size), first == second
+    one = np.stack([by_units(values, units) for values in (u * q, u * g, q, g)], axis=1)  # [U, 4]
+    other = one[:, [3, 2, 1, 0]]
+    n_units, inside = len(one), first == second
     # Weight of the pairs inside a unit, and of all its pairs: all sum to 2, for each pair has two ends.
-    within = weighted * size - by_units(u * n**2, units)
-    shares = within + weighted * (size.sum() - size) + size * (weighted.sum() - weighted)
+    within = (one * other).sum(axis=1) / 2 - 2 * by_units(u * q * g, units)
+    shares = sizes.factor * (within + (one * (other.sum(axis=0) - other)).sum(axis=1))
     by_unit = np.bincount(first, of_pair, n_units) + np.bincount(second[~inside], of_pair[~inside], n_units)
     by_unit = (by_unit - rate * shares) / np.maximum(1 - shares, 1e-9)
     low, high = np.minimum(first, second)[~inside], np.maximum(first, second)[~inside]
     keys, place = np.unique(low * n_units + high, return_inverse=True)
     of_units = np.bincount(place, of_pair[~inside], len(keys))
     low, high = keys // n_units, keys % n_units
-    expected = weighted[low] * size[high] + weighted[high] * size[low]
-    squares, once, twice = size**2, weighted * size, weighted**2
-    every_product = twice.sum() * squares.sum() - (twice * squares).sum() + once.sum() ** 2 - (once**2).sum()
+    expected = sizes.factor * (one[low] * other[high]).sum(axis=1)
+    every_product = ((one.T @ one) * (other.T @ other)).sum() - ((one * other).sum(axis=1) ** 2).sum()
+    every_product *= sizes.factor**2 / 2
     by_pair = (of_units**2 - 2 * rate * of_units * expected).sum() + rate**2 * every_product
     return by_unit, float(by_pair), shares
 

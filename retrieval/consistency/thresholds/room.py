@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.curves import Rates
+from retrieval.consistency.pairs.sizes import PairSizes
 from retrieval.consistency.pairs.vectors import Codes, LabelledVectors
 from retrieval.errors import InvalidInput
 
@@ -29,20 +30,28 @@ class Units:
     numbers: Codes  # [n_classes], the unit of each class that counts
     n_images: NDArray[np.int64]  # [n_classes]
     named: bool  # whether families are given
+    sizes: PairSizes  # of the classes that count
+    in_rounds: bool = False  # whether an image is a query in some rounds and a gallery item in others
 
     @classmethod
     def of(cls, vectors: LabelledVectors, *, with_positives: bool = False) -> Units:
         """Return the units of the classes, or of those with a positive pair."""
         counts = vectors.n_images > 1 if with_positives else np.ones(len(vectors.classes), dtype=np.bool_)
-        families = None if vectors.families is None else vectors.families[counts]
-        return cls.of_sizes(vectors.n_images[counts], families)
+        every, families = vectors.sizes, vectors.families
+        units = np.arange(len(counts)) if families is None else families
+        return cls(
+            numbers=np.unique(units[counts], return_inverse=True)[1].astype(np.int64),
+            n_images=vectors.n_images[counts],
+            named=families is not None,
+            sizes=PairSizes(every.queries[counts], every.items[counts], every.factor),
+            in_rounds=bool(vectors.rounds),
+        )
 
     @classmethod
-    def of_sizes(cls, n_images: NDArray[np.int64], families: Codes | None = None) -> Units:
-        """Return the units of classes of these sizes."""
-        if families is None:
-            return cls(np.arange(len(n_images)), n_images, named=False)
-        return cls(np.unique(families, return_inverse=True)[1].astype(np.int64), n_images, named=True)
+    def of_sizes(cls, n_images: NDArray[np.int64]) -> Units:
+        """Return the units if every class of one set of images, of these sizes, is drawn by itself."""
+        n = n_images.astype(np.float64)
+        return cls(np.arange(len(n)), n_images, named=False, sizes=PairSizes(n, n, 0.5))
 
     @property
     def n(self) -> int:
@@ -70,6 +79,13 @@ class Units:
         return int(self.totals.max())
 
     @property
+    def pairs_with_new(self) -> Rates:
+        """Pairs of each class with a new unit as large as the largest: [n_classes] float64."""
+        of_units = (np.bincount(self.numbers, side) for side in (self.sizes.queries, self.sizes.items))
+        queries, items = (float(side.max()) for side in of_units)
+        return self.sizes.with_new(queries, items)
+
+    @property
     def equal(self) -> bool:
         """Whether the units are classes of one size."""
         return self.n == self.n_classes and bool((self.n_images == self.n_images[0]).all())
@@ -84,8 +100,10 @@ class Units:
         return np.asarray(self.shares @ values if self.named else values.sum(axis=0), dtype=np.float64)
 
     def capped(self, max_images: int) -> Units:
-        """Return the units with at most max_images images of each class."""
-        return Units(self.numbers, np.minimum(self.n_images, max_images), self.named)
+        """Return the units of one set of images with at most max_images of each class."""
+        kept = np.minimum(self.n_images, max_images)
+        n = kept.astype(np.float64)
+        return Units(self.numbers, kept, self.named, PairSizes(n, n, 0.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +150,17 @@ Room: TypeAlias = ShareRoom | MeanRoom
 
 def _least_rates(units: Units) -> Rates:
     """Return the strict FAR of each class if nothing is accepted: the share of its pairs with the new unit."""
-    sizes, largest = units.n_images, units.largest
-    return np.asarray(largest / (sizes.sum() - sizes + largest), dtype=np.float64)
+    negatives, of_new = units.sizes.weighted(np.ones(units.n_classes)), units.pairs_with_new
+    return np.asarray(of_new / (negatives + of_new), dtype=np.float64)
 
 
 def best_cap(units: Units, room: Room) -> int | None:
-    """Return the highest cap on the images of a class that leaves nearly the most room; None if none leaves any."""
+    """Return the highest cap on the images of a class that leaves nearly the most room; None if none leaves any.
+
+    In rounds None: a cap changes what is split into queries and gallery, so it is applied before.
+    """
+    if units.in_rounds:
+        return None
     caps = np.unique(units.n_images[units.n_images >= 2])[::-1]
     rooms = [room(units.capped(int(cap))) for cap in caps]
     most = max(rooms, default=0.0)

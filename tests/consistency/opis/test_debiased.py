@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from retrieval.consistency import labelled, operating_curves
 from retrieval.consistency.opis.debiased import _shares, debiased_shares
-from retrieval.consistency.opis.noise import measure_agreement
+from retrieval.consistency.opis.noise import measure_agreement, pair_noise
 from retrieval.consistency.opis.utility import class_utilities, find_band, utility
 
 RATES = arrays(np.float64, (6, 3), elements=st.floats(0, 1))
@@ -68,7 +68,8 @@ def shares_of(vectors, rows, labels, weights=None):
     band = find_band(curves, far_low=1e-2, far_high=1e-1, axis="log_far", distance_range=None).thinned(33)
     n_classes = len(curves.classes) - curves.n_excluded
     weights = np.full(n_classes, 1 / n_classes) if weights is None else weights
-    return debiased_shares(curves, measure_agreement(vectors, band.nodes), band, weights=weights, c=1.0)
+    noise = pair_noise(measure_agreement(vectors, band.nodes), weights)
+    return debiased_shares(curves, noise, band, weights=weights, c=1.0)
 
 
 def test_classes_of_fewer_than_four_images_are_left_out_or_bound(family) -> None:

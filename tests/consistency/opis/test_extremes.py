@@ -35,7 +35,7 @@ def test_classes_are_ranked_once_by_their_mean_over_the_band() -> None:
 def test_floor_falls_with_images_and_agrees_with_the_definition(family) -> None:
     draw = np.random.default_rng(1)
     equal, tar = np.full(50, 0.02), np.array([0.7, 0.6])
-    nulls = [SharedCurve(BAND, tar, np.full(50, size), equal, correlation=0.0, c=1.0) for size in (3, 6, 20)]
+    nulls = [SharedCurve(BAND, tar, np.full(50, size * (size - 1) / 2), equal, c=1.0) for size in (3, 6, 20)]
     floors = [extreme_gap_floor(null, 10.0, draw) for null in nulls]
     assert floors[0] > floors[1] > floors[2] > 0
     gaps = []

@@ -10,6 +10,7 @@ from retrieval.consistency.opis import noise
 from retrieval.consistency.opis.noise import (
     PairAgreement,
     SharedCurve,
+    independent_pairs,
     measure_agreement,
     noise_floor,
     noise_of_tar,
@@ -128,7 +129,7 @@ def test_floor_of_two_images_by_hand() -> None:
     """One pair of TAR 0.6: utility is that of TAR 1 or 0, so its variance is U(1)^2 * 0.24, less the share 1/T."""
     band = Band(np.array([0.1, 0.2]), np.array([1.0, 0.9]), np.array([0.1, 0.1]))
     top = 2 * 0.9 / 1.9
-    found = noise_floor(SharedCurve(band, np.array([0.6, 0.6]), np.full(8, 2), np.full(8, 1 / 8), correlation=0, c=1))
+    found = noise_floor(SharedCurve(band, np.array([0.6, 0.6]), np.full(8, 1.0), np.full(8, 1 / 8), c=1))
     assert found == pytest.approx(top**2 * 0.24 * 7 / 8)
 
 
@@ -151,11 +152,11 @@ def test_floor_agrees_with_simulated_classes(sizes: list[int], correlation: floa
                 chance = draw.beta(tar[column] * (1 / extra - 1), (1 - tar[column]) * (1 / extra - 1))
             values = utility(draw.binomial(n_pairs, chance) / n_pairs, np.full(40, BAND.pooled_far[column]), 1.0)
             total += float(share @ (values - share @ values) ** 2) / 2
-    found = noise_floor(SharedCurve(BAND, tar, n_images, share, correlation, c=1.0))
+    found = noise_floor(SharedCurve(BAND, tar, independent_pairs(n_images, correlation), share, c=1.0))
     # The simulation's own error is about 1 %; the law beyond its variance is another where pairs correlate.
     assert found == pytest.approx(total / 1500, rel=0.06 if correlation else 0.03)
 
 
 def test_floor_vanishes_where_nothing_varies() -> None:
-    null = SharedCurve(BAND, np.array([1.0 + 1e-16, 1.0]), np.full(9, 3), np.full(9, 1 / 9), correlation=0.2, c=1.0)
+    null = SharedCurve(BAND, np.array([1.0 + 1e-16, 1.0]), np.full(9, 2.5), np.full(9, 1 / 9), c=1.0)
     assert noise_floor(null) == pytest.approx(0, abs=1e-12)
