@@ -77,3 +77,8 @@ def class_codes(labels: Sequence[str]) -> tuple[tuple[str, ...], Codes]:
     names = tuple(sorted({label for label in labels if label}))
     code_of = {name: code for code, name in enumerate(names)}
     return names, np.array([code_of.get(label, -1) for label in labels], dtype=np.int64)
+
+
+def candidate_terms(rows: Rows, codes: Codes, *, density: Density, weight: float) -> tuple[ClassTerms, ...]:
+    """Return the terms that calibration compares for one score, fitted on the classes that choose."""
+    return tuple(ClassTerms(pull=pull) for pull in (0.7, 0.9))

@@ -147,11 +147,11 @@ class Score:
                 f"a {self.kind} score takes the label of each item: expected {len(embeddings)} labels, found "
                 f"{sum(map(bool, labels))}; give the items labels, or use a score without them"
             )
-        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
+        rows = self.rows(embeddings)
         names, codes = class_codes(labels)
         classes = _classes(names, codes, rows)
-        pulled = pull_items(self.classes, rows, codes, density=self._densities, weight=self.weight)
-        densities = self._densities(pulled.rows)
+        pulled = pull_items(self.classes, rows, codes, density=self.row_densities, weight=self.weight)
+        densities = self.row_densities(pulled.rows)
         vectors = self._gallery_factor(pulled.rows, densities, pulled.offsets)
         return GalleryVectors(vectors, densities, pulled.offsets, pulled.far, classes)
 
@@ -187,12 +187,16 @@ class Score:
             files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
 
+    def rows(self, embeddings: Vectors) -> Vectors:
+        """Return embeddings [n, d] after the whitening if there is one: [n, D] float32, unit rows."""
+        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
+
     def _rows_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
         """Return the rows [n, D] after the whitening, and their densities [n]."""
-        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
-        return rows, self._densities(rows)
+        rows = self.rows(embeddings)
+        return rows, self.row_densities(rows)
 
-    def _densities(self, rows: Vectors) -> Vectors:
+    def row_densities(self, rows: Vectors) -> Vectors:
         """Return the densities [n] of rows [n, D] after the whitening."""
         densities = np.zeros(len(rows), dtype=np.float32)
         if self.cohort is not None:

@@ -37,7 +37,7 @@ def operating_point_message(
     point: OperatingPoint, *, active: bool, needs_reindex: Sequence[str] = ()
 ) -> operating_points_pb2.OperatingPoint:
     """Convert an operating point; `needs_reindex`: the catalogues whose live snapshot has another score."""
-    choice, certificate, mean = point.choice, point.certificate, point.mean_certificate
+    choice, certificate, mean, strangers = point.choice, point.certificate, point.mean_certificate, point.strangers
     return operating_points_pb2.OperatingPoint(
         id=point.id,
         bundle_digest=point.bundle_digest,
@@ -69,6 +69,11 @@ def operating_point_message(
         needs_reindex=needs_reindex,
         family=point.family,
         n_families=choice.n_families,
+        n_rounds=point.n_rounds,
+        stranger_far=None if strangers is None else strangers.far,
+        stranger_far_interval=None if strangers is None else _interval(strangers.interval),
+        stranger_far_promised=None if strangers is None else _interval(strangers.predicted(choice.n_classes)),
+        n_choosing=point.n_choosing,
     )
 
 
