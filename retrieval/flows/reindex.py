@@ -278,8 +278,8 @@ def _check_labels(catalog: str, score: Score, labels: Iterable[str]) -> None:
         raise InvalidInput(
             f"catalogue {catalog!r}: the active operating point has the {score.kind} score {score.digest}, which "
             "compares an item with its class: expected items with labels, found none. Add the labels to the manifest "
-            "(a column label, or one sub-folder for each class), or activate an operating point whose score uses no "
-            "labels of the catalogue"
+            "(a column label, or one sub-folder for each class), or activate an operating point whose score uses none: "
+            "`retrieval calibrate` without --catalog-labels makes one"
         )
 
 

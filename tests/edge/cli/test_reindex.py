@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.score import Score
 from retrieval.edge.cli.audit import _show
-from retrieval.edge.cli.reindex import _print_snapshot
+from retrieval.edge.cli.reindex import _print_snapshot, _reindex_here
 from retrieval.edge.label_warning import label_warning
+from retrieval.engine.store import Store
+from retrieval.errors import InvalidManifest
 from retrieval.v1.audits_pb2 import VERDICT_PASSED, Audit
 from retrieval.v1.catalogs_pb2 import Snapshot
+from tests.stores import activate, with_labels
 
 EXACT = {
     "complete": True, "bytes_at_level_1": 16, "lists": 0, "slack": 0.02, "bytes_per_vector": 660.2,
@@ -91,6 +96,19 @@ def test_a_score_that_uses_the_labels_states_how_many_there_are(capsys: pytest.C
 def test_the_first_items_whose_label_may_be_wrong_are_named(n_far: int, named: int, sentence: str) -> None:
     found = label_warning(n_far, [f"id {number}" for number in range(named)])
     assert re.fullmatch(sentence, found)
+
+
+def test_labels_are_missed_before_anything_starts(
+    calibrated: Store, cosine_point: OperatingPoint, tmp_path: Path
+) -> None:
+    """Neither a queue nor a worker: the state folder is not even made."""
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    table = tmp_path / "items.csv"
+    table.write_text("id,uri\n1,1.png\n")
+    wanted = {"catalog": "shop", "manifest_uri": str(table)}
+    with pytest.raises(InvalidManifest, match="labels are needed for the catalogue cosine score of the active"):
+        _reindex_here(wanted, state_dir=tmp_path / "state", store_url=calibrated.url)
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_audit_names_the_copy_of_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
