@@ -129,11 +129,11 @@ class BaseLossConfig:
 class MarginConfig:
     """The threshold-consistent margin (TCM).
 
-    score: of a pair: the "cosine", or the "cohort" score, which is lower for images with many look-alikes, as the score
-    of this name in calibration; it needs margins = "quantiles", which are then quantiles of this score. cohort: number
-    of embeddings of earlier steps (those that train the head alone included) that are its cohort; TCM is off until a
-    quarter of them is there. cohort_k: the density of an image is the mean of so many of its largest similarities to
-    those of other classes; at most a quarter of `cohort`. The gradient does not pass through the density.
+    score: of a pair: the "cosine", or the "cohort" score that calibration offers, which is lower for images with many
+    look-alikes; it needs margins = "quantiles", which are then quantiles of this score. cohort: number of embeddings of
+    earlier steps (those that train the head alone included) that serve as its cohort; TCM is off until a quarter of
+    them is there. cohort_k: number of the largest similarities to embeddings of other classes whose mean is the density
+    of an image; at most a quarter of `cohort`. The gradient does not pass through the density.
     positive_weight, negative_weight: factors of the two parts of the loss; 0 and 0 switch TCM off.
     positive_margin, negative_margin: similarities that positive pairs should exceed and negative pairs stay below.
     margins: "fixed"; "quantiles", which follow running quantiles of the similarities, `positive_quantile` of positive
