@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,6 @@ class SearchSetting:
         return LabelledEmbeddings(rows, labels, "drawn", families if self.named else None)
 
 
-EVEN, UNEVEN, SMALL = 0.8, 0.5, 1.0
 SEARCHES = (
     SearchSetting(Setting("100 of 8, FAR 1e-2", 100, (8, 8), 1e-2, dimension=24)),
     SearchSetting(Setting("100 of 8, FAR 1e-3", 100, (8, 8), 1e-3, dimension=24)),
@@ -106,18 +105,11 @@ SEARCHES = (
 
 
 @dataclass(slots=True)
-class Kept:
-    """What one draw found of a certificate: the share of new classes that keep alpha, or their mean FAR."""
-
-    values: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Found:
     """What the draws of one setting found."""
 
     covered: dict[str, Coverage] = field(default_factory=dict)
-    kept: dict[str, Kept] = field(default_factory=dict)
+    kept: dict[str, list[float]] = field(default_factory=dict)  # share of new classes that keep alpha, or mean FAR
     ratios: dict[str, list[float]] = field(default_factory=dict)  # widths of intervals over those of one set
     refused: int = 0
 
@@ -127,16 +119,15 @@ class Found:
 
     def keep(self, name: str, value: float) -> None:
         """Count one certificate."""
-        self.kept.setdefault(name, Kept()).values.append(value)
+        self.kept.setdefault(name, []).append(value)
 
     def join(self, other: Found) -> None:
         """Add the draws of another part."""
         for name, coverage in other.covered.items():
             self.covered.setdefault(name, Coverage()).join(coverage)
-        for name, kept in other.kept.items():
-            self.kept.setdefault(name, Kept()).values.extend(kept.values)
-        for name, ratios in other.ratios.items():
-            self.ratios.setdefault(name, []).extend(ratios)
+        for mine, others in ((self.kept, other.kept), (self.ratios, other.ratios)):
+            for name, values in others.items():
+                mine.setdefault(name, []).extend(values)
         self.refused += other.refused
 
 
@@ -261,14 +252,12 @@ def far_with(new: LabelledVectors, old: LabelledVectors, threshold: float) -> ND
     return accepted / np.maximum(pairs, 1)
 
 
-def table(
-    n_draws: int, seed: int = 0, settings: Sequence[SearchSetting] = SEARCHES, *, n_processes: int | None = None
-) -> Iterator[tuple[str, Found]]:
+def table(n_draws: int, seed: int = 0, settings: Sequence[SearchSetting] = SEARCHES) -> Iterator[tuple[str, Found]]:
     """Yield each setting with what its draws found; the draws are shared out to the processors."""
-    with ProcessPoolExecutor(n_processes or os.cpu_count(), initializer=one_thread) as processes:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=one_thread) as processes:
         parts = [
             [
-                processes.submit(partial(promises, searches), min(_CHUNK, n_draws - start), (seed, start))
+                processes.submit(promises, searches, min(_CHUNK, n_draws - start), (seed, start))
                 for start in range(0, n_draws, _CHUNK)
             ]
             for searches in settings
