@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from retrieval.consistency import Interval
 from retrieval.contract.operating_point import OperatingPoint
@@ -12,6 +13,7 @@ from retrieval.v1 import catalogs_pb2, operating_points_pb2
 
 def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.Snapshot:
     """Convert a snapshot."""
+    labels = manifest.labels
     return catalogs_pb2.Snapshot(
         id=manifest.id,
         catalog=manifest.catalog,
@@ -27,6 +29,7 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
         index_details=json.dumps(manifest.index_details) if manifest.index_details else "",
         created_at=timestamp(manifest.created_at),
         live=live,
+        labels=None if labels is None else catalogs_pb2.LabelSummary(**asdict(labels)),
     )
 
 
