@@ -15,6 +15,7 @@ from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.contract.typical_class import TypicalClass
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.errors import NotEnoughEvidence
@@ -170,6 +171,19 @@ def test_an_audit_repeated_is_the_same_for_any_order_of_the_images(
     for one, other in zip(again.classes, report.classes, strict=True):
         assert (one.name, one.far, one.frr) == (other.name, other.far, other.frr)
         assert one.far_interval.high == pytest.approx(other.far_interval.high)
+
+
+def test_a_wrong_label_is_listed(point: OperatingPoint, data: LabelledEmbeddings) -> None:
+    """The first image gets the label of another class; the score expects little of it as an item of that class."""
+    labels = list(data.labels)
+    labels[0] = next(label for label in labels if label != labels[0] and labels.count(label) == 6)
+    wrong = replace(data, labels=labels)
+    typical = TypicalClass(within=0.5, between=0.0, variance=0.03, density=0.0)
+    score = Score(classes=ClassTerms(pull=0.7, typical=typical))
+    report = audited(point, wrong, score)
+    assert 0 in report.far_items
+    assert report.far_items == tuple(np.flatnonzero(score.gallery(wrong.embeddings, labels).far))
+    assert report.to_json()["far_from_class"] == [f"image {row}" for row in report.far_items]
 
 
 def test_a_score_without_labels_that_was_calibrated_in_rounds_is_audited_in_rounds(

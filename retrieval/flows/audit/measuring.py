@@ -220,7 +220,7 @@ def _strangers(
 
 
 def _far_items(data: LabelledEmbeddings, score: Score) -> tuple[int, ...]:
-    """Return the rows of images that are far from the others of their class; none if the score ignores the labels."""
+    """Return the rows of images whose label a catalogue score takes for wrong, see `PulledItems`; else none."""
     if score.classes is None:
         return ()
     return tuple(np.flatnonzero(score.gallery(data.embeddings, data.labels).far).tolist())

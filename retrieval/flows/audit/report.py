@@ -40,7 +40,8 @@ class AuditReport:
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
-    its label; `far_items`: rows of the images that are far from the others of their class, found by a catalogue score.
+    its label; `far_items`: rows of the images whose label a catalogue score takes for wrong, because they are far from
+    the others of their class.
     `strangers`: the FAR of searches whose class is absent, with its promise, if calibration measured it; then the other
     figures count `point.n_rounds` rounds of searches in a labelled gallery.
     `passed_over`: see `contract/manifest.py`. `family`: the column of families of classes, "" without one;
