@@ -151,9 +151,8 @@ class Score:
         names, codes = class_codes(labels)
         classes = _classes(names, codes, rows)
         pulled = pull_items(self.classes, rows, codes, density=self.row_densities, weight=self.weight)
-        densities = self.row_densities(pulled.rows)
-        vectors = self._gallery_factor(pulled.rows, densities, pulled.offsets)
-        return GalleryVectors(vectors, densities, pulled.offsets, pulled.far, classes)
+        vectors = self._gallery_factor(pulled.rows, pulled.densities, pulled.offsets)
+        return GalleryVectors(vectors, pulled.densities, pulled.offsets, pulled.far, classes)
 
     def gallery_vectors(self, embeddings: Vectors) -> Vectors:
         """Return the right factors of a score without labels: [n, dimension(d)] float32."""
