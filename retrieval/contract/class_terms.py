@@ -54,7 +54,7 @@ _BLOCK = 16_384  # items at a time: bounds the memory of intermediate arrays
 _NO_LENGTH = 1e-6  # a shorter row is the rounding of float32: it has no direction
 _NO_WEIGHT = 1e-30
 # Pull and offset weight, see docs/consistency.md.
-_CANDIDATES = ((0.7, 0.0), (0.7, 0.5), (1.0, 0.0), (1.0, 0.3), (1.0, 0.5))
+_CANDIDATES = ((0.85, 0.3), (0.85, 0.6), (1.0, 0.3), (1.0, 0.6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
