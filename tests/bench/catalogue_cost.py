@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from retrieval.consistency import PlattCalibrator
-from retrieval.contract.class_terms import ClassTerms
+from retrieval.contract.class_terms import ClassTerms, candidate_terms, class_codes
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score, cohort_score
 from retrieval.engine.index.open import build_index
@@ -31,6 +31,7 @@ Vectors = NDArray[np.float32]
 _SIZE, _D = 8, 128  # items of a class, columns of an embedding
 _COHORT, _K = 4000, 20
 _CLASSES_OF_A_FAMILY = 25
+_FITTED = 20_000  # items whose classes are fitted
 _LIMIT = 100
 
 
@@ -81,9 +82,12 @@ def made(n: int, n_queries: int) -> Data:
 def cases(data: Data, share: float) -> dict[str, Any]:
     """Each score, as a function that answers all queries; the score without labels first."""
     plain = cohort_score(data.cohort, k=_K)
-    scores = {"cohort": plain}
-    for pull in (0.7, 1.0):
-        scores[f"catalogue cohort, pull {pull}"] = replace(plain, classes=ClassTerms(pull=pull))
+    codes = class_codes(data.labels)[1][:_FITTED]
+    terms = candidate_terms(data.gallery[:_FITTED], codes, density=plain.density, weight=plain.weight)
+    scores = {"cohort": plain, "catalogue, pull 0.7": replace(plain, classes=ClassTerms(pull=0.7))}
+    for each in (terms[0], terms[-1]):
+        name = f"catalogue, {each.pull:g}, offset {each.offset_weight:g}"
+        scores[name] = replace(plain, classes=each)
     return {
         name: cpu_of(partial(answer, live(score, data, share), data.queries), n_parts=len(data.queries))
         for name, score in scores.items()

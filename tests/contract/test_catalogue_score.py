@@ -15,23 +15,28 @@ from numpy.typing import NDArray
 
 from retrieval.consistency import Whitening
 from retrieval.contract.canonical import digest_json, json_bytes
-from retrieval.contract.class_terms import ClassTerms, class_codes, pull_items
+from retrieval.contract.class_terms import ClassTerms, TypicalClass, class_codes, pull_items
 from retrieval.contract.score import COHORT, SCORE, GalleryVectors, Score, ScoreDigest, cohort_score, open_score
 from retrieval.errors import CorruptArtifact, InvalidEmbeddings, InvalidInput
 from tests.contract.test_score import defined_density, unit_rows, whitening, write
 
 Vectors = NDArray[np.float32]
 PULL = ClassTerms(pull=0.7)
+OFFSET = ClassTerms(
+    pull=0.7, offset_weight=0.5, typical=TypicalClass(within=0.6, between=0.1, variance=0.02, density=0.3)
+)
 LABELS = ["cup", "", "hat", "cup", "shoe", "cup", "hat", ""]
 
 
 def scores() -> list[Score]:
-    """Every kind, with a pull and without an offset."""
+    """Every kind, with a pull, and without an offset or with one."""
     cohort = unit_rows(9, 4, 5)
     return [
         Score(classes=PULL),
         Score(cohort=cohort, k=2, classes=PULL),
         replace(cohort_score(cohort, k=2, weight=0.3, ignore_above=0.999, whitening=whitening(4, 3)), classes=PULL),
+        Score(classes=OFFSET),
+        Score(cohort=cohort, k=2, classes=OFFSET),
     ]
 
 
@@ -51,7 +56,7 @@ def density(score: Score, x: NDArray[np.float64]) -> float:
     return defined_density(x.astype(np.float32), np.array(kept), score.k)
 
 
-@given(n=st.integers(1, 8), number=st.integers(0, 2), data=st.data(), seed=st.integers(0, 9))
+@given(n=st.integers(1, 8), number=st.integers(0, 4), data=st.data(), seed=st.integers(0, 9))
 def test_every_pair_has_its_definition(n: int, number: int, data: st.DataObject, seed: int) -> None:
     """s(a, b*) - w (r(a) + r(b*)) - o(b), one pair at a time, with b* and o as the terms of the classes give them."""
     score = scores()[number]
@@ -75,11 +80,21 @@ def test_every_pair_has_its_definition(n: int, number: int, data: st.DataObject,
         for a in asked
     ]
     gallery = score.gallery(items, labels)
-    assert score.kind == ["catalogue cosine", "catalogue cohort", "catalogue whitened cohort"][number]
     assert gallery.vectors.dtype == np.float32
     assert gallery.vectors.shape == (n, score.dimension(4))
     np.testing.assert_allclose(score.query_vectors(queries) @ gallery.vectors.T, expected, atol=1e-4)
     np.testing.assert_allclose(gallery.densities, [density(score, b.astype(float)) for b in pulled.rows], atol=1e-4)
+
+
+def test_kinds() -> None:
+    kinds = [
+        "catalogue cosine",
+        "catalogue cohort",
+        "catalogue whitened cohort",
+        "catalogue cosine",
+        "catalogue cohort",
+    ]
+    assert [score.kind for score in scores()] == kinds
 
 
 def test_by_hand() -> None:
@@ -99,12 +114,13 @@ def test_by_hand() -> None:
 def test_queries_and_lone_items_are_those_of_the_score_without_labels(score: Score) -> None:
     """To the last bit: a query knows no labels, and neither does an item without one or alone in its class."""
     plain, items = replace(score, classes=None), unit_rows(8, 4, 1)
-    assert score.query_vectors(items).tobytes() == plain.query_vectors(items).tobytes()
+    columns = slice(plain.dimension(4))  # an offset over the cosine adds two, which are 0 in a product with such items
+    assert score.query_vectors(items)[:, columns].tobytes() == plain.query_vectors(items).tobytes()
     gallery, alone = score.gallery(items, LABELS), plain.gallery(items)
-    untouched = [1, 4, 7]
-    assert gallery.vectors[untouched].tobytes() == alone.vectors[untouched].tobytes()
-    pulled = [0, 2, 3, 5, 6]
-    assert (np.abs(gallery.vectors[pulled] - alone.vectors[pulled]).max(axis=1) > 1e-3).all()
+    vectors, untouched, pulled = gallery.vectors[:, columns], [1, 4, 7], [0, 2, 3, 5, 6]
+    assert vectors[untouched].tobytes() == alone.vectors[untouched].tobytes()
+    assert (gallery.offsets[untouched] == 0).all()
+    assert (np.abs(vectors[pulled] - alone.vectors[pulled]).max(axis=1) > 1e-3).all()
 
 
 @pytest.mark.parametrize("score", scores(), ids=lambda score: score.kind)
@@ -122,34 +138,28 @@ def test_a_change_of_one_class_leaves_the_others(score: Score) -> None:
     assert (np.abs(before.classes.means - after.classes.means).max(axis=1) > 0).tolist() == [True, False, False]
 
 
-def test_an_offset_over_the_cosine_has_the_columns_that_the_indexes_know(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offset_over_the_cosine_has_the_columns_that_the_indexes_know() -> None:
     """The last column but one is 1 throughout, and queries have theirs the other way round."""
-    offsets = np.array([0.1, 0.2, -0.3], np.float32)
-
-    def with_offsets(terms: ClassTerms, rows: Vectors, *others: object, **named: object) -> object:
-        return replace_offsets(pull_items(terms, rows, *others, **named), offsets)  # type: ignore[arg-type]
-
-    score = replace(Score(classes=PULL), classes=offset_terms())
-    monkeypatch.setattr("retrieval.contract.score.pull_items", with_offsets)
-    items, queries = unit_rows(3, 4, 1), unit_rows(2, 4, 2)
-    gallery = score.gallery(items, ["cup", "hat", ""])
+    score, items, queries = Score(classes=OFFSET), unit_rows(8, 4, 1), unit_rows(2, 4, 2)
+    gallery = score.gallery(items, LABELS)
     assert score.dimension(4) == gallery.vectors.shape[1] == 6
+    assert Score(classes=PULL).dimension(4) == 4
     assert (gallery.vectors[:, -2] == 1).all()
-    asked = score.query_vectors(queries)
-    np.testing.assert_array_equal(asked[:, -2:], [[0, 1]] * 2)
-    np.testing.assert_allclose(asked @ gallery.vectors.T, queries @ items.T - offsets, atol=1e-6)
-    scores = (asked @ gallery.vectors.T)[0]
-    found = score.similarities(scores + gallery.offsets, 0.0, gallery.densities)
-    np.testing.assert_allclose(found, items @ queries[0], atol=1e-6)
+    np.testing.assert_array_equal(gallery.vectors[:, -1], -gallery.offsets)
+    np.testing.assert_array_equal(score.query_vectors(queries), np.hstack([queries, [[0, 1]] * 2]))
+    assert (gallery.offsets[[1, 4, 7]] == 0).all()
+    assert (gallery.offsets[[0, 2, 3, 5, 6]] != 0).all()
 
 
-def replace_offsets(pulled: object, offsets: Vectors) -> object:
-    return replace(pulled, offsets=offsets)  # type: ignore[type-var]  # of the class that `pull_items` returns
-
-
-def offset_terms() -> ClassTerms:
-    """Terms with an offset, for a score whose offsets a test sets itself."""
-    return replace(PULL, offset_weight=0.5)
+@pytest.mark.parametrize("score", scores(), ids=lambda score: score.kind)
+def test_the_similarity_behind_a_score_can_be_had_again(score: Score) -> None:
+    """The cosine of the query and the pulled item, from the score, both densities and the offset."""
+    items, query = unit_rows(8, 4, 1), unit_rows(1, 4, 2)
+    gallery = score.gallery(items, LABELS)
+    (vector,), (density_of_query,) = score.query_vectors_and_densities(query)
+    found = score.similarities(gallery.vectors @ vector + gallery.offsets, density_of_query, gallery.densities)
+    n = score.rows(items).shape[1]
+    np.testing.assert_allclose(found, gallery.vectors[:, :n] @ score.rows(query)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("score", scores(), ids=lambda score: score.kind)
@@ -199,7 +209,7 @@ def test_the_file_of_a_catalogue_score() -> None:
         "weight": 0.5,
         "ignore_above": None,
         "whitening": None,
-        "classes": {"pull": 0.5, "offset_weight": 0.0, "coefficients": []},
+        "classes": {"pull": 0.5, "offset_weight": 0.0, "typical": None},
     }
     score = Score(classes=ClassTerms(pull=0.5))
     assert score.files() == {SCORE: json_bytes(document)}
@@ -212,7 +222,11 @@ def test_every_term_enters_the_digest() -> None:
     stored = json.loads(Score(classes=PULL).files()[SCORE])["classes"]
     assert sorted(stored) == sorted(names)
     plain = Score()
-    found = [plain, *(replace(plain, classes=terms) for terms in (PULL, ClassTerms(pull=0.6), offset_terms()))]
+    assert OFFSET.typical is not None
+    typical = [replace(OFFSET.typical, **{field.name: 0.05}) for field in fields(TypicalClass)]
+    terms = [PULL, ClassTerms(pull=0.6), OFFSET, replace(OFFSET, offset_weight=0.4)]
+    terms += [replace(OFFSET, typical=changed) for changed in typical]
+    found = [plain, *(replace(plain, classes=each) for each in terms)]
     assert len({score.digest for score in found}) == len(found)
 
 
@@ -232,37 +246,51 @@ def test_whole_numbers_are_read_back_as_they_were_written(tmp_path: Path) -> Non
     assert open_score(tmp_path / "score", write(tmp_path / "score", score)).digest == score.digest
 
 
+TYPICAL = {"within": 0.6, "between": 0.1, "variance": 0.02, "density": 0.3}
+WRITTEN = {"pull": 0.7, "offset_weight": 0.5, "typical": TYPICAL}
+
+
 @pytest.mark.parametrize(
     "classes",
     [
-        {"pull": 0.6, "offset_weight": 0.0, "coefficients": []},
-        {"pull": 1.5, "offset_weight": 0.0, "coefficients": []},
-        {"pull": -0.1, "offset_weight": 0.0, "coefficients": []},
-        {"pull": 0.7, "offset_weight": -1.0, "coefficients": []},
-        {"pull": "0.7", "offset_weight": 0.0, "coefficients": []},
-        {"pull": None, "offset_weight": 0.0, "coefficients": []},
-        {"pull": 0.7, "offset_weight": 0.0, "coefficients": ["1"]},
-        {"pull": 0.7, "offset_weight": 0.0, "coefficients": 1},
-        {"pull": 0.7, "offset_weight": 0.0, "coefficients": [], "more": 1},
-        {"offset_weight": 0.0, "coefficients": []},
+        WRITTEN | {"pull": 1.5},
+        WRITTEN | {"pull": -0.1},
+        WRITTEN | {"pull": "0.7"},
+        WRITTEN | {"pull": None},
+        WRITTEN | {"offset_weight": -1.0},
+        WRITTEN | {"typical": None},
+        WRITTEN | {"typical": [0.6, 0.1, 0.02, 0.3]},
+        WRITTEN | {"typical": TYPICAL | {"variance": 0.0}},
+        WRITTEN | {"typical": TYPICAL | {"within": "0.6"}},
+        WRITTEN | {"typical": TYPICAL | {"more": 1.0}},
+        WRITTEN | {"typical": {"within": 0.6}},
+        WRITTEN | {"more": 1},
+        {"offset_weight": 0.0, "typical": None},
         {},
         [],
         0.7,
         None,
     ],
 )
-@pytest.mark.parametrize("renamed", [False, True], ids=["digest kept", "digest of the damage"])
-def test_damaged_classes_are_refused(classes: object, renamed: bool, tmp_path: Path) -> None:
+def test_damaged_classes_are_refused(classes: object, tmp_path: Path) -> None:
     """Also in a document whose digest is right: what it says must be a score that can be."""
-    digest = write(tmp_path / "score", scores()[1])
+    digest = write(tmp_path / "score", scores()[4])
     path = tmp_path / "score" / SCORE
-    document = json.loads(path.read_bytes()) | {"classes": classes}
-    path.write_bytes(json_bytes(document))
-    if renamed and classes == {"pull": 0.6, "offset_weight": 0.0, "coefficients": []}:
-        assert open_score(tmp_path / "score", ScoreDigest(digest_json(document))).classes == ClassTerms(pull=0.6)
-        return
-    with pytest.raises(CorruptArtifact, match="score"):
-        open_score(tmp_path / "score", ScoreDigest(digest_json(document)) if renamed else digest)
+    document = json.loads(path.read_bytes())
+    assert document["classes"] == WRITTEN
+    path.write_bytes(json_bytes(document | {"classes": classes}))
+    for expected in (digest, ScoreDigest(digest_json(document | {"classes": classes}))):
+        with pytest.raises(CorruptArtifact, match="score"):
+            open_score(tmp_path / "score", expected)
+
+
+def test_other_terms_are_another_score(tmp_path: Path) -> None:
+    """A value that can be, and is not the one that was written."""
+    digest = write(tmp_path / "score", scores()[4])
+    path = tmp_path / "score" / SCORE
+    path.write_bytes(path.read_bytes().replace(b'"pull": 0.7', b'"pull": 0.6'))
+    with pytest.raises(CorruptArtifact, match=f"expected digest {digest}, its content has"):
+        open_score(tmp_path / "score", digest)
 
 
 @pytest.mark.parametrize("name", [SCORE, COHORT])

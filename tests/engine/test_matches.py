@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import fit_whitening
-from retrieval.contract.class_terms import ClassTerms, PulledItems, pull_items
+from retrieval.contract.class_terms import ClassTerms, PulledItems, TypicalClass, pull_items
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score, cohort_score
 from retrieval.engine import matches
@@ -102,6 +102,8 @@ def test_a_catalogue_score_answers_with_the_cosine_of_the_pulled_item(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every number of a match again from its definition, with an offset for each item; the best score first."""
+    typical = TypicalClass(within=0.6, between=0.1, variance=0.02, density=0.3)
+    with_offset = ClassTerms(pull=0.7, offset_weight=0.5, typical=typical)
     terms, offsets = ClassTerms(pull=0.7), np.linspace(-0.1, 0.2, 80, dtype=np.float32)
 
     def with_offsets(_: ClassTerms, *arguments: Any, **named: Any) -> PulledItems:
@@ -109,7 +111,7 @@ def test_a_catalogue_score_answers_with_the_cosine_of_the_pulled_item(
 
     monkeypatch.setattr("retrieval.contract.score.pull_items", with_offsets)
     base = score_of(kind, labelled)
-    live = opened(replace(base, classes=replace(terms, offset_weight=0.5)), 0.3 if kind == "cosine" else -0.3)
+    live = opened(replace(base, classes=with_offset), 0.3 if kind == "cosine" else -0.3)
     catalogue = np.concatenate([calibrated.embeddings(key) for key in live.snapshot.manifest.shards])
     ids = [item.id for item in live.snapshot.items.take(np.arange(80))]
 
