@@ -27,15 +27,15 @@ from retrieval.v1 import jobs_pb2 as retrieval_dot_v1_dot_jobs__pb2
 from retrieval.v1 import operating_points_pb2 as retrieval_dot_v1_dot_operating__points__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retrieval/v1/audits.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17retrieval/v1/jobs.proto\x1a#retrieval/v1/operating_points.proto\"\\\n\x11StartAuditRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\"4\n\x0fGetAuditRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x10\n\x08\x61udit_id\x18\x02 \x01(\t\"$\n\x11ListAuditsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\"9\n\x12ListAuditsResponse\x12#\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x13.retrieval.v1.Audit\"\xb1\x04\n\x05\x41udit\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x1a\n\x12operating_point_id\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12&\n\x07verdict\x18\x06 \x01(\x0e\x32\x15.retrieval.v1.Verdict\x12\'\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x15.retrieval.v1.Finding\x12\x0b\n\x03\x66\x61r\x18\x08 \x01(\x01\x12\x0b\n\x03tar\x18\t \x01(\x01\x12,\n\x0c\x66\x61r_promised\x18\n \x01(\x0b\x32\x16.retrieval.v1.Interval\x12\x13\n\x0brecall_at_1\x18\x0b \x01(\x01\x12\x0c\n\x04opis\x18\x0c \x01(\x01\x12\x12\n\nopis_floor\x18\r \x01(\x01\x12\x11\n\tn_classes\x18\x0e \x01(\x03\x12\x10\n\x08n_images\x18\x0f \x01(\x03\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0freport_html_uri\x18\x11 \x01(\t\x12\x17\n\x0freport_json_uri\x18\x12 \x01(\t\x12\x13\n\x0bpassed_over\x18\x14 \x03(\t\x12\x10\n\x08warnings\x18\x15 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x16 \x01(\t\x12\x17\n\nn_families\x18\x17 \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07problem\x18\x13 \x01(\tB\r\n\x0b_n_families\"=\n\x07\x46inding\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x03 \x01(\t*J\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PASSED\x10\x01\x12\x12\n\x0eVERDICT_FAILED\x10\x02\x32\xe1\x01\n\x0c\x41uditService\x12@\n\nStartAudit\x12\x1f.retrieval.v1.StartAuditRequest\x1a\x11.retrieval.v1.Job\x12>\n\x08GetAudit\x12\x1d.retrieval.v1.GetAuditRequest\x1a\x13.retrieval.v1.Audit\x12O\n\nListAudits\x12\x1f.retrieval.v1.ListAuditsRequest\x1a .retrieval.v1.ListAuditsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19retrieval/v1/audits.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17retrieval/v1/jobs.proto\x1a#retrieval/v1/operating_points.proto\"\\\n\x11StartAuditRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x14\n\x0cmanifest_uri\x18\x02 \x01(\t\x12\x10\n\x08group_by\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\"4\n\x0fGetAuditRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x10\n\x08\x61udit_id\x18\x02 \x01(\t\"$\n\x11ListAuditsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\"9\n\x12ListAuditsResponse\x12#\n\x06\x61udits\x18\x01 \x03(\x0b\x32\x13.retrieval.v1.Audit\"\xa6\x05\n\x05\x41udit\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x02 \x01(\t\x12\x15\n\rbundle_digest\x18\x03 \x01(\t\x12\x1a\n\x12operating_point_id\x18\x04 \x01(\t\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12&\n\x07verdict\x18\x06 \x01(\x0e\x32\x15.retrieval.v1.Verdict\x12\'\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x15.retrieval.v1.Finding\x12\x0b\n\x03\x66\x61r\x18\x08 \x01(\x01\x12\x0b\n\x03tar\x18\t \x01(\x01\x12,\n\x0c\x66\x61r_promised\x18\n \x01(\x0b\x32\x16.retrieval.v1.Interval\x12\x13\n\x0brecall_at_1\x18\x0b \x01(\x01\x12\x0c\n\x04opis\x18\x0c \x01(\x01\x12\x12\n\nopis_floor\x18\r \x01(\x01\x12\x11\n\tn_classes\x18\x0e \x01(\x03\x12\x10\n\x08n_images\x18\x0f \x01(\x03\x12.\n\ncreated_at\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0freport_html_uri\x18\x11 \x01(\t\x12\x17\n\x0freport_json_uri\x18\x12 \x01(\t\x12\x13\n\x0bpassed_over\x18\x14 \x03(\t\x12\x10\n\x08warnings\x18\x15 \x03(\t\x12\x0e\n\x06\x66\x61mily\x18\x16 \x01(\t\x12\x17\n\nn_families\x18\x17 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08n_rounds\x18\x18 \x01(\x03\x12\x19\n\x0cstranger_far\x18\x19 \x01(\x01H\x01\x88\x01\x01\x12\x35\n\x15stranger_far_promised\x18\x1a \x01(\x0b\x32\x16.retrieval.v1.Interval\x12\x0f\n\x07problem\x18\x13 \x01(\tB\r\n\x0b_n_familiesB\x0f\n\r_stranger_far\"=\n\x07\x46inding\x12\r\n\x05limit\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x13\n\x0b\x65xplanation\x18\x03 \x01(\t*J\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERDICT_PASSED\x10\x01\x12\x12\n\x0eVERDICT_FAILED\x10\x02\x32\xe1\x01\n\x0c\x41uditService\x12@\n\nStartAudit\x12\x1f.retrieval.v1.StartAuditRequest\x1a\x11.retrieval.v1.Job\x12>\n\x08GetAudit\x12\x1d.retrieval.v1.GetAuditRequest\x1a\x13.retrieval.v1.Audit\x12O\n\nListAudits\x12\x1f.retrieval.v1.ListAuditsRequest\x1a .retrieval.v1.ListAuditsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retrieval.v1.audits_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=1010
-  _globals['_VERDICT']._serialized_end=1084
+  _globals['_VERDICT']._serialized_start=1127
+  _globals['_VERDICT']._serialized_end=1201
   _globals['_STARTAUDITREQUEST']._serialized_start=138
   _globals['_STARTAUDITREQUEST']._serialized_end=230
   _globals['_GETAUDITREQUEST']._serialized_start=232
@@ -45,9 +45,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAUDITSRESPONSE']._serialized_start=324
   _globals['_LISTAUDITSRESPONSE']._serialized_end=381
   _globals['_AUDIT']._serialized_start=384
-  _globals['_AUDIT']._serialized_end=945
-  _globals['_FINDING']._serialized_start=947
-  _globals['_FINDING']._serialized_end=1008
-  _globals['_AUDITSERVICE']._serialized_start=1087
-  _globals['_AUDITSERVICE']._serialized_end=1312
+  _globals['_AUDIT']._serialized_end=1062
+  _globals['_FINDING']._serialized_start=1064
+  _globals['_FINDING']._serialized_end=1125
+  _globals['_AUDITSERVICE']._serialized_start=1204
+  _globals['_AUDITSERVICE']._serialized_end=1429
 # @@protoc_insertion_point(module_scope)

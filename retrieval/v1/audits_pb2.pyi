@@ -167,6 +167,9 @@ class Audit(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     FAMILY_FIELD_NUMBER: _builtins.int
     N_FAMILIES_FIELD_NUMBER: _builtins.int
+    N_ROUNDS_FIELD_NUMBER: _builtins.int
+    STRANGER_FAR_FIELD_NUMBER: _builtins.int
+    STRANGER_FAR_PROMISED_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     catalog: _builtins.str
@@ -178,7 +181,7 @@ class Audit(_message.Message):
     """Pooled over all pairs, 0 to 1."""
     tar: _builtins.float
     recall_at_1: _builtins.float
-    """Share of images whose nearest other image is of their class, 0 to 1."""
+    """Share of images whose nearest other image, or if `n_rounds` is not 0 nearest item, is of their class, 0 to 1."""
     opis: _builtins.float
     """How differently classes behave at one threshold, and the value by chance alone if all classes shared one curve."""
     opis_floor: _builtins.float
@@ -190,6 +193,12 @@ class Audit(_message.Message):
     family: _builtins.str
     """Column of families that was named, and the number of families in it; empty and unset without one."""
     n_families: _builtins.int
+    n_rounds: _builtins.int
+    """Rounds of searches in a labelled gallery that were counted, as calibration did: see OperatingPoint.n_rounds."""
+    stranger_far: _builtins.float
+    """FAR of strangers, queries whose class the gallery does not hold, and the interval that calibration promised for it.
+    Unset if `n_rounds` is 0.
+    """
     problem: _builtins.str
     """In a list: the reason why the audit cannot be read; then only id and catalog are set."""
     @_builtins.property
@@ -210,6 +219,8 @@ class Audit(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the rates rest on, for instance a class that holds much of the pairs: one sentence each."""
 
+    @_builtins.property
+    def stranger_far_promised(self) -> _operating_points_pb2.Interval: ...
     def __init__(
         self,
         *,
@@ -235,15 +246,23 @@ class Audit(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         family: _builtins.str = ...,
         n_families: _builtins.int | None = ...,
+        n_rounds: _builtins.int = ...,
+        stranger_far: _builtins.float | None = ...,
+        stranger_far_promised: _operating_points_pb2.Interval | None = ...,
         problem: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "created_at", b"created_at", "far_promised", b"far_promised", "n_families", b"n_families"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "_stranger_far", b"_stranger_far", "created_at", b"created_at", "far_promised", b"far_promised", "n_families", b"n_families", "stranger_far", b"stranger_far", "stranger_far_promised", b"stranger_far_promised"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "family", b"family", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "passed_over", b"passed_over", "problem", b"problem", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_n_families", b"_n_families", "_stranger_far", b"_stranger_far", "bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "family", b"family", "far", b"far", "far_promised", b"far_promised", "findings", b"findings", "id", b"id", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "n_rounds", b"n_rounds", "operating_point_id", b"operating_point_id", "opis", b"opis", "opis_floor", b"opis_floor", "passed_over", b"passed_over", "problem", b"problem", "recall_at_1", b"recall_at_1", "report_html_uri", b"report_html_uri", "report_json_uri", b"report_json_uri", "stranger_far", b"stranger_far", "stranger_far_promised", b"stranger_far_promised", "tar", b"tar", "threshold", b"threshold", "verdict", b"verdict", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__n_families: _TypeAlias = _typing.Literal["n_families"]  # noqa: Y015
     _WhichOneofArgType__n_families: _TypeAlias = _typing.Literal["_n_families", b"_n_families"]  # noqa: Y015
+    _WhichOneofReturnType__stranger_far: _TypeAlias = _typing.Literal["stranger_far"]  # noqa: Y015
+    _WhichOneofArgType__stranger_far: _TypeAlias = _typing.Literal["_stranger_far", b"_stranger_far"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n_families) -> _WhichOneofReturnType__n_families | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stranger_far) -> _WhichOneofReturnType__stranger_far | None: ...
 
 Global___Audit: _TypeAlias = Audit  # noqa: Y015
 

@@ -157,8 +157,10 @@ def test_the_document_has_all_of_it(report: AuditReport) -> None:
     assert json_bytes(document)
     assert document["n_rounds"] == N_ROUNDS
     assert report.strangers is not None
-    assert document["strangers"]["far"] == report.strangers.far
-    assert set(document["strangers_promised"]) == {"low", "high"}
+    assert report.strangers_promised is not None
+    assert document["stranger_far"] == report.strangers.far
+    for name, interval in (("interval", report.strangers.interval), ("promised", report.strangers_promised)):
+        assert document[f"stranger_far_{name}"] == {"low": interval.low, "high": interval.high}
     assert document["far_from_class"] == []
 
 

@@ -125,8 +125,9 @@ def _print_audit(found: "Audit", page: str) -> None:
     rows = [("ok" if finding.passed else "FAILED", finding.limit, finding.explanation) for finding in found.findings]
     print_table(f"Audit of {found.catalog}: {verdict}", ("", "limit", "found"), rows)
     families = f", {found.n_families} families (column {found.family})" if found.family else ""
+    rounds = f", {found.n_rounds} rounds of searches" if found.n_rounds else ""
     out.print(
         f"R@1 {found.recall_at_1:.3f}, OPIS {found.opis:.3g} (noise floor {found.opis_floor:.3g}), "
-        f"{found.n_classes} classes, {found.n_images} images{families}\nreport: {page}",
+        f"{found.n_classes} classes, {found.n_images} images{families}{rounds}\nreport: {page}",
         markup=False,
     )

@@ -95,7 +95,7 @@ def audit_request(message: audits_pb2.StartAuditRequest) -> AuditRequest:
 def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
     """Convert the stored report of an audit."""
     audit_id, catalog = str(report["id"]), str(report["catalog"])
-    passed = report["verdict"] == "passed"
+    passed, strangers_promised = report["verdict"] == "passed", report.get("stranger_far_promised")
     return audits_pb2.Audit(
         id=audit_id,
         catalog=catalog,
@@ -119,4 +119,7 @@ def audit_message(store: Store, report: Mapping[str, Any]) -> audits_pb2.Audit:
         warnings=report.get("warnings", ()),
         family=report.get("family", ""),
         n_families=report.get("n_families"),
+        n_rounds=report.get("n_rounds", 0),
+        stranger_far=report.get("stranger_far"),
+        stranger_far_promised=strangers_promised and operating_points_pb2.Interval(**strangers_promised),
     )

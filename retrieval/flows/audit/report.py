@@ -115,8 +115,9 @@ class AuditReport:
             "tar": self.tar,
             "tar_promised": asdict(self.tar_promised),
             "n_rounds": self.point.n_rounds,
-            "strangers": None if self.strangers is None else self.strangers.to_json(),
-            "strangers_promised": None if self.strangers_promised is None else asdict(self.strangers_promised),
+            "stranger_far": self.strangers and self.strangers.far,
+            "stranger_far_interval": self.strangers and asdict(self.strangers.interval),
+            "stranger_far_promised": self.strangers_promised and asdict(self.strangers_promised),
             "recall_at_1": self.recall_at_1,
             "opis": self.opis.to_json(),
             "opis_cosine": self.opis_cosine.to_json(),
@@ -188,6 +189,9 @@ class _ReportDocument:
     warnings: tuple[str, ...] = ()
     family: str = ""
     n_families: Count | None = None
+    n_rounds: Count = 0
+    stranger_far: float | None = None
+    stranger_far_promised: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

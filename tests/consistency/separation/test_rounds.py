@@ -11,7 +11,7 @@ from retrieval.consistency import class_confusions, label_margins, most_confused
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.separation.mislabelled import LINKAGES
 from retrieval.errors import NotEnoughEvidence
-from tests.consistency.searches import Meeting, meetings, searches
+from tests.meetings import Meeting, meetings, searches
 
 THRESHOLD = 0.4
 

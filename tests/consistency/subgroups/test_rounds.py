@@ -12,7 +12,7 @@ from retrieval.consistency.pairs import tiles
 from retrieval.consistency.subgroups.clustered import dyadic_covariance, dyadic_variances
 from retrieval.consistency.subgroups.counts import count_groups
 from retrieval.consistency.subgroups.estimates import class_estimates, false_accept_rates, false_reject_rates
-from tests.consistency.searches import meetings, searches
+from tests.meetings import meetings, searches
 
 N_CLASSES, THRESHOLD = 7, 0.4
 
@@ -181,3 +181,30 @@ def test_intervals_of_groups_cover_the_population(family) -> None:
             n_intervals += 1
     assert min(covered[:2] / n_intervals) > 0.91  # 95 % promised; over 240 intervals, three standard errors below
     assert covered[2] / n_intervals < 0.8
+
+
+@pytest.mark.slow
+def test_intervals_of_classes_cover_other_images_of_them(family) -> None:
+    """The first four classes stay and get other images, and other classes to meet; their mean rates are the truth."""
+    centres = np.random.default_rng(5).normal(size=(4, 16))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    found = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        rows, labels = family(rng, n_classes=36, n_images=8, dimension=16, spread=0.3, crowding=0.5)
+        own = centres[:, None] + np.array([0.2, 0.25, 0.25, 0.3])[:, None, None] * rng.normal(size=(4, 8, 16))
+        own = own.reshape(-1, 16) / np.linalg.norm(own.reshape(-1, 16), axis=1, keepdims=True)
+        labels = [f"a {row // 8}" for row in range(32)] + labels
+        rows = np.concatenate([own.astype(np.float32), rows])
+        rates = class_rates(searches(rows, labels, n_rounds=5, seed=seed), 0.5)[:4]
+        found.append([[r.far, *ends_of(r.far_interval), r.frr, *ends_of(r.frr_interval)] for r in rates])
+    values = np.array(found, dtype=np.float64)
+    for rate, low, high in ((0, 1, 2), (3, 4, 5)):
+        truth = values[..., rate].mean(axis=0)
+        covered = (values[..., low] <= truth) & (truth <= values[..., high])
+        assert covered.mean() > 0.93  # 95 % promised; over 480 intervals, two standard errors below
+        assert covered.mean(axis=0).min() > 0.88
+
+
+def ends_of(interval) -> tuple[float, float]:
+    return interval.low, interval.high

@@ -9,6 +9,7 @@ import pytest
 
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.edge.server.messages import audit_message
 from retrieval.engine.encoder import Encoder
 from retrieval.errors import FailedPrecondition, InvalidInput, NotFound
 from retrieval.flows.audit import AuditLimits, AuditReport, AuditRequest, run_audit
@@ -46,7 +47,22 @@ def test_finished_audits_are_listed_newest_first(running: Running, audited: list
     (report, _) = audited
     assert (older.far, older.tar, older.n_images) == (report.far, report.tar, report.n_images)
     assert (older.verdict == audits_pb2.VERDICT_PASSED) == report.passed
+    assert (older.n_rounds, older.HasField("stranger_far"), older.HasField("stranger_far_promised")) == (
+        0,
+        False,
+        False,
+    )
     assert Path(older.report_html_uri.removeprefix("file://")).read_text() == "older-audit"
+
+
+def test_an_audit_of_searches_has_the_rate_of_strangers_and_its_promise(
+    running: Running, audited: list[AuditReport]
+) -> None:
+    """Read from the stored report, like every other figure."""
+    stranger = {"n_rounds": 5, "stranger_far": 0.004, "stranger_far_promised": {"low": 0.001, "high": 0.01}}
+    found = audit_message(running.store, audited[0].to_json() | stranger)
+    assert (found.n_rounds, found.stranger_far) == (5, 0.004)
+    assert (found.stranger_far_promised.low, found.stranger_far_promised.high) == (0.001, 0.01)
 
 
 def test_unknown_catalogues_have_no_audits(running: Running) -> None:
