@@ -69,11 +69,11 @@ from .robustness import decision_flips as decision_flips
 from .sampling import SampledCurves as SampledCurves
 from .sampling import judged_curves as judged_curves
 from .sampling import sampled_curves as sampled_curves
+from .separation.confused_with import ConfusedWith as ConfusedWith
+from .separation.confused_with import class_confusions as class_confusions
 from .separation.confusion import ConfusedPair as ConfusedPair
-from .separation.confusion import ConfusedWith as ConfusedWith
 from .separation.confusion import Confusion as Confusion
 from .separation.confusion import ScoredPair as ScoredPair
-from .separation.confusion import class_confusions as class_confusions
 from .separation.confusion import most_confused as most_confused
 from .separation.histograms import ScoreHistograms as ScoreHistograms
 from .separation.histograms import score_histograms as score_histograms

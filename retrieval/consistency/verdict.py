@@ -50,9 +50,10 @@ def judge(
     groups: Mapping[str, Sequence[GroupRates]],
     *,
     target_far: float,
+    strangers: PromisedRate | None = None,
     limits: VerdictLimits = VerdictLimits(),
 ) -> list[Finding]:
-    """Return one finding for FAR, one for TAR and one for each column of groups.
+    """Return one finding each for FAR, TAR, the FAR of strangers if there is one, and every column of groups.
 
     A FAR below its promise, or a TAR above, does no harm and passes; the explanation mentions it. A group fails if the
     whole interval of its FAR is above the limit.
@@ -62,23 +63,18 @@ def judge(
     """
     if not 0 <= target_far <= 1:
         raise InvalidInput(f"target_far: expected a share between 0 and 1, found {target_far}")
-    stricter = (
-        "" if far.measured >= far.promised.low else ": lower than promised, the threshold is stricter than needed"
-    )
     higher = "" if tar.measured <= tar.promised.high else ": higher than promised"
     findings = [
-        Finding(
-            limit="far_within_promise",
-            passed=far.measured <= far.promised.high,
-            explanation=f"FAR {far.measured:.3%}; calibration promised {_percent(far.promised)} for a set of new "
-            f"classes of this size{stricter}",
-        ),
+        _of_far("far_within_promise", "FAR", far, ": lower than promised, the threshold is stricter than needed"),
         Finding(
             limit="tar_within_promise",
             passed=tar.measured >= tar.promised.low,
             explanation=f"TAR {tar.measured:.1%}; calibration promised {_percent(tar.promised)}" + higher,
         ),
     ]
+    if strangers is not None:
+        limit, name = "stranger_far_within_promise", "FAR of strangers, whose class the gallery does not hold,"
+        findings.append(_of_far(limit, name, strangers, ": lower than promised"))
     allowed = limits.group_far_factor * target_far
     for column, rates in groups.items():
         over = [r for r in rates if not r.small and r.far is not None and r.far_interval.low > allowed]
@@ -92,6 +88,16 @@ def judge(
             )
         )
     return findings
+
+
+def _of_far(limit: str, name: str, rate: PromisedRate, if_lower: str) -> Finding:
+    """Return the finding for a FAR, which passes if it is not above its promise."""
+    return Finding(
+        limit=limit,
+        passed=rate.measured <= rate.promised.high,
+        explanation=f"{name} {rate.measured:.3%}; calibration promised {_percent(rate.promised)} for a set of new "
+        "classes of this size" + (if_lower if rate.measured < rate.promised.low else ""),
+    )
 
 
 @checked

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from retrieval.consistency import CrossRate, GroupComparison, GroupRates, GroupTest, Interval, RateDifferential
 from retrieval.flows.audit import AuditReport
+from retrieval.flows.audit.report import N_LISTED
 from retrieval.plotting import MAX_LINES
 from retrieval.report import plots
 
@@ -41,6 +42,7 @@ def render_report(report: AuditReport) -> str:
     return _TEMPLATES.get_template("audit_page.html.jinja").render(
         report=report,
         point=report.point,
+        searches=bool(report.point.n_rounds),
         choice=report.point.choice,
         plots=_plots(report, named),
         named=named,
@@ -52,6 +54,8 @@ def render_report(report: AuditReport) -> str:
         groups=[_group_rows(column, comparison, report) for column, comparison in report.comparisons.items()],
         far_gauge=_gauge(report.far, report.far_promised, report.point.choice.target_far),
         tar_gauge=_gauge(report.tar, report.tar_promised, None, top=1.0),
+        stranger_gauge=_stranger_gauge(report),
+        far_items=report.far_items[:N_LISTED],
         failures=report.failures[:_N_FAILURES],
         pictures={row: base64.b64encode(jpeg).decode() for row, jpeg in report.thumbnails.items()},
         percent=percent,
@@ -140,6 +144,12 @@ def _highest_across(comparison: GroupComparison) -> list[CrossRate]:
     """Return the pairs of large groups whose images are most often confused."""
     pairs = [pair for pair in comparison.across if not {pair.first, pair.second} & set(comparison.left_out)]
     return sorted((pair for pair in pairs if pair.far), key=lambda pair: (-(pair.far or 0), pair.first))[:_N_ACROSS]
+
+
+def _stranger_gauge(report: AuditReport) -> dict[str, Any] | None:
+    if report.strangers is None or report.strangers_promised is None:
+        return None
+    return _gauge(report.strangers.far, report.strangers_promised, report.point.choice.target_far)
 
 
 def _gauge(value: float, promised: Interval, target: float | None, top: float | None = None) -> dict[str, Any]:

@@ -54,6 +54,20 @@ def test_the_verdict_on_rates(far: float, tar: float, passed: list[bool]) -> Non
     assert ("higher than promised" in findings[1].explanation) == (tar > 0.8)
 
 
+@pytest.mark.parametrize(("far", "passed"), [(0.01, True), (0.02, True), (0.021, False), (0.001, True)])
+def test_strangers_have_a_promise_of_their_own(far: float, passed: bool) -> None:
+    """Without one there is no such finding."""
+    members = PromisedRate(measured=0.01, promised=FAR), PromisedRate(measured=0.7, promised=TAR)
+    strangers = PromisedRate(measured=far, promised=FAR)
+    *others, found = judge(*members, {}, target_far=0.01, strangers=strangers)
+    assert others == judge(*members, {}, target_far=0.01)
+    assert (found.limit, found.passed) == ("stranger_far_within_promise", passed)
+    assert found.explanation.startswith(
+        f"FAR of strangers, whose class the gallery does not hold, {far:.3%}; calibration promised 0.50% to 2.00%"
+    )
+    assert found.explanation.endswith("lower than promised") == (far < 0.005)
+
+
 @pytest.mark.parametrize(
     ("group", "passed"),
     [

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from retrieval.consistency import Finding, Interval
+from retrieval.consistency import Finding, Interval, StrangerRate
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item
-from retrieval.contract.score import Score
+from retrieval.contract.score import Score, ScoreDigest
 from retrieval.engine.embedding import EmbeddedItems
 from retrieval.engine.images import Failure
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
@@ -374,6 +374,62 @@ def test_labels_to_check_are_listed_with_the_class_they_resemble(report: AuditRe
     assert "0class 000class 000-0.2500.875" in text
     none = replace(report, margins=replace(every, known=np.zeros(n, dtype=np.bool_)))
     assert "Every image with a partner matches its own class" in Page(render_report(none)).text
+
+
+@pytest.fixture(scope="module")
+def searched(report: AuditReport) -> AuditReport:
+    """The same figures as if they had been counted in rounds of searches."""
+    strangers = StrangerRate(
+        far=0.00345,
+        interval=Interval(0.002, 0.0052),
+        n_classes=24,
+        n_images=144,
+        confidence=0.95,
+        class_variance=0.05,
+        pair_variance=0.01,
+        far_units=20.0,
+    )
+    compared = tuple(
+        replace(entry, stranger_far=0.0123, refused=True, score_digest=ScoreDigest("x"))
+        for entry in report.point.compared
+    )
+    return replace(
+        report,
+        point=replace(report.point, n_rounds=5, strangers=replace(strangers, far=0.0071), compared=compared),
+        strangers=strangers,
+        strangers_promised=Interval(0.001, 0.0083),
+        far_items=tuple(range(30)),
+    )
+
+
+def test_a_report_of_searches_explains_what_was_counted(searched: AuditReport, html: str) -> None:
+    """Strangers have a figure with its promise; the page of one set of images mentions neither."""
+    text = Page(render_report(searched)).text
+    for shown in (
+        "Counted in 5 rounds of searches",
+        "A query and an item are accepted as the same",
+        "FAR of strangers0.345%\n95% interval 0.2% to 0.52%, promised 0.1% to 0.83%\n",
+        "How often the nearest item is of the class of the query",
+        "counted over all rounds",
+        "at calibration: FAR 0.71% (0.2% to 0.52%), in 5 rounds",
+        "FAR of strangers 1.23%",
+        ", refused",
+    ):
+        assert shown in text, shown
+    without = Page(html).text
+    for hidden in ("rounds", "stranger", "refused", "Far from"):
+        assert hidden not in without
+
+
+def test_images_far_from_their_class_are_listed(searched: AuditReport) -> None:
+    """At most 20, and the number of all."""
+    text = Page(render_report(searched)).text
+    assert "The first 20 of 30 are listed" in text
+    assert "no picture19class 003" in text
+    assert "no picture20class 003" not in text
+    few = Page(render_report(replace(searched, far_items=(7,)))).text
+    assert "no picture7class 001" in few
+    assert "The first" not in few
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Codes = NDArray[np.int64]
 Rates = NDArray[np.float64]
 
 
@@ -34,6 +35,17 @@ class PairSizes:
         of_items, of_queries = weights * items, weights * queries
         every = queries * (of_items.sum(axis=0) - of_items) + items * (of_queries.sum(axis=0) - of_queries)
         return np.asarray(self.factor * every, dtype=np.float64)
+
+    def between(self, first: Codes, second: Codes) -> Rates:
+        """Return the pairs that classes first make with classes second, [e] codes each: [e] float64."""
+        q, g = self.queries, self.items
+        return np.asarray(self.factor * (q[first] * g[second] + g[first] * q[second]), dtype=np.float64)
+
+    def squares(self) -> Rates:
+        """Return for each class the sum of the squares of its pairs with each other class: [T] float64."""
+        q, g = self.queries, self.items
+        qq, gg, qg = ((product.sum() - product) for product in (q**2, g**2, q * g))
+        return np.asarray(self.factor**2 * (q**2 * gg + 2 * q * g * qg + g**2 * qq), dtype=np.float64)
 
     def with_new(self, queries: float, items: float) -> Rates:
         """Return the pairs of each class with a new class of so many queries and items: [T] float64."""

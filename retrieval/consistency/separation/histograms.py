@@ -16,7 +16,7 @@ from retrieval.consistency.jackknife import jackknife_interval
 from retrieval.consistency.pairs.batches import scored_pairs
 from retrieval.consistency.pairs.products import scores_of
 from retrieval.consistency.pairs.tiles import tiles_of
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_population, check_positives
 from retrieval.errors import InvalidInput
 
 Reals = NDArray[np.float64]
@@ -73,7 +73,7 @@ def score_histograms(vectors: LabelledVectors, *, n_bins: int = 100, confidence:
     """
     if n_bins < 1 or not 0 < confidence < 1:
         raise InvalidInput(f"expected n_bins >= 1 and confidence in (0, 1), found {n_bins} and {confidence}")
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     check_positives(vectors)
     low, high = _score_range(vectors)
     of_classes = class_moments(vectors)
@@ -117,23 +117,24 @@ def class_moments(vectors: LabelledVectors) -> Reals:
     """Return (count, sum, sum of squares) of the scores of each class: [T, 2, 3] float64.
 
     [:, 0]: pairs within, counted once; [:, 1]: pairs between, counted for both their classes.
-    Cost: one [n, n] / 2 matrix product; memory: a few tiles.
+    Cost: one [n, n] / 2 matrix product, or those of all rounds; memory: a few tiles.
     """
-    moments = np.zeros((len(vectors.codes), 2, 3))  # of each image
+    of_classes = np.zeros((len(vectors.classes), 2, 3))
+    sides = [(codes, np.zeros((len(codes), 2, 3))) for codes in (vectors.codes, vectors.gallery_codes)]
     for rows, columns in tiles_of(vectors):
         scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
-        within = vectors.codes[rows][:, None] == vectors.codes[columns][None, :]
+        within = vectors.codes[rows][:, None] == vectors.gallery_codes[columns][None, :]
         pairs = np.ones_like(within)
-        if rows == columns:
+        if vectors.one_set and rows == columns:
             pairs = np.triu(pairs, k=1)
-        for side, chosen in enumerate((pairs & within, pairs & ~within)):
+        for kind, chosen in enumerate((pairs & within, pairs & ~within)):
             kept = np.where(chosen, scores, 0)
-            for axis, images in ((1, rows), (0, columns)):
-                moments[images, side, 0] += chosen.sum(axis=axis)
-                moments[images, side, 1] += kept.sum(axis=axis)
-                moments[images, side, 2] += np.square(kept).sum(axis=axis)
-    of_classes = np.zeros((len(vectors.classes), 2, 3))
-    np.add.at(of_classes, vectors.codes, moments)
+            for axis, images, (_, moments) in zip((1, 0), (rows, columns), sides, strict=True):
+                moments[images, kind, 0] += chosen.sum(axis=axis)
+                moments[images, kind, 1] += kept.sum(axis=axis)
+                moments[images, kind, 2] += np.square(kept).sum(axis=axis)
+    for codes, moments in sides:
+        np.add.at(of_classes, codes, moments)
     of_classes[:, 0] /= 2
     return of_classes
 

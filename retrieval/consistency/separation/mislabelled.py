@@ -1,7 +1,8 @@
 """Find images that look as if they were filed under the wrong class.
 
 The margin of an image is its similarity to its own class, itself left out, less that to the best other class. An image
-is suspect if, at the given threshold, it matches no image of its own class and an image of another class.
+is suspect if, at the given threshold, it matches no image of its own class and an image of another class. In rounds an
+image is judged as a query, and its similarities are means over the rounds in which it is one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.pairs import tiles
 from retrieval.consistency.pairs.products import scores_of
-from retrieval.consistency.pairs.vectors import Codes, LabelledVectors, check_one_set, check_positives
+from retrieval.consistency.pairs.vectors import Codes, LabelledVectors, check_one_population, check_positives
 from retrieval.consistency.separation.confusion import starts_in
 from retrieval.errors import InvalidInput
 
@@ -44,7 +45,9 @@ class LabelMargins:
     own: Reals  # [n], similarity to its class
     other: Reals  # [n], similarity to the best other class
     likely: Codes  # [n], index into classes of the best other class
-    known: NDArray[np.bool_]  # [n], false for an image alone in its class: its own and margin are 0
+    # [n], false for an image alone in its class, and in rounds for one that is never a query: its own and margin are 0,
+    # and what is never a query also has no other and likely: they are 0.
+    known: NDArray[np.bool_]
     labels: tuple[str, ...]
     classes: tuple[str, ...]
     threshold: float  # defines suspects
@@ -75,7 +78,8 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
     linkage: the similarity of an image to a class is its highest (`nearest`, for classes of several looks) or its mean
     (`mean`, as in the silhouette) score with the images of that class. The highest score grows with the number of
     images, so use the mean if the sizes of classes are very different.
-    Cost: one [n, n] product; memory: a tile and its rows by all classes, fewer rows for many classes.
+    Cost: one [n, n] product, or those of all rounds; memory: a tile and its rows by all classes, fewer rows for many
+    classes.
 
     Raises:
         InvalidInput: threshold not finite, an unknown linkage, two sets of images or excluded pairs.
@@ -95,52 +99,73 @@ def label_margins(vectors: LabelledVectors, threshold: float, *, linkage: str = 
         raise InvalidInput(
             f"expected a finite threshold and a linkage among {', '.join(LINKAGES)}, found {threshold} and {linkage!r}"
         )
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     check_positives(vectors)
-    own, other, likely = _similarities(vectors, linkage)
-    known = vectors.n_images[vectors.codes] > 1
-    back = np.argsort(vectors.order)
+    codes = np.zeros(int(vectors.n_images.sum()), dtype=np.int64)
+    for rows, of_rows in ((vectors.gallery_order, vectors.gallery_codes), (vectors.order, vectors.codes)):
+        codes[rows] = of_rows
+    own, other, likely, asked = _similarities(vectors, codes, linkage)
+    known = asked & (vectors.n_images[codes] > 1)
     own = np.where(known, own, 0.0)
     return LabelMargins(
-        margins=np.where(known, own - other, 0.0)[back],
-        own=own[back],
-        other=other[back],
-        likely=likely[back],
-        known=known[back],
-        labels=tuple(vectors.classes[code] for code in vectors.codes[back]),
+        margins=np.where(known, own - other, 0.0),
+        own=own,
+        other=other,
+        likely=likely,
+        known=known,
+        labels=tuple(vectors.classes[code] for code in codes),
         classes=vectors.classes,
         threshold=threshold,
     )
 
 
-def _similarities(vectors: LabelledVectors, linkage: str) -> tuple[Reals, Reals, Codes]:
-    """Return for each image its similarity to its class and to the best other class, and that class: three [n]."""
-    n, n_classes = len(vectors.codes), len(vectors.classes)
+def _similarities(
+    vectors: LabelledVectors, codes: Codes, linkage: str
+) -> tuple[Reals, Reals, Codes, NDArray[np.bool_]]:
+    """Return of each image its similarity to its class and the best other class, that class, and if it was a query.
+
+    codes: [n], of the images in the caller's order, as everything that is returned.
+    """
+    n, n_classes = len(codes), len(vectors.classes)
     own, other, likely = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
+    asked = np.zeros(n, dtype=np.bool_)
+    asked[vectors.order] = True
+    parts = vectors.rounds or ((slice(0, len(vectors.codes)), slice(0, len(vectors.gallery_codes))),)
     n_rows = max(1, min(tiles.TILE, _MAX_CELLS // n_classes))
+    place = np.full(n, -1, dtype=np.int64)
     for start in range(0, n, n_rows):
-        rows = slice(start, min(start + n_rows, n))
-        to_class = _to_classes(vectors, rows, linkage)
-        places = np.arange(rows.stop - rows.start)
-        codes = vectors.codes[rows]
-        own[rows] = to_class[places, codes]
-        to_class[places, codes] = -np.inf
-        likely[rows] = to_class.argmax(axis=1)
-        other[rows] = to_class[places, likely[rows]]
-    return own, other, likely
+        chunk = np.arange(start, min(start + n_rows, n))
+        to_class, n_times = np.zeros((len(chunk), n_classes)), np.zeros(len(chunk))
+        for queries, items in parts:
+            place[:] = -1
+            place[vectors.order[queries]] = np.arange(queries.start, queries.stop)
+            met = np.flatnonzero(place[chunk] >= 0)
+            to_class[met] += _to_classes(vectors, place[chunk[met]], items, linkage)
+            n_times[met] += 1
+        to_class /= np.maximum(n_times, 1)[:, None]
+        rows = np.arange(len(chunk))
+        own[chunk] = to_class[rows, codes[chunk]]
+        to_class[rows[n_times > 0], codes[chunk[n_times > 0]]] = -np.inf
+        likely[chunk] = to_class.argmax(axis=1)
+        other[chunk] = to_class[rows, likely[chunk]]
+    return own, other, likely, asked
 
 
-def _to_classes(vectors: LabelledVectors, rows: slice, linkage: str) -> Reals:
-    """Return the similarity of some images to every class, themselves left out: [rows, T] float64."""
+def _to_classes(vectors: LabelledVectors, rows: Codes, items: slice, linkage: str) -> Reals:
+    """Return the similarity of some queries to every class among the items, themselves left out: [rows, T] float64."""
     function, empty = (np.add, 0.0) if linkage == "mean" else (np.maximum, -np.inf)
-    found = np.full((rows.stop - rows.start, len(vectors.classes)), empty)
-    for columns in tiles.slices(0, len(vectors.codes)):
-        scores = scores_of(vectors.query[rows], vectors.gallery[columns]).astype(np.float64)
-        itself = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
-        scores[itself - rows.start, itself - columns.start] = empty
-        starts, classes = starts_in(vectors.codes[columns])
+    found = np.full((len(rows), len(vectors.classes)), empty)
+    query = vectors.query[rows]
+    for columns in tiles.slices(items.start, items.stop):
+        scores = scores_of(query, vectors.gallery[columns]).astype(np.float64)
+        if vectors.one_set:
+            itself = np.flatnonzero((rows >= columns.start) & (rows < columns.stop))
+            scores[itself, rows[itself] - columns.start] = empty
+        starts, classes = starts_in(vectors.gallery_codes[columns])
         found[:, classes] = function(found[:, classes], function.reduceat(scores, starts, axis=1))
     if linkage == "mean":
-        others = vectors.n_images[None, :] - (vectors.codes[rows][:, None] == np.arange(len(vectors.classes))[None, :])
-        found /= np.maximum(others, 1)
+        n_items = np.tile(vectors.sizes.items, (len(rows), 1))
+        if vectors.one_set:
+            n_items[np.arange(len(rows)), vectors.codes[rows]] -= 1
+        found /= np.maximum(n_items, 1)
     return found

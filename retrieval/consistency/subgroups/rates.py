@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.consistency.arguments import checked
 from retrieval.consistency.intervals import Interval
-from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_set
+from retrieval.consistency.pairs.vectors import LabelledVectors, check_one_population
 from retrieval.consistency.subgroups.clustered import RateEstimates
 from retrieval.consistency.subgroups.counts import GroupCounts, check_threshold
 from retrieval.consistency.subgroups.estimates import FrrPairs, class_estimates, false_accept_rates, false_reject_rates
@@ -56,7 +56,7 @@ def class_rates(
     Statistics 29 (2011), without the part that both ways share, so that the variance is never too small.
     """
     check_threshold(threshold)
-    check_one_set(vectors, all_pairs=True)
+    check_one_population(vectors)
     far, frr = class_estimates(vectors, threshold)
     n = vectors.n_images
     return _rate_table(vectors.classes, (n, np.ones_like(n)), far, frr, n < small_below, confidence)

@@ -1,7 +1,8 @@
 """The audit itself: embed labelled images with the production encoder, measure the active threshold, judge it.
 
 `retrieval.consistency` computes the statistics, `report.py` holds the results, the caller's `render` makes the page.
-An audit changes no threshold.
+An audit changes no threshold. It counts what calibration counted: the pairs of one set of images, or searches in a
+labelled gallery and strangers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.consistency import (
+    Certificate,
     Finding,
     LabelledVectors,
+    MeanCertificate,
     OperatingCurves,
     OpisOptions,
     OpisResult,
     PromisedRate,
+    StrangerRate,
     VerdictLimits,
     class_rates,
     compare_groups,
@@ -32,6 +36,7 @@ from retrieval.consistency import (
     retest_certificate,
     retest_mean_certificate,
     score_histograms,
+    stranger_rate,
     warnings_at,
 )
 from retrieval.contract.canonical import json_bytes
@@ -39,11 +44,12 @@ from retrieval.contract.manifest import Item, check_labels, families_of, read_so
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.embedding import MAX_FAILED_SHARE, EmbeddedItems, ImageEmbedder, embed_items
+from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.live import live_parts
 from retrieval.engine.store import REPORT, Store, check_catalog_name
 from retrieval.engine.thumbnails import thumbnail
 from retrieval.errors import InvalidInput, NotEnoughEvidence
-from retrieval.flows.audit.report import AuditReport
+from retrieval.flows.audit.report import N_LISTED, AuditReport
 
 _SEED = 0  # of splits and resampling; fixed, so that a repeated audit gives the same report
 _N_THUMBNAILS = 160  # in the report, some 2 kB each
@@ -132,13 +138,22 @@ def measure(
     """Measure labelled embeddings at an operating point and judge them. Raises NotEnoughEvidence."""
     labels = [item.label for item in embedded.items]
     families = families_of(embedded.items, request.manifest_uri, request.family)
-    queries, gallery = score.vectors(embedded.embeddings)
-    vectors = labelled(queries, labels, gallery=gallery, families=families)
+    data = LabelledEmbeddings(
+        embedded.embeddings, labels, embedded.content_digest, families, request.family, point.n_rounds
+    )
+    vectors = data.scored(score)
     plain = vectors if vectors.cosine else labelled(embedded.embeddings, labels)
     threshold, choice = point.threshold, point.choice
     certificates = [found for found in (point.certificate, point.mean_certificate) if found is not None]
     curves = operating_curves(vectors, include=[threshold, *(found.threshold for found in certificates)])
     exact = curves.at(threshold)
+
+    def curves_at(found: Certificate | MeanCertificate) -> OperatingCurves:
+        if not point.n_rounds or found.max_images is None:
+            return curves.at(found.threshold)
+        # A class is pulled to the mean of the images that are drawn.
+        return operating_curves(data.capped(found.max_images).scored(score), thresholds=[found.threshold])
+
     comparisons = {
         column: compare_groups(
             vectors,
@@ -152,11 +167,14 @@ def measure(
     n_far, n_tar = _promised_for(point, n_classes, n_classes - exact.n_excluded, n_families)
     far = PromisedRate(measured=float(exact.pooled_far[0]), promised=choice.predicted_far(n_far))
     tar = PromisedRate(measured=float(exact.pooled_tar[0]), promised=choice.predicted_tar(n_tar))
+    strangers, of_strangers = _strangers(data, score, point, n_far)
     rng = np.random.default_rng(_SEED)
     opis_cosine = consistency_report(plain, rng=rng)
     warnings = (*_family_notes(point, request.family, n_families), *warnings_at(vectors, exact))
     groups = {column: comparison.groups for column, comparison in comparisons.items()}
-    of_far, *others = judge(far, tar, groups, target_far=choice.target_far, limits=limits.verdict)
+    of_far, *others = judge(
+        far, tar, groups, target_far=choice.target_far, strangers=of_strangers, limits=limits.verdict
+    )
     return AuditReport(
         id=audit_id,
         catalog=request.catalog,
@@ -175,17 +193,37 @@ def measure(
         histograms=score_histograms(vectors),
         confusion=most_confused(vectors, threshold),
         margins=label_margins(vectors, threshold),
+        far_items=_far_items(data, score),
+        strangers=strangers,
+        strangers_promised=None if of_strangers is None else of_strangers.promised,
         item_ids=tuple(item.id for item in embedded.items),
         n_images=len(labels),
         n_classes=n_classes,
         n_single=int(np.count_nonzero(exact.n_images == 1)),
         failures=embedded.failures,
         opis_target=_around_target(vectors, choice.target_far),
-        findings=[noted(of_far, warnings), *others, *_retests(point, curves, vectors.families)],
+        findings=[noted(of_far, warnings), *others, *_retests(point, curves_at, vectors.families)],
         warnings=warnings,
         family=request.family,
         n_families=n_families,
     )
+
+
+def _strangers(
+    data: LabelledEmbeddings, score: Score, point: OperatingPoint, n_classes: int
+) -> tuple[StrangerRate | None, PromisedRate | None]:
+    """Return the FAR of strangers, and the same with what calibration promised for so many classes; None if nothing."""
+    if point.strangers is None:
+        return None, None
+    found = stranger_rate(data.strangers(score), point.threshold)
+    return found, PromisedRate(measured=found.far, promised=point.strangers.predicted(n_classes))
+
+
+def _far_items(data: LabelledEmbeddings, score: Score) -> tuple[int, ...]:
+    """Return the rows of images whose label a catalogue score takes for wrong, see `PulledItems`; else none."""
+    if score.classes is None:
+        return ()
+    return tuple(np.flatnonzero(score.gallery(data.embeddings, data.labels).far).tolist())
 
 
 def _promised_for(point: OperatingPoint, n_classes: int, n_with: int, n_families: int | None) -> tuple[int, int]:
@@ -216,7 +254,11 @@ def _family_notes(point: OperatingPoint, family: str, n_families: int | None) ->
         )
 
 
-def _retests(point: OperatingPoint, curves: OperatingCurves, families: NDArray[np.int64] | None) -> Iterator[Finding]:
+def _retests(
+    point: OperatingPoint,
+    curves_at: Callable[[Certificate | MeanCertificate], OperatingCurves],
+    families: NDArray[np.int64] | None,
+) -> Iterator[Finding]:
     """Test the certificates of the operating point on the new classes, each at its own threshold."""
 
     def retested(finding: Finding, certified: float) -> Finding:
@@ -226,15 +268,15 @@ def _retests(point: OperatingPoint, curves: OperatingCurves, families: NDArray[n
         return noted(finding, [f"{active}: the certificate does not hold there"])
 
     if (found := point.certificate) is not None:
-        yield retested(retest_certificate(found, curves.at(found.threshold).far[:, 0], families), found.threshold)
+        yield retested(retest_certificate(found, curves_at(found).far[:, 0], families), found.threshold)
     if (mean := point.mean_certificate) is not None:
-        yield retested(retest_mean_certificate(mean, curves.at(mean.threshold).far[:, 0], families), mean.threshold)
+        yield retested(retest_mean_certificate(mean, curves_at(mean).far[:, 0], families), mean.threshold)
 
 
 def _thumbnails(report: AuditReport, items: Sequence[Item], embedder: ImageEmbedder) -> dict[int, bytes]:
-    """Make small pictures of the images that the report names: of the first confused pairs, and of suspect labels."""
+    """Make small pictures of the images that the report names: first of confused pairs, then of labels to check."""
     rows = [row for pair in report.confusion.pairs for e in pair.examples for row in (e.first_row, e.second_row)]
-    rows += [suspect.row for suspect in report.suspects]
+    rows += [*(suspect.row for suspect in report.suspects), *report.far_items[:N_LISTED]]
     wanted = list(dict.fromkeys(rows))[:_N_THUMBNAILS]
     made = embedder.pool.map(lambda row: thumbnail(items[row].uri, embedder.limits), wanted)
     return {row: picture for row, picture in zip(wanted, made, strict=True) if picture}

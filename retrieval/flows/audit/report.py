@@ -16,6 +16,7 @@ from retrieval.consistency import (
     OperatingCurves,
     OpisResult,
     ScoreHistograms,
+    StrangerRate,
     SuspectLabel,
     is_passed,
 )
@@ -27,7 +28,7 @@ from retrieval.engine.store import REPORT, Store
 from retrieval.engine.store.listed import Listed, listed
 from retrieval.errors import CorruptArtifact
 
-_N_SUSPECTS = 20
+N_LISTED = 20  # labels to check of each kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,7 +40,10 @@ class AuditReport:
     `classes`: rates at the threshold; `comparisons`: by column, the rates of groups and their differences;
     `n_single`: images alone in their class, which have no true pair; `item_ids`: ids of the images, by the rows in
     `confusion` and `margins`; `thumbnails`: small JPEGs of images that these name; `margins`: how well every image fits
-    its label.
+    its label; `far_items`: rows of the images whose label a catalogue score takes for wrong, because they are far from
+    the others of their class.
+    `strangers`: the FAR of searches whose class is absent, with its promise, if calibration measured it; then the other
+    figures count `point.n_rounds` rounds of searches in a labelled gallery.
     `passed_over`: see `contract/manifest.py`. `family`: the column of families of classes, "" without one;
     `n_families`: their number.
     """
@@ -69,6 +73,9 @@ class AuditReport:
     failures: Sequence[Failure]
     findings: Sequence[Finding]
     opis_target: OpisResult | None = None
+    strangers: StrangerRate | None = None
+    strangers_promised: Interval | None = None
+    far_items: Sequence[int] = ()
     warnings: Sequence[str] = ()
     passed_over: Sequence[str] = ()
     family: str = ""
@@ -87,7 +94,7 @@ class AuditReport:
     @property
     def suspects(self) -> Sequence[SuspectLabel]:
         """The images to check first: their own class rejects them and another accepts them, worst first."""
-        return self.margins.suspects[:_N_SUSPECTS]
+        return self.margins.suspects[:N_LISTED]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON of everything except the curves, which are stored as Parquet."""
@@ -107,6 +114,9 @@ class AuditReport:
             "far_promised": asdict(self.far_promised),
             "tar": self.tar,
             "tar_promised": asdict(self.tar_promised),
+            "n_rounds": self.point.n_rounds,
+            "strangers": None if self.strangers is None else self.strangers.to_json(),
+            "strangers_promised": None if self.strangers_promised is None else asdict(self.strangers_promised),
             "recall_at_1": self.recall_at_1,
             "opis": self.opis.to_json(),
             "opis_cosine": self.opis_cosine.to_json(),
@@ -117,6 +127,7 @@ class AuditReport:
             "confused_concentration": self.confusion.concentration,
             "suspect_labels": [_suspect(suspect, self.item_ids) for suspect in self.suspects],
             "n_suspect_labels": len(self.margins.suspects),
+            "far_from_class": [self.item_ids[row] for row in self.far_items],
             "n_images": self.n_images,
             "n_classes": self.n_classes,
             "n_single": self.n_single,

@@ -91,11 +91,12 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         load_config("emojis")
 
 
-def test_the_example_of_the_docs_is_a_configuration() -> None:
+def test_the_examples_of_the_docs_are_configurations() -> None:
     page = Path(__file__).parents[3] / "docs" / "train.md"
-    (example,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
-    config = parse_config(tomllib.loads(example), source="docs/train.md")
-    assert config.loss.base[0].name == "MultiSimilarityLoss"
+    examples = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    whole, cohort = (parse_config(tomllib.loads(example), source="docs/train.md") for example in examples)
+    assert whole.loss.base[0].name == "MultiSimilarityLoss"
+    assert (cohort.loss.tcm.score, cohort.loss.tcm.margins) == ("cohort", "quantiles")
 
 
 @pytest.mark.parametrize("section", sections.__all__)
