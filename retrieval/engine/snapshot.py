@@ -148,8 +148,11 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest, *, device: str = 
         device=device,
     )
     with_labels = manifest.labels is not None
-    if with_labels:
-        _named(manifest, CLASSES)
+    if with_labels != any(name.endswith(CLASSES) for name in manifest.files):
+        raise CorruptArtifact(
+            f"snapshot {manifest.id}: expected labels in its manifest and {CLASSES}, or neither of them, found one: "
+            "reindex the catalogue"
+        )
     items = ItemTable.load(directory / _named(manifest, ITEMS), with_offsets=with_labels)
     if len(items) != manifest.n_items:
         raise CorruptArtifact(f"snapshot {manifest.id}: expected {manifest.n_items} items, found {len(items)}")

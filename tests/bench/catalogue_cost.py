@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from retrieval.consistency import PlattCalibrator
-from retrieval.contract.class_terms import ClassTerms, candidate_terms, class_codes
+from retrieval.contract.class_terms import candidate_terms, class_codes
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score, cohort_score
 from retrieval.engine.index.open import build_index
@@ -84,9 +84,9 @@ def cases(data: Data, share: float) -> dict[str, Any]:
     plain = cohort_score(data.cohort, k=_K)
     codes = class_codes(data.labels)[1][:_FITTED]
     terms = candidate_terms(data.gallery[:_FITTED], codes, density=plain.density, weight=plain.weight)
-    scores = {"cohort": plain, "catalogue, pull 0.7": replace(plain, classes=ClassTerms(pull=0.7))}
+    scores = {"cohort": plain}
     for each in (terms[0], terms[-1]):
-        name = f"catalogue, {each.pull:g}, offset {each.offset_weight:g}"
+        name = f"pull {each.pull:g}, offset {each.offset_weight:g}"
         scores[name] = replace(plain, classes=each)
     return {
         name: cpu_of(partial(answer, live(score, data, share), data.queries), n_parts=len(data.queries))

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.limits import DEFAULT_LIMITS
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.contract.typical_class import TypicalClass
 from retrieval.edge.messages import operating_point_message, snapshot_message
 from retrieval.edge.server import messages
 from retrieval.engine.embedding import EmbeddedShard
@@ -31,9 +33,13 @@ from retrieval.errors import CorruptArtifact, RetrievalError, ValidationFailed
 from retrieval.flows.audit import AuditLimits, AuditRequest, finished_audit, run_audit
 from retrieval.flows.reindex import ReindexRequest, load_plan, plan
 from retrieval.flows.search import Searcher
+from tests.engine.store.artefacts import put_labelled_snapshot
 from tests.mutations import mutations
 from tests.pictures import write_class_folders
 from tests.stores import activate, embedder_of, reindex
+
+TYPICAL = TypicalClass(within=0.5, between=0.125, variance=0.0625, density=0.25)
+CATALOGUE_SCORE = Score(classes=ClassTerms(pull=0.75, offset_weight=0.5, typical=TYPICAL))
 
 
 class Filled:
@@ -51,19 +57,24 @@ class Filled:
         rows = Staging(store.objects, "result")
         return {
             "manifest": (f"catalogs/shop/snapshots/{self.snapshot}/manifest.json", self.open_snapshot),
+            "labelled manifest": ("catalogs/shop/snapshots/s2/manifest.json", partial(self.open_snapshot, "s2")),
             "point": (f"{self.bundle}/operating_points/{point.id}.json", self.open_point),
             "contract": (f"{self.bundle}/contract.json", lambda: store.bundle(point.bundle_digest).probe()),
             "score": (
                 f"{self.bundle}/scores/{point.score_digest}/score.json",
                 lambda: store.score(point.bundle_digest, point.score_digest),
             ),
+            "catalogue score": (
+                f"{self.bundle}/scores/{CATALOGUE_SCORE.digest}/score.json",
+                lambda: store.score(point.bundle_digest, CATALOGUE_SCORE.digest),
+            ),
             "report": ("catalogs/shop/audits/audit1/report.json", self.open_audit),
             "plan": ("staging/planned/plan.json", lambda: load_plan(store, "planned")),
             "result": ("staging/result/000000.result.json", partial(rows.result, 0)),
         }
 
-    def open_snapshot(self) -> object:
-        snapshot = self.store.open_snapshot("shop", self.snapshot)
+    def open_snapshot(self, name: str = "") -> object:
+        snapshot = self.store.open_snapshot("shop", SnapshotId(name) if name else self.snapshot)
         return snapshot_message(snapshot.manifest, live=True)
 
     def open_point(self) -> object:
@@ -82,6 +93,8 @@ def original(
     folder = tmp_path_factory.mktemp("filled")
     store = Store(f"file://{folder / 'store'}")
     store.add_bundle(tiny_encoder.bundle.directory)
+    store.put_score(cohort_point.bundle_digest, CATALOGUE_SCORE)
+    put_labelled_snapshot(store)
     activate(store, cohort_point, cohort_score)
     request = ReindexRequest(
         catalog="shop", manifest_uri=str(write_class_folders(folder / "shop", n_classes=30, n_images=4))
@@ -118,9 +131,15 @@ FREE = {
         "bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall",
         "operating_point_id", "index_recall_low", "index_recall_high", "index_details",
     ),
+    "labelled manifest": (
+        "bundle_digest", "score_digest", "catalog_digest", "failures", "shards", "n_failed", "index_recall",
+        "operating_point_id", "index_recall_low", "index_recall_high", "index_details",
+        "labels', ",  # what is in it, not whether it is there
+    ),
     "point": ("created_at",),
     "contract": (),
     "score": (),
+    "catalogue score": (),
     "report": (
         "created_at", "findings", "bundle_digest", "operating_point_id", "threshold", "far", "far_promised", "tar",
         "recall_at_1", "opis", "n_images", "n_classes",

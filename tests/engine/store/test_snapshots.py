@@ -92,13 +92,14 @@ def test_earlier_versions_read_snapshots_without_labels_only(store: Store) -> No
     assert plain.labels is None
 
 
-def test_a_snapshot_without_its_classes_is_refused(store: Store) -> None:
+def test_labels_and_classes_come_together(store: Store) -> None:
+    """Without the labels of the manifest the offsets would not be read, and similarities would be wrong."""
     complete = put_labelled_snapshot(store)
     files = {name: checksum for name, checksum in complete.files.items() if not name.endswith("classes.parquet")}
-    damaged = json_bytes(replace(complete, files=files).to_json())
-    store.objects.put("catalogs/shop/snapshots/s2/manifest.json", damaged)
-    with pytest.raises(CorruptArtifact, match=r"its manifest names no classes\.parquet"):
-        store.open_snapshot("shop", complete.id)
+    for damaged in (replace(complete, files=files), replace(complete, labels=None)):
+        store.objects.put("catalogs/shop/snapshots/s2/manifest.json", json_bytes(damaged.to_json()))
+        with pytest.raises(CorruptArtifact, match=r"expected labels in its manifest and classes\.parquet, or neither"):
+            store.open_snapshot("shop", complete.id)
 
 
 def assert_found(snapshot: Snapshot, query: NDArray[np.float32], expected: list[str]) -> None:
