@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
 from retrieval.contract.canonical import digest_array
+from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.limits import DEFAULT_LIMITS, ImageLimits
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
@@ -85,6 +86,20 @@ def activate(store: Store, point: OperatingPoint, score: Score) -> None:
     store.put_score(point.bundle_digest, score)
     store.put_operating_point(point)
     store.activate(point.bundle_digest, point.id)
+
+
+def with_labels(point: OperatingPoint, base: Score) -> tuple[OperatingPoint, Score]:
+    """The catalogue score over another score, and an operating point that uses it."""
+    score = replace(base, classes=ClassTerms(pull=0.7))
+    return replace(point, score_digest=score.digest, score_kind=score.kind), score
+
+
+def without_labels(folder: Path) -> Path:
+    """A table of the pictures in the folder, without a label."""
+    paths = sorted(folder.rglob("*.png"))
+    table = folder.with_name(f"{folder.name} without labels.csv")
+    table.write_text("id,uri,label\n" + "".join(f"{number},{path},\n" for number, path in enumerate(paths)))
+    return table
 
 
 def embedder_of(encoder: Encoder, pool: Executor, limits: ImageLimits = DEFAULT_LIMITS) -> ImageEmbedder:

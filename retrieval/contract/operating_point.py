@@ -10,13 +10,14 @@ from retrieval.consistency import (
     Calibrator,
     Certificate,
     MeanCertificate,
+    StrangerRate,
     ThresholdChoice,
     calibrator_from_json,
     parse_target,
 )
 from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.canonical import digest_json
-from retrieval.contract.documents import NAME, Moment, parse, read_json, read_object, without_format
+from retrieval.contract.documents import NAME, Count, Moment, parse, read_json, read_object, without_format
 from retrieval.contract.score import ScoreDigest
 from retrieval.errors import CorruptArtifact, InvalidInput
 
@@ -43,6 +44,8 @@ class ScoreComparison:
     `achieved`: the value that the target limits, see `ThresholdChoice`; `far`, `tar`: pooled. `opis_debiased` is on the
     log-FAR axis, so it is comparable between scores; None if the classes are too small to estimate it. `around_target`:
     OPIS where the threshold works, see `consistency_around`; None if the data cannot show it, or in an older record.
+    `stranger_far`: of queries whose class the gallery does not hold, None if the images were compared as one set;
+    `refused`: whether it exceeds the target by more than chance explains, so that the score was not eligible.
     """
 
     score_digest: ScoreDigest
@@ -56,6 +59,8 @@ class ScoreComparison:
     opis_floor: float
     opis_debiased: float | None
     around_target: "OpisAroundTarget | None" = None
+    stranger_far: float | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,9 @@ class OperatingPoint:
     `certificate` and `mean_certificate` are None if the data cannot support one; the refusal then gives the reason.
     `compared`: the rates of each tried score, the chosen one included. `data_digest`: of the labels and images.
     `family`: the column of families of classes that the intervals count, "" if they count classes.
+    `n_rounds`: the rounds of searches in a labelled gallery that were counted, 0 if images were compared as one set.
+    `strangers`: then the FAR of queries whose class the gallery does not hold, at the threshold. `n_choosing`: then the
+    number of other classes that chose the terms of the score, which are not among those of `choice`.
     """
 
     bundle_digest: BundleDigest
@@ -80,6 +88,9 @@ class OperatingPoint:
     data_digest: str
     created_at: str
     family: str = ""
+    n_rounds: int = 0
+    strangers: StrangerRate | None = None
+    n_choosing: int = 0
 
     @property
     def threshold(self) -> float:
@@ -106,8 +117,12 @@ class OperatingPoint:
         for entry in document["compared"]:
             if entry["around_target"] is None:
                 del entry["around_target"]
+            if entry["stranger_far"] is None:
+                del entry["stranger_far"], entry["refused"]
         if not self.family:
             del document["family"]
+        if not self.n_rounds:
+            del document["n_rounds"], document["strangers"], document["n_choosing"]
         return document
 
     @classmethod
@@ -128,6 +143,7 @@ class OperatingPoint:
                     ),
                     "calibrator": calibrator_from_json(value["calibrator"]),
                     "compared": tuple(_comparison(entry) for entry in value["compared"]),
+                    "strangers": StrangerRate.from_json(value["strangers"]) if value.get("strangers") else None,
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, InvalidInput) as error:
@@ -163,6 +179,9 @@ class _PointDocument:
     data_digest: str
     created_at: Moment
     family: str = ""
+    n_rounds: Count = 0
+    strangers: StrangerRate | None = None
+    n_choosing: Count = 0
 
 
 def _check_parts(value: dict[str, Any], where: str) -> None:

@@ -21,7 +21,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NewType, TypeAlias
+from typing import Any, NewType, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,17 +43,31 @@ _TILE = 4096  # rows at a time against the cohort: bounds the memory of `density
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class GalleryClasses:
+    """The classes of a gallery.
+
+    names: [c], sorted; sizes: [c] int64, the number of items; means: [c, D] float32, of the items after the whitening.
+    """
+
+    names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    means: Vectors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class GalleryVectors:
     """The items of a gallery as a score compares them.
 
     vectors: [n, D] float32, the right factors of the score; densities: [n] float32, of the items after the pull;
-    offsets: [n] float32, the offset of each item, 0 if the score has none; far: [n] bool, see `PulledItems`.
+    offsets: [n] float32, the offset of each item, 0 if the score has none; far: [n] bool, see `PulledItems`. classes:
+    None if the score does not use the labels.
     """
 
     vectors: Vectors
     densities: Vectors
     offsets: Vectors
     far: NDArray[np.bool_]
+    classes: GalleryClasses | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +119,8 @@ class Score:
 
     def dimension(self, d: int) -> int:
         """Return the number of columns of the score vectors for embeddings of `d` columns."""
-        if self.cohort is None:
-            return d + self._has_offset
+        if not self._has_columns:
+            return d
         return 2 + (d if self.whitening is None else self.whitening.projection.shape[1])
 
     def density(self, embeddings: Vectors) -> Vectors:
@@ -133,12 +147,12 @@ class Score:
                 f"a {self.kind} score takes the label of each item: expected {len(embeddings)} labels, found "
                 f"{sum(map(bool, labels))}; give the items labels, or use a score without them"
             )
-        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
-        codes = class_codes(labels)[1]
-        pulled = pull_items(self.classes, rows, codes, density=self._densities, weight=self.weight)
-        densities = self._densities(pulled.rows)
-        vectors = self._gallery_factor(pulled.rows, densities, pulled.offsets)
-        return GalleryVectors(vectors, densities, pulled.offsets, pulled.far)
+        rows = self.rows(embeddings)
+        names, codes = class_codes(labels)
+        classes = _classes(names, codes, rows)
+        pulled = pull_items(self.classes, rows, codes, density=self.row_densities, weight=self.weight)
+        vectors = self._gallery_factor(pulled.rows, pulled.densities, pulled.offsets)
+        return GalleryVectors(vectors, pulled.densities, pulled.offsets, pulled.far, classes)
 
     def gallery_vectors(self, embeddings: Vectors) -> Vectors:
         """Return the right factors of a score without labels: [n, dimension(d)] float32."""
@@ -172,12 +186,16 @@ class Score:
             files[CENTRE], files[PROJECTION] = _npy(self.whitening.centre), _npy(self.whitening.projection)
         return files
 
+    def rows(self, embeddings: Vectors) -> Vectors:
+        """Return embeddings [n, d] after the whitening if there is one: [n, D] float32, unit rows."""
+        return embeddings if self.whitening is None else self.whitening.apply(embeddings)
+
     def _rows_and_densities(self, embeddings: Vectors) -> tuple[Vectors, Vectors]:
         """Return the rows [n, D] after the whitening, and their densities [n]."""
-        rows = embeddings if self.whitening is None else self.whitening.apply(embeddings)
-        return rows, self._densities(rows)
+        rows = self.rows(embeddings)
+        return rows, self.row_densities(rows)
 
-    def _densities(self, rows: Vectors) -> Vectors:
+    def row_densities(self, rows: Vectors) -> Vectors:
         """Return the densities [n] of rows [n, D] after the whitening."""
         densities = np.zeros(len(rows), dtype=np.float32)
         if self.cohort is not None:
@@ -187,19 +205,20 @@ class Score:
         return densities
 
     @property
-    def _has_offset(self) -> bool:
-        return self.classes is not None and self.classes.offset_weight > 0
+    def _has_columns(self) -> bool:
+        """True if the vectors have the two columns, which the indexes know: also for an offset over the cosine."""
+        return self.cohort is not None or (self.classes is not None and self.classes.offset_weight > 0)
 
     def _query_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
+        if not self._has_columns:
+            return rows
         column = np.float32(-self.weight) * densities[:, None]
-        if self.cohort is None:
-            return np.hstack([rows, np.ones_like(column)]) if self._has_offset else rows
         return np.hstack([rows, column, np.ones_like(column)])
 
     def _gallery_factor(self, rows: Vectors, densities: Vectors, offsets: Vectors) -> Vectors:
+        if not self._has_columns:
+            return rows
         column = (np.float32(-self.weight) * densities - offsets)[:, None]
-        if self.cohort is None:
-            return np.hstack([rows, column]) if self._has_offset else rows
         return np.hstack([rows, np.ones_like(column), column])
 
     def _description(self) -> dict[str, object]:
@@ -219,7 +238,7 @@ class Score:
         extended = description | {"format": _FORMAT_EXTENDED} | extension
         if self.classes is None:
             return extended
-        return extended | {"format": _FORMAT_CLASSES, "classes": asdict(self.classes)}
+        return extended | {"format": _FORMAT_CLASSES, "classes": _with_floats(asdict(self.classes))}
 
 
 def cohort_score(
@@ -289,6 +308,27 @@ def _score_of(directory: Path, description: _ScoreDocument) -> Score:
         whitening=whitening,
         classes=description.classes,
     )
+
+
+def _classes(names: tuple[str, ...], codes: NDArray[np.int64], rows: Vectors) -> GalleryClasses:
+    """Return the classes of rows [n, D]; codes: [n], the class of each row, -1 for none."""
+    from scipy.sparse import csr_array  # slow to import, and only a reindex needs it
+
+    own = np.flatnonzero(codes >= 0)
+    sizes = np.bincount(codes[own], minlength=len(names))
+    members = csr_array((np.ones(len(own), np.float32), (codes[own], own)), shape=(len(names), len(rows)))
+    means = np.asarray(members @ rows, dtype=np.float32)
+    means /= sizes[:, None]
+    return GalleryClasses(names, sizes, means)
+
+
+def _with_floats(value: Any) -> Any:
+    """Return plain values with every number as it is when it is read back: 1 and 1.0 have different digests."""
+    if isinstance(value, dict):
+        return {name: _with_floats(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_with_floats(inner) for inner in value]
+    return value if value is None else float(value)
 
 
 def _mean_of_largest(similarities: NDArray[np.float32], k: int, ignore_above: float | None) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from retrieval.consistency import Interval
 from retrieval.contract.operating_point import OperatingPoint
@@ -12,6 +13,7 @@ from retrieval.v1 import catalogs_pb2, operating_points_pb2
 
 def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.Snapshot:
     """Convert a snapshot."""
+    labels = manifest.labels
     return catalogs_pb2.Snapshot(
         id=manifest.id,
         catalog=manifest.catalog,
@@ -27,6 +29,7 @@ def snapshot_message(manifest: SnapshotManifest, *, live: bool) -> catalogs_pb2.
         index_details=json.dumps(manifest.index_details) if manifest.index_details else "",
         created_at=timestamp(manifest.created_at),
         live=live,
+        labels=None if labels is None else catalogs_pb2.LabelSummary(**asdict(labels)),
     )
 
 
@@ -34,7 +37,7 @@ def operating_point_message(
     point: OperatingPoint, *, active: bool, needs_reindex: Sequence[str] = ()
 ) -> operating_points_pb2.OperatingPoint:
     """Convert an operating point; `needs_reindex`: the catalogues whose live snapshot has another score."""
-    choice, certificate, mean = point.choice, point.certificate, point.mean_certificate
+    choice, certificate, mean, strangers = point.choice, point.certificate, point.mean_certificate, point.strangers
     return operating_points_pb2.OperatingPoint(
         id=point.id,
         bundle_digest=point.bundle_digest,
@@ -66,6 +69,11 @@ def operating_point_message(
         needs_reindex=needs_reindex,
         family=point.family,
         n_families=choice.n_families,
+        n_rounds=point.n_rounds,
+        stranger_far=None if strangers is None else strangers.far,
+        stranger_far_interval=None if strangers is None else _interval(strangers.interval),
+        stranger_far_promised=None if strangers is None else _interval(strangers.predicted(choice.n_classes)),
+        n_choosing=point.n_choosing,
     )
 
 

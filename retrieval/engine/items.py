@@ -1,6 +1,6 @@
 """Tables of items, stored as Parquet: of a shard of a job, and of a snapshot, whose row order is its vector order.
 
-pyarrow is used here only, apart from reading manifests.
+pyarrow is used here and in `class_table.py` only, apart from reading manifests.
 """
 
 import io
@@ -18,7 +18,7 @@ from retrieval.contract.manifest import Item
 from retrieval.errors import CorruptArtifact
 
 _COLUMNS = ("id", "uri", "label", "attributes")
-_DENSITY = "density"
+_DENSITY, _OFFSET = "density", "offset"
 
 
 class ItemRows:
@@ -63,6 +63,11 @@ class ItemRows:
             parts.extend(texts)
         return digest_bytes(b"".join(parts))
 
+    @property
+    def labels(self) -> list[str]:
+        """The label of each row, "" for none."""
+        return [str(label) for label in self.table.column("label").to_pylist()]
+
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
@@ -76,23 +81,31 @@ class ItemRows:
 
 
 class ItemTable:
-    """The items of a snapshot by index position, columnar in memory: about 100 bytes an item plus its text."""
+    """The items of a snapshot by index position, columnar in memory: about 100 bytes an item plus its text.
+
+    densities: [n] float32. offsets: [n] float32, only if the score of the snapshot uses the labels of the items.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self.densities: NDArray[np.float32] = table.column(_DENSITY).to_numpy().astype(np.float32)
+        self.densities = _numbers(table, _DENSITY)
+        self.offsets = _numbers(table, _OFFSET) if _OFFSET in table.column_names else None
 
     @classmethod
-    def join(cls, parts: Sequence[ItemRows], densities: NDArray[np.float32]) -> "ItemTable":
-        """Return the table of all parts in order; `densities` [n] float32 as a score gives them."""
+    def join(
+        cls, parts: Sequence[ItemRows], densities: NDArray[np.float32], offsets: NDArray[np.float32] | None = None
+    ) -> "ItemTable":
+        """Return the table of all parts in order; `densities` and `offsets` [n] float32 as a score gives them."""
         table = pa.concat_tables([part.table for part in parts]).combine_chunks()
-        return cls(table.append_column(_DENSITY, pa.array(densities, pa.float32())))
+        table = table.append_column(_DENSITY, pa.array(densities, pa.float32()))
+        return cls(table if offsets is None else table.append_column(_OFFSET, pa.array(offsets, pa.float32())))
 
     @classmethod
-    def load(cls, path: Path) -> "ItemTable":
-        """Return the table in a Parquet file. Raises CorruptArtifact if it is damaged."""
+    def load(cls, path: Path, *, with_offsets: bool = False) -> "ItemTable":
+        """Return the table in a Parquet file, with the offsets or without. Raises CorruptArtifact if it is damaged."""
+        numbers = (_DENSITY, _OFFSET) if with_offsets else (_DENSITY,)
         try:
-            return cls(_checked(pyarrow.parquet.read_table(path, columns=[*_COLUMNS, _DENSITY]), _DENSITY))
+            return cls(_checked(pyarrow.parquet.read_table(path, columns=[*_COLUMNS, *numbers]), *numbers))
         except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             raise CorruptArtifact(f"items {path} cannot be read: {error}") from error
 
@@ -116,6 +129,10 @@ def _checked(table: pa.Table, *numbers: str) -> pa.Table:
         if column.type != wanted or column.null_count:
             raise ValueError(f"column {name}: expected {wanted} without nulls, found {column.type}")
     return table
+
+
+def _numbers(table: pa.Table, name: str) -> NDArray[np.float32]:
+    return np.asarray(table.column(name).to_numpy(), dtype=np.float32)
 
 
 def _items(table: pa.Table) -> list[Item]:

@@ -1,7 +1,7 @@
 """Labelled embeddings as a score sees them: as one set of images, or as searches in a labelled gallery."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ class LabelledEmbeddings:
     """Embeddings [n, d] float32, unit rows; n labels; the digest of the images and labels that they come from.
 
     `families`: n names of the units in which classes are drawn together, or None, see `labelled`; `family`: the name of
-    the column that they come from.
+    the column that they come from. `n_rounds`: 0 to compare the images as one set, or the number of rounds in which
+    half of the images of each class search the others, as in a labelled catalogue.
     """
 
     embeddings: NDArray[np.float32]
@@ -26,20 +27,22 @@ class LabelledEmbeddings:
     data_digest: str
     families: Sequence[str] | None = None
     family: str = ""
+    n_rounds: int = 0
 
     def scored(self, score: Score) -> LabelledVectors:
-        """Return the labelled vectors whose inner products are the score. Raises InvalidInput: a catalogue score."""
+        """Return the labelled vectors whose inner products are the score.
+
+        Raises InvalidInput: a catalogue score, and one set of images, in which no image is a gallery item only.
+        """
+        if self.n_rounds:
+            return self._in_rounds(score)
         queries, gallery = score.vectors(self.embeddings)
         return labelled(queries, self.labels, gallery=gallery, families=self.families)
 
-    def in_rounds(self, score: Score, *, n_rounds: int = N_ROUNDS) -> LabelledVectors:
-        """Return searches in a labelled gallery: in each round, half of the images of each class are queries.
-
-        The densities of the queries are computed once. Raises as `consistency.in_rounds`.
-        """
+    def _in_rounds(self, score: Score) -> LabelledVectors:
         query = score.query_vectors(self.embeddings)
         rounds = []
-        for division in self._divisions(n_rounds):
+        for division in self._divisions():
             items = division.items
             gallery = score.gallery(self.embeddings[items], [self.labels[row] for row in items])
             rounds.append(SearchRound(division, query[division.queries], gallery.vectors))
@@ -51,16 +54,33 @@ class LabelledEmbeddings:
         query = score.query_vectors(self.embeddings)
         return strangers(query, gallery.vectors, self.labels, families=self.families)
 
-    def _divisions(self, n_rounds: int) -> list[Division]:
-        """Return the queries and items of each round, which do not depend on the order of the images."""
-        texts = [row.tobytes() for row in self.embeddings]
-        order = np.array(sorted(range(len(texts)), key=lambda row: (self.labels[row], texts[row])), dtype=np.int64)
-        drawn = divide([self.labels[row] for row in order], n_rounds, rng=np.random.default_rng(_SEED))
-        return [Division(np.sort(order[one.queries]), np.sort(order[one.items])) for one in drawn]
-
     def subset(self, rows: NDArray[np.int64]) -> "LabelledEmbeddings":
         """Return some of the images, in the given order, with the digest of all."""
         families = None if self.families is None else [self.families[row] for row in rows]
-        return LabelledEmbeddings(
-            self.embeddings[rows], [self.labels[row] for row in rows], self.data_digest, families, self.family
+        return replace(
+            self, embeddings=self.embeddings[rows], labels=[self.labels[row] for row in rows], families=families
         )
+
+    def capped(self, max_images: int) -> "LabelledEmbeddings":
+        """Return the images with at most max_images of each class, drawn with a fixed seed."""
+        order = self._in_order()
+        shuffled = order[np.random.default_rng(_SEED).permutation(len(order))]
+        taken: dict[str, int] = {}
+        rows = []
+        for row in shuffled.tolist():
+            label = self.labels[row]
+            taken[label] = taken.get(label, 0) + 1
+            if taken[label] <= max_images:
+                rows.append(row)
+        return self.subset(np.sort(np.array(rows, dtype=np.int64)))
+
+    def _divisions(self) -> list[Division]:
+        """Return the queries and items of each round."""
+        order = self._in_order()
+        drawn = divide([self.labels[row] for row in order], self.n_rounds, rng=np.random.default_rng(_SEED))
+        return [Division(np.sort(order[one.queries]), np.sort(order[one.items])) for one in drawn]
+
+    def _in_order(self) -> NDArray[np.int64]:
+        """Return the rows in an order that depends on labels and embeddings only, so that draws do too: [n] int64."""
+        texts = [row.tobytes() for row in self.embeddings]
+        return np.array(sorted(range(len(texts)), key=lambda row: (self.labels[row], texts[row])), dtype=np.int64)

@@ -25,7 +25,7 @@ _ITEM_COLUMNS = frozenset({"id", "uri", "label"})
 def check_manifest(
     source: str,
     *,
-    labelled: bool = False,
+    labels_for: str = "",
     group_by: Sequence[str] = (),
     family: str = "",
     index: str = "Exact",
@@ -33,8 +33,8 @@ def check_manifest(
 ) -> None:
     """Raise an error if a job with this manifest could only fail.
 
-    labelled: the job needs labels; group_by, family: columns that the manifest must have; index: may need a number of
-    items; roots: see `Place.of`.
+    labels_for: what needs labels, if the job does; group_by, family: columns that the manifest must have; index: may
+    need a number of items; roots: see `Place.of`.
     A relative path, and a file:// URL in a folder that is not here, are left to the job: workers see others.
     Raises InvalidManifest, InvalidInput for the index, Unavailable if the manifest cannot be read now.
     """
@@ -45,7 +45,7 @@ def check_manifest(
         if kind == "folder":
             _check_folder(source, wanted, spec, roots)
         elif kind == "file":
-            _check_table(source, labelled=labelled, wanted=wanted, spec=spec, roots=roots)
+            _check_table(source, labels_for=labels_for, wanted=wanted, spec=spec, roots=roots)
         elif not _may_be_elsewhere(source):
             raise InvalidManifest(
                 f"{source}: expected a folder or a .csv, .parquet or .jsonl file, found nothing there. Write "
@@ -84,7 +84,7 @@ def _check_folder(source: str, wanted: Mapping[str, str], spec: IndexSpec, roots
 
 
 def _check_table(
-    source: str, *, labelled: bool, wanted: Mapping[str, str], spec: IndexSpec, roots: Sequence[str] | None
+    source: str, *, labels_for: str, wanted: Mapping[str, str], spec: IndexSpec, roots: Sequence[str] | None
 ) -> None:
     """Check a table; wanted: what each further column is for."""
     suffix = suffix_of(source if local_path(source) is not None else Place.of(source).path)
@@ -95,11 +95,11 @@ def _check_table(
     found = (_read(data, suffix) if is_whole else None) or _outline(data, suffix)
     if found is None:  # the job reports what is wrong with it
         return
-    needed = ("id", "uri", "label") if labelled else ("id", "uri")
+    needed = ("id", "uri", "label") if labels_for else ("id", "uri")
     if missing := [name for name in needed if name not in found.columns]:
         raise InvalidManifest(
             f"{source}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found "
-            f"{', '.join(found.columns) or 'none'}"
+            f"{', '.join(found.columns) or 'none'}{f': labels are needed for {labels_for}' if labels_for else ''}"
         )
     others = [column for column in found.columns if column not in _ITEM_COLUMNS]
     for column, purpose in wanted.items():

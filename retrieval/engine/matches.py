@@ -21,7 +21,7 @@ _HITS_AT_ONCE = 1 << 22  # an index needs up to 40 bytes for a hit while it sear
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """One accepted item: `similarity` its cosine, `score` the number that the threshold was applied to."""
+    """One accepted item: `score` the number that the threshold was applied to, `similarity` the cosine behind it."""
 
     item: Item
     similarity: float
@@ -83,9 +83,11 @@ def _found(index: Index, vectors: Vectors, threshold: float) -> Iterator[Hits]:
 def _described(live: Live, hits: Hits, density: float, limit: int) -> SearchResult:
     """Return the best `limit` of the hits with their items."""
     positions, scores = hits.positions[:limit], hits.scores[:limit]
-    similarities = live.score.similarities(scores, density, live.snapshot.items.densities[positions])
+    items = live.snapshot.items
+    ranks = scores if items.offsets is None else scores + items.offsets[positions]
+    similarities = live.score.similarities(ranks, density, items.densities[positions])
     numbers = np.clip(similarities, -1, 1), scores, live.point.calibrator.probability(scores)
-    rows = zip(live.snapshot.items.take(positions), *(column.tolist() for column in numbers), strict=True)
+    rows = zip(items.take(positions), *(column.tolist() for column in numbers), strict=True)
     matches = tuple(
         Match(item=item, similarity=similarity, score=score, probability=probability)
         for item, similarity, score, probability in rows

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from retrieval.consistency import (
     LabelledVectors,
     OpisOptions,
+    StrangerRate,
     Target,
     ThresholdChoice,
     choose_threshold,
@@ -20,6 +21,7 @@ from retrieval.consistency import (
     consistency_report,
     fit_whitening,
     recall_at_k,
+    stranger_rate,
 )
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OpisAroundTarget, ScoreComparison
@@ -44,6 +46,7 @@ class MeasuredScore:
     score: Score
     choice: ThresholdChoice
     comparison: ScoreComparison
+    strangers: StrangerRate | None = None
 
     @property
     def merit(self) -> float:
@@ -96,6 +99,9 @@ def measure_score(
     """Choose the threshold of one score for the target, and measure the rates at it."""
     vectors = data.scored(score)
     choice = choose_threshold(vectors, target=target, confidence=confidence)
+    strangers = None
+    if data.n_rounds:
+        strangers = stranger_rate(data.strangers(score), choice.threshold, confidence=confidence)
     around = _around_target(vectors, choice.target_far, confidence)
     consistency = consistency_report(vectors, OpisOptions(axis="log_far"), rng=rng)
     comparison = ScoreComparison(
@@ -110,8 +116,10 @@ def measure_score(
         opis_floor=consistency.floor,
         opis_debiased=consistency.debiased,
         around_target=around,
+        stranger_far=None if strangers is None else strangers.far,
+        refused=strangers is not None and strangers.exceeds(choice.target_far),
     )
-    return MeasuredScore(score, choice, comparison)
+    return MeasuredScore(score, choice, comparison, strangers)
 
 
 def _around_target(vectors: LabelledVectors, far: float, confidence: float) -> OpisAroundTarget | None:
@@ -132,10 +140,23 @@ def _around_target(vectors: LabelledVectors, far: float, confidence: float) -> O
 def best_score(measured: Sequence[MeasuredScore]) -> MeasuredScore:
     """Return the most consistent score among those that are about as good as the best at the target.
 
-    Consistency is OPIS over log FAR. If the target limits the FAR, a score is eligible if its TAR is within 0.02 of
-    the largest one and not below that of the cosine. For any other target only the largest merit is eligible.
+    Consistency is OPIS over log FAR; in rounds the debiased one if all scores have it, because a pulled class answers
+    as one and is noisier. If the target limits the FAR, a score is eligible if its TAR is within 0.02 of the largest
+    one and not below that of the cosine. For any other target only the largest merit is eligible. A score whose
+    strangers exceed the target is not. Raises NotEnoughEvidence if that holds for every score.
     """
+    tried, measured = measured, [entry for entry in measured if not entry.comparison.refused]
+    if not measured:
+        lowest = min(entry.comparison.stranger_far or 0.0 for entry in tried)
+        raise NotEnoughEvidence(
+            f"every score accepts queries whose class is absent more often than the target allows: expected a FAR of "
+            f"{tried[0].choice.target_far:.3g}, found {lowest:.3g} or more; use a stricter target"
+        )
     least = max((entry.merit for entry in measured if entry.score.kind == "cosine"), default=-np.inf)
     margin = _TAR_MARGIN if measured[0].choice.target.choice == "lowest" else 0.0
     limit = max(max(entry.merit for entry in measured) - margin, least)
-    return min((entry for entry in measured if entry.merit >= limit), key=lambda entry: entry.comparison.opis)
+    eligible = [entry for entry in measured if entry.merit >= limit]
+    debiased = [entry.comparison.opis_debiased for entry in eligible]
+    if measured[0].strangers is None or None in debiased:
+        return min(eligible, key=lambda entry: entry.comparison.opis)
+    return min(eligible, key=lambda entry: entry.comparison.opis_debiased or 0.0)

@@ -35,8 +35,22 @@ SnapshotId = NewType("SnapshotId", str)
 
 FORMAT = 1
 _NO_POINT = OperatingPointId("")
-MANIFEST, INDEX, ITEMS = "manifest.json", "index.bin", "items.parquet"
+MANIFEST, INDEX, ITEMS, CLASSES = "manifest.json", "index.bin", "items.parquet", "classes.parquet"
 _INDEX_BEFORE = "index.faiss"  # the name in snapshots of earlier versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSummary:
+    """What a score that uses the labels found in a catalogue.
+
+    `n_unlabelled`: items without a label. `n_far`: items that are far from the others of their class, which may have a
+    wrong label; `far_items`: the ids of the first of them.
+    """
+
+    n_classes: Count
+    n_unlabelled: Count
+    n_far: Count
+    far_items: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +63,7 @@ class SnapshotManifest:
     interval of the recall. `index_details`: what the index chose when it was built, and what it cannot promise; for one
     that is not complete, how its recall was measured and the least that is published.
     `operating_point_id`: the one that was active when the snapshot was built. Earlier versions lack the last four.
+    `labels`: only if the score uses the labels; a version that does not know such scores refuses the manifest.
     """
 
     id: Annotated[SnapshotId, NAME]
@@ -69,10 +84,14 @@ class SnapshotManifest:
     index_recall_low: Share = 0.0
     index_recall_high: Share = 1.0
     index_details: Mapping[str, Any] = field(default_factory=dict)
+    labels: LabelSummary | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` turns back into an equal value."""
-        return {"format": FORMAT, **asdict(self)}
+        plain = {"format": FORMAT, **asdict(self)}
+        if self.labels is None:  # earlier versions read it too
+            del plain["labels"]
+        return plain
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "SnapshotManifest":
@@ -128,7 +147,10 @@ def open_snapshot(directory: Path, manifest: SnapshotManifest, *, device: str = 
         n_items=manifest.n_items,
         device=device,
     )
-    items = ItemTable.load(directory / _named(manifest, ITEMS))
+    with_labels = manifest.labels is not None
+    if with_labels:
+        _named(manifest, CLASSES)
+    items = ItemTable.load(directory / _named(manifest, ITEMS), with_offsets=with_labels)
     if len(items) != manifest.n_items:
         raise CorruptArtifact(f"snapshot {manifest.id}: expected {manifest.n_items} items, found {len(items)}")
     return Snapshot(manifest=manifest, index=index, items=items)

@@ -5,7 +5,7 @@ as an operating point. `retrieval.consistency` computes the statistics.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,9 +27,10 @@ from retrieval.contract.bundle import BundleDigest
 from retrieval.contract.manifest import Item, Manifest, check_labels, families_of, read_source
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.engine.class_choice import with_catalog_scores
 from retrieval.engine.embedding import EmbeddedItems, ImageEmbedder, embed_items
 from retrieval.engine.images import Failure
-from retrieval.engine.labelled_embeddings import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import N_ROUNDS, LabelledEmbeddings
 from retrieval.engine.live import needs_reindex
 from retrieval.engine.score_choice import (
     COHORT_K,
@@ -87,7 +88,9 @@ class CalibrationRequest:
 
     `cohort`: manifest with images of other classes, "" to try the plain cosine only; `k`: size of a
     neighbourhood in the cohort; `family`: a column of the manifest, "" for none, whose values name the units in which
-    classes are drawn together; `seed`: of the resampling; `activate`: also make the new operating point active.
+    classes are drawn together; `seed`: of the resampling; `activate`: also make the new operating point active;
+    `catalog_labels`: whether the items of the catalogues carry labels. Then searches in a labelled gallery are counted,
+    and catalogue scores are tried too.
     """
 
     bundle: BundleDigest
@@ -98,6 +101,7 @@ class CalibrationRequest:
     seed: int = 0
     activate: bool = False
     family: str = ""
+    catalog_labels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +181,13 @@ def run_calibration(
         names = [item.label for item in cohort.items]
         scores = candidate_scores(cohort.embeddings, names if all(names) else (), k=request.k)
         failures += cohort.failures
+    n_choosing = 0
+    if request.catalog_labels:
+        choice = with_catalog_scores(replace(data, n_rounds=N_ROUNDS), scores, request.target.target)
+        data, scores, n_choosing = choice.judging, choice.scores, choice.n_choosing
     rng = np.random.default_rng(request.seed)
     point = calibrate(data, bundle=bundle, scores=scores, target=request.target, rng=rng, created_at=created_at)
+    point = replace(point, n_choosing=n_choosing)
     (score,) = (score for score in scores if score.digest == point.score_digest)
     changes, no_changes = _changes(store, data, score, point)
     store.put_score(bundle, score)
@@ -215,8 +224,14 @@ def calibrate(
     best = best_score(measured)
     vectors = data.scored(best.score)
     calibrator = fit_best_calibrator(vectors, prevalence=target.prevalence, rng=rng)
-    certificate, refusal = _certificate(vectors, target)
-    mean_certificate, mean_refusal = _mean_certificate(vectors, target)
+    certified, cap = vectors, target.certified_max_images
+    if data.n_rounds and cap is not None:  # a cap changes what the classes are pulled to
+        certified, target = data.capped(cap).scored(best.score), replace(target, certified_max_images=None)
+    certificate, refusal = _certificate(certified, target)
+    mean_certificate, mean_refusal = _mean_certificate(certified, target)
+    if data.n_rounds:
+        certificate = certificate and replace(certificate, max_images=cap)
+        mean_certificate = mean_certificate and replace(mean_certificate, max_images=cap)
     return OperatingPoint(
         bundle_digest=bundle,
         score_digest=best.score.digest,
@@ -231,6 +246,8 @@ def calibrate(
         data_digest=data.data_digest,
         created_at=created_at,
         family=data.family,
+        n_rounds=data.n_rounds,
+        strangers=best.strangers,
     )
 
 

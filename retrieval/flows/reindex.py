@@ -5,7 +5,7 @@ the store, so a step that is killed or delivered twice costs only time. The old 
 at the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -15,6 +15,8 @@ from retrieval.contract.canonical import digest_json
 from retrieval.contract.documents import Count, parse
 from retrieval.contract.manifest import read_source
 from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.score import Score
+from retrieval.engine.class_table import label_summary
 from retrieval.engine.embedding import MAX_FAILED_SHARE, SHARD_ITEMS, ImageEmbedder, check_failures, embed_shard
 from retrieval.engine.images import Failure
 from retrieval.engine.index.open import build_index, check_place
@@ -100,14 +102,17 @@ def plan(store: Store, job_id: str, request: ReindexRequest, roots: Sequence[str
 
     roots: where a server of the web may lead, see `Place.of`.
 
-    Raises InvalidManifest, EmptyCatalog, InvalidInput (too few items for the index), and what `settle_bundle` raises.
+    Raises InvalidManifest, EmptyCatalog, InvalidInput (too few items for the index, or no labels and a score that uses
+    them), and what `settle_bundle` raises.
     """
     if (stored := load_plan(store, job_id)) is not None:
         return stored
     settled = settle_bundle(store, request)
     found = read_source(request.manifest_uri, roots)
     items = found.items
-    IndexSpec.parse(settled.index_spec).check_items(len(items))  # now, not after hours of embedding
+    # now, not after hours of embedding
+    IndexSpec.parse(settled.index_spec).check_items(len(items))
+    _check_labels(settled.catalog, _active_score(store, settled), (item.label for item in items))
     staging = Staging(store.objects, job_id)
     starts = range(0, len(items), SHARD_ITEMS)
     for number, start in enumerate(starts):
@@ -149,8 +154,8 @@ def missing_shards(store: Store, job_id: str, planned: Plan) -> list[int]:
 def build_and_publish(store: Store, job_id: str, planned: Plan, *, created_at: str, device: str = "cpu") -> SnapshotId:
     """Build the snapshot of a job whose shards are all embedded, validate it and make it live.
 
-    Raises TooManyFailures, ValidationFailed, InvalidInput (too few items for the index), BundleMismatch (another score
-    was activated meanwhile); nothing is published then.
+    Raises TooManyFailures, ValidationFailed, InvalidInput (too few items for the index, or no labels), BundleMismatch
+    (another score was activated meanwhile); nothing is published then.
     """
     request = planned.request
     catalog = _embedded_catalog(Staging(store.objects, job_id), planned)
@@ -218,18 +223,20 @@ def _build(
 ) -> None:
     """Build the index and the item table, check them against each other, and store the snapshot."""
     score = store.score(point.bundle_digest, point.score_digest)
+    labels = [label for rows in catalog.items for label in rows.labels]
+    _check_labels(request.catalog, score, labels)  # another score may have been activated since the plan
     embeddings = np.concatenate([store.embeddings(key) for key in catalog.keys])
-    labels = [item.label for rows in catalog.items for item in rows.items()]
     gallery = score.gallery(embeddings, labels)
-    vectors, densities = gallery.vectors, gallery.densities
-    index = build_index(vectors, IndexSpec.parse(request.index_spec), device=device, threshold=point.threshold)
-    n_items = sum(len(rows) for rows in catalog.items)
+    spec = IndexSpec.parse(request.index_spec)
+    index = build_index(gallery.vectors, spec, device=device, threshold=point.threshold)
+    n_items = len(labels)
     if not n_items == index.n_items == len(embeddings):
         raise ValidationFailed(
             f"snapshot {new_id}: {n_items} items, {len(embeddings)} embeddings and {index.n_items} indexed vectors "
             "should be equally many"
         )
-    recall = measure_recall(index, vectors, point.threshold)
+    items = ItemTable.join(catalog.items, gallery.densities, None if gallery.classes is None else gallery.offsets)
+    recall = measure_recall(index, gallery.vectors, point.threshold, lambda rows: score.query_vectors(embeddings[rows]))
     manifest = SnapshotManifest(
         id=new_id,
         catalog=request.catalog,
@@ -249,8 +256,31 @@ def _build(
         files={},
         created_at=created_at,
         operating_point_id=point.id,
+        labels=label_summary(gallery, labels, items),
     )
-    store.put_snapshot(manifest, index, ItemTable.join(catalog.items, densities))
+    store.put_snapshot(manifest, index, items, gallery.classes)
+
+
+def labels_for(store: Store, request: ReindexRequest) -> str:
+    """Return what a settled request needs labels for: a catalogue score; empty if it needs none."""
+    score = _active_score(store, request)
+    return "" if score.classes is None else f"the {score.kind} score of the active operating point"
+
+
+def _active_score(store: Store, request: ReindexRequest) -> Score:
+    point = store.active_operating_point(BundleDigest(request.bundle_digest))
+    return store.score(point.bundle_digest, point.score_digest)
+
+
+def _check_labels(catalog: str, score: Score, labels: Iterable[str]) -> None:
+    """Raise InvalidInput if the score uses labels and there are none."""
+    if score.classes is not None and not any(labels):
+        raise InvalidInput(
+            f"catalogue {catalog!r}: the active operating point has the {score.kind} score {score.digest}, which "
+            "compares an item with its class: expected items with labels, found none. Add the labels to the manifest "
+            "(a column label, or one sub-folder for each class), or activate an operating point whose score uses none: "
+            "`retrieval calibrate` without --catalog-labels makes one"
+        )
 
 
 @dataclass(frozen=True, slots=True)

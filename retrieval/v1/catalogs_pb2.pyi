@@ -251,6 +251,7 @@ class Snapshot(_message.Message):
     INDEX_RECALL_LOW_FIELD_NUMBER: _builtins.int
     INDEX_RECALL_HIGH_FIELD_NUMBER: _builtins.int
     INDEX_DETAILS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Digest of bundle, score, catalogue and index spec: the same input gives the same id."""
     catalog: _builtins.str
@@ -281,6 +282,10 @@ class Snapshot(_message.Message):
     def passed_over(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """In the reply to a rollback without an id: the damaged snapshots that were passed over, each with the reason."""
 
+    @_builtins.property
+    def labels(self) -> Global___LabelSummary:
+        """Set if the score uses the labels of the items (a catalogue score)."""
+
     def __init__(
         self,
         *,
@@ -300,11 +305,48 @@ class Snapshot(_message.Message):
         index_recall_low: _builtins.float = ...,
         index_recall_high: _builtins.float = ...,
         index_details: _builtins.str = ...,
+        labels: Global___LabelSummary | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "labels", b"labels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_details", b"index_details", "index_recall", b"index_recall", "index_recall_high", b"index_recall_high", "index_recall_low", b"index_recall_low", "index_spec", b"index_spec", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "passed_over", b"passed_over", "problem", b"problem", "score_digest", b"score_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_digest", b"bundle_digest", "catalog", b"catalog", "created_at", b"created_at", "failures", b"failures", "id", b"id", "index_details", b"index_details", "index_recall", b"index_recall", "index_recall_high", b"index_recall_high", "index_recall_low", b"index_recall_low", "index_spec", b"index_spec", "labels", b"labels", "live", b"live", "n_failed", b"n_failed", "n_items", b"n_items", "passed_over", b"passed_over", "problem", b"problem", "score_digest", b"score_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class LabelSummary(_message.Message):
+    """What a score that uses the labels found in a catalogue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    N_CLASSES_FIELD_NUMBER: _builtins.int
+    N_UNLABELLED_FIELD_NUMBER: _builtins.int
+    N_FAR_FIELD_NUMBER: _builtins.int
+    FAR_ITEMS_FIELD_NUMBER: _builtins.int
+    n_classes: _builtins.int
+    """Labels that occur."""
+    n_unlabelled: _builtins.int
+    """Items without a label: they are compared as a score without labels compares them."""
+    n_far: _builtins.int
+    """Items that are far from the others of their class, which may have a wrong label."""
+    @_builtins.property
+    def far_items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of the first hundred of these items."""
+
+    def __init__(
+        self,
+        *,
+        n_classes: _builtins.int = ...,
+        n_unlabelled: _builtins.int = ...,
+        n_far: _builtins.int = ...,
+        far_items: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["far_items", b"far_items", "n_classes", b"n_classes", "n_far", b"n_far", "n_unlabelled", b"n_unlabelled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelSummary: _TypeAlias = LabelSummary  # noqa: Y015

@@ -69,9 +69,10 @@ class CatalogServiceServicer:
         """Embed the images of a manifest, build an index and make it live. The old snapshot stays live until then, and also
         if anything fails. A second call with the same request, while the first reindex runs, returns the same job.
 
-        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, or several bundles
-        start with `bundle_digest`. NOT_FOUND: unknown bundle, or it has no active operating point.
-        FAILED_PRECONDITION: a reindex with another request runs on the catalogue. UNAVAILABLE: the job queue cannot be
+        Statuses: OK: the job is stored. INVALID_ARGUMENT: an unusable name, manifest or index spec, no labels although the
+        active operating point has a catalogue score, or several bundles start with `bundle_digest`. NOT_FOUND: unknown
+        bundle, or it has no active operating point. FAILED_PRECONDITION: a reindex with another request runs on the
+        catalogue. DATA_LOSS: the score of the active operating point is damaged. UNAVAILABLE: the job queue cannot be
         reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

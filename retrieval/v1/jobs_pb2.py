@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17retrieval/v1/jobs.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0fListJobsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.retrieval.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xd6\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.retrieval.v1.JobState\x12\x0e\n\x06n_done\x18\x05 \x01(\x05\x12\x0f\n\x07n_total\x18\x06 \x01(\x05\x12\x11\n\tresult_id\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwaiting_for\x18\x0b \x01(\t\x12/\n\x0bnext_try_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpassed_over\x18\r \x03(\t*\x81\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x32\x91\x01\n\nJobService\x12\x38\n\x06GetJob\x12\x1b.retrieval.v1.GetJobRequest\x1a\x11.retrieval.v1.Job\x12I\n\x08ListJobs\x12\x1d.retrieval.v1.ListJobsRequest\x1a\x1e.retrieval.v1.ListJobsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17retrieval/v1/jobs.proto\x12\x0cretrieval.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x0fListJobsRequest\x12\x0f\n\x07\x63\x61talog\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"3\n\x10ListJobsResponse\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.retrieval.v1.Job\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xe8\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61talog\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.retrieval.v1.JobState\x12\x0e\n\x06n_done\x18\x05 \x01(\x05\x12\x0f\n\x07n_total\x18\x06 \x01(\x05\x12\x11\n\tresult_id\x18\x07 \x01(\t\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bwaiting_for\x18\x0b \x01(\t\x12/\n\x0bnext_try_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bpassed_over\x18\r \x03(\t\x12\x10\n\x08warnings\x18\x0e \x03(\t*\x81\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x32\x91\x01\n\nJobService\x12\x38\n\x06GetJob\x12\x1b.retrieval.v1.GetJobRequest\x1a\x11.retrieval.v1.Job\x12I\n\x08ListJobs\x12\x1d.retrieval.v1.ListJobsRequest\x1a\x1e.retrieval.v1.ListJobsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'retrieval.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=572
-  _globals['_JOBSTATE']._serialized_end=701
+  _globals['_JOBSTATE']._serialized_start=590
+  _globals['_JOBSTATE']._serialized_end=719
   _globals['_LISTJOBSREQUEST']._serialized_start=74
   _globals['_LISTJOBSREQUEST']._serialized_end=138
   _globals['_LISTJOBSRESPONSE']._serialized_start=140
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETJOBREQUEST']._serialized_start=193
   _globals['_GETJOBREQUEST']._serialized_end=224
   _globals['_JOB']._serialized_start=227
-  _globals['_JOB']._serialized_end=569
-  _globals['_JOBSERVICE']._serialized_start=704
-  _globals['_JOBSERVICE']._serialized_end=849
+  _globals['_JOB']._serialized_end=587
+  _globals['_JOBSERVICE']._serialized_start=722
+  _globals['_JOBSERVICE']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

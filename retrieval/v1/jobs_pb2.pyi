@@ -135,6 +135,7 @@ class Job(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     NEXT_TRY_AT_FIELD_NUMBER: _builtins.int
     PASSED_OVER_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the job."""
     kind: _builtins.str
@@ -167,6 +168,12 @@ class Job(_message.Message):
         that are linked twice.
         """
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to look at in the result although the job succeeded, a sentence each: items that are far from the others of
+        their class, whose labels may be wrong.
+        """
+
     def __init__(
         self,
         *,
@@ -183,10 +190,11 @@ class Job(_message.Message):
         waiting_for: _builtins.str = ...,
         next_try_at: _timestamp_pb2.Timestamp | None = ...,
         passed_over: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "next_try_at", b"next_try_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "id", b"id", "kind", b"kind", "n_done", b"n_done", "n_total", b"n_total", "next_try_at", b"next_try_at", "passed_over", b"passed_over", "result_id", b"result_id", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalog", b"catalog", "created_at", b"created_at", "error", b"error", "finished_at", b"finished_at", "id", b"id", "kind", b"kind", "n_done", b"n_done", "n_total", b"n_total", "next_try_at", b"next_try_at", "passed_over", b"passed_over", "result_id", b"result_id", "state", b"state", "waiting_for", b"waiting_for", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

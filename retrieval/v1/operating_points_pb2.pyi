@@ -171,12 +171,17 @@ class OperatingPoint(_message.Message):
     MEAN_CERTIFICATE_THRESHOLD_FIELD_NUMBER: _builtins.int
     FAMILY_FIELD_NUMBER: _builtins.int
     N_FAMILIES_FIELD_NUMBER: _builtins.int
+    N_ROUNDS_FIELD_NUMBER: _builtins.int
+    STRANGER_FAR_FIELD_NUMBER: _builtins.int
+    STRANGER_FAR_INTERVAL_FIELD_NUMBER: _builtins.int
+    STRANGER_FAR_PROMISED_FIELD_NUMBER: _builtins.int
+    N_CHOOSING_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     bundle_digest: _builtins.str
     score_digest: _builtins.str
     score_kind: _builtins.str
-    """cosine, cohort or whitened cohort."""
+    """cosine, cohort or whitened cohort; "catalogue " before it if the score uses the labels of the items."""
     threshold: _builtins.float
     """A pair is accepted if score >= threshold."""
     far_target: _builtins.float
@@ -212,6 +217,16 @@ class OperatingPoint(_message.Message):
     Empty and unset if no column was named.
     """
     n_families: _builtins.int
+    n_rounds: _builtins.int
+    """Rounds of searches in a labelled gallery that were counted: in each, half of the images of every class search the
+    others. 0 if the images were compared as one set.
+    """
+    stranger_far: _builtins.float
+    """FAR of strangers, queries whose class the gallery does not hold, at the threshold, with its interval and where it is
+    expected for `n_classes` other classes, at `confidence`. Unset if `n_rounds` is 0.
+    """
+    n_choosing: _builtins.int
+    """Other classes, which chose the parameters of the score and are not among `n_classes`."""
     problem: _builtins.str
     """In a list: the reason why the operating point cannot be read; then only id, bundle_digest and active are set."""
     @_builtins.property
@@ -240,6 +255,10 @@ class OperatingPoint(_message.Message):
 
     @_builtins.property
     def tar_promised(self) -> Global___Interval: ...
+    @_builtins.property
+    def stranger_far_interval(self) -> Global___Interval: ...
+    @_builtins.property
+    def stranger_far_promised(self) -> Global___Interval: ...
     def __init__(
         self,
         *,
@@ -273,11 +292,16 @@ class OperatingPoint(_message.Message):
         mean_certificate_threshold: _builtins.float | None = ...,
         family: _builtins.str = ...,
         n_families: _builtins.int | None = ...,
+        n_rounds: _builtins.int = ...,
+        stranger_far: _builtins.float | None = ...,
+        stranger_far_interval: Global___Interval | None = ...,
+        stranger_far_promised: Global___Interval | None = ...,
+        n_choosing: _builtins.int = ...,
         problem: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "n_families", b"n_families", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "_stranger_far", b"_stranger_far", "certificate_threshold", b"certificate_threshold", "class_far_interval", b"class_far_interval", "created_at", b"created_at", "far_interval", b"far_interval", "far_promised", b"far_promised", "mean_certificate_threshold", b"mean_certificate_threshold", "n_families", b"n_families", "stranger_far", b"stranger_far", "stranger_far_interval", b"stranger_far_interval", "stranger_far_promised", b"stranger_far_promised", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "family", b"family", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "problem", b"problem", "score_digest", b"score_digest", "score_kind", b"score_kind", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold", "_mean_certificate_threshold", b"_mean_certificate_threshold", "_n_families", b"_n_families", "_stranger_far", b"_stranger_far", "active", b"active", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "certificate_threshold", b"certificate_threshold", "class_far", b"class_far", "class_far_interval", b"class_far_interval", "confidence", b"confidence", "created_at", b"created_at", "family", b"family", "far", b"far", "far_interval", b"far_interval", "far_promised", b"far_promised", "far_target", b"far_target", "id", b"id", "mean_certificate", b"mean_certificate", "mean_certificate_threshold", b"mean_certificate_threshold", "n_choosing", b"n_choosing", "n_classes", b"n_classes", "n_families", b"n_families", "n_images", b"n_images", "n_rounds", b"n_rounds", "needs_reindex", b"needs_reindex", "prevalence", b"prevalence", "problem", b"problem", "score_digest", b"score_digest", "score_kind", b"score_kind", "stranger_far", b"stranger_far", "stranger_far_interval", b"stranger_far_interval", "stranger_far_promised", b"stranger_far_promised", "tar", b"tar", "tar_interval", b"tar_interval", "tar_promised", b"tar_promised", "target", b"target", "target_description", b"target_description", "threshold", b"threshold", "threshold_interval", b"threshold_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__certificate_threshold: _TypeAlias = _typing.Literal["certificate_threshold"]  # noqa: Y015
     _WhichOneofArgType__certificate_threshold: _TypeAlias = _typing.Literal["_certificate_threshold", b"_certificate_threshold"]  # noqa: Y015
@@ -285,11 +309,15 @@ class OperatingPoint(_message.Message):
     _WhichOneofArgType__mean_certificate_threshold: _TypeAlias = _typing.Literal["_mean_certificate_threshold", b"_mean_certificate_threshold"]  # noqa: Y015
     _WhichOneofReturnType__n_families: _TypeAlias = _typing.Literal["n_families"]  # noqa: Y015
     _WhichOneofArgType__n_families: _TypeAlias = _typing.Literal["_n_families", b"_n_families"]  # noqa: Y015
+    _WhichOneofReturnType__stranger_far: _TypeAlias = _typing.Literal["stranger_far"]  # noqa: Y015
+    _WhichOneofArgType__stranger_far: _TypeAlias = _typing.Literal["_stranger_far", b"_stranger_far"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__certificate_threshold) -> _WhichOneofReturnType__certificate_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_certificate_threshold) -> _WhichOneofReturnType__mean_certificate_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n_families) -> _WhichOneofReturnType__n_families | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stranger_far) -> _WhichOneofReturnType__stranger_far | None: ...
 
 Global___OperatingPoint: _TypeAlias = OperatingPoint  # noqa: Y015

@@ -159,7 +159,9 @@ class SearchResponse(_message.Message):
     """True if `matches` was cut: total_matches is larger than its length."""
     @_builtins.property
     def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Match]:
-        """Best first: by score, ties by the item's row in the catalogue. Empty if nothing reaches the threshold."""
+        """Best first: by score, ties by the item's row in the catalogue. Empty if nothing reaches the threshold. There is one
+        order and one threshold for every kind of score: the number that is compared with the threshold also sorts.
+        """
 
     @_builtins.property
     def provenance(self) -> Global___Provenance:
@@ -217,9 +219,18 @@ class Match(_message.Message):
     item_id: _builtins.str
     """Id of the item in its catalogue."""
     similarity: _builtins.float
-    """Cosine similarity of query and item, after the whitening if the score has one: -1 to 1."""
+    """Cosine similarity of query and item, after the whitening if the score has one: -1 to 1. With a catalogue score, of
+    the query and the item after its pull: the vector of an item with a label lies nearer to the mean of its class than
+    its image does. The query is never pulled. So the item that is the query's own image has less than 1 there, and the
+    items of one class have similar values, the more so the stronger the pull.
+    """
     score: _builtins.float
-    """The number that the threshold is applied to; equals `similarity` if the score is the cosine."""
+    """The number that the threshold is applied to and that the matches are sorted by; equals `similarity` if the score is
+    the cosine. A cohort score subtracts how crowded the surroundings of query and item are. A catalogue score compares
+    with the pulled item and may subtract an offset of the item, which depends on how alike the images of its class are:
+    the label of an item, and the other items with this label, take part. An item without a label, or alone in its
+    class, is not pulled.
+    """
     match_probability: _builtins.float
     """Calibrated probability that both show the same thing, at the operating point's stated prevalence: 0 to 1."""
     label: _builtins.str
@@ -270,7 +281,9 @@ class Provenance(_message.Message):
     snapshot_id: _builtins.str
     """Catalogue snapshot that was searched."""
     score_kind: _builtins.str
-    """Kind of the score that the threshold is applied to: cosine, cohort or whitened cohort."""
+    """Kind of the score that the threshold is applied to: cosine, cohort or whitened cohort; `catalogue cosine`,
+    `catalogue cohort` or `catalogue whitened cohort` if it uses the labels of the catalogue.
+    """
     index_recall: _builtins.float
     """Share of the matches above the threshold that the index finds, 0 to 1: 1 for an exact index; for an approximate
     index measured on a sample when the snapshot was built.

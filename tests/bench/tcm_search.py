@@ -10,6 +10,8 @@ Arms with equal tuning budgets on several base losses, trained for seconds on ke
 Every setting is judged on validation classes. Each arm's choice, the lowest debiased OPIS (over log FAR) among those
 whose R@1 is at most 0.01 below the arm's highest, is then trained again and measured once on test classes that took no
 part, with the cosine and with the whitened cohort score. What has been computed is kept in .bench/tcm.
+
+--compare asks instead which score TCM should be trained on, the cosine or the cohort score, with one setting each.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from retrieval.contract.canonical import digest_json
 from retrieval.contract.score import Score
 from tests.bench.measuring.activations import FOLDER, Activations, activations, split
 from tests.bench.measuring.short_runs import Setting, run
-from tests.bench.measuring.tcm_settings import BASES, TERMS, plan
+from tests.bench.measuring.tcm_settings import BASES, TERMS, comparison, plan
 from tests.bench.measuring.tried import Tried, beside_accuracy, draw
 from tests.bench.measuring.unseen import BANDS, cohort_score_of, measure
 
@@ -41,6 +43,9 @@ def main() -> None:
     options = _parser().parse_args()
     threadpool_limits(options.threads)
     kept = activations()
+    if options.compare:
+        print(final_table(compared_scores(options, kept)))
+        return
     settings = [entry for entry in plan(options.regime) if entry[0] in options.bases]
     if options.quick:
         settings = [(b, a, replace(s, steps=20)) for b, a, s in settings[:3]]
@@ -67,6 +72,14 @@ def main() -> None:
                 default=float,
             )
         )
+
+
+def compared_scores(options: argparse.Namespace, kept: Activations) -> dict[tuple[str, str], dict[str, Any]]:
+    """TCM on the cosine and on the cohort score, with given settings, on the test classes."""
+    settings = comparison(options.regime)
+    if options.quick:
+        settings = {key: replace(setting, steps=20) for key, setting in settings.items()}
+    return {key: tested(setting, kept, options.test_seeds) for key, setting in settings.items()}
 
 
 def validated(setting: Setting, kept: Activations, seed: int) -> dict[str, float]:
@@ -200,6 +213,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-seeds", type=int, nargs="+", default=[0, 1, 2], help="of those that are tested")
     parser.add_argument("--bases", nargs="+", choices=tuple(BASES), default=list(BASES))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="no search: only base, TCM and TCM on the cohort score, on the test classes",
+    )
     parser.add_argument("--quick", action="store_true", help="three settings, 20 steps: shows that it runs")
     parser.add_argument("--plot", type=Path, help="an image file for R@1 and TAR against OPIS of all settings tried")
     parser.add_argument("--out", type=Path, help="a JSON file with everything measured")

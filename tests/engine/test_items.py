@@ -49,6 +49,29 @@ def test_items_survive_the_table(
     np.testing.assert_array_equal(table.densities, densities)
 
 
+def test_offsets_are_kept_if_there_are_any(tmp_path: Path) -> None:
+    """A table of an earlier version has none, and one that should have them and has none is refused."""
+    rows = ItemRows.of([ODD, Item(id="1", uri="a", label="cup", attributes={})])
+    densities, offsets = np.array([0.5, 0.25], np.float32), np.array([0, -0.125], np.float32)
+    ItemTable.join([rows], densities, offsets).save(tmp_path / "new.parquet")
+    ItemTable.join([rows], densities).save(tmp_path / "old.parquet")
+    found = ItemTable.load(tmp_path / "new.parquet", with_offsets=True)
+    np.testing.assert_array_equal(found.densities, densities)
+    assert found.offsets is not None
+    np.testing.assert_array_equal(found.offsets, offsets)
+    assert found.take(np.array([1, 0])) == rows.items()[::-1]
+    for name in ("old", "new"):
+        assert ItemTable.load(tmp_path / f"{name}.parquet").offsets is None
+    with pytest.raises(CorruptArtifact, match=r"old\.parquet cannot be read"):
+        ItemTable.load(tmp_path / "old.parquet", with_offsets=True)
+
+
+@given(items=ITEMS)
+def test_labels_without_items(items: list[Item]) -> None:
+    """The labels can be had without making the items."""
+    assert ItemRows.of(items).labels == [item.label for item in items]
+
+
 @given(items=ITEMS, data=st.data())
 def test_rows_survive_parquet(items: list[Item], data: st.DataObject) -> None:
     """The items of a shard come back, all or some, and have the same digest."""

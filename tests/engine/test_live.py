@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
 from retrieval.engine.batcher import Batcher
 from retrieval.engine.encoder import Encoder
-from retrieval.engine.live import Opener, matching_parts
+from retrieval.engine.live import Opener, last_matching_parts, matching_parts, needs_reindex
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import BundleMismatch, CorruptArtifact, UnknownBundle, UnknownOperatingPoint, UnknownSnapshot
 from retrieval.flows.reindex import ReindexRequest
 from tests.pictures import write_class_folders
-from tests.stores import activate, reindex
+from tests.stores import activate, reindex, with_labels
 
 
 @pytest.fixture
@@ -51,6 +53,29 @@ def test_another_score_is_refused_with_both_ways_out(
     )
     with pytest.raises(BundleMismatch, match=expected):
         matching_parts(calibrated, "shop", snapshot)
+
+
+def test_a_catalogue_score_is_another_score(
+    calibrated: Store, tiny_encoder: Encoder, pool: Executor, tmp_path: Path, cosine_point: OperatingPoint
+) -> None:
+    """Other terms of the classes are refused, and the catalogue waits for a reindex; afterwards it is served."""
+    folder = write_class_folders(tmp_path / "shop", n_classes=3, n_images=2)
+    request = ReindexRequest(catalog="shop", manifest_uri=str(folder))
+    point, score = with_labels(cosine_point, Score())
+    activate(calibrated, point, score)
+    first = reindex(calibrated, tiny_encoder, pool, request)
+    assert matching_parts(calibrated, "shop", first).score.classes == score.classes
+    assert needs_reindex(calibrated, point) == ()
+    other = replace(score, classes=ClassTerms(pull=0.9))
+    changed = replace(point, score_digest=other.digest)
+    activate(calibrated, changed, other)
+    assert needs_reindex(calibrated, changed) == needs_reindex(calibrated, cosine_point) == ("shop",)
+    with pytest.raises(BundleMismatch, match=f"built with score {score.digest}.*uses {other.digest}"):
+        matching_parts(calibrated, "shop", first)
+    assert last_matching_parts(calibrated, "shop", first).point == point
+    second = reindex(calibrated, tiny_encoder, pool, request)
+    assert second != first
+    assert matching_parts(calibrated, "shop", second).score.digest == other.digest
 
 
 def test_another_dimension_is_refused(calibrated: Store, snapshot: SnapshotId) -> None:

@@ -59,7 +59,7 @@ def test_tables_are_looked_into(tmp_path: Path, web: str, suffix: str, remote: b
     """A group that is no column, a label that is missing and an index with too few items, in files and over HTTP."""
     path = write(tmp_path, suffix)
     source = f"{web}/{path.name}" if remote else str(path)
-    check_manifest(source, labelled=True, group_by=["colour"], index="IVF1,nprobe=1")
+    check_manifest(source, labels_for="an audit", group_by=["colour"], index="IVF1,nprobe=1")
     with pytest.raises(InvalidManifest, match="expected a column 'maker' to group by, found colour"):
         check_manifest(source, group_by=["colour", "maker"])
     with pytest.raises(InvalidManifest, match="expected a column 'label' to group by"):
@@ -73,7 +73,7 @@ def test_what_is_missing_is_named(tmp_path: Path, web: str) -> None:
     (tmp_path / "plain.csv").write_text("id,uri\na,a.png\n")
     check_manifest(str(tmp_path / "plain.csv"))
     with pytest.raises(InvalidManifest, match="missing label, found id, uri"):
-        check_manifest(str(tmp_path / "plain.csv"), labelled=True)
+        check_manifest(str(tmp_path / "plain.csv"), labels_for="an audit")
     (tmp_path / "other.csv").write_text("name,file\na,a.png\n")
     with pytest.raises(InvalidManifest, match="missing id, uri, found name, file"):
         check_manifest(f"{web}/other.csv")
@@ -102,7 +102,7 @@ def test_folders_have_no_columns_and_are_counted_no_further_than_needed(tmp_path
     for n in range(40):
         (tmp_path / str(n % 2)).mkdir(exist_ok=True)
         (tmp_path / str(n % 2) / f"{n}.png").touch()
-    check_manifest(str(tmp_path), labelled=True, index="IVF1,nprobe=1")
+    check_manifest(str(tmp_path), labels_for="an audit", index="IVF1,nprobe=1")
     with pytest.raises(InvalidInput, match="found 40: use Exact or at most 1 lists"):
         check_manifest(str(tmp_path), index="IVF2,nprobe=1")
     with pytest.raises(InvalidManifest, match="a folder has no columns"):

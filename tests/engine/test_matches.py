@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.consistency import fit_whitening
+from retrieval.contract.class_terms import ClassTerms, PulledItems, pull_items
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score, cohort_score
 from retrieval.engine import matches
@@ -63,15 +64,24 @@ def plain(result: SearchResult) -> list[tuple[str, float, float, float]]:
     return [(match.item.id, match.similarity, match.score, match.probability) for match in result.matches]
 
 
-@pytest.mark.parametrize("kind", ["cosine", "cohort", "whitened cohort"])
+KINDS = ["cosine", "cohort", "whitened cohort"]
+
+
+def score_of(kind: str, labelled: LabelledEmbeddings) -> Score:
+    base = kind.removeprefix("catalogue ")
+    whitening = fit_whitening(labelled.embeddings) if base == "whitened cohort" else None
+    score = Score() if base == "cosine" else cohort_score(labelled.embeddings, k=5, whitening=whitening)
+    return score if base == kind else replace(score, classes=ClassTerms(pull=0.7))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *(f"catalogue {kind}" for kind in KINDS)])
 def test_a_batch_answers_as_single_queries(
     kind: str, opened: Callable[..., Live], embeddings: Vectors, labelled: LabelledEmbeddings
 ) -> None:
     """To the last bit, with the numbers that a score adds to a query; each query has its own limit."""
-    whitening = fit_whitening(labelled.embeddings) if kind == "whitened cohort" else None
-    score = Score() if kind == "cosine" else cohort_score(labelled.embeddings, k=5, whitening=whitening)
+    score = score_of(kind, labelled)
     assert score.kind == kind
-    live = opened(score, 0.5 if kind == "cosine" else -0.2)
+    live = opened(score, 0.5 if kind.endswith("cosine") else -0.2)
     queries = [LiveQuery(live, row, 1 + number % 7) for number, row in enumerate(embeddings)]
     together, alone = find_matches(queries), [find_matches([query])[0] for query in queries]
     assert [plain(result) for result in together] == [plain(result) for result in alone]
@@ -80,6 +90,51 @@ def test_a_batch_answers_as_single_queries(
     assert [len(result.matches) for result in alone] == [
         min(result.n_total, query.limit) for result, query in zip(alone, queries, strict=True)
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_catalogue_score_answers_with_the_cosine_of_the_pulled_item(
+    kind: str,
+    opened: Callable[..., Live],
+    calibrated: Store,
+    embeddings: Vectors,
+    labelled: LabelledEmbeddings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every number of a match again from its definition, with an offset for each item; the best score first."""
+    terms, offsets = ClassTerms(pull=0.7), np.linspace(-0.1, 0.2, 80, dtype=np.float32)
+
+    def with_offsets(_: ClassTerms, *arguments: Any, **named: Any) -> PulledItems:
+        return replace(pull_items(terms, *arguments, **named), offsets=offsets)
+
+    monkeypatch.setattr("retrieval.contract.score.pull_items", with_offsets)
+    base = score_of(kind, labelled)
+    live = opened(replace(base, classes=replace(terms, offset_weight=0.5)), 0.3 if kind == "cosine" else -0.3)
+    catalogue = np.concatenate([calibrated.embeddings(key) for key in live.snapshot.manifest.shards])
+    ids = [item.id for item in live.snapshot.items.take(np.arange(80))]
+
+    def whitened(rows: Vectors) -> Vectors:
+        return rows if base.whitening is None else base.whitening.apply(rows)
+
+    rows, asked = whitened(catalogue), whitened(embeddings)
+    means = np.repeat([rows[start : start + 4].mean(axis=0) for start in range(0, 80, 4)], 4, axis=0)
+    mixed = 0.3 * rows + 0.7 * means
+    pulled = (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
+    alone = replace(base, whitening=None) if base.cohort is not None else base  # densities of rows that are whitened
+    cosines = asked.astype(float) @ pulled.T.astype(float)
+    densities = base.weight * (alone.density(asked)[:, None] + alone.density(pulled)[None, :])
+    scores = cosines - densities - offsets
+
+    n_found = 0
+    for number, result in enumerate(find_matches([LiveQuery(live, row, 80) for row in embeddings])):
+        found = [ids.index(match.item.id) for match in result.matches]
+        np.testing.assert_allclose([match.score for match in result.matches], scores[number, found], atol=1e-4)
+        np.testing.assert_allclose([match.similarity for match in result.matches], cosines[number, found], atol=1e-4)
+        assert [match.score for match in result.matches] == sorted(match.score for match in result.matches)[::-1]
+        assert result.n_total == len(found)
+        n_found += len(found)
+    assert abs(n_found - int((scores >= live.point.threshold).sum())) <= 1  # of float32
+    assert n_found > 2 * N_QUERIES
 
 
 def test_the_query_of_the_probe_finds_at_most_one_match(opened: Callable[..., Live]) -> None:

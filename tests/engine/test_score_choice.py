@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency import Target, parse_target
+from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.manifest import Item
 from retrieval.contract.score import Score
 from retrieval.engine.score_choice import (
@@ -17,8 +18,8 @@ from retrieval.engine.score_choice import (
     check_cohort,
     measure_score,
 )
-from retrieval.errors import InvalidEmbeddings, InvalidInput
-from tests.crowds import cohort_of_strangers, crowded
+from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
+from tests.crowds import cohort_of_strangers, crowded, isolated
 
 
 def test_candidates_depend_on_what_the_cohort_supports() -> None:
@@ -113,3 +114,20 @@ def test_other_targets_take_the_largest_merit(measured: MeasuredScore) -> None:
     assert best_score(strict) is strict[1]
     balanced = [achieving(measured, k=1, target="f1@0.5", achieved=value, opis=value) for value in (0.2, 0.1, 0.3)]
     assert best_score(balanced) is balanced[2]
+
+
+def test_a_score_that_accepts_strangers_too_often_is_not_eligible() -> None:
+    """However good its other rates are; if all are such, there is no threshold for the target."""
+    data = replace(isolated(60, 6), n_rounds=2)
+    scores = (Score(), Score(classes=ClassTerms(pull=0.9)))
+    plain, pulled = (
+        measure_score(data, score, Target("far", 0.01), 0.95, np.random.default_rng(0)) for score in scores
+    )
+    assert best_score([plain, pulled]) is pulled
+    assert pulled.strangers is not None
+    assert pulled.comparison.stranger_far == pulled.strangers.far
+    assert not pulled.comparison.refused
+    refused = [replace(entry, comparison=replace(entry.comparison, refused=True)) for entry in (plain, pulled)]
+    assert best_score([plain, refused[1]]) is plain
+    with pytest.raises(NotEnoughEvidence, match="every score accepts queries whose class is absent"):
+        best_score(refused)

@@ -17,8 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.contract.bundle import Bundle
+from retrieval.contract.class_terms import PulledItems, pull_items
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.engine.class_table import load_classes
 from retrieval.engine.encoder import Encoder
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
@@ -39,13 +41,23 @@ from retrieval.flows.reindex import (
     ReindexRequest,
     build_and_publish,
     embed_planned_shard,
+    labels_for,
     missing_shards,
     plan,
     roll_back,
     settle_bundle,
 )
 from tests.pictures import class_picture, encoded, write_class_folders
-from tests.stores import CREATED_AT, Crash, activate, crashing, embedder_of, reindex
+from tests.stores import (
+    CREATED_AT,
+    Crash,
+    activate,
+    crashing,
+    embedder_of,
+    reindex,
+    with_labels,
+    without_labels,
+)
 
 LATER, LATEST = "2027-01-01T00:00:00+00:00", "2028-01-01T00:00:00+00:00"
 Reindex = Callable[..., SnapshotId]
@@ -136,6 +148,129 @@ def test_what_makes_another_snapshot(
 
 def test_another_index_is_another_snapshot(run: Reindex, images: Path) -> None:
     assert run(images) != run(images, index_spec="IVF4,nprobe=4")
+
+
+# a score that uses the labels
+
+
+def test_a_catalogue_score_is_built_into_the_vectors(
+    run: Reindex, calibrated: Store, few: Path, cohort_point: OperatingPoint, cohort_score: Score
+) -> None:
+    """Items are indexed after their pull, with its densities; the classes are stored, and queries find their class."""
+    point, score = with_labels(cohort_point, cohort_score)
+    activate(calibrated, point, score)
+    snapshot = calibrated.open_snapshot("shop", run(few))
+    embeddings = np.concatenate([calibrated.embeddings(key) for key in snapshot.manifest.shards])
+    labels = [f"class_{number // 2:03d}" for number in range(20)]
+    expected = score.gallery(embeddings, labels)
+    assert snapshot.manifest.score_digest == score.digest
+    assert snapshot.manifest.dimension == embeddings.shape[1] + 2
+    np.testing.assert_array_equal(snapshot.items.densities, expected.densities)
+    np.testing.assert_array_equal(snapshot.items.offsets, expected.offsets)
+    assert snapshot.manifest.labels is not None
+    found = snapshot.manifest.labels
+    assert (found.n_classes, found.n_unlabelled, found.n_far) == (10, 0, int(expected.far.sum()))
+    folder = calibrated.objects.local(f"catalogs/shop/snapshots/{snapshot.manifest.id}")
+    classes = load_classes(next(folder.glob("*classes.parquet")))
+    assert classes.names == tuple(sorted(set(labels)))
+    assert classes.sizes.tolist() == [2] * 10
+    scores = score.query_vectors(embeddings) @ expected.vectors.T
+    for query, hits in zip(range(20), snapshot.index.above(score.query_vectors(embeddings), -0.5), strict=True):
+        np.testing.assert_allclose(hits.scores, scores[query, hits.positions], atol=1e-6)
+        assert query // 2 in hits.positions[:2] // 2
+
+
+def test_items_that_are_far_from_their_class_are_counted_and_named(
+    run: Reindex, calibrated: Store, few: Path, cosine_point: OperatingPoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_far(*arguments: Any, **named: Any) -> PulledItems:
+        pulled = pull_items(*arguments, **named)
+        return replace(pulled, far=np.arange(len(pulled.far)) % 7 == 3)
+
+    monkeypatch.setattr("retrieval.contract.score.pull_items", with_far)
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    found = calibrated.snapshot_manifest("shop", run(few)).labels
+    assert found is not None
+    assert (found.n_far, found.far_items) == (3, ("class_001/1.png", "class_005/0.png", "class_008/1.png"))
+
+
+def test_other_labels_make_another_snapshot(
+    run: Reindex, calibrated: Store, few: Path, cosine_point: OperatingPoint, tmp_path: Path
+) -> None:
+    """Without embedding anything again: a picture moves to another class, and its class gets other vectors."""
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    table = tmp_path / "items.csv"
+    rows = [f"{path.parent.name}/{path.name},{path},{path.parent.name}" for path in sorted(few.rglob("*.png"))]
+    table.write_text("\n".join(["id,uri,label", *rows]))
+    first = run(table)
+    table.write_text("\n".join(["id,uri,label", *rows]).replace("0.png,class_003", "0.png,class_004"))
+    second = run(table)
+    assert first != second
+    before, after = (calibrated.open_snapshot("shop", each).manifest for each in (first, second))
+    assert before.shards == after.shards
+
+
+def test_a_catalogue_without_labels_is_refused_before_anything_is_embedded(
+    calibrated: Store, few: Path, cosine_point: OperatingPoint
+) -> None:
+    """The message names the catalogue, the score, and both ways out; nothing is left behind."""
+    point, score = with_labels(cosine_point, Score())
+    activate(calibrated, point, score)
+    request = ReindexRequest(catalog="shop", manifest_uri=str(without_labels(few)))
+    expected = (
+        rf"catalogue 'shop': the active operating point has the catalogue cosine score {score.digest}, .* expected "
+        r"items with labels, found none\. Add the labels to the manifest .* or activate an operating point"
+    )
+    with pytest.raises(InvalidInput, match=expected):
+        plan(calibrated, "job", request)
+    assert calibrated.objects.names("staging") == []
+    assert labels_for(calibrated, settle_bundle(calibrated, request)) == (
+        "the catalogue cosine score of the active operating point"
+    )
+
+
+def test_one_label_is_enough(run: Reindex, calibrated: Store, few: Path, cosine_point: OperatingPoint) -> None:
+    """Items without one are compared as a score without labels compares them, and counted."""
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    table = without_labels(few)
+    table.write_text(table.read_text().replace("0.png,\n", "0.png,cup\n", 1))
+    snapshot = calibrated.open_snapshot("shop", run(table))
+    assert snapshot.manifest.labels is not None
+    assert (snapshot.manifest.labels.n_classes, snapshot.manifest.labels.n_unlabelled) == (1, 19)
+    embeddings = np.concatenate([calibrated.embeddings(key) for key in snapshot.manifest.shards])
+    found = [hits.positions[0] for hits in snapshot.index.above(embeddings, 0.99)]
+    assert found == list(range(20))
+
+
+def test_a_score_that_needs_labels_activated_meanwhile(
+    run: Reindex, calibrated: Store, tiny_encoder: Encoder, pool: Executor, few: Path, cosine_point: OperatingPoint
+) -> None:
+    """The build finds out that there are none: nothing is published, what was live stays."""
+    before = run(few)
+    planned = plan(calibrated, "job", ReindexRequest(catalog="shop", manifest_uri=str(without_labels(few))))
+    assert labels_for(calibrated, planned.request) == ""
+    embed_planned_shard(calibrated, "job", planned, 0, embedder=embedder_of(tiny_encoder, pool))
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    with pytest.raises(InvalidInput, match="expected items with labels, found none"):
+        build_and_publish(calibrated, "job", planned, created_at=CREATED_AT)
+    assert calibrated.current("shop") == before
+    assert len(calibrated.snapshots("shop").readable) == 1
+
+
+def test_recall_is_measured_with_the_queries_of_the_images(
+    run: Reindex, calibrated: Store, images: Path, cosine_point: OperatingPoint
+) -> None:
+    """The items lie elsewhere after their pull, where no query is."""
+    point, score = with_labels(cosine_point, Score())
+    activate(calibrated, point, score)
+    snapshot = calibrated.open_snapshot("shop", run(images, index_spec="IVF7,nprobe=6"))
+    measured = snapshot.manifest.index_details["measured_recall"]
+    embeddings = np.concatenate([calibrated.embeddings(key) for key in snapshot.manifest.shards])
+    gallery = score.gallery(embeddings, [f"class_{number // 5:03d}" for number in range(300)]).vectors
+    accepted = score.query_vectors(embeddings) @ gallery.T >= point.threshold
+    others = accepted & ~np.eye(300, dtype=bool)
+    assert measured["n_queries"] == int(others.any(axis=1).sum())
+    assert measured["n_matches"] == int(others.sum())
 
 
 # bad images

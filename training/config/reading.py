@@ -126,6 +126,21 @@ def _of_loss(config: LossConfig) -> Iterable[str]:
             f"loss.tcm.positive_margin must be above loss.tcm.negative_margin, found {tcm.positive_margin} and "
             f"{tcm.negative_margin}: positive pairs must be more similar than negative pairs"
         )
+    if tcm.score == "cohort":
+        yield from _of_cohort_margin(tcm)
+
+
+def _of_cohort_margin(tcm: MarginConfig) -> Iterable[str]:
+    if tcm.margins != "quantiles":
+        yield (
+            f'loss.tcm.score = "cohort" needs loss.tcm.margins = "quantiles", found "{tcm.margins}": positive_margin '
+            "and negative_margin are cosines, and this score has another range"
+        )
+    if tcm.cohort < 4 * tcm.cohort_k:
+        yield (
+            f"loss.tcm.cohort: expected at least 4 times loss.tcm.cohort_k, which is {tcm.cohort_k}, found "
+            f"{tcm.cohort}: raise it, or lower cohort_k"
+        )
 
 
 def _margins_meet(tcm: MarginConfig) -> bool:

@@ -129,6 +129,11 @@ class BaseLossConfig:
 class MarginConfig:
     """The threshold-consistent margin (TCM).
 
+    score: of a pair: the "cosine", or the "cohort" score that calibration offers, which is lower for images with many
+    look-alikes; it needs margins = "quantiles", which are then quantiles of this score. cohort: number of embeddings of
+    earlier steps (those that train the head alone included) that serve as its cohort; TCM is off until a quarter of
+    them is there. cohort_k: number of the largest similarities to embeddings of other classes whose mean is the density
+    of an image; at most a quarter of `cohort`. The gradient does not pass through the density.
     positive_weight, negative_weight: factors of the two parts of the loss; 0 and 0 switch TCM off.
     positive_margin, negative_margin: similarities that positive pairs should exceed and negative pairs stay below.
     margins: "fixed"; "quantiles", which follow running quantiles of the similarities, `positive_quantile` of positive
@@ -141,6 +146,9 @@ class MarginConfig:
     store the active pairs for the gradient, and compares rows with many active pairs twice.
     """
 
+    score: Literal["cosine", "cohort"] = "cosine"
+    cohort: Count = 2048
+    cohort_k: Count = 10
     positive_weight: Amount = 1.0
     negative_weight: Amount = 1.0
     positive_margin: Similarity = 0.9

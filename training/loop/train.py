@@ -163,6 +163,12 @@ def _check_batch(images: TrainingImages, config: TrainingConfig, processes: Proc
         )
 
 
+def _rows_in_all_steps(config: TrainingConfig, n_classes: int) -> int:
+    schedule = config.schedule
+    n_batches = schedule.head_steps + schedule.steps * config.loop.accumulate
+    return n_batches * batch_size(schedule, n_classes)
+
+
 def _describe(
     images: TrainingImages, config: TrainingConfig, validation: Sequence[Item], message: Callable[[str], None]
 ) -> None:
@@ -172,6 +178,12 @@ def _describe(
         message(
             f"schedule.warmup_steps: {config.schedule.warmup_steps} of {config.schedule.steps} steps: the "
             "learning rates never reach their peak"
+        )
+    n_rows = _rows_in_all_steps(config, len(images.classes))
+    if config.loss.tcm.score == "cohort" and 4 * n_rows < config.loss.tcm.cohort:
+        message(
+            f"loss.tcm.cohort: {config.loss.tcm.cohort} embeddings, but all steps together give {n_rows}, less than a "
+            "quarter: TCM stays off; lower it"
         )
     if shared := sorted({item.label for item in validation} & set(images.classes)):
         message(

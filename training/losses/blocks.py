@@ -28,6 +28,7 @@ class Pairs:
 
     columns: [k, d] float32 or float64, the batch of all processes, then the memory. labels: [k] int64.
     groups: [k] int64 below n_groups, None if there is one group. own: rows of this process. n_batch: rows of the batch.
+    offsets: [k] of the dtype of columns, subtracted from the similarity of a pair at both ends; None for none.
     """
 
     columns: Tensor
@@ -38,6 +39,7 @@ class Pairs:
     n_batch: int
     positive_margin: float | Tensor
     negative_margin: float | Tensor
+    offsets: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,13 @@ def split_blocks(pairs: Pairs, chunk: int) -> Iterator[Block]:
 
 
 def compare(pairs: Pairs, block: Block) -> tuple[Tensor, Tensor, Active]:
-    """Compute the similarities of a block, its pairs with equal labels (a row with itself too), its active pairs."""
+    """Compute the similarities of a block less the offsets, the pairs with equal labels and the active pairs.
+
+    A row and itself have equal labels, but are not active.
+    """
     similarities = pairs.columns[block.rows] @ pairs.columns[block.first :].T
+    if pairs.offsets is not None:
+        similarities.sub_(pairs.offsets[block.rows, None]).sub_(pairs.offsets[block.first :])
     same = pairs.labels[block.rows, None] == pairs.labels[block.first :]
     positives = (similarities <= pairs.positive_margin).logical_and_(same)
     positives.diagonal(block.rows.start - block.first).fill_(False)

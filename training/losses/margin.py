@@ -41,6 +41,7 @@ def threshold_consistent_margin(  # noqa: PLR0913  # the options of a loss funct
     average: Literal["active", "all"] = "active",
     balance: Literal["pairs", "classes"] = "pairs",
     memory: Remembered | None = None,
+    offsets: Tensor | None = None,
     own: slice | None = None,
     chunk: int = 4096,
 ) -> MarginLoss:
@@ -53,7 +54,8 @@ def threshold_consistent_margin(  # noqa: PLR0913  # the options of a loss funct
     average: over "active" pairs, as in the source, or over "all" positive and all negative pairs. balance: "pairs"
     averages over pairs; "classes" averages over the pairs of each class, then over classes. A positive pair belongs to
     its class, a negative pair to both of its classes; classes without a pair to average over are left out. memory: rows
-    without gradient that are paired with those of the batch, not with each other. own: if `embeddings` are the rows of
+    without gradient that are paired with those of the batch, not with each other. offsets: [n + memory] floating, taken
+    as constants: similarities are replaced by <a, b> - offset(a) - offset(b). own: if `embeddings` are the rows of
     all data-parallel processes, the rows of this process; sums and counts are then added over the processes, and the
     gradient is that of the own rows (see `gather`). chunk: rows compared at a time; with more rows than this, masks of
     active pairs are not stored, and blocks with many active pairs are computed twice.
@@ -72,7 +74,7 @@ def threshold_consistent_margin(  # noqa: PLR0913  # the options of a loss funct
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
         with torch.no_grad():
-            pairs = _pairs(rows, labels, memory, own, balance, (positive_margin, negative_margin))
+            pairs = _pairs(rows, labels, memory, own, balance, (positive_margin, negative_margin), offsets)
             needs_gradient = rows.requires_grad and weights != (0, 0)
             value, gradient, shares = _evaluate(
                 pairs, weights, average, chunk, needs_gradient=needs_gradient, spread=own is not None
@@ -89,6 +91,7 @@ def _pairs(
     own: slice | None,
     balance: Literal["pairs", "classes"],
     margins: tuple[float | Tensor, float | Tensor],
+    offsets: Tensor | None,
 ) -> Pairs:
     columns = rows.detach()
     n_batch = len(labels)
@@ -105,6 +108,7 @@ def _pairs(
         n_batch=n_batch,
         positive_margin=margins[0],
         negative_margin=margins[1],
+        offsets=None if offsets is None else offsets.to(columns.dtype),
     )
 
 

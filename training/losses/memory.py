@@ -40,9 +40,14 @@ class CrossBatchMemory(nn.Module):
         self._n_added = 0
 
     @property
+    def n_remembered(self) -> int:
+        """Return the number of rows in the memory, without waiting for a device."""
+        return min(self._n_added, len(self.labels))
+
+    @property
     def remembered(self) -> Remembered:
         """Return copies of the rows that were added and not yet overwritten, in no particular order."""
-        filled = min(self._n_added, len(self.labels))
+        filled = self.n_remembered
         return Remembered(self.embeddings[:filled].clone(), self.labels[:filled].clone())
 
     @torch.no_grad()

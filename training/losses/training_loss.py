@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from retrieval.errors import InvalidInput
 from training.config import LossConfig
 from training.losses.adaptive import AdaptiveMargins
+from training.losses.cohort import DensityQueue
 from training.losses.gathering import GatheredBatch, gather, is_distributed
 from training.losses.library import create_base_loss, create_miner
 from training.losses.margin import MarginLoss, threshold_consistent_margin
-from training.losses.memory import CrossBatchMemory
+from training.losses.memory import CrossBatchMemory, Remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,11 @@ class TrainingLoss(nn.Module):
         self.base = nn.ModuleList(create_base_loss(b, n_classes=n_classes, dimension=dimension) for b in config.base)
         self.miners = nn.ModuleList(create_miner(b) or nn.Identity() for b in config.base)
         self.margins = AdaptiveMargins(config.tcm, steps=steps)
-        self.memory = CrossBatchMemory(config.tcm.memory, dimension) if config.tcm.memory else None
+        tcm = config.tcm
+        self.memory = CrossBatchMemory(tcm.memory, dimension) if tcm.memory else None
+        self.cohort: DensityQueue | None = None
+        if tcm.score == "cohort":
+            self.cohort = DensityQueue(tcm.cohort, dimension, k=tcm.cohort_k, chunk=tcm.chunk)
         self._config = config
         self._n_classes = n_classes
 
@@ -54,8 +59,9 @@ class TrainingLoss(nn.Module):
         """Compute the loss of embeddings [n, d] floating, unit rows, and labels [n] int64 below n_classes.
 
         step: from 0; determines warm-up and margins, and the random draws on which several processes must agree. In
-        training mode the batch is added to the memory, and the running quantiles are updated. Raises InvalidInput if
-        labels have another shape or type or, on a CPU, are out of range.
+        training mode the batch is added to the memory and to the cohort, and the running quantiles are updated. TCM on
+        the cohort score is 0 until there are enough rows in the cohort. Raises InvalidInput if labels have another
+        shape or type or, on a CPU, are out of range.
         """
         self._check(embeddings, labels)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -63,10 +69,9 @@ class TrainingLoss(nn.Module):
             batch = gather(rows, labels)
             with _same_draws(step, rows.device):
                 base = self._base(batch)
-            positive_margin, negative_margin = self.margins(batch.embeddings.detach(), batch.labels, step=step)
-            margin = self._margin(batch, positive_margin, negative_margin, step)
-            if self.memory is not None and self.training:
-                self.memory.add(batch.embeddings, batch.labels)
+            margin, positive_margin, negative_margin = self._margin(batch, step)
+            if self.training:
+                self._remember(batch)
         return StepLoss(
             total=base + margin.value,
             base=base.detach(),
@@ -82,10 +87,19 @@ class TrainingLoss(nn.Module):
             total = total + config.weight * loss(batch.embeddings, batch.labels, *mined)
         return total
 
-    def _margin(self, batch: GatheredBatch, positive_margin: Tensor, negative_margin: Tensor, step: int) -> MarginLoss:
+    def _margin(self, batch: GatheredBatch, step: int) -> tuple[MarginLoss, Tensor, Tensor]:
+        """Return TCM and the margins of positives and negatives."""
         config = self._config.tcm
+        if self.cohort is not None and not self.cohort.is_ready:
+            nothing = batch.embeddings.new_zeros(())
+            return MarginLoss(nothing, nothing, nothing), *self.margins.targets
+        rows = batch.embeddings.detach()
+        memory = self.memory.remembered if self.memory is not None else None
+        offsets = self._offsets(rows, batch.labels, memory)
+        batch_offsets = None if offsets is None else offsets[: len(rows)]
+        positive_margin, negative_margin = self.margins(rows, batch.labels, step=step, offsets=batch_offsets)
         warmth = min(step / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
-        return threshold_consistent_margin(
+        margin = threshold_consistent_margin(
             batch.embeddings,
             batch.labels,
             positive_weight=warmth * config.positive_weight,
@@ -94,10 +108,26 @@ class TrainingLoss(nn.Module):
             negative_margin=negative_margin,
             average=config.average,
             balance=config.balance,
-            memory=self.memory.remembered if self.memory is not None else None,
+            memory=memory,
+            offsets=offsets,
             own=batch.own,
             chunk=config.chunk,
         )
+        return margin, positive_margin, negative_margin
+
+    def _offsets(self, rows: Tensor, labels: Tensor, memory: Remembered | None) -> Tensor | None:
+        """Return the offsets of the batch, then of the memory, [n + m], or None if the score is the cosine."""
+        if self.cohort is None:
+            return None
+        offsets = self.cohort.offsets(rows, labels)
+        if memory is None:
+            return offsets
+        return torch.cat([offsets, self.cohort.offsets(memory.embeddings.to(rows.dtype), memory.labels)])
+
+    def _remember(self, batch: GatheredBatch) -> None:
+        for kept in (self.memory, self.cohort):
+            if kept is not None:
+                kept.add(batch.embeddings, batch.labels)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if embeddings.ndim != 2 or labels.dtype != torch.int64 or labels.shape != embeddings.shape[:1]:

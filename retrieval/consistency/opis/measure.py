@@ -198,11 +198,12 @@ def consistency_around(
         raise InvalidInput(f"target_far: expected a number between 0 and {_LOOSEST}, found {target_far}")
     vectors = as_labelled(vectors)
     # The pilot of the grid and the band itself round a count up or down by one.
-    shown = _SHOWN_FALSE_ACCEPTS / max(vectors.n_negatives / max(len(vectors.rounds), 1), 1)
+    n_pairs = vectors.n_negatives // max(len(vectors.rounds), 1)  # of one round, which is measured by itself
+    shown = _SHOWN_FALSE_ACCEPTS / max(n_pairs, 1)
     if shown >= target_far:
         raise NotEnoughEvidence(
             f"OPIS around a FAR of {target_far:g} needs about {_SHOWN_FALSE_ACCEPTS / target_far:.2g} negative pairs, "
-            f"found {vectors.n_negatives}; add images or classes"
+            f"found {n_pairs}; add images or classes"
         )
     low, high = max(target_far / _DECADE, shown), min(target_far * _DECADE, _LOOSEST)
     options = OpisOptions(far_low=low, far_high=high, axis="log_far", confidence=confidence)

@@ -40,7 +40,7 @@ def audit(  # noqa: PLR0913  # the options of a command are its parameters
     """Measure the active threshold on new labelled images. The exit code is 1 if the verdict is "failed"."""
     from retrieval.v1 import audits_pb2
 
-    check_early(manifest, labelled=True, group_by=group_by or [], family=family)
+    check_early(manifest, labels_for="an audit", group_by=group_by or [], family=family)
     request = audits_pb2.StartAuditRequest(
         catalog=catalog, manifest_uri=absolute(manifest), group_by=group_by or [], family=family
     )

@@ -64,6 +64,14 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         ),
     ] = None,
     family: Family = "",
+    catalog_labels: Annotated[
+        bool,
+        typer.Option(
+            "--catalog-labels",
+            help="The items of the catalogues carry labels: count searches in a labelled gallery, and also try scores "
+            "that use the labels. Catalogues without labels then refuse such a score.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new operating point active.")] = False,
     store: Store = None,
@@ -103,6 +111,7 @@ def calibrate(  # noqa: PLR0913  # the options of a command are its parameters
         seed=seed,
         activate=activate,
         family=family,
+        catalog_labels=catalog_labels,
     )
     with progress_bars() as progress:
         found = run_calibration(
@@ -151,7 +160,9 @@ def _print_calibration(found: "Calibration") -> None:
     from retrieval.edge.messages import operating_point_message
 
     point, choice = found.point, found.point.choice
-    columns = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
+    columns: tuple[str, ...] = ("score", "TAR", "FAR", "R@1", "OPIS (log FAR)", "noise floor", "debiased")
+    if point.n_rounds:
+        columns += ("FAR of strangers",)
     title = f"{choice.n_classes} calibration classes, {choice.n_images} images; target: {choice.target.describe()}"
     rows = [_score_row(entry, chosen=entry.score_digest == point.score_digest) for entry in point.compared]
     print_table(title, columns, rows)
@@ -177,12 +188,15 @@ def _print_calibration(found: "Calibration") -> None:
 
 
 def _score_row(entry: "ScoreComparison", *, chosen: bool) -> tuple[str, ...]:
+    state = " (chosen)" if chosen else " (refused)" if entry.refused else ""
+    strangers = () if entry.stranger_far is None else (f"{entry.stranger_far:.2e}",)
     return (
-        entry.kind + (f", k {entry.k}" if entry.k else "") + (" (chosen)" if chosen else ""),
+        entry.kind + (f", k {entry.k}" if entry.k else "") + state,
         f"{entry.tar:.3f}",
         f"{entry.far:.2e}",
         f"{entry.recall_at_1:.3f}",
         f"{entry.opis:.2e}",
         f"{entry.opis_floor:.2e}",
         "unknown" if entry.opis_debiased is None else f"{entry.opis_debiased:.2e}",
+        *strangers,
     )

@@ -39,6 +39,14 @@ def _sentences(point: "OperatingPoint") -> Iterator[str]:
             f"promise for {point.n_classes:,} new classes ({level}): FAR {_span(point.far_promised)}, "
             f"TAR {_span(point.tar_promised, '.3f')}"
         )
+    if point.HasField("stranger_far"):
+        yield (
+            f"strangers, whose class the gallery does not hold: FAR {point.stranger_far:.4g} ({level}: "
+            f"{_span(point.stranger_far_interval)}), promised {_span(point.stranger_far_promised)}"
+        )
+    if point.n_rounds:
+        chose = f"; {point.n_choosing:,} other classes chose the parameters of the score" if point.n_choosing else ""
+        yield f"counted in {point.n_rounds} rounds, in which half of the images of each class search the others{chose}"
     if point.HasField("n_families"):
         column = f" (column {point.family})" if point.family else ""
         yield f"intervals and promise count {point.n_families:,} families of classes{column}"

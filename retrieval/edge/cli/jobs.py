@@ -59,6 +59,7 @@ def show_job(
         f"{found.kind} job {found.id} of {found.catalog}: {name_of(found, 'state')}",
         f"done: {_progress(found)}; created {moment(found.created_at)}{ended} (UTC)",
         _outcome(found),
+        *(f"warning: {sentence}" for sentence in found.warnings),
     ):
         if line:
             out.print(line, markup=False)

@@ -58,6 +58,12 @@ def report_passed_over(sentences: Iterable[str]) -> None:
         err.print(sentence, markup=False)
 
 
+def report_warnings(sentences: Iterable[str]) -> None:
+    """Print what somebody should look at in the result of a job to stderr."""
+    for sentence in sentences:
+        err.print(f"warning: {sentence}", markup=False)
+
+
 def check_early(manifest: str, *, urls: bool = False, **wanted: Any) -> None:
     """Raise what `engine.manifests.check_manifest` finds in a local manifest; with `urls` also in a remote one.
 

@@ -18,6 +18,7 @@ from retrieval.edge.cli.options import (
     check_early,
     connected,
     report_passed_over,
+    report_warnings,
 )
 from retrieval.edge.cli.replies import as_dict, choice_of, followed, print_job, recall_of
 from retrieval.terminal import err, out, print_json, progress_bar
@@ -54,7 +55,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
     """Embed the images of a manifest, build an index and make it live.
 
     At the end, prints the numbers of indexed and of unreadable images, whether the index is complete or its measured
-    recall, and what it chose.
+    recall, and what it chose. If the score uses the labels, a warning names items whose label may be wrong.
     """
     check_early(manifest, urls=embedded, index=index)
     wanted: dict[str, Any] = {
@@ -78,6 +79,7 @@ def reindex(  # noqa: PLR0913  # the options of a command are its parameters
                 job = client.wait(job, followed(progress))
             snapshot = _snapshot_of(client, job)
     report_passed_over(job.passed_over)
+    report_warnings(job.warnings)
     print_json({**as_dict(job), "snapshot": as_dict(snapshot)}) if as_json else _print_snapshot(snapshot)
 
 
@@ -108,6 +110,9 @@ def _print_snapshot(snapshot: "Snapshot") -> None:
     )
     if chosen := choice_of(snapshot):
         out.print(f"{index}: {chosen}", markup=False, highlight=False)
+    if snapshot.HasField("labels"):
+        found = snapshot.labels
+        out.print(f"labels: {found.n_classes:,} classes, {found.n_unlabelled:,} items without a label", highlight=False)
 
 
 def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job, Snapshot]":
@@ -118,12 +123,15 @@ def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job,
     from retrieval.edge.settings import load_settings
     from retrieval.edge.wiring import open_store
     from retrieval.engine.snapshot import SnapshotId
-    from retrieval.flows.reindex import ReindexRequest
+    from retrieval.flows.reindex import ReindexRequest, labels_for, settle_bundle
 
-    settings = load_settings(**overrides)
+    settings, request = load_settings(**overrides), ReindexRequest(**wanted)
+    store = open_store(settings)
+    needed = labels_for(store, settle_bundle(store, request))
+    check_early(request.manifest_uri, urls=True, labels_for=needed)
     with progress_bar(f"reindexing {wanted['catalog']}") as progress:
         show = followed(progress)
-        done = reindex_here(settings, ReindexRequest(**wanted), lambda job: show(job_message(job)))
+        done = reindex_here(settings, request, lambda job: show(job_message(job)))
     job = job_message(done)
-    manifest = open_store(settings).snapshot_manifest(job.catalog, SnapshotId(job.result_id))
+    manifest = store.snapshot_manifest(job.catalog, SnapshotId(job.result_id))
     return job, snapshot_message(manifest, live=True)

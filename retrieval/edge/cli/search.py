@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MAX_LIMIT = 10_000
 _SAME_PICTURE = 0.9999  # cosine of two embeddings of one file; batches differ in the last digits
+_PULLED = "catalogue "  # the kinds of score whose cosine is not that of two images
 _SHOWN_MATCHES = 16  # on a row of the contact sheet, before "+ n more"
 
 
@@ -63,7 +64,9 @@ def search(  # noqa: PLR0913  # the options of a command are its parameters
     exclude_self: Annotated[
         bool,
         typer.Option(
-            "--exclude-self", help="Leave out the match that is the query's own file, if it is in the catalogue."
+            "--exclude-self",
+            help="Leave out the match that is the query's own file, if it is in the catalogue. With a catalogue score "
+            "the file is known by its path only.",
         ),
     ] = False,
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet (PNG) into this file.")] = None,
@@ -215,11 +218,16 @@ def _without_self(reply: "SearchResponse", query: Query, limit: int) -> "SearchR
 
 
 def _own(reply: "SearchResponse", query: Query) -> int | None:
-    """Return the number of the match that is the query's file: its path, or its name and picture in another folder."""
+    """Return the number of the match that is the query's file: its path, or its name and picture in another folder.
+
+    With a catalogue score only its path: an item is compared after a pull, so its cosine proves nothing.
+    """
     path = _path(query.uri)
     for number, match in enumerate(reply.matches):
         if _path(match.uri) == path:
             return number
+    if reply.provenance.score_kind.startswith(_PULLED):
+        return None
     for number, match in enumerate(reply.matches):  # a worker in a container sees the same file under another path
         same_name = match.uri.rsplit("/", 1)[-1] == path.rsplit("/", 1)[-1]
         if same_name and match.similarity >= _SAME_PICTURE:

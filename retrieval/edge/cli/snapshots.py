@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected
+from retrieval.edge.cli.options import Address, Catalog, DryRun, Json, connected, report_warnings
 from retrieval.edge.cli.replies import as_dict, moment, recall_of, report_damaged
+from retrieval.edge.label_warning import label_warning
 from retrieval.terminal import out, print_json, print_table
 
 
@@ -33,6 +34,11 @@ def list_snapshots(catalog: Catalog, address: Address = None, as_json: Json = Fa
         for s in reply.snapshots
     ]  # fmt: skip
     print_table(f"Snapshots of {catalog}", ("id", "", "items", "failed", "index", "recall", "created"), rows)
+    report_warnings(
+        f"snapshot {s.id}: {label_warning(s.labels.n_far, s.labels.far_items)}"
+        for s in reply.snapshots
+        if s.labels.n_far
+    )
 
 
 def roll_back(

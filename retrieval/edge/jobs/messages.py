@@ -29,6 +29,7 @@ def job_message(job: Job) -> jobs_pb2.Job:
         created_at=timestamp(job.created_at),
         finished_at=timestamp(job.finished_at),
         passed_over=job.passed_over,
+        warnings=job.warnings,
         waiting_for=job.waiting_for,
         next_try_at=timestamp(job.next_try_at),
     )

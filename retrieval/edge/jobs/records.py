@@ -61,7 +61,7 @@ class Job:
 
     `request` is plain JSON. `n_total` is 0 until the job is planned. `result_id` names the snapshot or the audit of a
     job that succeeded; `error` is set if the job failed. While a task cannot go on, `waiting_for` is the reason and
-    `next_try_at` the time of its next try. `passed_over`: see `contract/manifest.py`.
+    `next_try_at` the time of its next try. `passed_over`: see `contract/manifest.py`. `warnings`: about the result.
     """
 
     id: JobId
@@ -78,6 +78,7 @@ class Job:
     waiting_for: str = ""
     next_try_at: str = ""
     passed_over: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Jobs:
@@ -182,9 +183,10 @@ class Jobs:
             pipeline.expire(job_key(job_id, "done"), _KEEP_FINISHED_S)  # the job may have ended meanwhile
             pipeline.execute()
 
-    def succeed(self, job_id: JobId, result_id: str) -> None:
-        """Record the result, and free the catalogue for another job."""
-        self._finish(job_id, state=JobState.SUCCEEDED, result_id=result_id, n_done=self.get(job_id).n_total)
+    def succeed(self, job_id: JobId, result_id: str, warnings: Sequence[str] = ()) -> None:
+        """Record the result with warnings about it, and free the catalogue for another job."""
+        n_done = self.get(job_id).n_total
+        self._finish(job_id, state=JobState.SUCCEEDED, result_id=result_id, n_done=n_done, warnings=list(warnings))
 
     def fail(self, job_id: JobId, error: str) -> None:
         """Record why the job failed, and free the catalogue for another job."""
@@ -266,7 +268,8 @@ def _job(record: str, n_done: int, waiting: Sequence[str]) -> Job:
     """Build a job from its record, the number of its shards that are done, and what its tasks wait for."""
     fields = json.loads(record)
     fields["n_done"] = max(n_done, fields["n_done"])
-    fields["passed_over"] = tuple(fields.get("passed_over", ()))
+    for name in ("passed_over", "warnings"):
+        fields[name] = tuple(fields.get(name, ()))
     job = Job(**{**fields, "state": JobState(fields["state"])})
     if not waiting or job.state.is_final:
         return job

@@ -28,8 +28,10 @@ from retrieval.edge.jobs.queue import (
     submit,
 )
 from retrieval.edge.jobs.records import Job, JobId, Jobs, now
+from retrieval.edge.label_warning import label_warning
 from retrieval.edge.settings import Settings
 from retrieval.edge.wiring import OfflineParts, offline_parts
+from retrieval.engine.snapshot import SnapshotManifest
 from retrieval.errors import FailedPrecondition, RetrievalError
 from retrieval.flows import audit, prune, reindex
 from retrieval.report.audit_page import render_report
@@ -99,7 +101,7 @@ class Tasks:
             send_first_step(self.app, job)
             return
         snapshot = reindex.build_and_publish(store, job.id, planned, created_at=now(), device=self.parts.index_device)
-        self.jobs.succeed(job.id, snapshot)
+        self.jobs.succeed(job.id, snapshot, _warnings(store.snapshot_manifest(job.catalog, snapshot)))
         self._clear(job.id)
         log.info("snapshot_published", id=snapshot, catalog=job.catalog, items=planned.n_items)
         self._prune(job.catalog)
@@ -152,6 +154,12 @@ class Tasks:
         if pruned.snapshots or pruned.embeddings or pruned.audits or pruned.left_over:
             n_embeddings = len(pruned.embeddings)
             log.info("store_pruned", catalog=catalog, snapshots=pruned.snapshots, n_embeddings=n_embeddings)
+
+
+def _warnings(manifest: SnapshotManifest) -> list[str]:
+    """Return what somebody should look at in a snapshot that was published."""
+    found = manifest.labels
+    return [label_warning(found.n_far, found.far_items)] if found is not None and found.n_far else []
 
 
 def _audit_request(plain: Mapping[str, Any]) -> audit.AuditRequest:

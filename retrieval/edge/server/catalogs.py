@@ -11,7 +11,7 @@ from retrieval.edge.server.watch import Watch
 from retrieval.engine.snapshot import SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import RetrievalError, Unavailable
-from retrieval.flows.reindex import RollbackTarget, roll_back, rollback_target, settle_bundle
+from retrieval.flows.reindex import RollbackTarget, labels_for, roll_back, rollback_target, settle_bundle
 from retrieval.v1 import catalogs_pb2, catalogs_pb2_grpc, jobs_pb2
 
 
@@ -32,7 +32,8 @@ class CatalogServicer(catalogs_pb2_grpc.CatalogServiceServicer):
         wanted = messages.reindex_request(request)
         wanted.check()
         settled = await self._calls(settle_bundle, self._store, wanted)
-        await self._manifests.check(wanted)
+        labels_needed = await self._calls(labels_for, self._store, settled)
+        await self._manifests.check(wanted, labels_for=labels_needed)
         return job_message(await self._queue.submit("reindex", settled))
 
     async def ListSnapshots(  # noqa: N802

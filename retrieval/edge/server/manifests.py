@@ -28,10 +28,11 @@ class ManifestCheck:
         self._look_s = look_s
         self._n_looks = 0
 
-    async def check(self, request: ReindexRequest | AuditRequest) -> None:
+    async def check(self, request: ReindexRequest | AuditRequest, *, labels_for: str = "") -> None:
         """Raise what `check_manifest` finds, unless the manifest is slow or cannot be read now.
 
-        Raises SourceNotAllowed for a manifest that jobs may not read.
+        labels_for: what a reindex needs labels for; empty if it needs none. Raises SourceNotAllowed for a manifest that
+        jobs may not read.
         """
         uri = request.manifest_uri
         if self._n_looks >= _MOST_LOOKS:
@@ -39,10 +40,15 @@ class ManifestCheck:
             return
         if isinstance(request, AuditRequest):
             look = partial(
-                check_manifest, uri, labelled=True, group_by=request.group_by, family=request.family, roots=self._roots
+                check_manifest,
+                uri,
+                labels_for="an audit",
+                group_by=request.group_by,
+                family=request.family,
+                roots=self._roots,
             )
         else:
-            look = partial(check_manifest, uri, index=request.index_spec, roots=self._roots)
+            look = partial(check_manifest, uri, labels_for=labels_for, index=request.index_spec, roots=self._roots)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._n_looks += 1
         done.add_done_callback(self._end_look)

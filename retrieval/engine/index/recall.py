@@ -1,7 +1,7 @@
 """The recall of an approximate index: measured at the threshold in force, with an interval, when it is built.
 
-The queries are stored vectors, asked as queries. The match of a vector with itself does not count: it costs no search
-to find, so it would make the recall look better. A new image that looks like the stored ones meets the same neighbours.
+The queries are the items, asked as queries. The match of an item with itself does not count: it costs no search to
+find, so it would make the recall look better. A new image that looks like the stored ones meets the same neighbours.
 
 The matches of a query lie in the same part of the index, so they are found or missed together. The interval counts
 queries, not matches.
@@ -9,7 +9,7 @@ queries, not matches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ _PRODUCTS = 1 << 38  # numbers multiplied by the complete search of all queries:
 _AT_ONCE = 128  # queries: the matches of all queries together would not fit in memory
 
 Counts = NDArray[np.float64]
+# The query vectors [k, D] float32 of the items in these rows [k].
+QueriesOf = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +58,15 @@ class Recall:
 COMPLETE = Recall(value=1.0, low=1.0, high=1.0, n_queries=0, n_matches=0)  # of an exact kind: it is not measured
 
 
-def measure_recall(index: Index, vectors: NDArray[np.float32], threshold: float) -> Recall:
+def measure_recall(
+    index: Index, vectors: NDArray[np.float32], threshold: float, queries_of: QueriesOf | None = None
+) -> Recall:
     """Return the recall of an index over `vectors` [n, D] at a threshold.
 
-    Random vectors are asked until the queries with a match are worth `ENOUGH` equal ones, or all vectors were asked, or
-    the complete search costs too much; at least `_FEWEST` are asked. Raises ValidationFailed if the recall is below
-    `LEAST_RECALL`.
+    Random items are asked until the queries with a match are worth `ENOUGH` equal ones, or all items were asked, or the
+    complete search costs too much; at least `_FEWEST` are asked. queries_of: needed if the score compares an item in
+    another place than its image, as a catalogue score does; without it the stored vectors are the queries. Raises
+    ValidationFailed if the recall is below `LEAST_RECALL`.
     """
     if index.spec.is_exact:
         return COMPLETE
@@ -73,9 +78,10 @@ def measure_recall(index: Index, vectors: NDArray[np.float32], threshold: float)
         if start >= _FEWEST and effective_number(wanted) >= ENOUGH:
             break
         part = slice(start, start + _AT_ONCE)
-        queries = as_queries(vectors[order[part]], offset=offset)
+        rows = order[part]
+        queries = as_queries(vectors[rows], offset=offset) if queries_of is None else queries_of(rows)
         found, expected = index.above(queries, threshold), complete.above(queries, threshold)
-        wanted[part], missed[part] = counted(found, expected, order[part])
+        wanted[part], missed[part] = counted(found, expected, rows)
     measured = recall_of(wanted, missed)
     if measured.value < LEAST_RECALL:
         raise ValidationFailed(

@@ -1,11 +1,25 @@
 """Snapshots of catalogues in the store, and the pointer to the live one of each catalogue."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from retrieval.contract.canonical import digest_file, json_bytes
+from retrieval.contract.score import GalleryClasses
+from retrieval.engine.class_table import save_classes
 from retrieval.engine.index.index import Index
 from retrieval.engine.items import ItemTable
-from retrieval.engine.snapshot import INDEX, ITEMS, MANIFEST, Snapshot, SnapshotId, SnapshotManifest, open_snapshot
+from retrieval.engine.snapshot import (
+    CLASSES,
+    INDEX,
+    ITEMS,
+    MANIFEST,
+    Snapshot,
+    SnapshotId,
+    SnapshotManifest,
+    open_snapshot,
+)
 from retrieval.engine.store.calls import is_full
 from retrieval.engine.store.databases import publish_in_database
 from retrieval.engine.store.listed import Listed, listed
@@ -21,15 +35,20 @@ class Snapshots:
 
     objects: Objects
 
-    def put_snapshot(self, manifest: SnapshotManifest, index: Index, items: ItemTable) -> SnapshotManifest:
+    def put_snapshot(
+        self, manifest: SnapshotManifest, index: Index, items: ItemTable, classes: GalleryClasses | None = None
+    ) -> SnapshotManifest:
         """Store a snapshot without publishing it, the manifest last; return the manifest with the checksums.
 
-        Raises OutOfSpace, also if the folder for temporary files is full.
+        classes: only if the score uses the labels. Raises OutOfSpace, also if the folder for temporary files is full.
         """
         prefix = _snapshot_prefix(manifest.catalog, manifest.id)
         files = {}
+        parts: list[tuple[str, Callable[[Path], None]]] = [(INDEX, index.save), (ITEMS, items.save)]
+        if classes is not None:
+            parts.append((CLASSES, partial(save_classes, classes)))
         with workspace() as folder:
-            for kind, save in ((INDEX, index.save), (ITEMS, items.save)):
+            for kind, save in parts:
                 path = folder / kind
                 try:
                     save(path)

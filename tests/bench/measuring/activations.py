@@ -18,8 +18,8 @@ from torch import Tensor
 
 from retrieval.contract.manifest import Item, read_manifest
 from retrieval.contract.preprocessing import Preprocessing
+from tests.bench.measuring.emoji import FILES, PARTS
 from tests.bench.measuring.emoji import FOLDER as EMOJI
-from tests.bench.measuring.emoji import PARTS
 from training.config import load_config
 from training.data import normalise, read_items
 from training.data.augmentation import apply_change, draw_changes
@@ -82,7 +82,7 @@ def pool() -> tuple[list[Item], set[str]]:
     if not data.exists():
         command = [str(Path(sys.executable).with_name("training")), "emoji", str(data), "--seed", "0"]
         subprocess.run(command, check=True)
-    parts = {part: read_manifest(f"{data}/{part}.csv") for part in PARTS}
+    parts = {part: read_manifest(f"{data}/{FILES[part]}.csv") for part in PARTS}
     return [item for part in PARTS for item in parts[part]], {item.label for p in HELD_BACK for item in parts[p]}
 
 

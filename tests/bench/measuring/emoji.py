@@ -31,7 +31,7 @@ from training.model import create_embedder
 
 MODELS = ("frozen", "base", "base+tcm")
 PARTS = ("train", "cohort", "calibration", "audit")
-_FILES = {"cohort": "validation"}  # of the parts that the manifest calls otherwise
+FILES = {part: part for part in PARTS} | {"cohort": "validation"}  # the manifest of each part
 FOLDER = Path(".bench/emoji")
 
 
@@ -87,7 +87,7 @@ def _make(model: str, seed: int, folder: Path, kept: Path) -> None:
     arrays: dict[str, NDArray[np.generic]] = {}
     for part in PARTS:
         batches = read_items(
-            read_manifest(f"{data}/{_FILES.get(part, part)}.csv"),
+            read_manifest(f"{data}/{FILES[part]}.csv"),
             preprocessing,
             max_unreadable=0,
             progress=lambda done, total: None,

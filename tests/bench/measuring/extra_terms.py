@@ -11,7 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["none", "tcm", "all-pairs", "class-mean", "adaptive", "scheduled", "relative", "spread"]
+from training.config import LossConfig, MarginConfig
+from training.losses import TrainingLoss
+
+Kind = Literal["none", "tcm", "all-pairs", "class-mean", "adaptive", "scheduled", "relative", "spread", "cohort"]
 _MOMENTUM = 0.9  # of running quantiles: a batch holds about ten negatives above the quantile 0.999
 _SPREAD_FARS = (0.01, 0.02, 0.05, 0.1)
 _SPREAD_WIDTH = 0.05
@@ -28,11 +31,12 @@ class Extra:
     adaptive    tcm whose margins follow quantiles of positive and negative similarities
     scheduled   tcm whose margins move from those quantiles, as the head's training leaves them, to the fixed ones
     relative    tcm of similarities less the crowdedness of both ends: the mean of each one's `crowd` nearest negatives
+    cohort      tcm on the cohort score, as the product trains it: score = "cohort", margins = "quantiles"
     spread      variance over classes of a smoothed utility at thresholds of equal FAR: OPIS itself
 
     weights, margins: of positive and negative pairs, margins as similarities. quantiles: of the positive and of the
-    negative similarities, for adaptive and scheduled. start, ramp: shares of the steps before the term begins and in
-    which its weight then rises.
+    negative similarities, for adaptive, scheduled and cohort. start, ramp: shares of the steps before the term begins
+    and in which its weight then rises.
     """
 
     kind: Kind = "none"
@@ -55,6 +59,7 @@ class ExtraTerm:
         self.active = (0.0, 0.0)
         self._running: tuple[float, float] | None = None
         self._first: tuple[float, float] | None = None
+        self._product: TrainingLoss | None = None
 
     def __call__(self, embeddings: Tensor, labels: Tensor, *, done: float) -> Tensor:
         """The weighted term of a batch [n, d] with labels [n]; done: share of the training that has passed."""
@@ -62,6 +67,8 @@ class ExtraTerm:
         if extra.kind == "none" or done < extra.start:
             return embeddings.new_zeros(())
         ramp = min(1.0, (done - extra.start) / extra.ramp) if extra.ramp else 1.0
+        if extra.kind == "cohort":
+            return ramp * self._on_cohort_score(embeddings, labels)
         similarities = embeddings @ embeddings.T
         off_diagonal = ~torch.eye(len(labels), dtype=torch.bool)
         same = labels[:, None] == labels[None, :]
@@ -81,6 +88,27 @@ class ExtraTerm:
         return ramp * (
             extra.positive_weight * self._mean(short, positives) + extra.negative_weight * self._mean(over, negatives)
         )
+
+    def _on_cohort_score(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        extra = self.extra
+        if self._product is None:
+            tcm = MarginConfig(
+                score="cohort",
+                margins="quantiles",
+                momentum=_MOMENTUM,
+                positive_weight=extra.positive_weight,
+                negative_weight=extra.negative_weight,
+                positive_quantile=extra.positive_quantile,
+                negative_quantile=extra.negative_quantile,
+            )
+            # Without a base loss the number of classes has no effect but to bound the labels.
+            self._product = TrainingLoss(
+                LossConfig(base=(), tcm=tcm), n_classes=2**31, dimension=embeddings.shape[1], steps=1
+            )
+        found = self._product(embeddings, labels, step=0).margin
+        self.active = (found.active_positives.item(), found.active_negatives.item())
+        value: Tensor = found.value
+        return value
 
     def _mean(self, excess: Tensor, pairs: Tensor) -> Tensor:
         if self.extra.kind == "all-pairs":

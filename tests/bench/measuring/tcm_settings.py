@@ -93,6 +93,23 @@ _OTHERS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 )
 
 
+_QUANTILES = replace(_quantiles(10, 0.5, 0.99), ramp=0.1)
+# The base loss as the search chose it, and TCM with one setting each: that of the search, then two whose margins are
+# quantiles, which differ in the score alone. Their ramp is warmup_steps = 12 of the shipped experiment.
+_COMPARED: dict[str, Extra] = {
+    "base": Extra(),
+    "tcm": _TCM,
+    "adaptive": _QUANTILES,
+    "tcm on cohort": replace(_QUANTILES, kind="cohort"),
+}
+
+
+def comparison(regime: str) -> dict[tuple[str, str], Setting]:
+    """Base, arm and setting of the comparison of TCM on the cosine with TCM on the cohort score."""
+    tuned = replace(BASES["softmax"], loss_learning_rate=0.1)
+    return {("softmax", arm): _in(regime, replace(tuned, extra=extra)) for arm, extra in _COMPARED.items()}
+
+
 def plan(regime: str) -> list[tuple[str, str, Setting]]:
     """Base, arm and setting of everything to try."""
     settings = []
@@ -100,6 +117,8 @@ def plan(regime: str) -> list[tuple[str, str, Setting]]:
         settings += [(base, "base", replace(default, **changes)) for changes in TUNED_BASES[base]]
         settings += [(base, arm, replace(default, extra=extra)) for arm, terms in TERMS.items() for extra in terms]
     settings += [(base, arm, replace(BASES[base], **changes)) for base, arm, changes in _OTHERS]
-    if regime == "tail":
-        settings = [(b, a, replace(s, regime="tail", steps=120)) for b, a, s in settings]
-    return settings
+    return [(base, arm, _in(regime, setting)) for base, arm, setting in settings]
+
+
+def _in(regime: str, setting: Setting) -> Setting:
+    return replace(setting, regime="tail", steps=120) if regime == "tail" else setting

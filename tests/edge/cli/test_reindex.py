@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.score import Score
 from retrieval.edge.cli.audit import _show
-from retrieval.edge.cli.reindex import _print_snapshot
+from retrieval.edge.cli.reindex import _print_snapshot, _reindex_here
+from retrieval.edge.label_warning import label_warning
+from retrieval.engine.store import Store
+from retrieval.errors import InvalidManifest
 from retrieval.v1.audits_pb2 import VERDICT_PASSED, Audit
 from retrieval.v1.catalogs_pb2 import Snapshot
+from tests.stores import activate, with_labels
 
 EXACT = {
     "complete": True, "bytes_at_level_1": 16, "lists": 0, "slack": 0.02, "bytes_per_vector": 660.2,
@@ -68,6 +75,40 @@ def test_an_approximate_index_states_its_recall_and_what_it_misses(
 def test_a_snapshot_of_an_earlier_version_states_its_recall_only(capsys: pytest.CaptureFixture[str]) -> None:
     lines, _ = printed(capsys, index_spec="Flat")
     assert lines == ["reindex of shoes done: 1,234 items, 0 failed, index Flat (recall 1.000), snapshot ab12"]
+
+
+def test_a_score_that_uses_the_labels_states_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"n_classes": 1200, "n_unlabelled": 34}
+    lines, errors = printed(capsys, index_spec="Flat", labels=labels)
+    assert lines[-1] == "labels: 1,200 classes, 34 items without a label"
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("n_far", "named", "sentence"),
+    [
+        (0, 0, ""),
+        (1, 1, "1 item is far from the others with the same label, so the label may be wrong: id 0"),
+        (5, 5, "5 items are far from .*: id 0, id 1, id 2, id 3, id 4"),
+        (1234, 100, r"1,234 items are far from .*: id 0, id 1, id 2, id 3, id 4, \.\.\."),
+    ],
+)
+def test_the_first_items_whose_label_may_be_wrong_are_named(n_far: int, named: int, sentence: str) -> None:
+    found = label_warning(n_far, [f"id {number}" for number in range(named)])
+    assert re.fullmatch(sentence, found)
+
+
+def test_labels_are_missed_before_anything_starts(
+    calibrated: Store, cosine_point: OperatingPoint, tmp_path: Path
+) -> None:
+    """Neither a queue nor a worker: the state folder is not even made."""
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    table = tmp_path / "items.csv"
+    table.write_text("id,uri\n1,1.png\n")
+    wanted = {"catalog": "shop", "manifest_uri": str(table)}
+    with pytest.raises(InvalidManifest, match="labels are needed for the catalogue cosine score of the active"):
+        _reindex_here(wanted, state_dir=tmp_path / "state", store_url=calibrated.url)
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_audit_names_the_copy_of_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

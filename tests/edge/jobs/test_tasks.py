@@ -7,13 +7,17 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import redis
 from structlog.testing import capture_logs
 
+from retrieval.contract.class_terms import PulledItems, pull_items
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.contract.score import Score
+from retrieval.edge.jobs.messages import job_message
 from retrieval.edge.jobs.queue import AUDIT, BUILD, EMBED, PLAN, make_app, submit
 from retrieval.edge.jobs.records import Job, JobState
 from retrieval.edge.jobs.tasks import Tasks
@@ -23,7 +27,7 @@ from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from tests.edge.jobs.conftest import CATALOG, N_CLASSES, N_IMAGES, Message, deliver, waiting, work_off
 from tests.pictures import class_picture, encoded, write_class_folders
-from tests.stores import activate
+from tests.stores import activate, with_labels, without_labels
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,43 @@ def test_a_reindex_goes_from_message_to_live_snapshot(
     assert calibrated.snapshot_manifest(CATALOG, calibrated.current(CATALOG)).n_items == N_CLASSES * N_IMAGES
     assert staged(calibrated, job) == []
     assert tasks.jobs.running() == []
+
+
+def test_a_job_warns_of_labels_that_may_be_wrong(
+    tasks: Tasks,
+    reindexing: Job,
+    client: redis.Redis,
+    calibrated: Store,
+    cosine_point: OperatingPoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job succeeds, and names the first items that are far from the others of their class."""
+
+    def with_far(*arguments: Any, **named: Any) -> PulledItems:
+        pulled = pull_items(*arguments, **named)
+        return dataclasses.replace(pulled, far=np.arange(len(pulled.far)) == 2)
+
+    monkeypatch.setattr("retrieval.contract.score.pull_items", with_far)
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    work_off(tasks, client)
+    job = tasks.jobs.get(reindexing.id)
+    assert job.state == JobState.SUCCEEDED
+    assert job.warnings == (
+        "1 item is far from the others with the same label, so the label may be wrong: class_000/2.png",
+    )
+    assert job_message(job).warnings == list(job.warnings)
+
+
+def test_a_job_without_labels_for_its_score_fails_before_it_embeds(
+    tasks: Tasks, client: redis.Redis, calibrated: Store, cosine_point: OperatingPoint, images: Path
+) -> None:
+    activate(calibrated, *with_labels(cosine_point, Score()))
+    request = ReindexRequest(catalog=CATALOG, manifest_uri=str(without_labels(images)))
+    submitted = submit(tasks.app, tasks.jobs, "reindex", request)
+    assert work_off(tasks, client) == [PLAN]
+    job = tasks.jobs.get(submitted.id)
+    assert job.state == JobState.FAILED
+    assert "expected items with labels, found none" in job.error
 
 
 def test_old_snapshots_are_pruned_after_each_publish(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.contract.operating_point import OperatingPoint
+from retrieval.contract.score import Score
 from retrieval.edge.server.manifests import ManifestCheck
 from retrieval.edge.settings import load_settings
 from retrieval.errors import InvalidInput, NotFound, SourceNotAllowed, Unavailable
@@ -17,6 +19,7 @@ from retrieval.flows.audit import AuditRequest
 from retrieval.flows.reindex import ReindexRequest
 from retrieval.v1 import audits_pb2, catalogs_pb2
 from tests.edge.conftest import CATALOG, Running
+from tests.stores import activate, with_labels
 
 
 @pytest.fixture
@@ -58,6 +61,26 @@ def test_a_reindex_that_can_only_fail_is_refused_at_once(running: Running) -> No
         start(bundle_digest="0123abcd")
     with pytest.raises(Unavailable, match="retrieval worker"):  # all is well with it, and it comes to the queue
         start()
+
+
+def test_a_reindex_without_labels_for_its_score_is_refused_at_once(
+    running: Running, cosine_point: OperatingPoint
+) -> None:
+    """A table without labels serves every score but one that uses them."""
+    client, table = running.client, running.folder / "no labels.csv"
+    table.write_text("id,uri\n1,1.png\n")
+    request = catalogs_pb2.StartReindexRequest(catalog=CATALOG, manifest_uri=str(table))
+    with pytest.raises(Unavailable, match="retrieval worker"):
+        client.call(client.catalogs.StartReindex, request)
+    point, score = with_labels(cosine_point, Score())
+    activate(running.store, point, score)
+    try:
+        expected = "missing label, found id, uri: labels are needed for the catalogue cosine score of the active"
+        with pytest.raises(InvalidInput, match=expected):
+            client.call(client.catalogs.StartReindex, request)
+    finally:
+        running.store.activate(cosine_point.bundle_digest, cosine_point.id)
+        running.store.objects.delete(f"bundles/{point.bundle_digest}/operating_points/{point.id}.json")
 
 
 def test_a_slow_source_is_left_to_the_job(silent: str) -> None:

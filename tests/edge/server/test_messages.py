@@ -18,7 +18,7 @@ from retrieval.contract.operating_point import OperatingPoint
 from retrieval.edge.messages import operating_point_message, snapshot_message
 from retrieval.edge.server import messages
 from retrieval.engine.matches import Match, SearchResult
-from retrieval.engine.snapshot import SnapshotManifest
+from retrieval.engine.snapshot import LabelSummary, SnapshotManifest
 from retrieval.engine.store import Store
 from retrieval.errors import InvalidInput
 from retrieval.flows.audit import AuditRequest
@@ -154,12 +154,20 @@ def test_a_snapshot_keeps_every_value_that_clients_see(live: bool) -> None:
     """All but its files."""
     message = snapshot_message(MANIFEST, live=live)
     for field in message.DESCRIPTOR.fields:
-        if field.name not in ("created_at", "live", "failures", "problem", "passed_over", "index_details"):
+        if field.name not in ("created_at", "live", "failures", "problem", "passed_over", "index_details", "labels"):
             assert getattr(message, field.name) == getattr(MANIFEST, field.name), field.name
     assert dict(message.failures) == MANIFEST.failures
     assert json.loads(message.index_details) == MANIFEST.index_details
     assert message.created_at.ToDatetime(UTC) == time_of(MANIFEST.created_at)
     assert message.live == live
+    assert not message.HasField("labels")
+
+
+def test_a_snapshot_states_which_labels_look_wrong() -> None:
+    labels = LabelSummary(n_classes=3, n_unlabelled=2, n_far=101, far_items=("a", "b"))
+    message = snapshot_message(replace(MANIFEST, labels=labels), live=True).labels
+    assert (message.n_classes, message.n_unlabelled, message.n_far) == (3, 2, 101)
+    assert message.far_items == ["a", "b"]
 
 
 @pytest.mark.parametrize("active", [True, False])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from retrieval.contract.canonical import json_bytes
 from retrieval.contract.manifest import Item
+from retrieval.engine.class_table import load_classes
 from retrieval.engine.snapshot import Snapshot, SnapshotId
 from retrieval.engine.store import Store
 from retrieval.errors import (
@@ -18,7 +20,14 @@ from retrieval.errors import (
     UnknownCatalog,
     UnknownSnapshot,
 )
-from tests.engine.store.artefacts import VECTORS, manifest, put_snapshot, the_only
+from tests.engine.store.artefacts import (
+    OFFSETS,
+    VECTORS,
+    manifest,
+    put_labelled_snapshot,
+    put_snapshot,
+    the_only,
+)
 
 
 def test_a_damaged_cached_copy_is_fetched_again(tmp_path: Path) -> None:
@@ -60,6 +69,38 @@ def test_snapshot_round_trip(store: Store) -> None:
     np.testing.assert_array_equal(snapshot.items.densities, np.arange(4) / 8)
 
 
+def test_a_snapshot_whose_score_uses_labels(store: Store) -> None:
+    """It keeps the offsets of its items, its classes, and which labels look wrong."""
+    complete = put_labelled_snapshot(store)
+    assert len(complete.files) == 3
+    snapshot = store.open_snapshot("shop", complete.id)
+    assert snapshot.manifest == complete
+    assert snapshot.manifest.labels is not None
+    assert snapshot.manifest.labels.far_items == ("2",)
+    assert snapshot.items.offsets is not None
+    np.testing.assert_array_equal(snapshot.items.offsets, OFFSETS)
+    classes = load_classes(the_only(store, "catalogs/shop/snapshots/s2/*classes.parquet"))
+    assert (classes.names, classes.sizes.tolist()) == (("cup",), [4])
+    np.testing.assert_array_equal(classes.means, VECTORS.mean(axis=0, keepdims=True))
+
+
+def test_earlier_versions_read_snapshots_without_labels_only(store: Store) -> None:
+    """They refuse fields that they do not know, so that they never serve vectors that they misunderstand."""
+    plain, labelled = put_snapshot(store), put_labelled_snapshot(store)
+    assert "labels" not in plain.to_json()
+    assert labelled.to_json()["labels"] == {"n_classes": 1, "n_unlabelled": 0, "n_far": 1, "far_items": ("2",)}
+    assert plain.labels is None
+
+
+def test_a_snapshot_without_its_classes_is_refused(store: Store) -> None:
+    complete = put_labelled_snapshot(store)
+    files = {name: checksum for name, checksum in complete.files.items() if not name.endswith("classes.parquet")}
+    damaged = json_bytes(replace(complete, files=files).to_json())
+    store.objects.put("catalogs/shop/snapshots/s2/manifest.json", damaged)
+    with pytest.raises(CorruptArtifact, match=r"its manifest names no classes\.parquet"):
+        store.open_snapshot("shop", complete.id)
+
+
 def assert_found(snapshot: Snapshot, query: NDArray[np.float32], expected: list[str]) -> None:
     (hits,) = snapshot.index.above(query[None], 0.5)
     found = snapshot.items.take(hits.positions)
@@ -78,17 +119,17 @@ def test_unknown_snapshots(store: Store) -> None:
     assert store.current("shop") == "s1"
 
 
-@pytest.mark.parametrize("kind", ["index.bin", "items.parquet"])
+@pytest.mark.parametrize("kind", ["index.bin", "items.parquet", "classes.parquet"])
 @pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
 def test_a_damaged_snapshot_is_refused(kind: str, damage: str, store: Store) -> None:
-    complete = put_snapshot(store)
-    path = the_only(store, f"catalogs/shop/snapshots/s1/*{kind}")
+    complete = put_labelled_snapshot(store)
+    path = the_only(store, f"catalogs/shop/snapshots/s2/*{kind}")
     content = path.read_bytes()
     if damage == "remove":
         path.unlink()
     else:
         path.write_bytes(content[:-1] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CorruptArtifact, match=rf"snapshot s1: .*{kind}"):
+    with pytest.raises(CorruptArtifact, match=rf"snapshot s2: .*{kind}"):
         store.open_snapshot("shop", complete.id)
 
 

@@ -43,6 +43,12 @@ def test_every_packaged_configuration_loads_and_survives_json(name: str) -> None
         ("[[loss.base]]\nweight = 0\n[loss.tcm]\npositive_weight = 0\nnegative_weight = 0", "nothing to minimise"),
         ("[loss.tcm]\npositive_margin = 0.4", "positive_margin must be above .*negative_margin, found 0.4 and 0.5"),
         ("[loss.tcm]\nmargins = 'schedule'\nnegative_margin = 0.9", "found 0.9 and 0.9"),
+        ("[loss.tcm]\nscore = 'cohort'", 'score = "cohort" needs loss.tcm.margins = "quantiles", found "fixed"'),
+        ("[loss.tcm]\nscore = 'cohort'\nmargins = 'schedule'", 'found "schedule": positive_margin and'),
+        (
+            "[loss.tcm]\nscore = 'cohort'\nmargins = 'quantiles'\ncohort = 39",
+            r"loss\.tcm\.cohort: expected at least 4 times loss\.tcm\.cohort_k, which is 10, found 39",
+        ),
         ("[[loss.base]]\nnmae = 'SupConLoss'", r"unknown key loss\.base\.0\.nmae; did you mean name"),
         ("model = 3", "model"),
         ("seed = ", "is not TOML"),
@@ -60,6 +66,8 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, expected: str) -> None:
     [
         "[loss.tcm]\npositive_margin = 0.4\nmargins = 'quantiles'",  # used only where a batch has no such pair
         "[loss.tcm]\npositive_margin = 0.4\nnegative_weight = 0",
+        "[loss.tcm]\nscore = 'cohort'\nmargins = 'quantiles'\ncohort = 40",
+        "[loss.tcm]\ncohort = 1",  # used only by the cohort score
         "[loss]\nbase = []",
         "[loss.tcm]\npositive_weight = 0\nnegative_weight = 0",
         "[model]\nlora.rank = 2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def test_an_arm_like_one_that_uses_the_runs_of_another(described: dict[str, Any]
     ]
     *_, longer = parsed(described).arms
     assert (longer.training.loss.tcm.positive_weight, longer.training.loss.tcm.warmup_steps) == (2, 9)
+
+
+def test_the_shipped_experiment_trains_tcm_on_the_cohort_score() -> None:
+    """With the settings of the arm with adaptive margins, judged by the cosine and by its own score."""
+    arms = {arm.name: arm for arm in load_experiment("emoji_tcm", root=Path()).arms}
+    adaptive, trained, judged = (
+        arms[f"softmax+{name}"] for name in ("adaptive tcm", "tcm on cohort", "tcm on cohort+cohort")
+    )
+    expected = replace(adaptive.training.loss.tcm, score="cohort")
+    assert trained.training == replace(adaptive.training, loss=replace(adaptive.training.loss, tcm=expected))
+    assert (judged.trained_by, judged.trains, judged.score) == (trained.name, False, arms["softmax+cohort"].score)
 
 
 def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def everything_config() -> TrainingConfig:
         "evaluate_every": 2,
         "checkpoint_every": 2,
     }
-    tcm = {"margins": "quantiles", "memory": 12, "warmup_steps": 3}
+    tcm = {"margins": "quantiles", "memory": 12, "warmup_steps": 3, "score": "cohort", "cohort": 40, "cohort_k": 3}
     return parse_config({**SMALL, "loop": loop, "loss": {"tcm": tcm}}, source="test")
 
 

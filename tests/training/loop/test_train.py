@@ -205,6 +205,21 @@ def test_a_warm_up_that_never_ends_is_pointed_out(
     assert messages[1].startswith("schedule.warmup_steps: 5 of 4 steps: the learning rates never reach")
 
 
+@pytest.mark.parametrize(("cohort", "is_pointed_out"), [(128, False), (129, True)])
+def test_a_cohort_that_the_steps_never_fill_is_pointed_out(
+    tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, cohort: int, is_pointed_out: bool
+) -> None:
+    """Four steps of eight images."""
+    messages: list[str] = []
+    tcm = replace(small_config.loss.tcm, score="cohort", margins="quantiles", cohort=cohort)
+    schedule = replace(small_config.schedule, head_steps=0)
+    config = replace(small_config, schedule=schedule, loss=replace(small_config.loss, tcm=tcm))
+    with pytest.raises(Killed, match="killed at step"):
+        train_small(config, tmp_path / "run", observers=replace(kill_at(1), message=messages.append))
+    expected = "loss.tcm.cohort: 129 embeddings, but all steps together give 32, less than a quarter: TCM stays off"
+    assert any(message.startswith(expected) for message in messages) is is_pointed_out
+
+
 def test_images_that_cannot_be_read_are_reported_once_and_counted(
     tmp_path: Path, small_config: TrainingConfig, train_small: TrainSmall, training_items: list[Item]
 ) -> None:

@@ -23,6 +23,9 @@ CASES: dict[str, LossConfig] = {
     "classes": LossConfig(base=(), tcm=MarginConfig(negative_margin=0.2, balance="classes", memory=20)),
     "all": LossConfig(base=(), tcm=MarginConfig(negative_margin=0.2, average="all", memory=20)),
     "base": LossConfig(base=(_TRIPLETS, _PROXIES), tcm=MarginConfig(margins="quantiles", warmup_steps=4)),
+    "cohort": LossConfig(
+        base=(), tcm=MarginConfig(score="cohort", margins="quantiles", cohort=40, cohort_k=3, memory=20, chunk=5)
+    ),
     "recall": LossConfig(base=(BaseLossConfig(name="RecallAtKSurrogateLoss"),), tcm=MarginConfig(margins="schedule")),
 }
 RANDOM = LossConfig(base=(BaseLossConfig(name="MarginLoss", options={"triplets_per_anchor": 2}),))

@@ -72,10 +72,13 @@ def test_earlier_batches_are_paired_with_the_present_one() -> None:
     assert len(loss.memory.remembered.labels) == 30
 
 
-@pytest.mark.parametrize("margins", ["quantiles", "schedule"])
-def test_a_resumed_run_goes_on_exactly(margins: str) -> None:
-    """State dictionaries hold the memory, the running quantiles and the proxies."""
-    settings: dict[str, Any] = {"margins": margins, "memory": 30, "warmup_steps": 3}
+@pytest.mark.parametrize(
+    ("margins", "score"), [("quantiles", "cosine"), ("quantiles", "cohort"), ("schedule", "cosine")]
+)
+def test_a_resumed_run_goes_on_exactly(margins: str, score: str) -> None:
+    """State dictionaries hold the memory, the cohort, the running quantiles and the proxies."""
+    settings: dict[str, Any] = {"margins": margins, "score": score, "memory": 30, "warmup_steps": 3}
+    settings |= {"cohort": 150, "cohort_k": 3}
     loss = training_loss(PROXY, PAIRS, **settings)
     _descend(loss, range(4))
     resumed = training_loss(PROXY, PAIRS, **settings)
