@@ -26,6 +26,7 @@ from retrieval.consistency.thresholds.rate_variances import (
     predicted_interval,
     predicted_tar_interval,
     rate_variances,
+    rates_holding,
     tar_interval,
 )
 from retrieval.consistency.thresholds.reaching import Wanted, find_threshold, reach
@@ -239,17 +240,17 @@ def _at_fars(vectors: LabelledVectors, fars: Sequence[float]) -> list[float]:
 def _threshold_interval(
     vectors: LabelledVectors, target: Target, threshold: float, variances: RateVariances, confidence: float
 ) -> Interval:
-    """Return where the sample reaches the target's level moved up and down by its standard error."""
+    """Return where the interval of the rate that the sample has there would hold the target's level."""
     if target.choice == "best":
         return near_optimum(vectors, target, threshold, confidence=confidence)
     if target.far is not None:
         variance = variances.class_variance + variances.pair_variance
-        spread = log_interval(target.far, variance, variances.far_units, confidence)
-        low, high = _at_fars(vectors, [spread.high, spread.low])
+        kept = rates_holding(target.far, variance, variances.far_units, confidence)
+        low, high = _at_fars(vectors, [kept.high, kept.low])
         return Interval(low, high)
     if target.kind == "class-far":
-        half_width = student_quantile(variances.mean_far_units, confidence) * math.sqrt(variances.mean_far)
-        levels = [target.level * math.exp(half_width), target.level * math.exp(-half_width)]
+        kept = rates_holding(target.value, variances.mean_far, variances.mean_far_units, confidence)
+        levels = [-kept.high * (1 + 1e-12), -kept.low * (1 + 1e-12)]  # rounding, as in `Target.level`
     elif target.kind == "frr":
         known = tar_interval(target.value, variances.tar.trials, variances.tar.units, confidence)
         levels = [-known.low, -known.high]

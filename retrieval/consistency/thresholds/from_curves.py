@@ -22,6 +22,7 @@ from retrieval.consistency.thresholds.rate_variances import (
     RateVariances,
     at_least_even,
     log_interval,
+    rates_holding,
     tar_evidence,
     tar_interval,
 )
@@ -179,10 +180,10 @@ def _variances(curves: OperatingCurves, sampling: float) -> RateVariances:
 def _levels(target: Target, variances: RateVariances, confidence: float) -> tuple[float, float]:
     """Return the levels of the target that are a standard error's quantile away from it, as `choose_threshold` does."""
     if target.far is not None:
-        spread = log_interval(target.far, variances.class_variance, variances.far_units, confidence)
+        spread = rates_holding(target.far, variances.class_variance, variances.far_units, confidence)
         return -spread.high, -spread.low
     if target.kind == "class-far":
-        spread = log_interval(target.value, variances.mean_far, variances.mean_far_units, confidence)
+        spread = rates_holding(target.value, variances.mean_far, variances.mean_far_units, confidence)
         return -spread.high, -spread.low
     if target.kind == "frr":
         spread = tar_interval(target.value, variances.tar.trials, variances.tar.units, confidence)

@@ -271,6 +271,17 @@ def log_interval(rate: float, variance: float, n_units: float, confidence: float
     return Interval(rate * math.exp(-half_width), min(rate * math.exp(min(_UPPER * half_width, 700.0)), 1.0))
 
 
+def rates_holding(rate: float, variance: float, n_units: float, confidence: float) -> Interval:
+    """Return the measured rates whose `log_interval` holds this true rate; at most 1.
+
+    >>> print(rates_holding(0.01, 0.01, 1000, 0.95))
+    0.008059 to 0.01217
+    """
+    half_width = student_quantile(n_units, confidence) * math.sqrt(variance)
+    high = min(rate * math.exp(min(half_width, 700.0)), 1.0)
+    return Interval(rate * math.exp(-_UPPER * half_width), high)
+
+
 def predicted_interval(rate: float, variances: tuple[float, float], n_units: float, confidence: float) -> Interval:
     """Return where the same rate of a new draw may lie: variances of its logarithm in the old and in the new draw.
 

@@ -31,7 +31,7 @@ from retrieval.consistency import (
 from retrieval.consistency.curves import Rates, count_accepted
 from retrieval.contract.class_terms import ClassTerms
 from retrieval.contract.score import Score
-from retrieval.engine.labelled_embeddings import LabelledEmbeddings
+from retrieval.engine.labelled_embeddings import N_ROUNDS, LabelledEmbeddings
 from retrieval.errors import NotEnoughEvidence
 from tests.bench.measuring.coverage import Coverage, one_thread
 from tests.bench.measuring.settings import Setting, draw
@@ -68,7 +68,7 @@ class SearchSetting:
             wrong = np.flatnonzero(rng.random(len(rows)) < self.wrong)
             one_each = replace(self.setting, sizes=(1, 1), law="log-uniform", large=0)
             rows[wrong] = draw(rng, one_each, len(wrong))[0]
-        return LabelledEmbeddings(rows, labels, "drawn", families if self.named else None)
+        return LabelledEmbeddings(rows, labels, "drawn", families if self.named else None, n_rounds=N_ROUNDS)
 
 
 SEARCHES = (
@@ -156,7 +156,7 @@ class Truth:
 def truth(searches: SearchSetting) -> Truth:
     """Return the rates of a large draw; one round is enough, because its classes are many."""
     drawn = searches.draw(np.random.default_rng(10**6), _N_POPULATION)
-    curves = operating_curves(drawn.in_rounds(SCORE, n_rounds=1), thresholds=_GRID)
+    curves = operating_curves(replace(drawn, n_rounds=1).scored(SCORE), thresholds=_GRID)
     # A part of the classes, for the gallery holds all images.
     names = sorted(set(drawn.labels))[: _N_POPULATION // 2]
     part = drawn.subset(np.flatnonzero(np.isin(drawn.labels, names)))
@@ -171,7 +171,7 @@ def promises(searches: SearchSetting, n_draws: int, seed: int | tuple[int, int] 
     true = truth(searches) if setting.alone else None
     for _ in range(n_draws):
         drawn, new = searches.draw(rng), searches.draw(rng)
-        vectors = drawn.in_rounds(SCORE)
+        vectors = drawn.scored(SCORE)
         certificates(found, vectors, new, searches.named)
         try:
             choice = choose_threshold(vectors, target=Target("far", setting.far))
@@ -187,7 +187,7 @@ def promises(searches: SearchSetting, n_draws: int, seed: int | tuple[int, int] 
 
 def predictions(found: Found, choice: ThresholdChoice, drawn: LabelledEmbeddings, new: LabelledEmbeddings) -> None:
     """Count whether the rates of other classes are as predicted."""
-    met = operating_curves(new.in_rounds(SCORE), thresholds=[choice.threshold])
+    met = operating_curves(new.scored(SCORE), thresholds=[choice.threshold])
     n_new, n_with = len(met.classes), int(np.count_nonzero(met.with_positives))
     found.cover("predicted FAR", choice.predicted_far(n_new), float(met.pooled_far[0]))
     found.cover("predicted TAR", choice.predicted_tar(n_with), float(met.pooled_tar[0]))
@@ -223,7 +223,7 @@ def beside_one_set(found: Found, choice: ThresholdChoice, drawn: LabelledEmbeddi
 
 def certificates(found: Found, vectors: LabelledVectors, new: LabelledEmbeddings, named: bool) -> None:
     """Record what new classes, in rounds with the calibration classes, keep of the certificates."""
-    joined = new.in_rounds(SCORE)
+    joined = new.scored(SCORE)
     for kind in ("certificate", "mean certificate"):
         try:
             threshold = (

@@ -9,6 +9,7 @@ from retrieval.consistency.thresholds.rate_variances import (
     predicted_interval,
     predicted_tar_interval,
     rate_variances,
+    rates_holding,
     tar_evidence,
     tar_interval,
 )
@@ -107,6 +108,15 @@ def test_intervals_hold_their_rate_and_stay_between_0_and_1() -> None:
     assert tar_interval(0.0, 30, 50, 0.95).low == 0 < tar_interval(0.0, 30, 50, 0.95).high
     inside = tar_interval(0.9, 30, 50, 0.95)
     assert 0 < inside.low < 0.9 < inside.high < 1
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.02, 1.5])
+def test_a_threshold_is_kept_where_its_interval_would_hold_the_target(variance: float) -> None:
+    """The ends are those measured rates whose own interval just reaches the true one."""
+    kept = rates_holding(0.001, variance, 30, 0.95)
+    assert log_interval(kept.low, variance, 30, 0.95).high == pytest.approx(0.001)
+    assert log_interval(kept.high, variance, 30, 0.95).low == pytest.approx(0.001)
+    assert rates_holding(0.5, 1e9, 30, 0.95).high == 1
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.02, 0.6, 0.97, 1.0])
