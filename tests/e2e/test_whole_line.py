@@ -188,6 +188,46 @@ def test_no_process_is_left_when_the_worker_is_killed(indexed: Deployment) -> No
     assert not alive, f"left running: {alive}, gone: {gone}"
 
 
+def test_a_catalogue_score_goes_from_calibration_to_audit(indexed: Deployment) -> None:
+    """Calibrated with labels, reindexed, searched and audited; a catalogue without labels is refused."""
+    folder = indexed.folder
+    point = indexed.run_json(
+        "calibrate", "--bundle", str(folder / "bundle"), "--data", str(folder / "calibration" / "manifest.csv"),
+        "--far", "0.01", "--catalog-labels", "--activate",
+    )  # fmt: skip
+    assert point["score_kind"] == "catalogue cosine"
+    assert point["n_rounds"] > 0
+    assert point["strangers"]["interval"]["low"] <= 0.01
+    manifest = folder / "catalog" / "manifest.csv"
+    job = indexed.run_json("reindex", CATALOG, str(manifest))
+    (snapshot,) = (one for one in indexed.run_json("snapshots", "list", CATALOG) if one["live"])
+    assert (snapshot["id"], snapshot["score_digest"]) == (job["result_id"], point["score_digest"])
+    assert int(snapshot["labels"]["n_classes"]) == N_PLACES
+    with connect(indexed.address) as client:
+        reply = _search_after(client, folder / "queries" / f"0-{N_SHOTS}.jpg", snapshot["id"])
+    assert reply.matches[0].label == "place 0"
+    assert reply.provenance.score_kind == "catalogue cosine"
+    assert [match.score for match in reply.matches] == sorted((match.score for match in reply.matches), reverse=True)
+    audit = json.loads(
+        indexed.run("audit", CATALOG, str(folder / "audit" / "manifest.csv"), "--json", accept=(0, 1)).stdout
+    )
+    assert any("stranger" in finding["limit"] for finding in audit["findings"])
+    without = folder / "without.csv"
+    rows = [line.split(",")[:2] for line in manifest.read_text().splitlines()]
+    without.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    refused = indexed.run("reindex", "unlabelled", str(without), accept=(2, 3))
+    assert "label" in refused.stderr
+
+
+def _search_after(client: Client, image: Path, snapshot_id: str) -> search_pb2.SearchResponse:
+    """A reply of this snapshot; a server looks for a new one every second."""
+    deadline = time.monotonic() + 30
+    while (reply := _search(client, image)).provenance.snapshot_id != snapshot_id:
+        assert time.monotonic() < deadline, reply.provenance
+        time.sleep(0.2)
+    return reply
+
+
 def _await_children(pid: int, n_expected: int) -> list[psutil.Process]:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
