@@ -88,6 +88,13 @@ class OperatingCurves:
         """Number of unordered negative pairs."""
         return int(self.negatives.sum()) // 2
 
+    @property
+    def repeats(self) -> float:
+        """How often a negative pair of two images counts on average, at least 1: more only in rounds of searches."""
+        total = int(self.n_images.sum())
+        once = total**2 - int((self.n_images**2).sum())
+        return max(int(self.negatives.sum()) / max(once, 1), 1.0)
+
     def __add__(self, other: OperatingCurves) -> OperatingCurves:
         """Return the curves of two shards of the same images, see `operating_curves`.
 

@@ -53,8 +53,9 @@ _FAR = 0.5
 _BLOCK = 16_384  # items at a time: bounds the memory of intermediate arrays
 _NO_LENGTH = 1e-6  # a shorter row is the rounding of float32: it has no direction
 _NO_WEIGHT = 1e-30
-# Pull and offset weight, see docs/consistency.md.
-_CANDIDATES = ((0.85, 0.3), (0.85, 0.6), (1.0, 0.3), (1.0, 0.6))
+# Pull and offset weight, see docs/consistency.md. A pull of 1 is no better than 0.9, and would make all items of a class
+# one vector: then a query could not tell which of them is most like it.
+_CANDIDATES = ((0.7, 0.0), (0.7, 0.5), (0.9, 0.0), (0.9, 0.3), (0.9, 0.5))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ for emoji all classes, of which the calibration classes are a part, which makes 
 
 Then intervals and predictions (95 %) in settings that are hard for them, see `measuring/coverage.py`: a sample TAR
 of 1, unequal classes, families drawn together, few classes, heavy tails, groups, and the ratio of two equal models.
-These count as kept from 0.93.
+These count as kept from 0.93. Last, the same in rounds of searches, see `measuring/coverage_in_rounds.py`: intervals,
+predictions, certificates and the FAR of strangers with a score that pulls the items of a gallery to their class.
 
 Each figure has the interval of its mean over splits (95 %, Student); emoji splits share classes, so that theirs is
 about this collection of classes only.
@@ -38,7 +39,9 @@ from retrieval.consistency import (
     wilson_interval,
 )
 from retrieval.errors import NotEnoughEvidence
+from tests.bench.measuring import coverage_in_rounds
 from tests.bench.measuring.coverage import table
+from tests.bench.measuring.coverage_in_rounds import ALPHA, DELTA, SEARCHES
 from tests.bench.measuring.real import real_data
 from tests.bench.measuring.settings import FRESH, SETTINGS
 from tests.bench.measuring.splits import Population, Split
@@ -77,7 +80,13 @@ def main() -> None:
         "--targets", nargs="*", default=["class-far=0.02", "frr=0.3", "precision=0.3@0.01", "f1@0.01", "utility"]
     )
     parser.add_argument("--coverage-draws", type=int, help="collections of each hard setting (default 400, quick 5)")
-    parser.add_argument("--only", default="all", choices=["all", "coverage"], help="coverage: the hard settings alone")
+    parser.add_argument("--round-draws", type=int, help="collections of each setting in rounds (default 200, quick 4)")
+    parser.add_argument(
+        "--only",
+        default="all",
+        choices=["all", "coverage", "rounds"],
+        help="coverage: the hard settings alone; rounds: those in rounds of searches alone",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="few splits: shows that it runs, measures little")
     parser.add_argument("--json", action="store_true", help="only the JSON object, without the table")
@@ -85,6 +94,7 @@ def main() -> None:
     options.splits = options.splits or (8 if options.quick else 1000)
     options.other_splits = options.other_splits or (4 if options.quick else 200)
     options.coverage_draws = options.coverage_draws or (5 if options.quick else 400)
+    options.round_draws = options.round_draws or (4 if options.quick else 200)
     lines, started = [], time.monotonic()
     names = ["synthetic", *([] if options.model == "none" else [f"emoji {options.model}"])]
     with threadpool_limits(1):
@@ -95,7 +105,8 @@ def main() -> None:
             lines += intervals(data, "far=0.02", options.splits, options)
             for target in options.targets:
                 lines += intervals(data, target, options.other_splits, options)
-        lines += coverages(options)
+        lines += coverages(options) if options.only != "rounds" else []
+        lines += in_rounds(options) if options.only != "coverage" else []
     show(options, lines, time.monotonic() - started)
 
 
@@ -243,6 +254,27 @@ def coverages(options: argparse.Namespace) -> list[Line]:
         sure = wilson_interval(found.hits, found.draws)
         kept = sure.high >= _KEPT or promise.endswith("classes alone")  # what was promised without looking for groups
         lines.append(Line(where, f"covers: {promise}", "0.95", found.share, sure.low, sure.high, kept, found.width))
+    return lines
+
+
+def in_rounds(options: argparse.Namespace) -> list[Line]:
+    """Count how often the promises hold in rounds of searches, and compare the widths of intervals with one set."""
+    lines = []
+    searches = SEARCHES[2::6] if options.quick else SEARCHES
+    for where, found in coverage_in_rounds.table(options.round_draws, options.seed, searches):
+        name = f"rounds, {where}"
+        for promise, covered in found.covered.items():
+            sure = wilson_interval(covered.hits, covered.draws)
+            kept = sure.high >= _KEPT
+            lines.append(
+                Line(name, f"covers: {promise}", "0.95", covered.share, sure.low, sure.high, kept, covered.width)
+            )
+        for promise, values in found.kept.items():
+            promised = f"<= {ALPHA:g}" if promise.startswith("mean") else f">= {1 - DELTA:g}"
+            lines.append(_line(name, promise, promised, values))
+        for promise, ratios in found.ratios.items():
+            low, middle, high = np.quantile(ratios, [0.025, 0.5, 0.975]).tolist()
+            lines.append(Line(name, f"width of {promise} over that of one set", "", middle, low, high, True))
     return lines
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from retrieval.consistency import crossed, labelled, map_at_r, ranking, recall_at_k
+from retrieval.consistency import SearchRound, crossed, divide, in_rounds, labelled, map_at_r, ranking, recall_at_k
 from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 whole = st.integers(-3, 3).map(np.float32)
@@ -59,3 +59,43 @@ def test_impossible_k_and_lonely_classes_are_refused() -> None:
             measure(crossed(rows, ["a", "a", "b"], rows, ["a", "a", "b"]))
         with pytest.raises(InvalidInput, match="without excluded pairs"):
             measure(labelled(rows, ["a", "a", "b"], exclude=(["x", "x", ""],)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=drawn, chunk=st.sampled_from([1, 20, 1000]), seed=st.integers(0, 100))
+def test_ranking_in_rounds_agrees_with_sorting_every_answer(
+    data: tuple[np.ndarray, list[str]], chunk: int, seed: int
+) -> None:
+    """The queries of each round query its gallery; ties go to the lower index among all images."""
+    rows, labels = data
+    rounds = [
+        SearchRound(division, rows[division.queries], rows[division.items][:, ::-1].copy())
+        for division in divide(labels, 3, rng=np.random.default_rng(seed))
+    ]
+    vectors, answers = in_rounds(labels, rounds), []
+    for one in rounds:
+        for query, row in zip(one.query, one.division.queries, strict=True):
+            ranked = sorted(
+                zip(one.gallery, one.division.items, strict=True), key=lambda item: (-float(query @ item[0]), item[1])
+            )
+            answers.append([labels[item] == labels[row] for _, item in ranked])
+    answers = [answer for answer in answers if any(answer)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_MAX_SCORES", chunk)
+        recall, precision = recall_at_k(vectors, k=(1, 3, 50)), map_at_r(vectors)
+    for k, value in recall.items():
+        assert value == pytest.approx(np.mean([any(answer[:k]) for answer in answers]))
+    expected = []
+    for answer in answers:
+        r = sum(answer)
+        expected.append(sum(sum(answer[: k + 1]) / (k + 1) for k in range(r) if answer[k]) / r)
+    assert precision == pytest.approx(np.mean(expected))
+
+
+def test_rounds_without_a_query_have_no_ranking() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    (division,) = divide(["a", "b", "c"], 1, rng=np.random.default_rng(0))
+    vectors = in_rounds(["a", "b", "c"], [SearchRound(division, rows[:0], rows)])
+    for measure in (recall_at_k, map_at_r):
+        with pytest.raises(NotEnoughEvidence, match="no class has two images"):
+            measure(vectors)

@@ -79,15 +79,22 @@ def in_rounds(
     """Return the vectors of several rounds; every query makes a pair with every gallery vector of its round.
 
     labels: n strings, of all images; families: see `labelled`. In every round each class must have the same numbers of
-    queries and of items, as `divide` gives them.
+    queries and of items, and each image is one of the two, as `divide` gives them.
 
     Raises:
         InvalidEmbeddings: vectors of another shape or dtype, or not finite, or labels or families of another length.
-        InvalidInput: no round, or rounds with other numbers of a class.
+        InvalidInput: no round, one in which an image is missing or is both query and item, or rounds with other numbers
+            of a class.
         NotEnoughEvidence: fewer than two classes.
     """
     if not rounds:
         raise InvalidInput("expected at least one round, found none")
+    for number, one in enumerate(rounds):
+        placed = np.sort(np.concatenate([one.division.queries, one.division.items]))
+        if not np.array_equal(placed, np.arange(len(labels))):
+            raise InvalidInput(
+                f"round {number}: expected each of the {len(labels)} images once, as a query or as an item; see divide"
+            )
     classes = class_names(labels)
     codes, order = sorted_codes(labels, classes, len(labels))
     code_of_row = np.empty_like(codes)

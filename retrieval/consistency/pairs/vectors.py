@@ -100,6 +100,14 @@ class LabelledVectors:
         return 2 * self.n_negatives / max(int(n.sum() ** 2 - (n**2).sum()), 1)
 
     @property
+    def positive_repeats(self) -> float:
+        """How often a pair of two images of one class counts on average: 1 unless the vectors are in rounds."""
+        if not self.rounds:
+            return 1.0
+        n = self.n_images
+        return 2 * self.n_positives / max(int((n * (n - 1)).sum()), 1)
+
+    @property
     def n_families(self) -> int | None:
         """Number of families of the classes; None if none are named."""
         return None if self.families is None else len(np.unique(self.families))

@@ -130,6 +130,7 @@ def certify(
     _check(rate, alpha=alpha, delta=delta)
     vectors = as_labelled(vectors)
     check_one_population(vectors)
+    _check_pairs(vectors, rate)
     vectors = _drawn_from(vectors, max_images, seed)
     units = Units.of(vectors, with_positives=rate == "frr")
     strict = strict and rate == "far"
@@ -178,6 +179,7 @@ def certify_mean(
     _check(rate, alpha=alpha)
     vectors = as_labelled(vectors)
     check_one_population(vectors)
+    _check_pairs(vectors, rate)
     vectors = _drawn_from(vectors, max_images, seed)
     units = Units.of(vectors, with_positives=rate == "frr")
     strict = strict and rate == "far"
@@ -227,7 +229,7 @@ def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: b
     """
     _check("far", alpha=alpha, delta=delta)
     units = Units.of_sizes(curves.n_images)
-    level, of_new = _level(units, delta), units.pairs_with_new if strict else None
+    level, of_new = _level(units, delta), units.pairs_with_new * curves.repeats if strict else None
     nothing = replace(
         curves.at(float(curves.thresholds[-1])), negatives_accepted=np.zeros((units.n, 1), dtype=np.int64)
     )
@@ -302,6 +304,12 @@ def _rates(curves: OperatingCurves, rate: Rate, of_new: Rates | None) -> Rates:
         return curves.far
     new = of_new[:, None]
     return np.asarray((curves.negatives_accepted + new) / (curves.negatives[:, None] + new), dtype=np.float64)
+
+
+def _check_pairs(vectors: LabelledVectors, rate: Rate) -> None:
+    """Raise NotEnoughEvidence if a FAR has no pairs: in rounds, if no class has a query."""
+    if rate == "far" and vectors.n_negatives == 0:
+        raise NotEnoughEvidence("no query meets an item of another class; add classes of 2 images or more")
 
 
 def _check(rate: Rate, **levels: float) -> None:

@@ -274,14 +274,15 @@ def _check_data(vectors: LabelledVectors, target: Target, min_classes: int) -> N
         )
     share = target.value if target.kind in {"class-far", "frr"} else target.far
     sign, found = ("positive", vectors.n_positives) if target.kind == "frr" else ("negative", vectors.n_negatives)
-    if share is not None and share * found < _MIN_ERRORS * vectors.repeats:
+    repeats = vectors.positive_repeats if target.kind == "frr" else vectors.repeats
+    if share is not None and share * found < _MIN_ERRORS * repeats:
         name = (
             f"target {target}"
             if target.kind in {"false-matches", "class-far"}
             else f"{'FRR' if target.kind == 'frr' else 'FAR'} target of {share:g}"
         )
         enough = enough_data(vectors, _MIN_ERRORS / share, positive=target.kind == "frr")
-        found = round(found / vectors.repeats)
+        found = round(found / repeats)
         raise NotEnoughEvidence(
             f"a {name} needs at least {_MIN_ERRORS / share:.0f} {sign} pairs, found {found}; that takes "
             f"{enough}. Add classes, or ask for {least_target(target, _MIN_ERRORS / max(found, 1))} or more"

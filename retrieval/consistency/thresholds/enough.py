@@ -13,14 +13,14 @@ from retrieval.consistency.thresholds.targets import Target
 def enough_data(vectors: LabelledVectors, n_pairs: float, *, positive: bool = False) -> str:
     """Return how many classes and images of the same sizes would make n_pairs negative (or positive) pairs, in words.
 
-    n_pairs: of images; if the vectors are in rounds, each counts `LabelledVectors.repeats` times.
+    n_pairs: of images; if the vectors are in rounds, each counts several times, see `LabelledVectors.repeats`.
 
     >>> from retrieval.consistency import labelled
     >>> rows = np.eye(4, dtype=np.float32)
     >>> enough_data(labelled(rows, ["a", "a", "b", "b"]), 40)
     'about 5 classes of 2 images (10 images), found 2 classes and 4 images'
     """
-    n_pairs *= vectors.repeats
+    n_pairs *= vectors.positive_repeats if positive else vectors.repeats
     n_classes, n_images = len(vectors.classes), int(vectors.n_images.sum())
     size = n_images / n_classes
     if positive:

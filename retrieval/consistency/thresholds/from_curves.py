@@ -75,11 +75,11 @@ def threshold_from_curves(
             "thresholds, or use a looser target"
         )
     found = curves.at(float(curves.thresholds[column]))
-    if (false_accepts := int(found.negatives_accepted.sum()) // 2) < _MIN_ERRORS:
+    if (false_accepts := round(int(found.negatives_accepted.sum()) // 2 / curves.repeats)) < _MIN_ERRORS:
         raise NotEnoughEvidence(
             f"the threshold {found.thresholds[0]:.4f} for {target.describe()} accepts {false_accepts} of "
-            f"{curves.n_negative_pairs} negative pairs, and a FAR needs {_MIN_ERRORS} or more; count more pairs, or at "
-            "thresholds closer to the target"
+            f"{round(curves.n_negative_pairs / curves.repeats)} negative pairs, and a FAR needs {_MIN_ERRORS} or more; "
+            "count more pairs, or at thresholds closer to the target"
         )
     far, class_far, tar = (float(rate[0]) for rate in (found.pooled_far, found.mean_far, found.pooled_tar))
     smooth = (found.positives_accepted.sum() + 0.5) / (found.positives.sum() + 1)

@@ -113,7 +113,10 @@ def _of_units(
     class_variance, pair_variance, far_units, by_unit = _of_far(units, vectors, curves, pairs)
     weights = 1 / (n_classes * curves.negatives)
     of_mean, mean_by_pair, _ = _residuals(pairs, vectors.sizes, units, mean_far, weights)
-    accepted, positives = by_units(curves.positives_accepted[:, 0], units), by_units(curves.positives, units)
+    once = max(vectors.positive_repeats, 1.0)  # a pair of images is one piece of evidence, in however many rounds
+    accepted, positives = (
+        by_units(values / once, units) for values in (curves.positives_accepted[:, 0], curves.positives)
+    )
     tar_residuals = corrected_residuals(accepted, positives) / max(float(accepted.sum()), 0.5)
     of_precision = float(((by_unit / far - tar_residuals) ** 2).sum()) - pair_variance
     return RateVariances(

@@ -36,7 +36,7 @@ class Units:
     @classmethod
     def of(cls, vectors: LabelledVectors, *, with_positives: bool = False) -> Units:
         """Return the units of the classes, or of those with a positive pair."""
-        counts = vectors.n_images > 1 if with_positives else np.ones(len(vectors.classes), dtype=np.bool_)
+        counts = vectors.positives > 0 if with_positives else np.ones(len(vectors.classes), dtype=np.bool_)
         every, families = vectors.sizes, vectors.families
         units = np.arange(len(counts)) if families is None else families
         return cls(
@@ -88,7 +88,8 @@ class Units:
     @property
     def equal(self) -> bool:
         """Whether the units are classes of one size."""
-        return self.n == self.n_classes and bool((self.n_images == self.n_images[0]).all())
+        sides = self.sizes.queries, self.sizes.items
+        return self.n == self.n_classes and all(bool((side == side[0]).all()) for side in sides)
 
     @property
     def shares(self) -> Rates:

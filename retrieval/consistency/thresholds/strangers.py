@@ -6,6 +6,7 @@ a class, because a catalogue holds all of them, and a class of more images is pu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class StrangerRate:
     """The FAR of strangers at a threshold, over the pairs of a query and an item of another class.
 
     The interval has the stated confidence and is about the population of the classes. Without a false accept it reaches
-    from 0 to the FAR of 3 independent pairs of classes.
+    from 0 to the FAR of 3 independent pairs of units (of classes, or of families if they are named), for 95 %.
     """
 
     far: float
@@ -47,7 +48,8 @@ class StrangerRate:
         if n_new_classes < 2:
             raise InvalidInput(f"the FAR of strangers needs at least 2 new classes, found {n_new_classes}")
         if self.far == 0:
-            return Interval(0.0, _rule_of_three(min(self.n_classes, n_new_classes)))
+            fewer = min(1.0, n_new_classes / self.n_classes)
+            return Interval(0.0, _rule_of_three(fewer * self.far_units, self.confidence))
         ratio = self.n_classes / n_new_classes
         old = self.class_variance + self.pair_variance
         new = self.class_variance * ratio + self.pair_variance * ratio**2
@@ -90,7 +92,8 @@ def stranger_rate(vectors: LabelledVectors, threshold: float, *, confidence: flo
     curves = count_accepted(vectors, np.array([threshold]))
     far, n_classes = float(curves.pooled_far[0]), len(vectors.classes)
     if far == 0:
-        variances, interval = (0.0, 0.0, float(n_classes)), Interval(0.0, _rule_of_three(n_classes))
+        n_units = float(vectors.n_families or n_classes)
+        variances, interval = (0.0, 0.0, n_units), Interval(0.0, _rule_of_three(n_units, confidence))
     else:
         variances = far_variances(vectors, curves)
         interval = log_interval(far, variances[0] + variances[1], variances[2], confidence)
@@ -106,6 +109,10 @@ def stranger_rate(vectors: LabelledVectors, threshold: float, *, confidence: flo
     )
 
 
-def _rule_of_three(n_classes: int) -> float:
-    """Return the FAR that no false accept leaves possible, if each pair of classes stands or falls as a whole."""
-    return min(3.0 / max(n_classes * (n_classes - 1) / 2, 3.0), 1.0)
+def _rule_of_three(n_units: float, confidence: float) -> float:
+    """Return the FAR that no false accept leaves possible, if each pair of units stands or falls as a whole.
+
+    Source: Hanley, Lippman-Hand, "If nothing goes wrong, is everything all right?", JAMA 249 (1983); 3 is for 95 %.
+    """
+    n_pairs = n_units * (n_units - 1) / 2
+    return min(-math.log(1 - confidence) / max(n_pairs, 1.0), 1.0)

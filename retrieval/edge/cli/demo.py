@@ -160,7 +160,7 @@ def _calibrate(demo: Demo, seed: int, target: str, *options: str) -> dict[str, A
             "calibrate",
             f"choose one threshold for the target {target}, on classes that were not used for training",
             *("retrieval", "calibrate", "--bundle", str(demo.folder / "bundle")),
-            *("--data", f"{demo.data}/calibration.csv", "--cohort", f"{demo.data}/train.csv"),
+            *("--data", f"{demo.data}/calibration.csv", "--cohort", f"{demo.data}/train.csv", "--catalog-labels"),
             *("--target", target, "--seed", str(seed), *options, "--json"),
         )
     )
