@@ -6,8 +6,9 @@
     wrong    0, 5, 10 and 20 % of the gallery's labels are those of another item
 
 Pull and offset weight are chosen, as calibration does, on a third of the classes; the others judge. Ratios are of
-debiased OPIS (log FAR) to the cosine's on the same galleries; the network's own training classes are the cohort. Each
-seed trains another network. The last line is one JSON object with everything.
+debiased OPIS (log FAR) to the cosine's on the same galleries, of the first network if several embed them. The cohort
+of emoji are the network's own training classes, that of icons rarer names. Each seed trains another network. The last
+line is one JSON object with everything.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from retrieval.contract.score import Score
 from retrieval.engine.class_choice import with_catalog_scores
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.score_choice import candidate_scores
-from tests.bench.measuring.catalogue_galleries import Searches, exactly, grown, half, searches, uneven
+from tests.bench.measuring.catalogue_galleries import Searches, Sizes, exactly, grown, half, searches, uneven
 from tests.bench.measuring.catalogue_icons import icons, keep_icons, kept_icons
 from tests.bench.measuring.catalogue_rates import (
     BANDS,
@@ -43,6 +45,8 @@ from tests.bench.measuring.shown import Shown
 Vectors = NDArray[np.float32]
 Row = dict[str, object]
 FOLDER = Path(".bench/catalogue")
+# Of the first network whose classes were searched in a way: what the others are compared with.
+References = dict[tuple[str, tuple[str, ...]], list[Measured]]
 _SCORES = ("cosine", "cohort", "cosine, class means", "catalogue")
 _TARGET = Target("far", 0.01)
 _SIZES, _SHARES, _LARGEST = (1, 2, 3, 8), (0.0, 0.05, 0.1, 0.2), 200
@@ -87,13 +91,14 @@ def main() -> None:
         keep_icons(icons(0, options.cache, shown))
     made = {"sample of icons": iter([_of_sample()])} if options.quick else _collections(options, shown)
     found: dict[str, dict[str, list[Row]]] = {}
+    references: References = {}
     with threadpool_limits(1):
         for domain, collections in made.items():
             chosen = [_choose(collection) for collection in collections]
             found[domain] = {}
             for table in options.tables or (_QUICK_TABLES if options.quick else _TABLES):
                 shown.line(f"{domain}: {table}")
-                found[domain][table] = _TABLES[table](chosen)
+                found[domain][table] = _TABLES[table](chosen, references)
                 print(f"\n{domain}, {table}\n\n{_markdown(found[domain][table])}", flush=True)
     print(json.dumps(found))
 
@@ -157,10 +162,10 @@ def _choose(collection: Collection) -> Chosen:
     return Chosen(choice.judging, data.subset(others), dict(zip(_SCORES, choice.scores, strict=True)))
 
 
-def scores_table(chosen: Sequence[Chosen]) -> list[Row]:
+def scores_table(chosen: Sequence[Chosen], references: References) -> list[Row]:
     """Compare the scores on halves of the images."""
-    galleries = [_drawn(one, half, seed) for seed, one in enumerate(chosen)]
-    rows = _compared(galleries, chosen, {})
+    galleries = [_drawn(one, seed, half) for seed, one in enumerate(chosen)]
+    rows = _compared(galleries, chosen, references, {})
     for row in rows:
         scores = [one.scores[str(row["score"])] for one in chosen]
         found = [measure(gallery, score) for gallery, score in zip(galleries, scores, strict=True)]
@@ -174,29 +179,27 @@ def scores_table(chosen: Sequence[Chosen]) -> list[Row]:
     return rows
 
 
-def sizes_table(chosen: Sequence[Chosen]) -> list[Row]:
+def sizes_table(chosen: Sequence[Chosen], references: References) -> list[Row]:
     """Compare the scores with a number of items a class, where enough classes leave two queries."""
     plans: dict[str, Callable[[Chosen, int], Searches]] = {
-        str(size): lambda one, seed, size=size: _drawn(one, exactly(size), seed) for size in _SIZES
+        str(size): partial(_drawn, sizes=exactly(size)) for size in _SIZES
     }
-    plans["uneven, 1 to half"] = lambda one, seed: _drawn(one, uneven, seed)
-    plans[f"uneven, 1 to {_LARGEST}, made up"] = lambda one, seed: grown(
-        one.judging.embeddings, one.judging.labels, _LARGEST, seed=seed
-    )
+    plans["uneven, 1 to half"] = partial(_drawn, sizes=uneven)
+    plans[f"uneven, 1 to {_LARGEST}, made up"] = _grown
     rows = []
     for name, plan in plans.items():
         galleries = [plan(one, seed) for seed, one in enumerate(chosen)]
         if min(len(set(gallery.labels)) for gallery in galleries) >= _LEAST_CLASSES:
-            rows += _compared(galleries, chosen, {"items a class": name})
+            rows += _compared(galleries, chosen, references, {"items a class": name})
     return rows
 
 
-def wrong_table(chosen: Sequence[Chosen]) -> list[Row]:
+def wrong_table(chosen: Sequence[Chosen], references: References) -> list[Row]:
     """Compare the scores on halves of the images, with wrong labels in the gallery."""
     rows = []
     for share in _SHARES:
-        galleries = [_drawn(one, half, seed, share) for seed, one in enumerate(chosen)]
-        of_share = _compared(galleries, chosen, {"wrong labels": f"{share:.0%}"})
+        galleries = [_drawn(one, seed, half, share) for seed, one in enumerate(chosen)]
+        of_share = _compared(galleries, chosen, references, {"wrong labels": f"{share:.0%}"})
         for row in of_share:
             scores = [one.scores[str(row["score"])] for one in chosen]
             if scores[0].classes is not None:
@@ -206,25 +209,30 @@ def wrong_table(chosen: Sequence[Chosen]) -> list[Row]:
     return rows
 
 
-_TABLES: dict[str, Callable[[Sequence[Chosen]], list[Row]]] = {
+_TABLES: dict[str, Callable[[Sequence[Chosen], References], list[Row]]] = {
     "scores": scores_table,
     "sizes": sizes_table,
     "wrong": wrong_table,
 }
 
 
-def _drawn(one: Chosen, sizes: Callable[[int, np.random.Generator], int], seed: int, wrong: float = 0.0) -> Searches:
+def _drawn(one: Chosen, seed: int, sizes: Sizes, wrong: float = 0.0) -> Searches:
     return searches(one.judging.embeddings, one.judging.labels, sizes, wrong=wrong, n_rounds=_N_ROUNDS, seed=seed)
 
 
-def _compared(galleries: Sequence[Searches], chosen: Sequence[Chosen], named: Row) -> list[Row]:
+def _grown(one: Chosen, seed: int) -> Searches:
+    return grown(one.judging.embeddings, one.judging.labels, _LARGEST, seed=seed)
+
+
+def _compared(galleries: Sequence[Searches], chosen: Sequence[Chosen], references: References, named: Row) -> list[Row]:
     """Return a row for each score: means over the seeds, and the ratios of OPIS to the cosine's."""
     found = {
         name: [measure(gallery, one.scores[name]) for gallery, one in zip(galleries, chosen, strict=True)]
         for name in _SCORES
     }
-    n_classes = int(np.mean([len(of.classes) for of in found["cosine"]]))
-    return [named | {"score": name, "classes": n_classes} | _means(of, found["cosine"]) for name, of in found.items()]
+    classes = found["cosine"][0].classes
+    to = references.setdefault((str(named), classes), found["cosine"])
+    return [named | {"score": name, "classes": len(classes)} | _means(of, to) for name, of in found.items()]
 
 
 def _means(of: Sequence[Measured], to: Sequence[Measured]) -> Row:

@@ -133,7 +133,7 @@ def keep_icons(found: Icons) -> None:
     parts = {"embeddings": found.embeddings[rows], "cohort": found.cohort[cohort]}
     scale = 127 / max(float(np.abs(part).max()) for part in parts.values())
     codes = {name: np.rint(part * scale).astype(np.int8) for name, part in parts.items()}
-    np.savez_compressed(_SAMPLE, names=found.names[rows], **codes)  # type: ignore[arg-type]  # as in kept_sample
+    np.savez_compressed(_SAMPLE, names=found.names[rows], **codes)
 
 
 def _drawings(packages: Path) -> dict[str, dict[str, str]]:
