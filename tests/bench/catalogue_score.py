@@ -7,8 +7,8 @@
 
 Pull and offset weight are chosen, as calibration does, on a third of the classes; the others judge. Ratios are of
 debiased OPIS (log FAR) to the cosine's on the same galleries, of the first network if several embed them. The cohort
-of emoji are the network's own training classes, that of icons rarer names. Each seed trains another network. The last
-line is one JSON object with everything.
+of icons are rarer names, of others the classes that the network was trained on. Each seed trains another network. The
+last line is one JSON object with everything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from retrieval.engine.class_choice import with_catalog_scores
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 from retrieval.engine.score_choice import candidate_scores
 from tests.bench.measuring.catalogue_galleries import Searches, Sizes, exactly, grown, half, searches, uneven
-from tests.bench.measuring.catalogue_icons import icons, keep_icons, kept_icons
+from tests.bench.measuring.catalogue_icons import Embedded, icons, keep_icons, kept_icons, photographs
 from tests.bench.measuring.catalogue_rates import (
     BANDS,
     FARS,
@@ -113,10 +113,15 @@ def _of_sample() -> Collection:
     return Collection(found.embeddings, tuple(found.names.tolist()), found.cohort)
 
 
-def _of_icons(seed: int, folder: Path, shown: Shown) -> Collection:
-    folder.mkdir(parents=True, exist_ok=True)
-    found = icons(seed, folder, shown)
-    return Collection(found.embeddings, tuple(found.names.tolist()), found.cohort)
+def _fetched(source: Callable[[int, Path, Shown], Embedded]) -> Callable[[int, Path, Shown], Collection]:
+    """Return how pictures that are fetched and embedded become a collection."""
+
+    def made(seed: int, folder: Path, shown: Shown) -> Collection:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = source(seed, folder, shown)
+        return Collection(found.embeddings, tuple(found.names.tolist()), found.cohort)
+
+    return made
 
 
 def _emoji(kind: str) -> Callable[[int, Path, Shown], Collection]:
@@ -148,7 +153,8 @@ def _emoji(kind: str) -> Callable[[int, Path, Shown], Collection]:
 _DOMAINS: dict[str, Callable[[int, Path, Shown], Collection]] = {
     "emoji, base": _emoji("none"),
     "emoji, TCM on the cohort score": _emoji("cohort"),
-    "icons": _of_icons,
+    "icons": _fetched(icons),
+    "photographs": _fetched(photographs),
 }
 
 

@@ -1,6 +1,9 @@
-"""Icons of one name as drawn by many icon sets, embedded: a catalogue with noisy labels and uneven classes.
+"""Icons of one name as drawn by many icon sets, and photographs of food, embedded: catalogues with labels.
 
-A name is a class. Sets name other drawings by the same word, so some labels are wrong in the way of real catalogues.
+icons        a name is a class, of 4 to 40 drawings; sets give one name to different drawings, so some labels are wrong
+             as in real catalogues
+photographs  one of food is a class, of five shots that cropping, brightness and JPEG make
+
 The features are those of the pretrained backbone; a linear head is trained on a part of the names, and the others are
 measured. Fetched by name from npm, rendered and kept; none of it is distributed here but for a sample of embeddings.
 """
@@ -9,7 +12,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from retrieval.contract.preprocessing import preprocess
-from tests.bench.measuring.domains import npm_pack, png_of
+from tests.bench.measuring.domains import DOMAINS, npm_pack, png_of
 from tests.bench.measuring.emoji import frozen_features
 from tests.bench.measuring.shown import Shown
 from training.emoji.drawings import read_icon_set
@@ -80,21 +85,22 @@ _SOURCE = re.compile(r"^(interface|basic)-")
 _LEAST_LETTERS, _LEAST_SETS, _N_RARE = 3, 4, 4000
 _SAME_DRAWING = 0.995  # similarity of features
 _BATCH = 64
-_N_HEAD_NAMES, _DIMENSION, _STEPS, _ROWS = 500, 128, 150, 512
+_N_HEAD_NAMES, _N_HEAD_PHOTOGRAPHS = 500, 200
+_DIMENSION, _STEPS, _ROWS = 128, 150, 512
 _TEMPERATURE, _LEARNING_RATE, _PROXY_LEARNING_RATE, _DECAY = 0.07, 0.005, 0.1, 0.01  # of the demonstration's recipe
 _SAMPLE_NAMES, _SAMPLE_COHORT = 280, 1200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Icons:
-    """Embeddings [n, d] float32, unit rows, of names the head never saw, and their names; cohort: of rarer names."""
+class Embedded:
+    """Embeddings [n, d] float32, unit rows, and names of classes the head never saw; cohort: of other classes."""
 
     embeddings: Vectors
     names: Names
     cohort: Vectors
 
 
-def icons(seed: int, folder: Path, shown: Shown) -> Icons:
+def icons(seed: int, folder: Path, shown: Shown) -> Embedded:
     """Return the icons embedded by a head that was trained on other names; the first call takes minutes.
 
     seed: draws the names of the head. Raises CalledProcessError if npm cannot fetch the sets.
@@ -112,19 +118,36 @@ def icons(seed: int, folder: Path, shown: Shown) -> Icons:
     of_head, measured = (np.isin(names, part) for part in np.split(frequent, [_N_HEAD_NAMES]))
     embeddings = _with_head(features, of_head, names, seed)
     cohort = ~np.isin(names, frequent)
-    return Icons(embeddings[measured], names[measured], embeddings[cohort])
+    return Embedded(embeddings[measured], names[measured], embeddings[cohort])
 
 
-def kept_icons() -> Icons:
+def photographs(seed: int, folder: Path, shown: Shown) -> Embedded:
+    """Return shots of food embedded by a head that was trained on other photographs, which are the cohort.
+
+    seed: draws the photographs of the head. Raises CalledProcessError if npm cannot fetch them.
+    """
+    kept = folder / "photograph-features.npz"
+    if not kept.exists():
+        entries = [(name, image) for name, _, image in DOMAINS["photos"](folder / "packages")]
+        _write_features(kept, entries, len(entries), shown.watch("embed photographs"))
+    with np.load(kept) as arrays:
+        features, names = arrays["features"].astype(np.float32), arrays["names"]
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    of_head = np.isin(names, np.random.default_rng(seed).permutation(np.unique(names))[:_N_HEAD_PHOTOGRAPHS])
+    embeddings = _with_head(features, of_head, names, seed)
+    return Embedded(embeddings[~of_head], names[~of_head], embeddings[of_head])
+
+
+def kept_icons() -> Embedded:
     """Return the sample of embeddings that is part of the sources, rounded to whole numbers and scaled again."""
     with np.load(_SAMPLE) as arrays:
         parts = [arrays[name].astype(np.float32) for name in ("embeddings", "cohort")]
         names = arrays["names"]
     rows, cohort = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts)
-    return Icons(rows, names, cohort)
+    return Embedded(rows, names, cohort)
 
 
-def keep_icons(found: Icons) -> None:
+def keep_icons(found: Embedded) -> None:
     """Write the sample."""
     rng = np.random.default_rng(0)
     names = rng.permutation(np.unique(found.names))[:_SAMPLE_NAMES]
@@ -156,17 +179,23 @@ def _make_features(kept: Path, packages: Path, shown: Shown) -> None:
     rare = [entry for entry in of_name if len(drawn[entry[0]]) < _LEAST_SETS]
     chosen = np.sort(np.random.default_rng(0).permutation(len(rare))[:_N_RARE])
     entries = frequent + [rare[row] for row in chosen]
+    images = ((name, png_of(svg.replace("currentColor", "#000000"))) for name, svg in entries)
+    _write_features(kept, images, len(entries), shown.watch("render and embed icons"))
+
+
+def _write_features(
+    kept: Path, images: Iterable[tuple[str, bytes]], total: int, progress: Callable[[int, int], None]
+) -> None:
+    """Write the pretrained features of images, and their names."""
     embed, preprocessing = frozen_features()
-    progress = shown.watch("render and embed icons")
-    features = []
-    for start in range(0, len(entries), _BATCH):
-        images = [png_of(svg.replace("currentColor", "#000000")) for _, svg in entries[start : start + _BATCH]]
-        features.append(embed(np.stack([preprocess(image, preprocessing) for image in images])))
-        progress(start + len(images), len(entries))
+    features, names = [], []
+    remaining = iter(images)
+    while batch := list(islice(remaining, _BATCH)):
+        features.append(embed(np.stack([preprocess(image, preprocessing) for _, image in batch])))
+        names += [name for name, _ in batch]
+        progress(len(names), total)
     staging = kept.with_suffix(".part.npz")
-    np.savez(
-        staging, features=np.concatenate(features).astype(np.float16), names=np.array([name for name, _ in entries])
-    )
+    np.savez(staging, features=np.concatenate(features).astype(np.float16), names=np.array(names))
     staging.replace(kept)
 
 
