@@ -104,8 +104,12 @@ def main() -> None:
 
 
 def _collections(options: argparse.Namespace, shown: Shown) -> dict[str, Iterator[Collection]]:
-    seeds = range(options.seeds)
-    return {name: (_DOMAINS[name](seed, options.cache, shown) for seed in seeds) for name in options.domains}
+    """Return the collections of each domain, made when they are asked for."""
+
+    def of_seeds(make: Callable[[int, Path, Shown], Collection]) -> Iterator[Collection]:
+        return (make(seed, options.cache, shown) for seed in range(options.seeds))
+
+    return {name: of_seeds(_DOMAINS[name]) for name in options.domains}
 
 
 def _of_sample() -> Collection:
