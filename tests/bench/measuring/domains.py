@@ -97,10 +97,11 @@ def _logos(packages: Path) -> Iterator[Picture]:
     for brand, drawings in sorted(by_brand.items()):
         if len(drawings) >= _MINLOGO_MAKERS:
             for maker, svg in drawings.items():
-                yield brand, maker, _png(svg)
+                yield brand, maker, png_of(svg)
 
 
-def _png(svg: str) -> bytes:
+def png_of(svg: str) -> bytes:
+    """Return a drawing rendered on white, 96 px."""
     png = resvg_py.svg_to_bytes(svg_string=svg, width=96, height=96, background="#ffffff", skip_system_fonts=True)
     return bytes(png)
 
@@ -128,7 +129,7 @@ def _flags(packages: Path) -> Iterator[Picture]:
     for country, drawings in sorted(by_country.items()):
         if len(drawings) == len(FLAG_MAKERS) + len(_EMOJI_MAKERS):
             for maker, svg in drawings.items():
-                yield country, maker, _png(svg)
+                yield country, maker, png_of(svg)
 
 
 def _named_by_characters(archive: Path) -> dict[str, str]:
