@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from retrieval.consistency import Interval, StrangerRate
 from retrieval.contract.manifest import Item
 from retrieval.contract.operating_point import OperatingPoint
 from retrieval.edge.messages import operating_point_message, snapshot_message
@@ -174,7 +175,17 @@ def test_a_snapshot_states_which_labels_look_wrong() -> None:
 def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, active: bool) -> None:
     """Each field of the message comes from the field of the same name; no field stays at its default."""
     choice = replace(cosine_point.choice, confidence=0.9, n_families=7)  # not the default
-    cosine_point = replace(cosine_point, choice=choice, family="maker")
+    strangers = StrangerRate(
+        far=0.01,
+        interval=Interval(0.005, 0.02),
+        n_classes=30,
+        n_images=120,
+        confidence=0.95,
+        class_variance=0.01,
+        pair_variance=0.01,
+        far_units=100.0,
+    )
+    cosine_point = replace(cosine_point, choice=choice, family="maker", strangers=strangers, n_rounds=5, n_choosing=15)
     message = operating_point_message(cosine_point, active=active, needs_reindex=["shop"])
     for name in ("id", "bundle_digest", "score_digest", "score_kind", "threshold"):
         assert getattr(message, name) == getattr(cosine_point, name), name
@@ -190,6 +201,10 @@ def test_an_operating_point_keeps_its_evidence(cosine_point: OperatingPoint, act
     assert message.active == active
     assert message.needs_reindex == ["shop"]
     assert (message.family, message.n_families) == ("maker", 7)
+    assert (message.stranger_far, message.n_rounds, message.n_choosing) == (0.01, 5, 15)
+    assert (message.stranger_far_interval.low, message.stranger_far_interval.high) == (0.005, 0.02)
+    predicted = strangers.predicted(choice.n_classes)
+    assert (message.stranger_far_promised.low, message.stranger_far_promised.high) == (predicted.low, predicted.high)
     unset = (
         {field.name for field in message.DESCRIPTOR.fields}
         - {"problem"}
