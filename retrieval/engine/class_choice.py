@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from retrieval.consistency import LabelledVectors, Target, consistency_around, thresholds_at_far
-from retrieval.consistency.curves import count_accepted
-from retrieval.contract.class_terms import ClassTerms, candidate_terms, class_codes
+from retrieval.consistency import Target
+from retrieval.contract.class_terms import ClassTerms, class_codes
 from retrieval.contract.score import Score
+from retrieval.contract.searches import best_catalogue_score
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
 
 # Of the classes that choose: more would take classes away from the intervals and certificates of those that judge.
 _SHARE, _MOST, _LEAST = 1 / 3, 200, 20
 _DEFAULT_PULL = 0.7  # if the classes are too few to choose: the best without an offset on emoji and icons
-_TAR_MARGIN = 0.02  # as between scores, see `score_choice.py`
-_SHOWN_ERRORS = 40.0  # of all pairs; a round counts half of them
 _LOOSE_FAR = 0.01  # for a target that is not a FAR
 _SEED = 0
 
@@ -48,8 +46,13 @@ def with_catalog_scores(data: LabelledEmbeddings, scores: Sequence[Score], targe
         added = [replace(found[-1], classes=default) for found in families if found]
         return ClassChoice(data, (*scores, *added), 0)
     choosing, judging = _split(data)
-    far = _shown_far(choosing, target)
-    added = [_best(choosing, found, far) for found in families if found]
+    added = [
+        best_catalogue_score(
+            found, choosing.embeddings, choosing.labels, far=target.far or _LOOSE_FAR, scored=choosing.scored
+        )
+        for found in families
+        if found
+    ]
     return ClassChoice(judging, (*scores, *added), len(set(choosing.labels)))
 
 
@@ -72,33 +75,3 @@ def _split(data: LabelledEmbeddings) -> tuple[LabelledEmbeddings, LabelledEmbedd
     chosen = {names[number] for number in drawn}
     chooses = np.array([unit in chosen for unit in units], dtype=np.bool_)
     return data.subset(np.flatnonzero(chooses)), data.subset(np.flatnonzero(~chooses))
-
-
-def _shown_far(choosing: LabelledEmbeddings, target: Target) -> float:
-    """Return the FAR at which the choosing classes are compared: that of the target, or the least that they show."""
-    n = np.bincount(class_codes(choosing.labels)[1])
-    n_pairs = (n.sum() ** 2 - (n**2).sum()) / 2
-    shown = _SHOWN_ERRORS / max(float(n_pairs), 1.0)
-    return min(max(target.far or _LOOSE_FAR, shown), 0.4)
-
-
-def _best(choosing: LabelledEmbeddings, bases: Sequence[Score], far: float) -> Score:
-    """Return the most consistent catalogue score over one of the bases, of those with about the best TAR."""
-    candidates = [replace(base, classes=terms) for base in bases for terms in _terms(choosing, base)]
-    measured = [_measured(choosing.scored(score), far) for score in candidates]
-    least = max(tar for tar, _ in measured) - _TAR_MARGIN
-    eligible = [number for number, (tar, _) in enumerate(measured) if tar >= least]
-    return candidates[min(eligible, key=lambda number: measured[number][1])]
-
-
-def _terms(choosing: LabelledEmbeddings, base: Score) -> tuple[ClassTerms, ...]:
-    rows, codes = base.rows(choosing.embeddings), class_codes(choosing.labels)[1]
-    return candidate_terms(rows, codes, density=base.row_densities, weight=base.weight)
-
-
-def _measured(vectors: LabelledVectors, far: float) -> tuple[float, float]:
-    """Return TAR at the FAR, and OPIS around it, without its noise if the classes show that."""
-    (threshold,) = thresholds_at_far(vectors, [far])
-    tar = float(count_accepted(vectors, np.array([threshold])).pooled_tar[0])
-    found = consistency_around(vectors, far, rng=np.random.default_rng(_SEED))
-    return tar, found.value if found.debiased is None else found.debiased

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.consistency import Division, LabelledVectors, SearchRound, divide, in_rounds, labelled, strangers
+from retrieval.consistency import Division, LabelledVectors, divide, labelled, strangers
 from retrieval.contract.score import Score
+from retrieval.contract.searches import search_rounds
 
 N_ROUNDS = 5
 _SEED = 0
@@ -35,18 +36,9 @@ class LabelledEmbeddings:
         Raises InvalidInput: a catalogue score, and one set of images, in which no image is a gallery item only.
         """
         if self.n_rounds:
-            return self._in_rounds(score)
+            return search_rounds(score, self.embeddings, self.labels, self._divisions(), families=self.families)
         queries, gallery = score.vectors(self.embeddings)
         return labelled(queries, self.labels, gallery=gallery, families=self.families)
-
-    def _in_rounds(self, score: Score) -> LabelledVectors:
-        query = score.query_vectors(self.embeddings)
-        rounds = []
-        for division in self._divisions():
-            items = division.items
-            gallery = score.gallery(self.embeddings[items], [self.labels[row] for row in items])
-            rounds.append(SearchRound(division, query[division.queries], gallery.vectors))
-        return in_rounds(self.labels, rounds, families=self.families)
 
     def strangers(self, score: Score) -> LabelledVectors:
         """Return searches by images whose class is absent, in the gallery of all images."""

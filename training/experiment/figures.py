@@ -1,14 +1,13 @@
 """Measures the embeddings of one run under one score: the figures that an experiment compares.
 
-Decides which figures there are, and on which classes a score is fitted, a threshold chosen and a figure measured.
-`summary.py` combines seeds and arms.
+Decides which figures there are, and on which classes a threshold is chosen and a figure measured. `compared.py` fits
+the score, `summary.py` combines seeds and arms.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.consistency import (
     Axis,
@@ -17,17 +16,18 @@ from retrieval.consistency import (
     OpisOptions,
     OpisResult,
     consistency_report,
-    labelled,
     map_at_r,
     operating_curves,
     percentile_interval,
     recall_at_k,
     resampled_weights,
+    stranger_rate,
     thresholds_at_far,
 )
 from retrieval.errors import NotEnoughEvidence
 from training.embeddings import Embedded
-from training.experiment.scores import ScoreConfig, fit_score
+from training.experiment.compared import Compare, Compared, in_pairs, in_searches
+from training.experiment.scores import ScoreConfig
 from training.limits import HALF_A_DECADE, MIN_FALSE_ACCEPTS, PAPER_BAND
 
 TAR_FARS = (1e-2, 1e-3, 1e-4)
@@ -42,8 +42,9 @@ class Figures:
     r_at_1, map_at_r: of the ranking. opis_*: debiased OPIS, over the pooled FARs 1e-2 to 1e-1 on the axes of distance
     (cosine only) and of log FAR, and over the decade around the deployed FAR on the axis of log FAR. tar_at_*: pooled
     TAR at a pooled FAR of 1e-2 and so on. transfer_*: at the threshold for the deployed FAR on the calibration classes:
-    pooled FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest TAR. training_s: seconds that
-    the training process took, including its start and its own evaluation.
+    pooled FAR, pooled TAR, and the mean TAR of the tenth of the classes with the lowest TAR. strangers_far: the pooled
+    FAR of queries whose class is absent at that threshold, in units of the deployed FAR; in searches only. training_s:
+    seconds that the training process took, including its start and its own evaluation.
     """
 
     r_at_1: float | None
@@ -57,6 +58,7 @@ class Figures:
     transfer_far: float | None
     transfer_tar: float | None
     transfer_worst_tar: float | None
+    strangers_far: float | None
     training_s: float | None
 
 
@@ -81,33 +83,31 @@ class Measured:
 
 
 def measure(
-    parts: Mapping[str, Embedded], score: ScoreConfig, *, far_target: float, training_s: float | None
+    parts: Mapping[str, Embedded],
+    score: ScoreConfig,
+    *,
+    far_target: float,
+    training_s: float | None,
+    compare: Compare = "pairs",
 ) -> Measured:
-    """Fit the score on the part `score.fitted_on`, choose the threshold on `calibration`, and measure on `test`.
+    """Fit the score, choose the threshold on the part `calibration`, and measure on `test`.
 
     Raises NotEnoughEvidence if there are too few images for the score, or test holds no two classes or no pair.
     """
-    fitted_on, calibration, test = (parts[name] for name in (score.fitted_on, "calibration", "test"))
-    fitted = fit_score(score, fitted_on.embeddings, fitted_on.labels.tolist(), far_target=far_target)
-    query, gallery = fitted(test.embeddings)
-    labels = test.labels.tolist()
-    vectors = labelled(query, labels, gallery=gallery)
+    compared = (in_pairs if compare == "pairs" else in_searches)(parts, score, far_target=far_target)
     missing: dict[str, str] = {}
-    opis, shares, above_zero = _consistency(vectors, far_target, missing)
-    query, gallery = fitted(calibration.embeddings)
-    fixed_on = labelled(query, calibration.labels.tolist(), gallery=gallery)
-    transfer = _transfer(fixed_on, vectors, far_target, missing)
+    opis, shares, above_zero = _consistency(compared.test, far_target, missing)
     figures = Figures(
-        r_at_1=recall_at_k(vectors)[1],
-        map_at_r=map_at_r(vectors),
+        r_at_1=recall_at_k(compared.test)[1],
+        map_at_r=map_at_r(compared.test),
         **opis,
-        **_tars(vectors, missing),
-        **transfer,
+        **_tars(compared.test, missing),
+        **_transfer(compared, far_target, missing),
         training_s=training_s,
     )
     if training_s is None:
         missing["training_s"] = "training was interrupted"
-    return Measured(figures, missing, shares, vectors.classes, above_zero)
+    return Measured(figures, missing, shares, compared.test.classes, above_zero)
 
 
 def _consistency(
@@ -123,7 +123,9 @@ def _consistency(
     shares, above_zero = {}, set()
     for name, band, axis in bands:
         if axis == "distance" and not vectors.cosine:
-            missing[name] = "only the cosine has a distance"
+            missing[name] = (
+                "searches are compared on the log-FAR axis" if vectors.rounds else "only the cosine has a distance"
+            )
             continue
         try:
             found = _opis(vectors, band, axis)
@@ -157,9 +159,10 @@ def _opis(vectors: LabelledVectors, band: tuple[float, float], axis: Axis) -> Op
 def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float | None]:
     names = {far: f"tar_at_1e_{round(-np.log10(far))}" for far in TAR_FARS}
     values: dict[str, float | None] = dict.fromkeys(names.values())
-    measurable = [far for far in TAR_FARS if far * vectors.n_negatives >= MIN_FALSE_ACCEPTS]
+    n_pairs = _n_negatives(vectors)
+    measurable = [far for far in TAR_FARS if far * n_pairs >= MIN_FALSE_ACCEPTS]
     for far in set(TAR_FARS) - set(measurable):
-        missing[names[far]] = f"{vectors.n_negatives} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
+        missing[names[far]] = f"{n_pairs} negative pairs give fewer than {MIN_FALSE_ACCEPTS} false accepts"
     if measurable:
         thresholds = thresholds_at_far(vectors, measurable)
         curves = operating_curves(vectors, thresholds=thresholds)
@@ -168,22 +171,27 @@ def _tars(vectors: LabelledVectors, missing: dict[str, str]) -> dict[str, float 
     return values
 
 
-def _transfer(
-    fixed_on: LabelledVectors, vectors: LabelledVectors, far_target: float, missing: dict[str, str]
-) -> dict[str, float | None]:
-    if far_target * fixed_on.n_negatives < MIN_FALSE_ACCEPTS:
-        reason = f"{fixed_on.n_negatives} negative calibration pairs are too few for FAR {far_target:g}"
-        names = ("transfer_far", "transfer_tar", "transfer_worst_tar")
-        missing |= dict.fromkeys(names, reason)
+def _transfer(compared: Compared, far_target: float, missing: dict[str, str]) -> dict[str, float | None]:
+    names = ("transfer_far", "transfer_tar", "transfer_worst_tar", "strangers_far")
+    if compared.strangers is None:
+        missing["strangers_far"] = "pairs of one set have no absent class"
+    n_pairs = _n_negatives(compared.calibration)
+    if far_target * n_pairs < MIN_FALSE_ACCEPTS:
+        missing |= dict.fromkeys(names, f"{n_pairs} negative calibration pairs are too few for FAR {far_target:g}")
         return dict.fromkeys(names)
-    curves = operating_curves(vectors, thresholds=thresholds_at_far(fixed_on, [far_target]))
-    lowest = np.sort(curves.tar[:, 0])[: max(1, round(len(curves.tar) / 10))]
+    (threshold,) = thresholds_at_far(compared.calibration, [far_target])
+    curves = operating_curves(compared.test, thresholds=[threshold])
+    searched = curves.positives > 0
+    lowest = np.sort(curves.tar[searched, 0])[: max(1, round(int(searched.sum()) / 10))]
+    met = None if compared.strangers is None else stranger_rate(compared.strangers, float(threshold))
     return {
         "transfer_far": float(curves.pooled_far[0]),
         "transfer_tar": float(curves.pooled_tar[0]),
-        "transfer_worst_tar": _mean(lowest),
+        "transfer_worst_tar": float(lowest.mean()),
+        "strangers_far": None if met is None else met.far / far_target,
     }
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean())
+def _n_negatives(vectors: LabelledVectors) -> int:
+    """Return the number of negative pairs of images; in rounds, each is counted several times."""
+    return round(vectors.n_negatives / vectors.repeats)

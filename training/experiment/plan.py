@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from retrieval.errors import InvalidSettings
 from training.config import CONFIGS, TrainingConfig, find_named, load_config, parse_config, suggestion, to_json
+from training.experiment.compared import Compare
 from training.experiment.scores import ScoreConfig
 
 EXPERIMENTS = CONFIGS / "experiments"
@@ -21,14 +22,15 @@ EXPERIMENTS = CONFIGS / "experiments"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]*")  # names of arms are names of folders, next to the result files
 _RESULT_SUFFIXES = (".md", ".csv", ".json", ".png")
 _STRICT = ConfigDict(extra="forbid")
+_OF_ONE_SET = ("isotonic", "cluster_offsets", "cluster_isotonic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentData:
     """The manifests of the parts. Only validation and cohort may share classes; "{seed}" in a path stands for the seed.
 
-    validation: for the evaluations of training; cohort: to fit scores; calibration: to choose thresholds; test: for the
-    reported figures.
+    validation: for the evaluations of training; cohort: to fit scores and to choose their class terms; calibration: to
+    choose thresholds; test: for the reported figures.
     """
 
     __pydantic_config__ = _STRICT
@@ -77,7 +79,9 @@ class ArmConfig:
 class ExperimentConfig:
     """The file. config: name or path of a training configuration; common: differences from it that all arms share.
 
-    budget: "equal" rejects arms with different numbers of steps or images. far_target: the deployed pooled pair FAR.
+    compare: "pairs" compares every image of a part with all others; "searches" lets half of the images of each class
+    search the others, several times, as in a labelled catalogue. budget: "equal" rejects arms with different numbers of
+    steps or images. far_target: the deployed pooled pair FAR.
     """
 
     __pydantic_config__ = _STRICT
@@ -87,6 +91,7 @@ class ExperimentConfig:
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     config: str = "default"
     common: Mapping[str, Any] = field(default_factory=dict)
+    compare: Compare = "pairs"
     budget: Literal["equal", "free"] = "equal"
     far_target: Annotated[float, Field(ge=1e-6, le=0.1)] = 1e-2
 
@@ -117,6 +122,7 @@ class Experiment:
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     far_target: float
+    compare: Compare = "pairs"
 
     @property
     def trained_arms(self) -> tuple[Arm, ...]:
@@ -151,7 +157,7 @@ def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root
         config = TypeAdapter(ExperimentConfig).validate_python(values)
     except ValidationError as error:
         raise InvalidSettings(f"experiment {name}: " + "; ".join(_described(error))) from error
-    problems = [*_problems_of_names(config.arms), *_problems_of_seeds(config)]
+    problems = [*_problems_of_names(config.arms), *_problems_of_scores(config), *_problems_of_seeds(config)]
     if problems:
         raise InvalidSettings(f"experiment {name}: " + "; ".join(problems))
     arms = _resolve(config, name, folder)
@@ -160,7 +166,13 @@ def parse_experiment(values: Mapping[str, Any], *, name: str, folder: Path, root
             f'experiment {name}: {"; ".join(unequal)}; give all arms the same, or set budget = "free"'
         )
     return Experiment(
-        name=name, root=root, data=config.data, seeds=config.seeds, arms=arms, far_target=config.far_target
+        name=name,
+        root=root,
+        data=config.data,
+        seeds=config.seeds,
+        arms=arms,
+        far_target=config.far_target,
+        compare=config.compare,
     )
 
 
@@ -213,9 +225,23 @@ def _problems_of_names(arms: Iterable[ArmConfig]) -> Iterator[str]:
                 yield f"arm {arm.name!r}: {key} names an earlier arm, found {other!r}" + suggestion(other, known)
         if arm.model is not None and (arm.config or arm.like):
             yield f"arm {arm.name!r} uses the runs of {arm.model!r}: config and like have no effect, remove them"
-        if arm.score.fitted_on == "train" and arm.score.kind != "cohort":
-            yield f'arm {arm.name!r}: only a score of kind "cohort" may be fitted on "train", found {arm.score.kind!r}'
         known.append(arm.name)
+
+
+def _problems_of_scores(config: ExperimentConfig) -> Iterator[str]:
+    for arm in config.arms:
+        score, where = arm.score, f"arm {arm.name!r}"
+        if score.fitted_on == "train" and score.kind not in ("cohort", "catalogue"):
+            yield f'{where}: only a score with a cohort may be fitted on "train", found {score.kind!r}'
+        if score.kind == "catalogue" and score.base == "cohort" and score.fitted_on != "train":
+            yield (
+                f"{where}: the class terms are chosen on the part cohort, so its images cannot be the cohort of the "
+                'score: set fitted_on = "train"'
+            )
+        if score.kind == "catalogue" and config.compare == "pairs":
+            yield f'{where}: a catalogue score needs a labelled gallery: set compare = "searches"'
+        if score.kind in _OF_ONE_SET and config.compare == "searches":
+            yield f'{where}: {score.kind!r} is computed for one set of images: set compare = "pairs", or remove the arm'
 
 
 def _problems_of_seeds(config: ExperimentConfig) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.consistency import Interval
+from training.experiment.compared import N_ROUNDS
 from training.experiment.figures import FIGURES, OPIS_FIGURES
 from training.experiment.plan import Experiment
 from training.experiment.running import TrialFailure
@@ -32,8 +33,13 @@ TITLES = {
     "transfer_far": "FAR, new classes",
     "transfer_tar": "TAR, new classes",
     "transfer_worst_tar": "worst tenth",
+    "strangers_far": "strangers",
     "training_s": "training s",
 }
+_SEARCHES = (
+    f" In {N_ROUNDS} rounds, half of the images of each class search the others. Strangers: FAR of queries whose class "
+    "is absent, at that threshold, over the deployed FAR."
+)
 _TESTED = ("r_at_1", "map_at_r", *OPIS_FIGURES, "tar_at_1e_2", "tar_at_1e_3", "tar_at_1e_4", "transfer_worst_tar")
 
 
@@ -63,7 +69,7 @@ def to_markdown(result: ExperimentResult) -> str:
         "debiased and given in units of 1e-3: over the pooled FARs 1e-2 to 1e-1 on the axis of distance, the same on "
         f"the axis of log FAR, and over the decade around the deployed FAR of {far:g}. New classes: at the threshold "
         f"for FAR {far:g} that was chosen on the calibration classes; worst tenth: mean TAR of the tenth of these "
-        "classes with the lowest TAR."
+        "classes with the lowest TAR." + (_SEARCHES if result.experiment.compare == "searches" else "")
     )
     blocks = [_aligned(head, rows), explanation, *_comparison(result.arms), *_remarks(result)]
     return "\n\n".join(blocks) + "\n"
@@ -75,6 +81,7 @@ def to_json(result: ExperimentResult) -> dict[str, Any]:
     return {
         "experiment": experiment.name,
         "far_target": experiment.far_target,
+        "compare": experiment.compare,
         "confidence": CONFIDENCE,
         "seeds": list(experiment.seeds),
         "arms": [asdict(arm) for arm in result.arms],

@@ -1,7 +1,7 @@
 """The scores that an arm may use instead of the cosine, fitted on classes other than those it is measured on.
 
 Decides how each kind is fitted and expressed as an inner product, so that all statistics work unchanged.
-`retrieval.contract.score` computes the cohort scores.
+`retrieval.contract.score` computes the cohort scores, `searches.py` fits catalogue scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ from sklearn.cluster import KMeans
 
 from retrieval.consistency import Calibrator, fit_scores, fit_whitening, labelled, thresholds_at_far
 from retrieval.consistency.classes import number_classes
-from retrieval.contract.score import cohort_score
-from retrieval.errors import NotEnoughEvidence
+from retrieval.contract.score import Score, cohort_score
+from retrieval.errors import InvalidInput, NotEnoughEvidence
 
 Vectors: TypeAlias = NDArray[np.float32]
 Factors: TypeAlias = tuple[Vectors, Vectors]
@@ -34,15 +34,17 @@ class ScoreConfig:
     """The score to which the threshold is applied.
 
     kind: "cosine"; "cohort", with the k nearest and weight of `retrieval.contract.score`, `whitened` or not;
+    "catalogue", with the labels of the gallery over `base`, whose options are those of "cosine" or "cohort";
     "isotonic", one increasing map from cosine to match probability; "cluster_offsets", the cosine minus an offset for
     each of `clusters` that gives all of them the same FAR; "cluster_isotonic", an increasing map for each of
-    `clusters`. fitted_on: the part of the data; "train" only for "cohort", which uses no labels, because the scores of
-    training classes are not representative.
+    `clusters`. fitted_on: the part of the data; "train" only for a cohort, which uses no labels, because the scores of
+    training classes are not representative. The class terms of "catalogue" are always chosen on the part "cohort".
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    kind: Literal["cosine", "cohort", "isotonic", "cluster_offsets", "cluster_isotonic"] = "cosine"
+    kind: Literal["cosine", "cohort", "catalogue", "isotonic", "cluster_offsets", "cluster_isotonic"] = "cosine"
+    base: Literal["cosine", "cohort"] = "cohort"
     k: Annotated[int, Field(ge=1)] = 20
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     whitened: bool = False
@@ -57,18 +59,16 @@ def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *
     cohort scores do not use the labels. "isotonic" and "cluster_isotonic" give factors [n, n] and accept at most 6,000
     images.
 
-    Raises NotEnoughEvidence if there are too few images, or too many for the kind.
+    Raises NotEnoughEvidence if there are too few images, or too many for the kind; InvalidInput for "catalogue", which
+    compares queries with a gallery, not one set with itself.
 
     Source: "cluster_isotonic": Salvador et al., "FairCal: Fairness Calibration for Face Verification", ICLR 2022, but
     with isotonic regression instead of beta calibration, and log odds instead of probabilities.
     """
-    if config.kind == "cosine":
-        return lambda rows: (rows, rows)
-    if config.kind == "cohort":
-        whitening = fit_whitening(embeddings) if config.whitened else None
-        return cohort_score(
-            embeddings, k=min(config.k, len(embeddings)), weight=config.weight, whitening=whitening
-        ).vectors
+    if config.kind == "catalogue":
+        raise InvalidInput("a catalogue score compares queries with a labelled gallery, not one set with itself")
+    if config.kind in ("cosine", "cohort"):
+        return score_without_labels(config, embeddings).vectors
     if config.kind == "isotonic":
         calibrator = _fit_isotonic(*_pairs(embeddings, labels))
         return lambda rows: _as_factors(_rising(calibrator, _cosines(rows)))
@@ -76,6 +76,17 @@ def fit_score(config: ScoreConfig, embeddings: Vectors, labels: Sequence[str], *
     if config.kind == "cluster_offsets":
         return _fit_offsets(clusters, embeddings, labels, far_target)
     return _fit_cluster_isotonic(clusters, embeddings, labels)
+
+
+def score_without_labels(config: ScoreConfig, embeddings: Vectors) -> Score:
+    """Return the cosine, or the cohort score whose cohort is embeddings [m, d] float32, unit rows.
+
+    Of a catalogue score it is the base. Raises NotEnoughEvidence if there are too few images for the whitening.
+    """
+    if (config.base if config.kind == "catalogue" else config.kind) == "cosine":
+        return Score()
+    whitening = fit_whitening(embeddings) if config.whitened else None
+    return cohort_score(embeddings, k=min(config.k, len(embeddings)), weight=config.weight, whitening=whitening)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,6 +62,7 @@ def _measure_all(
                         arm.score,
                         far_target=experiment.far_target,
                         training_s=training_seconds(folder),
+                        compare=experiment.compare,
                     )
                 except RetrievalError as error:
                     found.append(TrialFailure(arm=arm.name, seed=seed, what="measuring", reason=str(error), log=None))

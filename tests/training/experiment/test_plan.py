@@ -63,7 +63,7 @@ def test_data_of_a_seed(described: dict[str, Any], parsed: Parse, tmp_path: Path
         ({"arms": [{"name": "a", "config": {"schedule": {"steps": 0}}}]}, "arm 'a': schedule.steps"),
         ({"arms": [{"name": "a", "scores": {}}]}, "unknown key arms.0.scores; did you mean score"),
         ({"arms": [{"name": "a", "score": {"kind": "cohrot"}}]}, "arms.0.score.kind"),
-        ({"arms": [{"name": "a", "score": {"kind": "isotonic", "fitted_on": "train"}}]}, "only a score of kind"),
+        ({"arms": [{"name": "a", "score": {"kind": "isotonic", "fitted_on": "train"}}]}, "only a score with a cohort"),
         ({"arms": []}, "arms"),
         ({"arms": [{"name": "a/b"}]}, "found 'a/b'"),
         ({"arms": [{"name": "a"}, {"name": "A"}]}, "two arms are named 'A'"),
@@ -100,3 +100,47 @@ def test_shipped_experiments_can_be_read() -> None:
         assert len(load_experiment(name, root=Path()).trained_arms) > 1
     with pytest.raises(InvalidSettings, match="does not exist"):
         load_experiment("none", root=Path())
+
+
+COHORT, CATALOGUE = {"kind": "cohort"}, {"kind": "catalogue", "fitted_on": "train"}
+
+
+def test_scores_of_searches(described: dict[str, Any], parsed: Parse) -> None:
+    described |= {"compare": "searches"}
+    described["arms"] += [
+        {"name": "catalogue", "model": "base", "score": CATALOGUE | {"k": 7, "whitened": True}},
+        {"name": "class means", "model": "base", "score": {"kind": "catalogue", "base": "cosine"}},
+    ]
+    found = parsed(described)
+    assert found.compare == "searches"
+    assert [arm.score.base for arm in found.arms[-2:]] == ["cohort", "cosine"]
+
+
+@pytest.mark.parametrize(
+    ("compare", "score", "expected"),
+    [
+        ("pairs", CATALOGUE, "arm 'a': a catalogue score needs a labelled gallery: set compare = \"searches\""),
+        ("searches", {"kind": "catalogue"}, "arm 'a': the class terms are chosen on the part cohort"),
+        ("searches", {"kind": "isotonic"}, "arm 'a': 'isotonic' is computed for one set of images"),
+        ("searches", {"kind": "cluster_offsets"}, "'cluster_offsets' is computed for one set"),
+        ("searches", {"kind": "cluster_isotonic"}, "'cluster_isotonic' is computed for one set"),
+        ("rounds", COHORT, "compare: Input should be 'pairs' or 'searches', found 'rounds'"),
+        ("searches", CATALOGUE | {"base": "isotonic"}, "score.base: Input should be 'cosine' or 'cohort'"),
+    ],
+)
+def test_scores_that_do_not_fit_what_is_compared(
+    compare: str, score: dict[str, Any], expected: str, described: dict[str, Any], parsed: Parse
+) -> None:
+    with pytest.raises(InvalidSettings, match=expected):
+        parsed(described | {"compare": compare, "arms": [{"name": "a", "score": score}]})
+
+
+def test_the_shipped_searches_compare_four_scores_of_three_models() -> None:
+    """Every trained model under the cosine, the cohort score, and a catalogue score over either."""
+    searches, pairs = (load_experiment(name, root=Path()) for name in ("emoji_catalogue", "emoji_tcm"))
+    assert (searches.compare, searches.far_target, len(searches.arms)) == ("searches", 1e-3, 12)
+    scores = {arm.name: [one.score for one in searches.arms if one.trained_by == arm.name] for arm in searches.arms}
+    trained = {arm.name: arm.training for arm in searches.trained_arms}
+    assert [len(scores[name]) for name in trained] == [4, 4, 4]
+    assert len({tuple(scores[name]) for name in trained}) == 1
+    assert trained == {arm.name: arm.training for arm in pairs.trained_arms if arm.name in trained}

@@ -204,3 +204,21 @@ def _await_silence(checkpoint: Path) -> None:
         time.sleep(0.2)
         if checkpoint.read_text() == before:
             return
+
+
+@pytest.mark.slow
+def test_arms_compared_as_searches(tmp_path: Path, described: dict[str, Any], parsed: Parse) -> None:
+    """The table explains what was compared and has the FAR of strangers; a catalogue score uses the runs of another."""
+    described |= {"compare": "searches", "seeds": [0]}
+    described["arms"].append(
+        {"name": "base+catalogue", "model": "base", "score": {"kind": "catalogue", "k": 5, "fitted_on": "train"}}
+    )
+    result = run_experiment(parsed(described), tmp_path, program=PRETENCE)
+    assert result.failures == ()
+    by_name = {arm.name: arm.figures for arm in result.arms}
+    assert set(by_name) == {"base", "base+tcm", "base+cohort", "base+catalogue"}
+    assert all(figures["strangers_far"].mean >= 0 for figures in by_name.values())
+    assert by_name["base+catalogue"]["tar_at_1e_2"].mean > by_name["base"]["tar_at_1e_2"].mean
+    table = (tmp_path / "table.md").read_text()
+    assert "In 5 rounds, half of the images of each class search the others." in table
+    assert json.loads((tmp_path / "table.json").read_text())["compare"] == "searches"
