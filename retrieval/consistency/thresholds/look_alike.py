@@ -55,7 +55,7 @@ class LookAlikes:
 
 
 def find_look_alikes(vectors: LabelledVectors) -> LookAlikes | None:
-    """Return the groups if the classes of one set of images show them, else None.
+    """Return the groups if the classes of one set of images, of rounds or of strangers show them, else None.
 
     Of more than 1,000 classes, so many are drawn (always the same) and searched; each other class joins the group whose
     mean it is nearest to. Cost: some 20 products of [T, D] and [D, T], T at most 1,000 classes; memory T^2.
@@ -98,7 +98,8 @@ def _look_alikes_of(every: Values, own: Values) -> LookAlikes | None:
 def class_means(vectors: LabelledVectors) -> tuple[Values, Values]:
     """Return the mean query vector of each class, [T, D]; and its mean score of two images, NaN without two: [T].
 
-    Of a class without a query, which only rounds have, the mean is NaN.
+    Of a class without a query, which only rounds have, the mean is NaN. Of strangers, whose pairs inside a class do not
+    count, they are taken all the same.
     """
     n_classes, scores = len(vectors.classes), np.zeros(len(vectors.classes))
     of_queries, n_queries = np.zeros((n_classes, vectors.query.shape[1])), np.zeros(n_classes)
@@ -108,10 +109,11 @@ def class_means(vectors: LabelledVectors) -> tuple[Values, Values]:
         of_queries, n_queries = of_queries + query, n_queries + number
         scores += (query * gallery).sum(axis=1)
     pairs = vectors.positives.astype(np.float64)
-    if vectors.one_set:
+    asks_itself = vectors.n_positives == 0 and np.array_equal(vectors.order, vectors.gallery_order)  # strangers
+    if vectors.one_set or (asks_itself and not vectors.rounds):
         with_itself = np.einsum("ij,ij->i", vectors.query, vectors.gallery, dtype=np.float64)
         scores -= np.bincount(vectors.codes, with_itself, n_classes)
-        pairs = 2 * pairs  # each in both directions
+        pairs = n_queries * (n_queries - 1)  # each in both directions
     own = np.divide(scores, pairs, out=np.full(n_classes, np.nan), where=pairs > 0)
     known = n_queries[:, None] > 0
     return np.divide(of_queries, n_queries[:, None], out=np.full(of_queries.shape, np.nan), where=known), own

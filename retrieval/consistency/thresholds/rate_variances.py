@@ -83,13 +83,18 @@ def rate_variances(vectors: LabelledVectors, curves: OperatingCurves) -> RateVar
 
 
 def far_variances(vectors: LabelledVectors, curves: OperatingCurves) -> tuple[float, float, float]:
-    """Return class variance, pair variance and units of pooled FAR, as `RateVariances` has them, without look-alikes.
+    """Return class variance, pair variance and units of pooled FAR, as `RateVariances` has them.
 
     curves: at one threshold, which must accept some negative pair; positives are not looked at.
     """
     pairs = accepted_class_pairs(vectors, float(curves.thresholds[0]))
-    units = np.arange(len(vectors.classes), dtype=np.int64) if vectors.families is None else vectors.families
-    return _of_far(units, vectors, curves, pairs)[:3]
+    if vectors.families is not None:
+        return _of_far(vectors.families, vectors, curves, pairs)[:3]
+    alone = _of_far(np.arange(len(vectors.classes), dtype=np.int64), vectors, curves, pairs)
+    if (groups := find_look_alikes(vectors)) is None:
+        return alone[:3]
+    grouped, sought = _of_far(groups.units, vectors, curves, pairs), _sought(groups.clear)
+    return max(alone[0], grouped[0] / sought), max(alone[1], grouped[1] / sought), alone[2]
 
 
 def _of_far(
@@ -136,7 +141,7 @@ def _wider(alone: RateVariances, grouped: RateVariances, *, clear: bool) -> Rate
     FAR stays known from as many units as classes alone: groups are alike because they were sought, and Student's
     quantile of few would widen it once more.
     """
-    sought = _SOUGHT if clear else _SOUGHT_HIDDEN
+    sought = _sought(clear)
     return RateVariances(
         class_variance=max(alone.class_variance, grouped.class_variance / sought),
         pair_variance=max(alone.pair_variance, grouped.pair_variance / sought),
@@ -146,6 +151,10 @@ def _wider(alone: RateVariances, grouped: RateVariances, *, clear: bool) -> Rate
         far_units=alone.far_units,
         mean_far_units=alone.mean_far_units,
     )
+
+
+def _sought(clear: bool) -> float:
+    return _SOUGHT if clear else _SOUGHT_HIDDEN
 
 
 def _wider_tar(alone: TarEvidence, grouped: TarEvidence, *, clear: bool) -> TarEvidence:

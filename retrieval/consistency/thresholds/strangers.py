@@ -76,7 +76,8 @@ class StrangerRate:
 def stranger_rate(vectors: LabelledVectors, threshold: float, *, confidence: float = 0.95) -> StrangerRate:
     """Return the FAR of strangers at a threshold.
 
-    vectors: see `pairs.rounds.strangers`; families of classes are the units if they are named.
+    vectors: see `pairs.rounds.strangers`; families of classes are the units if they are named, else groups of
+    look-alike classes widen the interval, see `find_look_alikes`.
 
     Raises:
         InvalidInput: a threshold that is not finite, or confidence outside (0, 1).

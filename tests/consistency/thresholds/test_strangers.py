@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from retrieval.consistency import StrangerRate, stranger_rate, strangers
+from retrieval.consistency import StrangerRate, labelled, operating_curves, stranger_rate, strangers
+from retrieval.consistency.thresholds.look_alike import class_means
+from retrieval.consistency.thresholds.rate_variances import rate_variances
 from retrieval.errors import InvalidEmbeddings, InvalidInput
 from tests.searches import uneven
 
@@ -109,3 +111,25 @@ def test_impossible_thresholds_and_levels_are_refused(family) -> None:
         stranger_rate(vectors, 0.4, confidence=1.0)
     with pytest.raises(InvalidEmbeddings, match="expected gallery_vectors of 16 columns, found 15"):
         strangers(rows, gallery[:, :15], labels)
+
+
+def test_groups_of_look_alikes_widen_the_interval_unless_classes_are_named_alone() -> None:
+    """Twenty families of six: as in the interval of members, whose groups are found in the same way."""
+    rng, family_of = np.random.default_rng(5), np.arange(120) // 6
+    centres = 0.87 * rng.normal(size=(20, 24))[family_of] + 0.5 * rng.normal(size=(120, 24))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    rows = centres.repeat(4, axis=0) + 0.8 / np.sqrt(24) * rng.normal(size=(480, 24))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    labels = [f"{row // 4:03d}" for row in range(480)]
+    every, own = class_means(strangers(rows, rows, labels))
+    expected = class_means(labelled(rows, labels))
+    np.testing.assert_allclose(every, expected[0])
+    np.testing.assert_allclose(own, expected[1])
+    found = stranger_rate(strangers(rows, rows, labels), 0.5)
+    alone = stranger_rate(strangers(rows, rows, labels, families=labels), 0.5)
+    assert found.far == alone.far
+    assert found.class_variance > 1.3 * alone.class_variance
+    assert found.interval.low < alone.interval.low
+    choice = rate_variances(labelled(rows, labels), operating_curves((rows, labels), thresholds=[0.5]))
+    assert found.class_variance == pytest.approx(choice.class_variance)
+    assert found.pair_variance == pytest.approx(choice.pair_variance)
