@@ -18,7 +18,8 @@ from retrieval.consistency import (
     strangers,
 )
 from retrieval.consistency.curves import count_accepted
-from retrieval.consistency.pairs.selection import thresholds_at_far
+from retrieval.consistency.pairs import selection
+from retrieval.consistency.pairs.selection import one_pass_grid, threshold_grid, thresholds_at_far
 from retrieval.consistency.pairs.vectors import check_one_population
 from retrieval.errors import InvalidEmbeddings, InvalidInput, NotEnoughEvidence
 from tests.consistency.conftest import tile_of
@@ -244,3 +245,16 @@ def test_other_pairs_of_two_sets_are_no_population() -> None:
         check_one_population(crossed(UNIT, LABELS, UNIT, LABELS))
     with pytest.raises(InvalidInput, match="without excluded pairs"):
         check_one_population(labelled(UNIT, LABELS, exclude=(["", "", "x", "x"],)))
+
+
+def test_a_grid_from_a_part_of_a_round_covers_the_band(family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a part of one set: the counts at its thresholds reach beyond both ends of the band, and above."""
+    monkeypatch.setattr(selection, "_PILOT_IMAGES", 200)
+    rows, labels = family(np.random.default_rng(8), n_classes=200, n_images=8, spread=0.3)
+    one = searched(rows, labels, 1)[0].one_round(0)
+    grid = one_pass_grid(one, far_low=1e-2, far_high=1e-1, n_band=100)
+    assert not np.array_equal(grid, threshold_grid(one, far_low=1e-2, far_high=1e-1, n_band=100))
+    far = count_accepted(one, grid).pooled_far
+    assert far[0] > 0.1
+    assert far[-1] == 0
+    assert np.count_nonzero((far > 0.01) & (far < 0.1)) > 50
