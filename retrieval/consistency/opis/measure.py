@@ -182,7 +182,12 @@ def _intervals(
 
 @checked
 def consistency_around(
-    vectors: VectorsOrPair, target_far: float, *, rng: np.random.Generator, confidence: float = 0.95
+    vectors: VectorsOrPair,
+    target_far: float,
+    *,
+    rng: np.random.Generator,
+    confidence: float = 0.95,
+    n_bootstrap: int = 1000,
 ) -> OpisResult:
     """Return `consistency_report` over log FAR, from a tenth of the target to ten times it: where the threshold works.
 
@@ -206,7 +211,7 @@ def consistency_around(
             f"found {n_pairs}; add images or classes"
         )
     low, high = max(target_far / _DECADE, shown), min(target_far * _DECADE, _LOOSEST)
-    options = OpisOptions(far_low=low, far_high=high, axis="log_far", confidence=confidence)
+    options = OpisOptions(far_low=low, far_high=high, axis="log_far", confidence=confidence, n_bootstrap=n_bootstrap)
     return consistency_report(vectors, options, rng=rng)
 
 
