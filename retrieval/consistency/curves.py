@@ -90,10 +90,16 @@ class OperatingCurves:
 
     @property
     def repeats(self) -> float:
-        """How often a negative pair of two images counts on average, at least 1: more only in rounds of searches."""
-        total = int(self.n_images.sum())
-        once = total**2 - int((self.n_images**2).sum())
-        return max(int(self.negatives.sum()) / max(once, 1), 1.0)
+        """How often a negative pair of two images counts on average, at least 1: more only in rounds of searches.
+
+        There two classes of one image never meet and do not count.
+        """
+        n, counted = self.n_images, int(self.negatives.sum())
+        once = int(n.sum() ** 2 - (n**2).sum())
+        if counted == once:
+            return 1.0
+        n_single = int(np.count_nonzero(n == 1))
+        return max(counted / max(once - n_single * (n_single - 1), 1), 1.0)
 
     def __add__(self, other: OperatingCurves) -> OperatingCurves:
         """Return the curves of two shards of the same images, see `operating_curves`.

@@ -11,8 +11,9 @@ the class if the label is right and around `between` if it is wrong; one label i
 
     log odds = (L - between) (s - (L + between) / 2) / variance + log 9
 
-If the items of a class are as different as items of different classes are, L = `between` and all of them count: nothing
-shows which is wrong. L is the median of s in the class, known the better the more items there are:
+If the items of a class are nearly as different as items of different classes are, as under a label such as "unknown",
+none of them belongs to it: L is then below `between` + 0.1 (`within` - `between`), and every w is 0. L is the median of
+s in the class, known the better the more items there are:
 
     k = (n - 1) / (n - 1 + 2)        L = k median(s) + (1 - k) within
 
@@ -24,9 +25,11 @@ Offset. A query of the class has the expected score E = rho / f - 2 w' r(b*), wi
 of the class, weighted by w, r the density and w' its weight. By the same k, with the sum of w for n, it is shrunk to
 that of a typical class, whose rho is `within` and whose r is `density`:
 
-    o = offset_weight w (k E + (1 - k) E_typical - E_lone)      E_lone = within - 2 w' density
+    o = offset_weight w (k E + (1 - k) E_typical - E_lone) + (1 - w) o_lone      E_lone = within - 2 w' density
 
-An item without a label, or alone in its class, stays as it is and has the offset 0: E_lone is what is expected of it.
+An item without a label, or alone in its class, stays as it is; its w is 0. Its offset o_lone is the difference between
+the threshold that it needs and the one that pulled items need, so that one threshold accepts it as often as without
+labels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +53,7 @@ Density: TypeAlias = Callable[[Rows], Values]
 _PRIOR_ITEMS = 2
 _LOG_ODDS_OF_RIGHT = np.log(9)
 _FAR = 0.5
+_LEAST_ALIKE = 0.1
 _BLOCK = 16_384  # items at a time: bounds the memory of intermediate arrays
 _NO_LENGTH = 1e-6  # a shorter row is the rounding of float32: it has no direction
 _NO_WEIGHT = 1e-30
@@ -64,11 +68,13 @@ class ClassTerms:
 
     pull: in [0, 1]; 0 leaves the items as they are, 1 puts the mean of the class in their place. offset_weight: 0 or
     more, factor of the expected score. typical: None if every label counts as right and no offset is subtracted.
+    lone_offset: o_lone, 0 or more.
     """
 
     pull: float
     offset_weight: float = 0.0
     typical: TypicalClass | None = None
+    lone_offset: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.pull <= 1 or not 0 <= self.offset_weight < np.inf:
@@ -81,6 +87,13 @@ class ClassTerms:
                 f"expected a typical class with an offset weight of {self.offset_weight}, found none: fit one on "
                 "labelled classes"
             )
+        if not 0 <= self.lone_offset < np.inf:
+            raise InvalidEmbeddings(f"expected a lone offset of at least 0, found {self.lone_offset}")
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether items may have an offset."""
+        return self.offset_weight > 0 or self.lone_offset > 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +116,7 @@ def pull_items(terms: ClassTerms, rows: Rows, codes: Codes, *, density: Density,
     rows: [n, D] float32, unit or, without a direction, zeros; codes: [n] int64, the class of each, -1 for none;
     density, weight: of the score. The result of an item depends on the items of its class only; their order changes no
     more than the rounding of sums. An item that the pull would leave without a direction stays as it is.
-    Cost: a few passes over the rows and one of `density`; memory: a copy of the rows.
+    Cost: a few passes over the rows and one of `density`; memory: a copy of the rows, and a few of the largest class.
 
     >>> rows = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
     >>> pulled = pull_items(ClassTerms(pull=1.0), rows, np.array([5, 5, -1]), density=lambda x: 0 * x[:, 0], weight=0.5)
@@ -191,20 +204,21 @@ def _probabilities(typical: TypicalClass | None, rows: Rows, own: Values, bounds
     level = (known * medians + (1 - known) * typical.within)[group]
     apart = np.maximum(level - typical.between, 0)
     evidence = apart * (to_others - (level + typical.between) / 2) / typical.variance
-    return np.asarray(expit(evidence + _LOG_ODDS_OF_RIGHT), dtype=np.float32)
+    alike = apart > _LEAST_ALIKE * (typical.within - typical.between)
+    return np.asarray(np.where(alike, expit(evidence + _LOG_ODDS_OF_RIGHT), 0), dtype=np.float32)
 
 
 def _offsets(terms: ClassTerms, seen: _Seen, densities: Values, weight: float) -> Values:
     """Return o of each item: [n] float32."""
-    typical = terms.typical
+    typical, of_lone = terms.typical, (1 - seen.right) * np.float32(terms.lone_offset)
     if typical is None or terms.offset_weight == 0:
-        return np.zeros_like(densities)
+        return np.asarray(of_lone, dtype=np.float32)
     known = _shrinkage(seen.n_right)
     similarity = known * seen.similarity + (1 - known) * typical.within
     around = known * densities + (1 - known) * typical.density
     lone = typical.within - 2 * weight * typical.density
     expected = similarity / seen.length - 2 * weight * around
-    return np.asarray(terms.offset_weight * seen.right * (expected - lone), dtype=np.float32)
+    return np.asarray(terms.offset_weight * seen.right * (expected - lone) + of_lone, dtype=np.float32)
 
 
 def _shrinkage(n_items: Codes | Values) -> NDArray[np.float64]:

@@ -207,7 +207,7 @@ class Score:
     @property
     def _has_columns(self) -> bool:
         """True if the vectors have the two columns, which the indexes know: also for an offset over the cosine."""
-        return self.cohort is not None or (self.classes is not None and self.classes.offset_weight > 0)
+        return self.cohort is not None or (self.classes is not None and self.classes.has_offsets)
 
     def _query_factor(self, rows: Vectors, densities: Vectors) -> Vectors:
         if not self._has_columns:
@@ -238,7 +238,10 @@ class Score:
         extended = description | {"format": _FORMAT_EXTENDED} | extension
         if self.classes is None:
             return extended
-        return extended | {"format": _FORMAT_CLASSES, "classes": _with_floats(asdict(self.classes))}
+        classes = _with_floats(asdict(self.classes))
+        if not self.classes.lone_offset:
+            del classes["lone_offset"]
+        return extended | {"format": _FORMAT_CLASSES, "classes": classes}
 
 
 def cohort_score(

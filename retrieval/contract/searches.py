@@ -26,6 +26,7 @@ from retrieval.contract.score import Score
 _MARGIN = 0.02  # of TAR, as calibration takes it between scores, and of R@1
 _SHOWN_ERRORS = 40.0  # of all pairs; a round counts half of them
 _LOOSEST_FAR = 0.4
+_DIGITS = 6  # of what the order of the images changes by rounding
 _SEED = 0
 
 
@@ -64,9 +65,10 @@ def best_catalogue_score(
     Every base gets the candidates of `candidate_terms`, fitted on the same images. A TAR is about the best if it is at
     most 0.02 lower. A candidate whose R@1 is more than 0.02 below that of the best base is left out, unless all are: a
     large offset evens out classes and can put the wrong one first. embeddings: [n, d] float32, unit rows, of the
-    classes that choose; labels: n texts; far: at which TAR is measured, and OPIS half a decade on either side; it is
-    raised to the least FAR that these classes show, with 40 false accepts of all their pairs. scored: makes the rounds
-    of these images under a score. Raises NotEnoughEvidence with too few classes or images.
+    classes that choose; labels: n texts; far: at which TAR is measured, and OPIS a decade on either side; it is raised
+    to the least FAR that these classes show, with 40 false accepts of all their pairs. scored: makes the rounds of
+    these images under a score. Its `lone_offset` is that of `with_lone_offset`. Raises NotEnoughEvidence with too few
+    classes or images.
     """
     codes = class_codes(labels)[1]
     far = _shown_far(codes, far)
@@ -79,7 +81,23 @@ def best_catalogue_score(
     rated = [_rated(score, scored(score), far) for score in candidates]
     kept = [one for one in rated if one.recall >= least_recall] or rated
     least_tar = max(one.tar for one in kept) - _MARGIN
-    return min((one for one in kept if one.tar >= least_tar), key=lambda one: one.opis).score
+    best = min((one for one in kept if one.tar >= least_tar), key=lambda one: one.opis)
+    return with_lone_offset(best.score, codes, far=far, scored=scored)
+
+
+def with_lone_offset(
+    score: Score, codes: NDArray[np.int64], *, far: float, scored: Callable[[Score], LabelledVectors]
+) -> Score:
+    """Return a catalogue score that accepts an item without a class as often as the score without labels would.
+
+    Its lone offset is the difference of the thresholds for a FAR, of the score without labels and of this one, or 0 if
+    that is negative. codes: [n] int64, of the images that `scored` makes rounds of; far: see `best_catalogue_score`.
+    """
+    if score.classes is None:
+        return score
+    far = _shown_far(codes, far)
+    without, pulled = (float(thresholds_at_far(scored(one), [far])[0]) for one in (replace(score, classes=None), score))
+    return replace(score, classes=replace(score.classes, lone_offset=round(max(without - pulled, 0.0), _DIGITS)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ from retrieval.errors import InvalidEmbeddings, NotEnoughEvidence
 Rows: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = NDArray[np.int64]
 
+_DIGITS = 6  # the order of the images changes later ones, and with them the digest of a score
 _MIN_CLASSES = 2
 # Identical images differ by so much through the rounding of float32.
 _NO_VARIANCE = 1e-9
@@ -72,10 +73,10 @@ def fit_typical_class(rows: Rows, codes: Codes, densities: NDArray[np.float32]) 
     if not variance > _NO_VARIANCE:
         raise NotEnoughEvidence("expected different images of one class, found that those of each class are identical")
     return TypicalClass(
-        within=float(levels.mean()),
-        between=float(between),
-        variance=float(variance),
-        density=float(densities.mean(dtype=np.float64)),
+        within=round(float(levels.mean()), _DIGITS),
+        between=round(float(between), _DIGITS),
+        variance=float(np.format_float_scientific(variance, _DIGITS)),
+        density=round(float(densities.mean(dtype=np.float64)), _DIGITS),
     )
 
 

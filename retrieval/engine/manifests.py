@@ -95,7 +95,9 @@ def _check_table(
     found = (_read(data, suffix) if is_whole else None) or _outline(data, suffix)
     if found is None:  # the job reports what is wrong with it
         return
-    needed = ("id", "uri", "label") if labels_for else ("id", "uri")
+    # Of a long JSONL only the first row is seen, and others may have a label.
+    seen = is_whole or suffix in {".csv", ".parquet"}
+    needed = ("id", "uri", "label") if labels_for and seen else ("id", "uri")
     if missing := [name for name in needed if name not in found.columns]:
         raise InvalidManifest(
             f"{source}: expected the columns {', '.join(needed)}, missing {', '.join(missing)}, found "

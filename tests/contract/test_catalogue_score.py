@@ -25,6 +25,8 @@ PULL = ClassTerms(pull=0.7)
 OFFSET = ClassTerms(
     pull=0.7, offset_weight=0.5, typical=TypicalClass(within=0.6, between=0.1, variance=0.02, density=0.3)
 )
+# Every label names a class, however unlike its items are.
+LOOSE = replace(OFFSET, typical=TypicalClass(within=0.6, between=-1.0, variance=0.5, density=0.3))
 LABELS = ["cup", "", "hat", "cup", "shoe", "cup", "hat", ""]
 
 
@@ -35,8 +37,8 @@ def scores() -> list[Score]:
         Score(classes=PULL),
         Score(cohort=cohort, k=2, classes=PULL),
         replace(cohort_score(cohort, k=2, weight=0.3, ignore_above=0.999, whitening=whitening(4, 3)), classes=PULL),
-        Score(classes=OFFSET),
-        Score(cohort=cohort, k=2, classes=OFFSET),
+        Score(classes=LOOSE),
+        Score(cohort=cohort, k=2, classes=LOOSE),
     ]
 
 
@@ -140,7 +142,7 @@ def test_a_change_of_one_class_leaves_the_others(score: Score) -> None:
 
 def test_an_offset_over_the_cosine_has_the_columns_that_the_indexes_know() -> None:
     """The last column but one is 1 throughout, and queries have theirs the other way round."""
-    score, items, queries = Score(classes=OFFSET), unit_rows(8, 4, 1), unit_rows(2, 4, 2)
+    score, items, queries = Score(classes=LOOSE), unit_rows(8, 4, 1), unit_rows(2, 4, 2)
     gallery = score.gallery(items, LABELS)
     assert score.dimension(4) == gallery.vectors.shape[1] == 6
     assert Score(classes=PULL).dimension(4) == 4
@@ -220,11 +222,11 @@ def test_every_term_enters_the_digest() -> None:
     """A score with other terms makes other vectors, so it has another name."""
     names = [field.name for field in fields(ClassTerms)]
     stored = json.loads(Score(classes=PULL).files()[SCORE])["classes"]
-    assert sorted(stored) == sorted(names)
+    assert sorted([*stored, "lone_offset"]) == sorted(names)  # left out where it is 0
     plain = Score()
     assert OFFSET.typical is not None
     typical = [replace(OFFSET.typical, **{field.name: 0.05}) for field in fields(TypicalClass)]
-    terms = [PULL, ClassTerms(pull=0.6), OFFSET, replace(OFFSET, offset_weight=0.4)]
+    terms = [PULL, ClassTerms(pull=0.6), OFFSET, replace(OFFSET, offset_weight=0.4), replace(OFFSET, lone_offset=0.1)]
     terms += [replace(OFFSET, typical=changed) for changed in typical]
     found = [plain, *(replace(plain, classes=each) for each in terms)]
     assert len({score.digest for score in found}) == len(found)
@@ -246,7 +248,7 @@ def test_whole_numbers_are_read_back_as_they_were_written(tmp_path: Path) -> Non
     assert open_score(tmp_path / "score", write(tmp_path / "score", score)).digest == score.digest
 
 
-TYPICAL = {"within": 0.6, "between": 0.1, "variance": 0.02, "density": 0.3}
+TYPICAL = {"within": 0.6, "between": -1.0, "variance": 0.5, "density": 0.3}
 WRITTEN = {"pull": 0.7, "offset_weight": 0.5, "typical": TYPICAL}
 
 

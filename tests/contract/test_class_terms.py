@@ -190,12 +190,14 @@ def test_two_items_that_disagree_are_pulled_little() -> None:
     assert (found.rows * rows).sum(axis=1).min() > 0.95
 
 
-def test_all_items_count_in_a_class_whose_items_are_as_different_as_classes() -> None:
-    """Where the level of a class is that of strangers, nothing shows which item is wrong, and no item is far."""
-    terms = ClassTerms(pull=1.0, typical=TypicalClass(within=0.0, between=0.0, variance=0.025, density=0.4))
-    found = pull_items(terms, np.eye(8, dtype=np.float32), np.zeros(8, np.int64), density=density, weight=WEIGHT)
-    assert not found.far.any()
-    np.testing.assert_allclose(found.rows @ np.ones(8) / np.sqrt(8), 0.9 + 0.1 / np.sqrt(8), atol=0.05)
+def test_a_label_of_unlike_images_is_no_class() -> None:
+    """Such as "unknown": no item is pulled, all are far, and their offset is that of an item without a label."""
+    rows = np.eye(48, dtype=np.float32)
+    terms = ClassTerms(pull=1.0, offset_weight=0.5, typical=TYPICAL, lone_offset=0.25)
+    found = pull_items(terms, rows, np.zeros(48, np.int64), density=lambda x: 0 * x[:, 0], weight=WEIGHT)
+    assert found.far.all()
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_allclose(found.offsets, 0.25)
 
 
 def test_items_that_cancel_stay_as_they_are() -> None:

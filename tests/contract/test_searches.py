@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from retrieval.consistency import Division, LabelledVectors, consistency_around, divide, recall_at_k
+from retrieval.consistency import Division, LabelledVectors, consistency_around, divide, recall_at_k, thresholds_at_far
 from retrieval.contract import searches
 from retrieval.contract.class_terms import ClassTerms, candidate_terms, class_codes
 from retrieval.contract.score import Score, cohort_score
-from retrieval.contract.searches import best_catalogue_score, search_rounds
+from retrieval.contract.searches import best_catalogue_score, search_rounds, with_lone_offset
 from retrieval.contract.typical_class import TypicalClass
 from tests.consistency.conftest import draw_family
 
@@ -74,7 +74,30 @@ def test_the_choice_is_the_most_consistent_of_the_candidates_with_about_the_best
         if recall_at_k(vectors)[1] >= recall_at_k(scored(Score()))[1] - 0.02:
             rated.append((np.mean(scores[matches] >= threshold), opis.debiased, terms))
     most = max(tar for tar, _, _ in rated)
-    assert found.classes == min((one for one in rated if one[0] >= most - 0.02), key=lambda one: one[1])[2]
+    assert found.classes is not None
+    chosen = replace(found.classes, lone_offset=0.0)
+    assert chosen == min((one for one in rated if one[0] >= most - 0.02), key=lambda one: one[1])[2]
+
+
+def test_an_item_without_a_class_is_accepted_as_often_as_without_labels(images: tuple[np.ndarray, list[str]]) -> None:
+    """At the threshold of pulled items; never more easily than they are."""
+    rows, labels = images
+    divisions = divide(labels, 2, rng=np.random.default_rng(0))
+
+    def scored(score: Score) -> LabelledVectors:
+        return search_rounds(score, rows, labels, divisions)
+
+    plain, catalogue = Score(), with_lone_offset(Score(classes=OFFSET), class_codes(labels)[1], far=0.05, scored=scored)
+    assert catalogue.classes is not None
+    assert catalogue.classes.lone_offset > 0
+    far = 0.05  # 72 images show it: 40 of their 2,376 pairs are fewer
+    without, threshold = (float(thresholds_at_far(scored(one), [far])[0]) for one in (plain, Score(classes=OFFSET)))
+    assert catalogue.classes.lone_offset == pytest.approx(without - threshold, abs=1e-5)
+    alone = catalogue.gallery(rows, ["x", "x", *[""] * (len(rows) - 2)])
+    accepted = catalogue.query_vectors(rows) @ alone.vectors[2:].T >= threshold
+    expected = rows @ rows[2:].T >= without
+    assert np.mean(accepted != expected) < 1e-3
+    assert with_lone_offset(plain, class_codes(labels)[1], far=0.05, scored=scored) is plain
 
 
 def test_no_candidate_is_chosen_that_puts_wrong_classes_first(
@@ -92,7 +115,9 @@ def test_no_candidate_is_chosen_that_puts_wrong_classes_first(
     assert bad < base - 0.02
     for tried, chosen in (((extreme, mild), mild), ((extreme,), extreme)):
         monkeypatch.setattr(searches, "candidate_terms", lambda *_, tried=tried, **__: tried)
-        assert best_catalogue_score([Score()], rows, labels, far=0.05, scored=scored).classes == chosen
+        found = best_catalogue_score([Score()], rows, labels, far=0.05, scored=scored).classes
+        assert found is not None
+        assert replace(found, lone_offset=0.0) == chosen
 
 
 def _matches(vectors: LabelledVectors, number: int) -> np.ndarray:

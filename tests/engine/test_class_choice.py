@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval.consistency import Target
-from retrieval.contract.class_terms import ClassTerms, candidate_terms
+from retrieval.contract.class_terms import candidate_terms
 from retrieval.contract.score import Score
 from retrieval.engine.class_choice import with_catalog_scores
 from retrieval.engine.labelled_embeddings import LabelledEmbeddings
@@ -38,7 +38,8 @@ def test_classes_that_choose_do_not_judge(data: LabelledEmbeddings) -> None:
         density=Score().row_densities,
         weight=0.5,
     )
-    assert choice.scores[2].classes in terms
+    assert choice.scores[2].classes is not None
+    assert replace(choice.scores[2].classes, lone_offset=0.0) in terms
 
 
 def test_images_of_judging_classes_do_not_change_the_choice(data: LabelledEmbeddings) -> None:
@@ -62,7 +63,25 @@ def test_few_classes_all_judge_with_a_pull_that_nobody_chose() -> None:
     few = replace(isolated(40, 4), n_rounds=2)
     choice = with_catalog_scores(few, (Score(),), TARGET)
     assert (choice.n_choosing, choice.judging) == (0, few)
-    assert choice.scores == (Score(), Score(classes=ClassTerms(pull=0.7)))
+    plain, catalogue = choice.scores
+    assert plain == Score()
+    assert catalogue.classes is not None
+    assert (catalogue.classes.pull, catalogue.classes.offset_weight) == (0.7, 0.0)
+    assert catalogue.classes.typical is not None  # so that a wrong label is seen
+
+
+def test_images_that_are_alone_neither_choose_nor_take_the_place_of_those_that_do(data: LabelledEmbeddings) -> None:
+    alone = crowded(300, 1, seed=7)
+    labels = [*data.labels, *(f"alone {number}" for number in range(300))]
+    joined = replace(data, embeddings=np.concatenate([data.embeddings, alone.embeddings]), labels=labels)
+    choice = with_catalog_scores(joined, (Score(),), TARGET)
+    assert choice.n_choosing == 30
+    assert sum(label.startswith("alone") for label in choice.judging.labels) == 300
+
+
+def test_too_few_families_all_judge(data: LabelledEmbeddings) -> None:
+    one = replace(data, families=["one"] * len(data.labels))
+    assert with_catalog_scores(one, (Score(),), TARGET).n_choosing == 0
 
 
 def test_a_target_that_the_choosing_classes_cannot_show_is_compared_where_they_can(data: LabelledEmbeddings) -> None:

@@ -181,8 +181,7 @@ def _transfer(compared: Compared, far_target: float, missing: dict[str, str]) ->
         return dict.fromkeys(names)
     (threshold,) = thresholds_at_far(compared.calibration, [far_target])
     curves = operating_curves(compared.test, thresholds=[threshold])
-    searched = curves.positives > 0
-    lowest = np.sort(curves.tar[searched, 0])[: max(1, round(int(searched.sum()) / 10))]
+    lowest = np.sort(curves.tar[:, 0])[: max(1, round(len(curves.tar) / 10))]
     met = None if compared.strangers is None else stranger_rate(compared.strangers, float(threshold))
     return {
         "transfer_far": float(curves.pooled_far[0]),

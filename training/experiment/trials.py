@@ -16,7 +16,7 @@ from typing import Any
 from retrieval.contract.canonical import digest_json, json_bytes
 from retrieval.contract.manifest import Item, read_source
 from retrieval.errors import CorruptArtifact, InvalidInput
-from training.config import to_json
+from training.config import parse_config, to_json
 from training.experiment.plan import Arm, Experiment, ExperimentData
 from training.writing import write_bytes
 
@@ -119,8 +119,9 @@ def _check_same(folder: Path, made_of: Mapping[str, Any]) -> None:
     found = read_json(folder / MADE_OF)
     if found is None:
         return
-    if found["config"] != made_of["config"]:
-        keys = ", ".join(_differences(found["config"], made_of["config"]))
+    there = to_json(parse_config(found["config"], source=str(folder / MADE_OF)))  # what it did not know has its default
+    if there != made_of["config"]:
+        keys = ", ".join(_differences(there, made_of["config"]))
         raise InvalidInput(
             f"{folder} holds a run with another configuration ({keys}): name a new folder, or delete this one"
         )

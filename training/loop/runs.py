@@ -162,7 +162,9 @@ def load_finished(run: Path) -> FinishedRun:
 
 def require_continuation(run: Run, saved: Mapping[str, Any]) -> None:
     """Raise InvalidInput, with all differences, if a run would not resume exactly."""
-    there, here = _flat(saved["config"]), _flat(to_json(run.config))
+    # Read again: what an earlier version did not know has its default.
+    there = _flat(to_json(parse_config(saved["config"], source=str(run.folder / CHECKPOINT))))
+    here = _flat(to_json(run.config))
     problems = [
         f"{key} is {there.get(key, 'unset')!r} there and {here.get(key, 'unset')!r} here"
         for key in sorted(there.keys() | here.keys())

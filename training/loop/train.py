@@ -180,7 +180,7 @@ def _describe(
             "learning rates never reach their peak"
         )
     n_rows = _rows_in_all_steps(config, len(images.classes))
-    if config.loss.tcm.score == "cohort" and 4 * n_rows < config.loss.tcm.cohort:
+    if config.loss.tcm.score == "cohort" and 4 * (n_rows - n_rows // config.schedule.steps) < config.loss.tcm.cohort:
         message(
             f"loss.tcm.cohort: {config.loss.tcm.cohort} embeddings, but all steps together give {n_rows}, less than a "
             "quarter: TCM stays off; lower it"

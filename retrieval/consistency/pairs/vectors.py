@@ -93,11 +93,16 @@ class LabelledVectors:
 
     @property
     def repeats(self) -> float:
-        """How often a pair of two images of different classes counts on average: 1 unless the vectors are in rounds."""
+        """How often a pair of two images of different classes counts on average: 1 unless the vectors are in rounds.
+
+        Two classes without a query never meet and do not count.
+        """
         if not self.rounds:
             return 1.0
         n = self.n_images
-        return 2 * self.n_negatives / max(int(n.sum() ** 2 - (n**2).sum()), 1)
+        never = n[self.sizes.queries == 0]
+        n_pairs = int(n.sum() ** 2 - (n**2).sum()) - int(never.sum() ** 2 - (never**2).sum())
+        return 2 * self.n_negatives / max(n_pairs, 1)
 
     @property
     def positive_repeats(self) -> float:

@@ -229,7 +229,7 @@ def least_kept(curves: OperatingCurves, *, alpha: float, delta: float, strict: b
     """
     _check("far", alpha=alpha, delta=delta)
     units = Units.of_sizes(curves.n_images)
-    level, of_new = _level(units, delta), units.pairs_with_new * curves.repeats if strict else None
+    level, of_new = _level(units, delta), units.pairs_with_new if strict else None
     nothing = replace(
         curves.at(float(curves.thresholds[-1])), negatives_accepted=np.zeros((units.n, 1), dtype=np.int64)
     )

@@ -123,6 +123,8 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
         InvalidInput: alpha or delta outside (0, 1).
         NotEnoughEvidence: see `certify`; or no threshold of the grid is strict enough.
     """
+    if strict and curves.repeats > 1:
+        raise InvalidInput("a strict certificate from rounds of searches takes their queries and items: use certify")
     kept, rank, most = least_kept(curves, alpha=alpha, delta=delta, strict=strict)
     reached = np.flatnonzero(kept >= rank)
     if len(reached) == 0:
