@@ -1,4 +1,4 @@
-"""The classes of a snapshot whose score uses the labels of the items, and what is said about these labels.
+"""The classes of a snapshot whose score uses the labels of the items, and the summary of these labels.
 
 A search does not read the table of the classes. It is for a change of one class: an item is compared after a pull
 towards its class, so only the items of this class get new vectors, and only its row in the table changes.

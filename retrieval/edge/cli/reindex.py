@@ -112,7 +112,7 @@ def _print_snapshot(snapshot: "Snapshot") -> None:
         out.print(f"{index}: {chosen}", markup=False, highlight=False)
     if snapshot.HasField("labels"):
         found = snapshot.labels
-        out.print(f"labels: {found.n_classes:,} classes, {found.n_unlabelled:,} items without a label", highlight=False)
+        out.print(f"labels: {found.n_classes:,}; items without a label: {found.n_unlabelled:,}", highlight=False)
 
 
 def _reindex_here(wanted: Mapping[str, Any], **overrides: object) -> "tuple[Job, Snapshot]":

@@ -80,7 +80,7 @@ def test_a_snapshot_of_an_earlier_version_states_its_recall_only(capsys: pytest.
 def test_a_score_that_uses_the_labels_states_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     labels = {"n_classes": 1200, "n_unlabelled": 34}
     lines, errors = printed(capsys, index_spec="Flat", labels=labels)
-    assert lines[-1] == "labels: 1,200 classes, 34 items without a label"
+    assert lines[-1] == "labels: 1,200; items without a label: 34"
     assert errors == ""
 
 
