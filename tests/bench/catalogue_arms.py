@@ -36,21 +36,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="networks, from seed 0")
     parser.add_argument("--cache", type=Path, default=FOLDER, help=f"embeddings are kept here (default {FOLDER})")
+    parser.add_argument("--quick", action="store_true", help="the base of seed 0, 20 steps: shows that it runs")
     options = parser.parse_args()
+    seeds, steps = (1, 20) if options.quick else (options.seeds, 120)
     shown = Shown()
     kept = activations(n_views=6)
     experiment = load_experiment("emoji_catalogue", root=Path())
-    results: dict[str, dict[int, Measured]] = {arm.name: {} for arm in experiment.arms}
-    for seed in range(options.seeds):
-        for trained in experiment.trained_arms:
-            parts = _parts(_embeddings(_TERMS[trained.name], kept, seed, options.cache), kept, seed)
-            for arm in experiment.arms:
+    trained_arms = experiment.trained_arms[: 1 if options.quick else None]
+    arms = [arm for arm in experiment.arms if arm.trained_by in {trained.name for trained in trained_arms}]
+    results: dict[str, dict[int, Measured]] = {arm.name: {} for arm in arms}
+    for seed in range(seeds):
+        for trained in trained_arms:
+            parts = _parts(_embeddings(_TERMS[trained.name], kept, seed, options.cache, steps), kept, seed)
+            for arm in arms:
                 if arm.trained_by == trained.name:
                     shown.line(f"measure {arm.name}, seed {seed}")
                     results[arm.name][seed] = measure(
                         parts, arm.score, far_target=experiment.far_target, training_s=None, compare=experiment.compare
                     )
-    summaries = summarise(experiment.arms, results)
+    summaries = summarise(arms, results)
     print("| arm | R@1 | TAR at FAR 1e-2, 1e-3, 1e-4 | OPIS, FAR 1e-2 to 1e-1 | around FAR 1e-3 | FAR, strangers |")
     print("| --- | --- | --- | --- | --- | --- |")
     for summary in summaries:
@@ -58,13 +62,13 @@ def main() -> None:
     print(json.dumps([asdict(summary) for summary in summaries]))
 
 
-def _embeddings(term: Term, kept: Activations, seed: int, folder: Path) -> NDArray[np.float32]:
-    """Return the embeddings of all emoji by a short run, [n, d]; the run is that of `catalogue_score`."""
-    path = folder / f"emoji-{term}-{seed}.npy"
+def _embeddings(term: Term, kept: Activations, seed: int, folder: Path, steps: int) -> NDArray[np.float32]:
+    """Return the embeddings of all emoji by a short run, [n, d]; with 120 steps it is that of `catalogue_score`."""
+    path = folder / f"emoji-{term}-{seed}{'' if steps == 120 else f'-{steps}'}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         extra = Extra(kind=term, positive_weight=10, negative_weight=10)
-        setting = Setting(extra=extra, regime="tail", steps=120, loss_learning_rate=0.1)
+        setting = Setting(extra=extra, regime="tail", steps=steps, loss_learning_rate=0.1)
         staging = path.with_suffix(".part.npy")
         np.save(staging, run(setting, kept, split(kept, seed=seed).train, seed=seed).embeddings)
         staging.replace(path)
