@@ -120,7 +120,7 @@ def certificate_from_curves(curves: OperatingCurves, *, alpha: float, delta: flo
     shards' pairs they are too noisy to be exchangeable with its own.
 
     Raises:
-        InvalidInput: alpha or delta outside (0, 1).
+        InvalidInput: alpha or delta outside (0, 1), or strict and curves of rounds of searches.
         NotEnoughEvidence: see `certify`; or no threshold of the grid is strict enough.
     """
     if strict and curves.repeats > 1:

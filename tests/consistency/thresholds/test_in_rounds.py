@@ -277,13 +277,15 @@ def test_errors_are_counted_by_pairs_of_images_and_not_by_rounds(family) -> None
 
 
 def test_curves_of_rounds_certify_no_lower_threshold(family) -> None:
-    """The curves do not hold the numbers of queries; they take the pairs that rounds make of the images."""
+    """The curves do not hold the numbers of queries, which a strict certificate takes: then they are refused."""
     rows, labels = family(np.random.default_rng(9), n_classes=40, n_images=4, spread=0.3)
     vectors, _ = searched(rows, labels, 6)
     curves = operating_curves(vectors, thresholds=threshold_grid(vectors, far_low=1e-2, far_high=0.3, n_band=2000))
-    exact = certify(vectors, alpha=0.2, delta=0.1)
-    found = certificate_from_curves(curves, alpha=0.2, delta=0.1)
+    exact = certify(vectors, alpha=0.2, delta=0.1, strict=False)
+    found = certificate_from_curves(curves, alpha=0.2, delta=0.1, strict=False)
     assert exact.threshold <= found.threshold <= exact.threshold + 1e-3
+    with pytest.raises(InvalidInput, match="takes their queries and items: use certify"):
+        certificate_from_curves(curves, alpha=0.2, delta=0.1)
     chosen = threshold_from_curves(curves, target="far=0.02")
     assert chosen.threshold == pytest.approx(choose_threshold(vectors, target="far=0.02").threshold, abs=1e-3)
 
