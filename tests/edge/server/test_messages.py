@@ -232,6 +232,9 @@ REPORT = {
     "warnings": ["class 'a' holds 90% of the true pairs"],
     "family": "maker",
     "n_families": 6,
+    "n_rounds": 5,
+    "stranger_far": 0.011,
+    "stranger_far_promised": {"low": 0.002, "high": 0.03},
     "created_at": "2026-01-02T03:04:05.678+00:00",
 }
 
@@ -244,13 +247,14 @@ def test_an_audit_keeps_its_figures_and_names_its_files(store: Store, verdict: s
     message = messages.audit_message(store, {**REPORT, "verdict": verdict})
     for name in (
         "id", "catalog", "bundle_digest", "operating_point_id", "threshold", "far", "tar", "recall_at_1", "n_classes",
-        "n_images", "passed_over", "warnings", "family", "n_families",
+        "n_images", "passed_over", "warnings", "family", "n_families", "n_rounds", "stranger_far",
     ):  # fmt: skip
         assert getattr(message, name) == REPORT[name], name
     assert message.verdict == expected
     (finding,) = message.findings
     assert (finding.limit, finding.passed, finding.explanation) == ("far_within_promise", True, "as promised")
     assert (message.far_promised.low, message.far_promised.high) == (0.001, 0.02)
+    assert (message.stranger_far_promised.low, message.stranger_far_promised.high) == (0.002, 0.03)
     assert (message.opis, message.opis_floor) == (0.02, 0.01)
     assert message.created_at.ToDatetime(UTC) == time_of(REPORT["created_at"])
     assert message.report_html_uri == f"{store.url}/catalogs/shop/audits/audit/report.html"
@@ -261,11 +265,12 @@ def test_an_audit_keeps_its_figures_and_names_its_files(store: Store, verdict: s
 
 
 def test_a_report_of_an_older_version_is_still_shown(store: Store) -> None:
-    """It has no families, no warnings and nothing that was passed over."""
-    added = ("passed_over", "warnings", "family", "n_families")
+    """It has no families, no warnings, no rounds, and nothing that was passed over."""
+    added = ("passed_over", "warnings", "family", "n_families", "n_rounds", "stranger_far", "stranger_far_promised")
     message = messages.audit_message(store, {name: value for name, value in REPORT.items() if name not in added})
     assert (message.passed_over, message.warnings, message.family) == ([], [], "")
     assert not message.HasField("n_families")
+    assert (message.n_rounds, message.HasField("stranger_far")) == (0, False)
 
 
 def test_requests_of_the_flows_have_no_field_that_clients_cannot_set() -> None:

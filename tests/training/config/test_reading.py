@@ -6,10 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from retrieval.errors import InvalidSettings
 from training import config as sections
 from training.config import CONFIGS, TrainingConfig, load_config, parse_config, to_json
+from training.experiment.scores import ScoreConfig
 
 
 def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
@@ -94,9 +96,11 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_the_examples_of_the_docs_are_configurations() -> None:
     page = Path(__file__).parents[3] / "docs" / "train.md"
     examples = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
-    whole, cohort = (parse_config(tomllib.loads(example), source="docs/train.md") for example in examples)
+    whole, cohort, score = (tomllib.loads(example) for example in examples)
+    whole, cohort = (parse_config(example, source="docs/train.md") for example in (whole, cohort))
     assert whole.loss.base[0].name == "MultiSimilarityLoss"
     assert (cohort.loss.tcm.score, cohort.loss.tcm.margins) == ("cohort", "quantiles")
+    assert TypeAdapter(ScoreConfig).validate_python(score["score"]).kind == "catalogue"
 
 
 @pytest.mark.parametrize("section", sections.__all__)
