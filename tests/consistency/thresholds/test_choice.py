@@ -93,15 +93,15 @@ def test_predictions_widen_as_the_new_set_shrinks(family) -> None:
     ("name", "n_draws"),
     [
         ("40 of 2, TAR near 1", 200),
-        ("100 of 4, TAR near 1", 150),
-        ("60 of 2 to 30", 150),
-        ("99 of 5, one of 400", 60),
-        ("30 of 4", 200),
-        ("100 of 4, heavy tails, FAR 1e-3", 150),
+        ("100 of 4, TAR near 1", 75),
+        ("60 of 2 to 30", 75),
+        ("99 of 5, one of 400", 30),
+        ("30 of 4", 100),
+        ("100 of 4, heavy tails, FAR 1e-3", 75),
     ],
 )
 def test_promises_hold_in_hard_settings(name: str, n_draws: int) -> None:
-    """Each 95 % interval and prediction; the binomial error of 150 draws at 0.95 is 1.8 %, and three are allowed."""
+    """Each 95 % interval and prediction; the binomial error of 75 draws at 0.95 is 2.5 %, and three are allowed."""
     (setting,) = [setting for setting in SETTINGS if setting.name == name]
     for promise, coverage in promises(setting, n_draws, seed=7).items():
         assert coverage.share >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / coverage.draws), (promise, coverage.share)

@@ -12,9 +12,8 @@ from tests.bench.measuring.coverage_in_rounds import ALPHA, DELTA, SEARCHES, pro
 @pytest.mark.parametrize(
     ("name", "n_draws"),
     [
-        ("60 of 4, FAR 1e-2", 25),
-        ("40 of 2, FAR 1e-2", 40),
-        ("60 of 4, heavy tails, FAR 1e-2", 25),
+        ("40 of 2, FAR 1e-2", 25),
+        ("60 of 4, heavy tails, FAR 1e-2", 15),
         ("20 families of 6", 15),
         ("20 families of 6, named", 15),
     ],
