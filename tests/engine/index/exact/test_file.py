@@ -158,12 +158,9 @@ print(type(best_form()).__name__)
 @pytest.mark.parametrize(
     ("environment", "form", "half"),
     [
-        ({"RETRIEVAL_PORTABLE_KERNELS": "1"}, "Portable", False),
         ({"RETRIEVAL_PORTABLE_KERNELS": "1"}, "Portable", True),
         ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, "Portable", False),
-        ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, "Portable", True),
         ({"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": "+avx512vnni"}, "Portable", False),
-        ({}, None, False),
         ({}, None, True),
     ],
 )
