@@ -6,7 +6,6 @@ Two passes over the pairs each make a histogram of float32 bit patterns; nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +101,8 @@ def one_pass_grid(
     if step < _WORTH_A_PILOT or vectors.rounds:
         return threshold_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, threads=threads)
     # Sorted by class: every step-th image meets all classes, and few of its own.
-    pilot = vectors.subset(np.arange(0, len(vectors.codes), step)) if vectors.one_set else _thinned(vectors, step)
+    kept = slice(None, None, step)
+    pilot = vectors.subset(np.arange(0, len(vectors.codes), step)) if vectors.one_set else vectors.part(kept, kept)
     rarest = _PILOT_FALSE_ACCEPTS / max(pilot.n_negatives, 1)
     if far_low / _PILOT_MARGIN < rarest:
         return threshold_grid(vectors, far_low=far_low, far_high=far_high, n_band=n_band, threads=threads)
@@ -112,22 +112,6 @@ def one_pass_grid(
     never = longest[0] * longest[1] * (1 + 1e-5)  # Cauchy-Schwarz, and the rounding of float32
     parts = [np.linspace(low, high, n_band), np.linspace(high, rare, 16), np.linspace(rare, never, 48)]
     return np.unique(np.concatenate(parts))
-
-
-def _thinned(vectors: LabelledVectors, step: int) -> LabelledVectors:
-    """Return every step-th query and every step-th gallery vector of two sets."""
-    kept = slice(None, None, step)
-    return replace(
-        vectors,
-        query=np.ascontiguousarray(vectors.query[kept]),
-        gallery=np.ascontiguousarray(vectors.gallery[kept]),
-        codes=vectors.codes[kept],
-        gallery_codes=vectors.gallery_codes[kept],
-        order=vectors.order[kept],
-        gallery_order=vectors.gallery_order[kept],
-        groups=vectors.groups[kept],
-        gallery_groups=vectors.gallery_groups[kept],
-    )
 
 
 def _check_band(far_low: float, far_high: float, n_band: int) -> None:

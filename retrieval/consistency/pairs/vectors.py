@@ -135,11 +135,14 @@ class LabelledVectors:
 
     def one_round(self, number: int) -> LabelledVectors:
         """Return the queries and the gallery of one round by themselves, with all class names kept."""
-        queries, items = self.rounds[number]
+        return self.part(*self.rounds[number])
+
+    def part(self, queries: slice, items: slice) -> LabelledVectors:
+        """Return some queries and some gallery vectors of two sets by themselves, with all class names kept."""
         return replace(
             self,
-            query=self.query[queries],
-            gallery=self.gallery[items],
+            query=np.ascontiguousarray(self.query[queries]),
+            gallery=np.ascontiguousarray(self.gallery[items]),
             codes=self.codes[queries],
             gallery_codes=self.gallery_codes[items],
             order=self.order[queries],
