@@ -1,8 +1,8 @@
 """The choice of the class terms of a catalogue score, on classes that take no further part in calibration.
 
 A score that is chosen on the classes that judge it looks better there than on others. So some classes choose how far
-items are pulled to their class and how much of its tightness is subtracted, and the others judge: they choose the
-threshold, its intervals and its certificates.
+items are pulled to their class and how much of the score that a class expects is subtracted, and the others judge: they
+choose the threshold, its intervals and its certificates.
 """
 
 from collections import Counter
@@ -40,16 +40,17 @@ def with_catalog_scores(data: LabelledEmbeddings, scores: Sequence[Score], targe
     data: in rounds. A third of the classes of two images or more (or of their families), at most 200, chooses, and the
     others judge. If fewer than 20 such classes would choose or judge, none chooses: the pull is 0.7, without an offset.
     """
-    families = [[score for score in scores if over(score)] for over in (_is_cosine, _is_cohort)]
+    cosines = [score for score in scores if score.cohort is None]
+    cohorts = [score for score in scores if score.cohort is not None]
+    kinds = [bases for bases in (cosines, cohorts) if bases]
     choosing, judging = _split(data)
     far = target.far or _LOOSE_FAR
     if min(_n_usable(choosing), _n_usable(judging)) < _LEAST:
-        default = [_not_chosen(found[-1], data, far) for found in families if found]
+        default = [_not_chosen(bases[-1], data, far) for bases in kinds]
         return ClassChoice(data, (*scores, *default), 0)
     added = [
-        best_catalogue_score(found, choosing.embeddings, choosing.labels, far=far, scored=choosing.scored)
-        for found in families
-        if found
+        best_catalogue_score(bases, choosing.embeddings, choosing.labels, far=far, scored=choosing.scored)
+        for bases in kinds
     ]
     return ClassChoice(judging, (*scores, *added), len(set(choosing.labels)))
 
@@ -60,14 +61,6 @@ def _not_chosen(base: Score, data: LabelledEmbeddings, far: float) -> Score:
     typical = fit_typical_class(base.rows(data.embeddings), codes, base.density(data.embeddings))
     score = replace(base, classes=ClassTerms(pull=_DEFAULT_PULL, typical=typical))
     return with_lone_offset(score, codes, far=far, scored=data.scored)
-
-
-def _is_cosine(score: Score) -> bool:
-    return score.cohort is None
-
-
-def _is_cohort(score: Score) -> bool:
-    return score.cohort is not None
 
 
 def _n_usable(data: LabelledEmbeddings) -> int:
